@@ -1,0 +1,44 @@
+"""What the tools share: parsers and errors that say one line and exit with status 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, with an example at the end of ``--help``."""
+
+    def __init__(self, description: str, example: str) -> None:
+        super().__init__(
+            description=description,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def run_tool(main: Callable[[], None]) -> NoReturn:
+    """Run a tool: bad input (``ValueError``, ``OSError``, ``ImportError``) is one line and status 2.
+
+    Ctrl-C ends with the shell's status for it, 130.
+    """
+    try:
+        main()
+    except (ValueError, OSError, ImportError) as error:
+        print(f"{sys.argv[0]}: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line; the file's name comes with an ``OSError``."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__

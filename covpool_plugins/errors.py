@@ -1,0 +1,49 @@
+"""The errors this package raises on bad input; each is also the built-in error a caller would expect."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class UnknownNameError(ValueError):
+    """A name that no table holds; the message lists what exists, the closest match first."""
+
+    def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
+        names = sorted(known)
+        close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
+        listed = ", ".join(close + [n for n in names if n not in close])
+        super().__init__(f"unknown {kind} {name!r}; available: {listed}")
+
+
+class ShapeError(ValueError):
+    """A tensor of the wrong rank or size; the message gives the shape found."""
+
+
+class DtypeError(TypeError, ValueError):
+    """A tensor whose elements are not real floating point numbers."""
+
+
+class OptionError(ValueError):
+    """An option outside its range, or one that the chosen method or pool does not have."""
+
+
+class MissingExtraError(ImportError):
+    """An optional dependency is missing; the message names the extra to install."""
+
+
+def require_extra(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency.
+
+    Raises:
+        MissingExtraError: if ``module`` is not installed, naming the extra that brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = error.name or module
+        raise MissingExtraError(
+            f"{missing} is not installed; run: pip install 'covpool_plugins[{extra}]'", name=missing
+        ) from error

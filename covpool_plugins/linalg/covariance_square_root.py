@@ -1,0 +1,206 @@
+"""Features to the square root of their covariance, as one map.
+
+With X̃ / √M = U s Vᵀ the root is U s Uᵀ, and for the gradient G with E = Uᵀ G U
+
+    dL/dX = 2 / √M · [ G U diag(s_j K(λ_j, 0)) + U ((s_j K(λ_i, λ_j) - s_j K(λ_j, 0)) ∘ E) ] Vᵀ
+
+where K is the eigen method's rule. Nothing is divided by s, so rank-deficient covariances, the normal case with 49
+positions and 256 channels, need no care. With M <= C ("dual") the eigen-decomposition is that of the M x M Gram
+matrix, otherwise ("primal") of the covariance.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..errors import OptionError
+from ._tensors import autocast_off, check_features, guarded_eigh, symmetrize, working_dtype
+from .covariance import Covariance, center
+from .methods.base import EigenMethod, IterativeMethod, Method, resolve_method
+from .packing import pack_triu, unpack_symmetric
+from .square_root import null_threshold, pairwise_differences, root_of_symmetric
+
+Compute = Literal["mixed", "float32", "float64"]
+Vectorize = Literal["full", "triu"]
+COMPUTES: tuple[Compute, ...] = ("mixed", "float32", "float64")
+VECTORIZES: tuple[Vectorize, ...] = ("full", "triu")
+
+
+def covariance_sqrt(
+    X: Tensor,
+    method: str | Method = "svdpade",
+    *,
+    centered: bool = True,
+    compute: Compute = "mixed",
+    vectorize: Vectorize = "full",
+    **options: Any,
+) -> Tensor:
+    """Square root of the covariance of features: ``sqrtm(covariance(X))`` in one step, faster and more accurate.
+
+    Args:
+        X: features (..., C, M), C channels at M positions.
+        method: a name from :func:`list_methods` or a method object.
+        centered: subtract the mean over the positions first.
+        compute: for float32 features, ``mixed`` runs the eigen-decomposition and the products of the small side in
+            float64 and the rest in float32 (iterative methods, which need no more, run in float32);
+            ``float32`` and ``float64`` run everything in that precision. Float64 features are computed in float64.
+        vectorize: ``full`` matrices, or the upper triangles ``triu`` as vectors.
+        options: replace fields of the method.
+
+    Returns:
+        Roots (..., C, C), or (..., C(C+1)/2) for ``triu``, in the dtype of ``X``.
+
+    Raises:
+        ShapeError, DtypeError: if ``X`` is not a batch of floating point features.
+        UnknownNameError, OptionError: for a method or an option that does not exist.
+    """
+    check_features(X)
+    _check_name("compute", compute, COMPUTES)
+    _check_name("vectorize", vectorize, VECTORIZES)
+    chosen = resolve_method(method, **options)
+    work = X.to(torch.float64 if compute == "float64" else working_dtype(X.dtype))
+    if isinstance(chosen, EigenMethod):
+        root = EigenCovarianceRoot.apply(work, chosen, centered, compute == "mixed", vectorize == "triu")[0]
+    else:
+        assert isinstance(chosen, IterativeMethod)
+        root = _iterative_root(work, chosen, centered)
+        root = pack_triu(root) if vectorize == "triu" else root
+    return root.to(X.dtype)
+
+
+def _check_name(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise OptionError(f"{option} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _iterative_root(X: Tensor, method: IterativeMethod, centered: bool) -> Tensor:
+    """The same polynomial in A = Y Yᵀ, written with the smaller of A and Yᵀ Y: p(A) = Y z(Yᵀ Y) Yᵀ."""
+    C, M = X.shape[-2:]
+    if M > C:
+        return root_of_symmetric(Covariance.apply(X, centered), method)
+    Y = center(X, centered) / M**0.5
+    inverse_root = root_of_symmetric(Gram.apply(Y), method, "inverse")
+    return Congruence.apply(Y, inverse_root)
+
+
+class Gram(torch.autograd.Function):
+    """Yᵀ Y for Y (..., C, M)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(Y: Tensor) -> Tensor:
+        with autocast_off(Y.device.type):
+            return Y.mT @ Y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> Tensor:
+        (Y,) = ctx.saved_tensors
+        with autocast_off(G.device.type):
+            return Y @ (G + G.mT)
+
+
+class Congruence(torch.autograd.Function):
+    """Y Z Yᵀ for Y (..., C, M) and symmetric Z (..., M, M)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(Y: Tensor, Z: Tensor) -> Tensor:
+        with autocast_off(Y.device.type):
+            return (Y @ Z) @ Y.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, Tensor]:
+        Y, Z = ctx.saved_tensors
+        with autocast_off(G.device.type):
+            GY = symmetrize(G) @ Y
+            return 2 * GY @ Z, Y.mT @ GY
+
+
+class EigenCovarianceRoot(torch.autograd.Function):
+    """The fused map of this module's head, for any eigen method. Outputs the root, s, U and, if dual, V."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        X: Tensor, method: EigenMethod, centered: bool, mixed: bool, packed: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        decompose = _dual_decomposition if X.shape[-1] <= X.shape[-2] else _primal_decomposition
+        with autocast_off(X.device.type):
+            s, U, V = decompose(X, centered, mixed)
+            half = U * s.sqrt().unsqueeze(-2)
+            S = half @ half.mT
+            return pack_triu(S) if packed else S, s, U, V
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        X, ctx.method, ctx.centered, _, ctx.packed = inputs
+        _, s, U, V = output
+        ctx.positions = X.shape[-1]
+        ctx.dual = ctx.positions <= X.shape[-2]
+        ctx.mark_non_differentiable(s, U, V)
+        ctx.save_for_backward(s, U, V if ctx.dual else X)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, G: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None, None]:
+        s, U, right = ctx.saved_tensors
+        with autocast_off(G.device.type):
+            if ctx.packed:
+                # An off-diagonal entry was read once: half of its gradient belongs to each of its two places.
+                G = 0.5 * unpack_symmetric(G, U.shape[-2])
+                G.diagonal(dim1=-2, dim2=-1).mul_(2)
+            else:
+                G = symmetrize(G)
+            K = pairwise_differences(s.square(), ctx.method)
+            if ctx.dual:
+                grad = _dual_gradient(G, K, s, U, right, ctx.method, ctx.positions)
+            else:
+                E = U.mT @ G @ U
+                grad = (2 / ctx.positions) * (U @ (K * E) @ U.mT) @ center(right, ctx.centered)
+        return grad, None, None, None, None
+
+
+def _dual_decomposition(X: Tensor, centered: bool, mixed: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """s (..., M), U (..., C, M) and V (..., M, M) of X̃ / √M = U s Vᵀ; U and V are zero where s is."""
+    wide = center(X.to(torch.float64) if mixed else X, centered) / X.shape[-1] ** 0.5
+    values, V = guarded_eigh(wide.mT @ wide)
+    null = values <= null_threshold(values)
+    s = torch.where(null, 0.0, values).sqrt()
+    V = torch.where(null.unsqueeze(-2), 0.0, V)
+    U = (wide @ V) / torch.where(null, 1.0, s).unsqueeze(-2)
+    return s.to(X.dtype), U.to(X.dtype), V.to(X.dtype)
+
+
+def _primal_decomposition(X: Tensor, centered: bool, mixed: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """s (..., C) and U (..., C, C) of X̃ X̃ᵀ / M = U s² Uᵀ; V is not needed and empty."""
+    A = Covariance.apply(X, centered)
+    values, U = guarded_eigh(A.to(torch.float64) if mixed else A)
+    s = torch.where(values <= null_threshold(values), 0.0, values).sqrt()
+    return s.to(X.dtype), U.to(X.dtype), X.new_empty(0)
+
+
+def _dual_gradient(
+    G: Tensor, K: Tensor, s: Tensor, U: Tensor, V: Tensor, method: EigenMethod, positions: int
+) -> Tensor:
+    GU = G @ U
+    E = U.mT @ GU
+    null = s == 0
+    safe = torch.where(null, 1.0, s)
+    to_null = torch.where(null, 0.0, s * method.divided_differences(safe.square(), torch.zeros_like(s))).unsqueeze(-2)
+    inner = GU * to_null + U @ ((K * s.unsqueeze(-2) - to_null) * E)
+    return (2 / positions**0.5) * inner @ V.mT

@@ -1,0 +1,17 @@
+"""Feature maps or tokens to one vector per image: nn.Modules on top of ``linalg``."""
+
+from .average import AveragePool
+from .base import INPUT_FORMATS, POOLS, Pool, create_pool, list_pools
+from .covariance_pool import CovariancePool
+from .reduction import REDUCTIONS
+
+__all__ = [
+    "INPUT_FORMATS",
+    "POOLS",
+    "REDUCTIONS",
+    "AveragePool",
+    "CovariancePool",
+    "Pool",
+    "create_pool",
+    "list_pools",
+]

@@ -1,0 +1,28 @@
+"""First-order pooling, for comparison."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import POOLS, InputFormat, Pool
+
+
+@POOLS.register("gap")
+class AveragePool(Pool):
+    """Global average pooling: the mean over the positions, C numbers."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        input_fmt: InputFormat = "NCHW",
+        num_prefix_tokens: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        del device, dtype  # no parameters; taken so that every pool is built alike
+        super().__init__("gap", in_channels, in_channels, input_fmt, num_prefix_tokens)
+
+    def represent(self, X: Tensor) -> Tensor:
+        return X.mean(dim=-1)

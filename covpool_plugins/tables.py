@@ -1,0 +1,51 @@
+"""Tables from names to things: the only lists of names in the package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from .errors import UnknownNameError
+
+T = TypeVar("T")
+Entry = TypeVar("Entry")
+
+
+class Table(Generic[T]):
+    """An insertion-ordered table whose look-up errors list what exists."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, T] = {}
+
+    def add(self, name: str, entry: T) -> None:
+        """Add a row; a name can be taken only once."""
+        if name in self._entries:
+            raise ValueError(f"{self.kind} {name!r} is registered twice")
+        self._entries[name] = entry
+
+    def register(self, name: str) -> Callable[[Entry], Entry]:
+        """Decorator form of :meth:`add`."""
+
+        def decorate(entry: Entry) -> Entry:
+            self.add(name, entry)  # type: ignore[arg-type]
+            return entry
+
+        return decorate
+
+    def __getitem__(self, name: str) -> T:
+        if not isinstance(name, str) or name not in self._entries:
+            raise UnknownNameError(self.kind, name, self._entries)
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def items(self) -> Iterator[tuple[str, T]]:
+        return iter(self._entries.items())
