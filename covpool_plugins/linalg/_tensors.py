@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,3 +64,26 @@ def guarded_eigh(A: Tensor) -> tuple[Tensor, Tensor]:
     finite = finite_matrices(A)
     values, vectors = torch.linalg.eigh(torch.where(finite, A, torch.zeros_like(A)))
     return torch.where(finite.squeeze(-1), values, torch.full_like(values, torch.nan)), vectors
+
+
+class FirstDerivativeOnly(torch.autograd.Function):
+    """Passes a gradient on and refuses, when it is differentiated, to leave out that it depends on ``sources``."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor, method: object, *sources: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.method = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, H: Tensor) -> Any:
+        raise RuntimeError(f"{ctx.method} has no second derivative; the iterative methods (isqrt, ...) have one")
+
+
+def first_derivative_only(gradient: Tensor, method: object, *sources: Tensor) -> Tensor:
+    """``gradient``, guarded against being differentiated when a graph of it is being recorded."""
+    return FirstDerivativeOnly.apply(gradient, method, *sources) if torch.is_grad_enabled() else gradient

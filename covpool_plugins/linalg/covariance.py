@@ -30,8 +30,20 @@ def covariance(X: Tensor, centered: bool = True) -> Tensor:
 
 
 def center(X: Tensor, centered: bool) -> Tensor:
-    """X minus its mean over the last dimension, or X itself."""
-    return X - X.mean(dim=-1, keepdim=True) if centered else X
+    """X (..., C, M) minus its mean over the positions, or X itself.
+
+    Features that are constant up to the rounding of their mean give exact zeros: a root, homogeneous of degree one,
+    would turn that rounding into gradients of order one.
+    """
+    if not centered:
+        return X
+    Xc = X - X.mean(dim=-1, keepdim=True)
+    rounding = 4 * torch.finfo(X.dtype).eps * _norm(X)
+    return torch.where(_norm(Xc) <= rounding, torch.zeros_like(Xc), Xc)
+
+
+def _norm(X: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(X.detach(), dim=(-2, -1), keepdim=True)
 
 
 class Covariance(torch.autograd.Function):

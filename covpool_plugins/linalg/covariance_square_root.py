@@ -11,14 +11,13 @@ matrix, otherwise ("primal") of the covariance.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..errors import OptionError
-from ._tensors import autocast_off, check_features, guarded_eigh, symmetrize, working_dtype
+from ._tensors import autocast_off, check_features, first_derivative_only, guarded_eigh, symmetrize, working_dtype
 from .covariance import Covariance, center
 from .methods.base import EigenMethod, IterativeMethod, Method, resolve_method
 from .packing import pack_triu, unpack_symmetric
@@ -26,8 +25,8 @@ from .square_root import null_threshold, pairwise_differences, root_of_symmetric
 
 Compute = Literal["mixed", "float32", "float64"]
 Vectorize = Literal["full", "triu"]
-COMPUTES: tuple[Compute, ...] = ("mixed", "float32", "float64")
-VECTORIZES: tuple[Vectorize, ...] = ("full", "triu")
+COMPUTES: tuple[str, ...] = get_args(Compute)
+VECTORIZES: tuple[str, ...] = get_args(Vectorize)
 
 
 def covariance_sqrt(
@@ -59,8 +58,7 @@ def covariance_sqrt(
         UnknownNameError, OptionError: for a method or an option that does not exist.
     """
     check_features(X)
-    _check_name("compute", compute, COMPUTES)
-    _check_name("vectorize", vectorize, VECTORIZES)
+    check_root_options(compute, vectorize)
     chosen = resolve_method(method, **options)
     work = X.to(torch.float64 if compute == "float64" else working_dtype(X.dtype))
     if isinstance(chosen, EigenMethod):
@@ -72,9 +70,11 @@ def covariance_sqrt(
     return root.to(X.dtype)
 
 
-def _check_name(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise OptionError(f"{option} must be one of {', '.join(allowed)}, got {value!r}")
+def check_root_options(compute: str, vectorize: str) -> None:
+    """Raise :class:`OptionError` unless both are options of :func:`covariance_sqrt`."""
+    for option, value, allowed in [("compute", compute, COMPUTES), ("vectorize", vectorize, VECTORIZES)]:
+        if value not in allowed:
+            raise OptionError(f"{option} must be one of {', '.join(allowed)}, got {value!r}")
 
 
 def _iterative_root(X: Tensor, method: IterativeMethod, centered: bool) -> Tensor:
@@ -153,12 +153,13 @@ class EigenCovarianceRoot(torch.autograd.Function):
         ctx.positions = X.shape[-1]
         ctx.dual = ctx.positions <= X.shape[-2]
         ctx.mark_non_differentiable(s, U, V)
-        ctx.save_for_backward(s, U, V if ctx.dual else X)
+        # X is kept by reference, not copied: the layer before has it anyway.
+        ctx.save_for_backward(X, s, U, V)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, G: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None, None]:
-        s, U, right = ctx.saved_tensors
+        X, s, U, V = ctx.saved_tensors
+        upstream = G
         with autocast_off(G.device.type):
             if ctx.packed:
                 # An off-diagonal entry was read once: half of its gradient belongs to each of its two places.
@@ -168,11 +169,11 @@ class EigenCovarianceRoot(torch.autograd.Function):
                 G = symmetrize(G)
             K = pairwise_differences(s.square(), ctx.method)
             if ctx.dual:
-                grad = _dual_gradient(G, K, s, U, right, ctx.method, ctx.positions)
+                grad = _dual_gradient(G, K, s, U, V, ctx.method, ctx.positions)
             else:
                 E = U.mT @ G @ U
-                grad = (2 / ctx.positions) * (U @ (K * E) @ U.mT) @ center(right, ctx.centered)
-        return grad, None, None, None, None
+                grad = (2 / ctx.positions) * (U @ (K * E) @ U.mT) @ center(X, ctx.centered)
+        return first_derivative_only(grad, ctx.method, X, upstream), None, None, None, None
 
 
 def _dual_decomposition(X: Tensor, centered: bool, mixed: bool) -> tuple[Tensor, Tensor, Tensor]:

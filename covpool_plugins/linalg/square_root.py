@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ._dual import Dual
-from ._tensors import autocast_off, check_square, guarded_eigh, symmetrize, working_dtype
+from ._tensors import autocast_off, check_square, first_derivative_only, guarded_eigh, symmetrize, working_dtype
 from .methods.base import EigenMethod, IterativeMethod, Method, Root, resolve_method
 
 
@@ -79,17 +78,17 @@ class EigenRoot(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         _, values, U = output
-        ctx.method = inputs[1]
+        A, ctx.method = inputs
         ctx.mark_non_differentiable(values, U)
-        ctx.save_for_backward(values, U)
+        ctx.save_for_backward(A, values, U)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, G: Tensor, *_: Tensor) -> tuple[Tensor, None]:
-        values, U = ctx.saved_tensors
+        A, values, U = ctx.saved_tensors
         with autocast_off(G.device.type):
             E = U.mT @ symmetrize(G) @ U
-            return U @ (pairwise_differences(values, ctx.method) * E) @ U.mT, None
+            grad = U @ (pairwise_differences(values, ctx.method) * E) @ U.mT
+        return first_derivative_only(grad, ctx.method, A, G), None
 
 
 class IterativeRoot(torch.autograd.Function):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -14,7 +14,6 @@ from .._dual import Matrix
 
 Root = Literal["root", "inverse"]
 Scaling = Literal["trace", "frobenius"]
-SCALINGS: tuple[Scaling, ...] = ("trace", "frobenius")
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class IterativeMethod(Method):
     scaling: Scaling = "trace"
 
     def __post_init__(self) -> None:
-        check_choice(self, "scaling", SCALINGS)
+        check_choice(self, "scaling", get_args(Scaling))
 
     def evaluate(self, B: Matrix, wanted: Root) -> Matrix:
         """The root of B, or its inverse root: a matrix function whose spectrum argument lies in [0, 1].

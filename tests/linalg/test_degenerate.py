@@ -1,0 +1,101 @@
+"""Inputs that break the original code."""
+
+import pytest
+import torch
+from support.matrices import features, relative_error, with_spectrum
+
+from covpool_plugins.linalg import covariance_sqrt, list_methods, sqrtm
+
+METHODS = list_methods()
+SHAPES = [(8, 5), (5, 9)]
+
+
+def _with_gradient(function, X):
+    leaf = X.clone().requires_grad_()
+    out = function(leaf)
+    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+    (grad,) = torch.autograd.grad((weights * out).sum(), leaf)
+    return out.detach(), grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("method", METHODS)
+def test_constant_features_give_zero_with_zero_gradient(method, shape, value, dtype):
+    X = torch.full((2, *shape), value, dtype=dtype)
+    X[1] = features(*shape)[1].to(dtype)
+    out, grad = _with_gradient(lambda X: covariance_sqrt(X, method), X)
+    assert not out[0].any() and not grad[0].any()
+    assert out[1].any() and grad[1].any() and torch.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_zero_matrix(method):
+    A = torch.stack([torch.zeros(6, 6, dtype=torch.float64), with_spectrum("well", 1)[0]])
+    out, grad = _with_gradient(lambda A: sqrtm(A, method), A)
+    assert not out[0].any() and not grad[0].any()
+    assert grad[1].any() and torch.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_singular_matrix(method):
+    A = with_spectrum("well")
+    basis = torch.linalg.eigh(A).eigenvectors[..., 2:]
+    low_rank = basis @ basis.mT @ A @ basis @ basis.mT
+    out, grad = _with_gradient(lambda A: sqrtm(A, method), low_rank)
+    assert torch.isfinite(out).all() and torch.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("channel", [0, 3])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("method", METHODS)
+def test_dead_channels_stay_dead(method, shape, channel):
+    X = features(*shape)
+    X[0, channel] = 0
+    out, grad = _with_gradient(lambda X: covariance_sqrt(X, method), X)
+    assert out[0, channel].abs().max() < 1e-7 and out[0, :, channel].abs().max() < 1e-7
+    assert torch.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_poisoned_sample_spoils_only_itself(method, shape, bad):
+    clean = features(*shape, batch=3)
+    poisoned = clean.clone()
+    poisoned[1, 2, 0] = bad
+    out, grad = _with_gradient(lambda X: covariance_sqrt(X, method), poisoned)
+    expected, expected_grad = _with_gradient(lambda X: covariance_sqrt(X, method), clean)
+    assert not torch.isfinite(out[1]).all()
+    for sample in (0, 2):
+        assert relative_error(out[sample], expected[sample]) < 1e-14
+        assert relative_error(grad[sample], expected_grad[sample]) < 1e-13
+    matrix = with_spectrum("well", 3)
+    matrix[1, 0, 0] = bad
+    root = sqrtm(matrix, method)
+    assert torch.isfinite(root[[0, 2]]).all() and not torch.isfinite(root[1]).any()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1), (2, 2)])
+@pytest.mark.parametrize("method", METHODS)
+def test_smallest_shapes(method, shape):
+    out, grad = _with_gradient(lambda X: covariance_sqrt(X, method), features(*shape))
+    assert out.shape == (2, shape[0], shape[0]) and torch.isfinite(out).all() and torch.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("method", METHODS)
+def test_empty_batch(method, shape):
+    out, grad = _with_gradient(lambda X: covariance_sqrt(X, method), torch.zeros(0, *shape))
+    assert out.shape == (0, shape[0], shape[0]) and grad.shape == (0, *shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("method", METHODS)
+def test_strides_do_not_matter(method, shape):
+    X = features(*shape)
+    expected = covariance_sqrt(X, method)
+    assert relative_error(covariance_sqrt(X.mT.contiguous().mT, method), expected) < 1e-14
+    expanded = X[:1].expand(3, -1, -1)
+    assert relative_error(covariance_sqrt(expanded, method)[2], expected[0]) < 1e-14
