@@ -1,7 +1,7 @@
 """Feature maps or tokens to one vector per image: nn.Modules on top of ``linalg``."""
 
 from .average import AveragePool
-from .base import INPUT_FORMATS, POOLS, Pool, create_pool, list_pools
+from .base import INPUT_FORMATS, POOLS, Pool, create_pool, list_pools, pool_options
 from .covariance_pool import CovariancePool
 from .reduction import REDUCTIONS
 
@@ -14,4 +14,5 @@ __all__ = [
     "Pool",
     "create_pool",
     "list_pools",
+    "pool_options",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from ..errors import OptionError, ShapeError
 from ..tables import Table
 
 InputFormat = Literal["NCHW", "NHWC", "NLC"]
-INPUT_FORMATS: tuple[InputFormat, ...] = ("NCHW", "NHWC", "NLC")
+INPUT_FORMATS: tuple[str, ...] = get_args(InputFormat)
 
 
 class Pool(nn.Module):
@@ -87,6 +87,12 @@ POOLS: Table[PoolFactory] = Table("pool")
 def list_pools() -> list[str]:
     """Names that :func:`create_pool` takes."""
     return list(POOLS)
+
+
+def pool_options(name: str) -> list[str]:
+    """Names of the options that a pool itself takes, without those of its matrix method."""
+    parameters = inspect.signature(POOLS[name]).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("method", "device", "dtype")]
 
 
 def create_pool(

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OptionError
-from ..linalg import Method, covariance_sqrt, list_methods, packed_size, resolve_method
+from ..linalg import (
+    Compute,
+    Method,
+    Vectorize,
+    check_root_options,
+    covariance_sqrt,
+    list_methods,
+    packed_size,
+    resolve_method,
+)
 from .base import POOLS, InputFormat, Pool
 from .reduction import REDUCTIONS
 
@@ -41,8 +50,8 @@ class CovariancePool(Pool):
         reduce_channels: int | str | None = "default",
         reduction: str | None = None,
         centered: bool = True,
-        compute: str = "mixed",
-        vectorize: str = "triu",
+        compute: Compute = "mixed",
+        vectorize: Vectorize = "triu",
         input_fmt: InputFormat = "NCHW",
         num_prefix_tokens: int = 0,
         device: torch.device | str | None = None,
@@ -53,8 +62,7 @@ class CovariancePool(Pool):
             reduce_channels = min(DEFAULT_CHANNELS, in_channels)
         if reduce_channels is not None and (not isinstance(reduce_channels, int) or reduce_channels < 1):
             raise OptionError(f"reduce_channels must be a positive integer or None, got {reduce_channels!r}")
-        if vectorize not in ("triu", "full"):
-            raise OptionError(f"vectorize must be one of triu, full, got {vectorize!r}")
+        check_root_options(compute, vectorize)
         channels = reduce_channels or in_channels
         name = method if isinstance(method, str) else type(method).__name__
         width = packed_size(channels) if vectorize == "triu" else channels**2

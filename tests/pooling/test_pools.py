@@ -1,0 +1,153 @@
+"""Every pool of the table: layouts, options, batches, state dicts, bad input."""
+
+import copy
+
+import pytest
+import torch
+from support.matrices import relative_error
+from torch import nn
+
+from covpool_plugins.linalg import covariance_sqrt
+from covpool_plugins.pooling import REDUCTIONS, CovariancePool, create_pool, list_pools
+
+POOLS = list_pools()
+LAYOUTS = {
+    "NCHW": lambda x: x,
+    "NHWC": lambda x: x.permute(0, 2, 3, 1),
+    "NLC": lambda x: x.flatten(2).mT,
+}
+
+
+def maps(batch=2, channels=12, height=3, width=4):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, channels, height, width, generator=generator).relu()
+
+
+@pytest.mark.parametrize("fmt", LAYOUTS)
+@pytest.mark.parametrize("name", POOLS)
+def test_layouts_agree(name, fmt):
+    options = {} if name == "gap" else {"reduce_channels": None}
+    expected = create_pool(name, 12, **options)(maps())
+    pool = create_pool(name, 12, input_fmt=fmt, **options)
+    assert expected.shape == (2, pool.out_features)
+    assert relative_error(pool(LAYOUTS[fmt](maps())), expected) < 1e-5
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_prefix_tokens_are_left_out(name):
+    tokens = LAYOUTS["NLC"](maps())
+    pool = create_pool(name, 12, input_fmt="NLC").eval()
+    skipping = create_pool(name, 12, input_fmt="NLC", num_prefix_tokens=2).eval()
+    skipping.load_state_dict(pool.state_dict())
+    prefix = torch.full((2, 2, 12), 1e3)
+    assert relative_error(skipping(torch.cat([prefix, tokens], 1)), pool(tokens)) < 1e-6
+
+
+@pytest.mark.parametrize("reduction", list(REDUCTIONS))
+@pytest.mark.parametrize("fmt", LAYOUTS)
+def test_reductions_work_in_every_layout(reduction, fmt):
+    pool = create_pool("svdpade", 12, input_fmt=fmt, reduce_channels=5, reduction=reduction)
+    out = pool(LAYOUTS[fmt](maps()))
+    out.square().sum().backward()
+    assert out.shape == (2, 15)
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in pool.parameters())
+
+
+def test_reduction_by_default():
+    assert [create_pool("svdpade", c).out_features for c in (2048, 256, 8)] == [32896, 32896, 36]
+    assert isinstance(create_pool("svdpade", 8).reduction[0], nn.Conv2d)
+    assert isinstance(create_pool("svdpade", 8, input_fmt="NLC").reduction[0], nn.Linear)
+    assert isinstance(create_pool("svdpade", 8, reduce_channels=None).reduction, nn.Identity)
+
+
+@pytest.mark.parametrize("name", [n for n in POOLS if n != "gap"])
+def test_output_is_the_vectorised_root(name):
+    x = maps()
+    root = covariance_sqrt(x.flatten(2), name)
+    row, column = torch.triu_indices(12, 12)
+    assert relative_error(create_pool(name, 12, reduce_channels=None)(x), root[:, row, column]) < 1e-6
+    full = create_pool(name, 12, reduce_channels=None, vectorize="full")
+    assert full.out_features == 144
+    assert relative_error(full(x), root.flatten(1)) < 1e-6
+
+
+def test_method_options_reach_the_method():
+    pool = create_pool("isqrt", 12, iterations=3, scaling="frobenius")
+    assert (pool.method.iterations, pool.method.scaling) == (3, "frobenius")
+    assert create_pool("svdpade", 12).represent(maps().flatten(2)).shape == (2, 78)
+    assert CovariancePool(12, method=pool.method).method is pool.method
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3])
+@pytest.mark.parametrize("name", POOLS)
+def test_any_batch(name, batch):
+    pool = create_pool(name, 12).eval()
+    assert pool(maps(batch)).shape == (batch, pool.out_features)
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_autocast_gives_finite_gradients_near_the_float32_ones(name):
+    pool = create_pool(name, 12)
+    x = maps().requires_grad_()
+    expected = torch.autograd.grad(pool(x).sum(), x)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = pool(x)
+    assert relative_error(torch.autograd.grad(out.float().sum(), x)[0], expected) < 0.1
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_channels_last_and_copies_and_state(name):
+    pool = create_pool(name, 12).eval()
+    expected = pool(maps())
+    assert relative_error(pool(maps().contiguous(memory_format=torch.channels_last)), expected) < 1e-6
+    assert torch.equal(copy.deepcopy(pool)(maps()), expected)
+    other = create_pool(name, 12).eval()
+    other.load_state_dict(pool.state_dict())
+    assert torch.equal(other(maps()), expected)
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_device_and_dtype(name):
+    assert all(p.is_meta for p in create_pool(name, 12, device="meta").parameters())
+    pool = create_pool(name, 12, dtype=torch.float64)
+    assert pool(maps().double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_compiles_and_exports(name):
+    pool = create_pool(name, 12).eval()
+    torch.compiler.reset()
+    assert relative_error(torch.compile(pool, fullgraph=True, backend="aot_eager")(maps()), pool(maps())) < 1e-6
+    dims = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(pool, (maps(),), dynamic_shapes=dims)
+    assert relative_error(program.module()(maps(5)), pool(maps(5))) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: create_pool("svdpate", 4), "unknown pool 'svdpate'; available: svdpade, "),
+        (lambda: create_pool("gap", 4, reduce_channels=2), "pool 'gap': .*'reduce_channels'"),
+        (lambda: create_pool("isqrt", 4, iteration=3), "method 'isqrt' has no option 'iteration'"),
+        (
+            lambda: create_pool("isqrt", 4, reduce_channels=0),
+            "reduce_channels must be a positive integer or None, got 0",
+        ),
+        (lambda: create_pool("isqrt", 4, reduction="conv"), "unknown reduction 'conv'; available: conv-bn-relu, "),
+        (lambda: create_pool("isqrt", 4, vectorize="tril"), "vectorize must be one of full, triu, got 'tril'"),
+        (lambda: create_pool("isqrt", 4, compute="half"), "compute must be one of mixed, float32, float64, got 'half'"),
+        (lambda: create_pool("isqrt", 4, input_fmt="NHCW"), "input_fmt must be one of NCHW, NHWC, NLC, got 'NHCW'"),
+        (lambda: create_pool("isqrt", 4, num_prefix_tokens=1), "num_prefix_tokens=1 needs input_fmt='NLC', got 'NCHW'"),
+        (lambda: create_pool("isqrt", 4)(torch.ones(2, 5, 3, 3)), r"NCHW with 4 channels, got shape \(2, 5, 3, 3\)"),
+        (lambda: create_pool("gap", 4)(torch.ones(2, 4, 9)), r"NCHW with 4 channels, got shape \(2, 4, 9\)"),
+        (lambda: create_pool("gap", 4)(torch.ones(2, 4, 0, 3)), r"no positions to pool over, got shape \(2, 4, 0, 3\)"),
+        (
+            lambda: create_pool("gap", 4, input_fmt="NLC", num_prefix_tokens=3)(torch.ones(2, 3, 4)),
+            r"no positions to pool over, got shape \(2, 3, 4\)",
+        ),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
