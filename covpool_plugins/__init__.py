@@ -1,3 +1,22 @@
 """Second-order pooling for timm and MMPretrain."""
 
+import importlib
+from typing import Any
+
+from .pooling import create_pool, list_pools
+from .timm_plugin import create_model, list_heads
+
+__all__ = ["create_model", "create_pool", "list_heads", "list_pools"]
 __version__ = "0.1.0"
+
+# Imported when first used: a config finds them as type='covpool_plugins.<Name>', and timm users need no MMPretrain.
+MMPRETRAIN_CLASSES = {
+    "CovariancePooling": "mmpretrain_plugin.covariance_pooling",
+    "SecondOrderClsHead": "mmpretrain_plugin.second_order_cls_head",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in MMPRETRAIN_CLASSES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{MMPRETRAIN_CLASSES[name]}", __name__), name)

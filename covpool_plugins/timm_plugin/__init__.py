@@ -1,0 +1,8 @@
+"""Second-order heads on timm backbones, and their registered names."""
+
+from .builder import create_model
+from .head import SecondOrderHead, list_heads
+from .second_order_models import registered_models
+from .subclass import SecondOrderModel
+
+__all__ = ["SecondOrderHead", "SecondOrderModel", "create_model", "list_heads", "registered_models"]

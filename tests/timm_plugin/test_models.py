@@ -1,0 +1,202 @@
+"""The timm API on models with our heads."""
+
+import copy
+import logging
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from support.matrices import relative_error
+from timm.models.resnet import ResNet
+from torch import nn
+
+import covpool_plugins
+from covpool_plugins.timm_plugin import SecondOrderModel, registered_models
+
+HEADS = covpool_plugins.list_heads()
+SMALL = "resnet10t"  # a ResNet that no registered name covers
+
+
+def small(head="svdpade", **kwargs):
+    torch.manual_seed(0)
+    if head != "gap":
+        kwargs.setdefault("reduce_channels", 16)
+    return covpool_plugins.create_model(SMALL, head, **{"num_classes": 5, **kwargs})
+
+
+def photos(size=64, channels=3):
+    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name, backbone, head", [r for r in registered_models() if r[1] == "resnet18"])
+def test_registered_models_train(name, backbone, head):
+    model = timm.create_model(name, num_classes=7)
+    model(photos()).square().mean().backward()
+    assert isinstance(model, ResNet) and isinstance(model, SecondOrderModel)
+    assert [n for n, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()] == []
+    plain = timm.create_model(backbone, num_classes=0).state_dict()
+    assert [k for k in model.state_dict() if not k.startswith("head.")] == list(plain)
+
+
+def test_registered_names():
+    names = [name for name, _, _ in registered_models()]
+    assert set(names) >= {f"{b}_{h}" for b in ("resnet18", "resnet50") for h in HEADS}
+    assert set(timm.list_models(names)) == set(names)
+    assert timm.list_models(names, pretrained=True) == []
+    for name in names:
+        cfg = timm.get_pretrained_cfg(name)
+        assert (cfg.architecture, cfg.classifier) == (name, "head.fc") and not cfg.has_weights
+        assert cfg.first_conv == "conv1"
+
+
+def test_import_takes_no_optional_package_and_warns_of_nothing():
+    code = (
+        "import sys, covpool_plugins;"
+        "print(sorted({'mmengine', 'mmpretrain', 'torchray', 'matplotlib', 'skimage'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
+    assert (run.returncode, run.stdout.strip()) == (0, "[]"), run.stderr
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_forward_stages(head):
+    model = small(head).eval()
+    x = photos()
+    features = model.forward_features(x)
+    vector = model.forward_head(features, pre_logits=True)
+    assert features.shape == (2, model.num_features, 2, 2)
+    assert vector.shape == (2, model.head_hidden_size)
+    assert torch.equal(model.get_classifier()(vector), model(x))
+    assert model.get_submodule(model.get_classifier(name_only=True)) is model.get_classifier()
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_without_classifier_and_without_pool(head):
+    x = photos()
+    assert small(head, num_classes=0)(x).shape == (2, small(head).head_hidden_size)
+    unpooled = small(head, num_classes=0, global_pool="")
+    assert unpooled(x).shape == (2, unpooled.num_features, 2, 2)
+    model = small(head)
+    model.reset_classifier(0, "")
+    assert model(x).shape == (2, model.num_features, 2, 2)
+    model.reset_classifier(4, head)
+    assert model(x).shape == (2, 4)
+
+
+def test_reset_classifier_keeps_the_pool_device_dtype_and_mode():
+    model = small().double().eval()
+    weight = model.head.global_pool.reduction.conv.weight
+    model.reset_classifier(3)
+    assert model.head.global_pool.reduction.conv.weight is weight
+    assert model.head.fc.weight.dtype == torch.float64 and not model.head.fc.training
+    model.reset_classifier(3, "isqrt")
+    assert model.head.global_pool.reduction.conv.weight.shape == weight.shape
+    assert model(photos().double()).shape == (2, 3) and not model.head.global_pool.training
+    model.reset_classifier(3, "gap")
+    assert model.head_hidden_size == model.num_features and model.num_classes == 3
+
+
+def test_features_only():
+    maps = small(features_only=True, out_indices=(2, 4))(photos())
+    plain = timm.create_model(SMALL, features_only=True, out_indices=(2, 4))(photos())
+    assert [m.shape for m in maps] == [m.shape for m in plain]
+
+
+def test_in_chans_and_options():
+    assert small(in_chans=1)(photos(channels=1)).shape == (2, 5)
+    model = small("isqrt", head_kwargs={"iterations": 3, "vectorize": "full"}, drop_rate=0.4)
+    assert model.head_hidden_size == 256 and model.head.global_pool.method.iterations == 3
+    assert model.head.dropout.p == 0.4 and not model.drop_rate  # dropped out once, behind the pool
+
+
+def test_last_stride_is_the_stock_network_with_one_stride_removed():
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18_svdpade", last_stride=1, reduce_channels=16).eval()
+    torch.manual_seed(0)
+    by_hand = timm.create_model("resnet18_svdpade", reduce_channels=16).eval()
+    for module in by_hand.layer4.modules():
+        if isinstance(module, nn.Conv2d):
+            module.stride = (1, 1)
+    assert model.forward_features(photos()).shape == (2, 512, 4, 4)
+    assert torch.equal(model(photos()), by_hand(photos()))
+    assert model.feature_info[-1]["reduction"] == 16
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_pretrained_weights_of_a_plain_backbone(tmp_path, suffix, caplog):
+    plain = timm.create_model(SMALL).state_dict()
+    path = tmp_path / f"plain.{suffix}"
+    torch.save(plain, path) if suffix == "pth" else save_file(plain, path)
+    with caplog.at_level(logging.INFO, "covpool_plugins"):
+        model = small(pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+    state = model.state_dict()
+    assert all(torch.equal(state[k], v) for k, v in plain.items() if not k.startswith("fc."))
+    assert "loaded nothing; fresh head.global_pool.reduction.conv.weight" in caplog.text
+
+
+def test_pretrained_weights_of_a_whole_model(tmp_path, caplog):
+    whole = small().eval()
+    torch.save(whole.state_dict(), tmp_path / "whole.pth")
+    overlay = {"file": str(tmp_path / "whole.pth")}
+    torch.manual_seed(9)
+    again = covpool_plugins.create_model(
+        SMALL, num_classes=5, reduce_channels=16, pretrained=True, pretrained_cfg_overlay=overlay
+    ).eval()
+    assert torch.equal(again(photos()), whole(photos()))
+    with caplog.at_level(logging.INFO, "covpool_plugins"):
+        other = small(num_classes=3, pretrained=True, pretrained_cfg_overlay=overlay)
+    assert torch.equal(other.head.global_pool.reduction.conv.weight, whole.head.global_pool.reduction.conv.weight)
+    assert caplog.text.rstrip().endswith("fresh head.fc.weight, head.fc.bias")
+
+
+def test_copies_and_pickles(tmp_path):
+    model = small().eval()
+    expected = model(photos())
+    assert torch.equal(copy.deepcopy(model)(photos()), expected)
+    torch.save(model, tmp_path / "model.pt")
+    torch.save((photos(), expected), tmp_path / "case.pt")
+    code = (
+        "import sys, torch; m = torch.load(sys.argv[1], weights_only=False); x, y = torch.load(sys.argv[2]);"
+        "assert torch.equal(m(x), y); print(type(m).__name__)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "model.pt"), str(tmp_path / "case.pt")],
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout.strip() == "SecondOrderResNet", run.stderr
+
+
+def test_device_and_dtype():
+    assert all(p.is_meta for p in small(device="meta").parameters())
+    assert small(dtype=torch.float64)(photos().double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_compiles(head):
+    model = small(head).eval()
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert relative_error(compiled(photos()), model(photos())) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: small("svdpad"), "unknown pool 'svdpad'; available: svdpade, "),
+        (lambda: covpool_plugins.create_model("resnet81"), "unknown timm backbone 'resnet81'; available: resnet18, "),
+        (lambda: small(last_stride=3), "last_stride must be 1, 2 or None"),
+        (lambda: small(last_stride=1, output_stride=8), "not beside output_stride"),
+        (lambda: small(global_pool=""), "use num_classes=0, got 5"),
+        (lambda: small(head_kwargs={"iterations": 3}), "method 'svdpade' has no option 'iterations'"),
+        (lambda: covpool_plugins.create_model("vit_tiny_patch16_224"), "'vit_tiny_patch16_224' ends in shape"),
+        (lambda: covpool_plugins.create_model("convnext_atto"), "'convnext_atto' has a head of its own"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
