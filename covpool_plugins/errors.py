@@ -8,14 +8,19 @@ from collections.abc import Iterable
 from types import ModuleType
 
 
+MOST_LISTED = 40
+
+
 class UnknownNameError(ValueError):
     """A name that no table holds; the message lists what exists, the closest match first."""
 
     def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
         names = sorted(known)
         close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
-        listed = ", ".join(close + [n for n in names if n not in close])
-        super().__init__(f"unknown {kind} {name!r}; available: {listed}")
+        ordered = close + [n for n in names if n not in close]
+        listed = ", ".join(ordered[:MOST_LISTED])
+        more = f" and {len(ordered) - MOST_LISTED} more" if len(ordered) > MOST_LISTED else ""
+        super().__init__(f"unknown {kind} {name!r}; available: {listed}{more}")
 
 
 class ShapeError(ValueError):

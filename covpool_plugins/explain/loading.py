@@ -1,0 +1,103 @@
+"""Models from names, configs and checkpoint files; of a file, only the weights are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import OptionError, UnknownNameError, require_extra
+
+
+def load_timm_model(
+    name: str, checkpoint: Path | str | None = None, num_classes: int | None = None, **model_kwargs: Any
+) -> nn.Module:
+    """A registered timm model, timm's own or second-order, in eval mode.
+
+    Args:
+        name: what ``timm.create_model`` takes; ``local-dir:`` and ``hf-hub:`` names bring their weights with them.
+        checkpoint: ``.safetensors`` or ``.pth`` file with all the model's weights; without one they are random.
+        num_classes: classes of the checkpoint; the default is the model's own.
+        model_kwargs: what the model was built with besides, for example ``reduce_channels=64``.
+
+    Raises:
+        UnknownNameError: for a model that timm does not know.
+        OptionError: for a checkpoint that does not fit or holds more than weights.
+        OSError: for a checkpoint that cannot be read.
+    """
+    import timm
+    from timm.models import load_state_dict
+
+    from .. import timm_plugin  # noqa: F401  registers the second-order models
+
+    with_weights = ":" in name
+    if not with_weights and not timm.is_model(name.partition(".")[0]):
+        raise UnknownNameError("timm model", name, timm.list_models())
+    if num_classes is not None:
+        model_kwargs["num_classes"] = num_classes
+    try:
+        model = timm.create_model(name, pretrained=with_weights, **model_kwargs)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise OptionError(f"timm model {name!r}: {error}") from None
+    if checkpoint is not None:
+        _check_file(checkpoint)
+        try:
+            state_dict = load_state_dict(str(checkpoint), weights_only=True)
+        except Exception as error:  # safetensors, pickle and zip each have errors of their own
+            raise OptionError(f"{checkpoint}: not a checkpoint that can be read ({error})") from None
+        _load_strictly(model, state_dict, checkpoint)
+    return model.eval()
+
+
+def load_mmpretrain_model(config: Path | str, checkpoint: Path | str | None = None) -> nn.Module:
+    """The classifier of an MMPretrain config, in eval mode.
+
+    Args:
+        config: a config file; it is Python and is run.
+        checkpoint: file that MMEngine wrote for it; without one the weights are random.
+
+    Raises:
+        MissingExtraError: if MMPretrain is not installed.
+        OptionError: for a file that is no config, or a checkpoint that does not fit or holds more than weights.
+        OSError: for a file that cannot be read.
+    """
+    require_extra("mmpretrain", "mmpretrain")
+    from mmengine.config import Config
+    from mmpretrain import get_model
+
+    from ..mmpretrain_plugin.safe_checkpoints import check_checkpoint, weights_only_checkpoints
+
+    _check_file(config)
+    try:
+        model = get_model(Config.fromfile(config), pretrained=False)
+    except Exception as error:  # a config is code: anything may go wrong in it
+        raise OptionError(f"{config}: {type(error).__name__}: {error}") from None
+    if checkpoint is not None:
+        check_checkpoint(checkpoint)
+        with weights_only_checkpoints():
+            loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state_dict = loaded.get("state_dict", loaded)
+        _load_strictly(model, {key.removeprefix("module."): value for key, value in state_dict.items()}, checkpoint)
+    return model.eval()
+
+
+def _check_file(path: Path | str) -> None:
+    with open(path, "rb"):
+        pass
+
+
+def _load_strictly(model: nn.Module, state_dict: dict[str, Tensor], path: Path | str) -> None:
+    """Load every weight; weights that were left random would be explained as if they meant something."""
+    wanted = model.state_dict()
+    for key, value in wanted.items():
+        if key not in state_dict:
+            raise OptionError(f"{path} does not fit the model: it has no {key!r}")
+        if state_dict[key].shape != value.shape:
+            sizes = f"{tuple(state_dict[key].shape)} instead of {tuple(value.shape)}"
+            raise OptionError(f"{path} does not fit the model: {key!r} is {sizes}")
+    for key in state_dict:
+        if key not in wanted:
+            raise OptionError(f"{path} does not fit the model: it has {key!r}, the model has not")
+    model.load_state_dict(state_dict)

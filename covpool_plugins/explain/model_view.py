@@ -1,0 +1,205 @@
+"""One view of timm and MMPretrain classifiers: a private copy, and what explanations need to know of it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import OptionError, UnknownNameError
+from ..linalg import EigenMethod, Exact
+from ..pooling import AveragePool, Pool
+from ..pooling.base import InputFormat
+from .images import Preprocessing, mmpretrain_preprocessing, timm_preprocessing
+from .stages import trace_stages
+
+Gradient = Literal["exact", "training"]
+GRADIENTS: tuple[Gradient, ...] = ("exact", "training")
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """A classifier, ready to be explained; build it with :meth:`of`.
+
+    Args:
+        model: a copy of the caller's model in eval mode with frozen parameters, at least in float32.
+        pool: the pool in front of the classifier, or ``None`` where there is none that we know.
+        pool_site: the module of ``model`` whose input ``pool`` takes; the pool itself, except for average pooling.
+        classifier: the linear layer of the class scores.
+        preprocessing: how pictures become inputs.
+        stages: modules whose output is a map of the whole picture and is not changed in place later, by name, in
+            the order in which they finish. The last is the map in front of the pool.
+    """
+
+    model: nn.Module
+    pool: Pool | None
+    pool_site: nn.Module | None
+    classifier: nn.Linear
+    preprocessing: Preprocessing
+    stages: dict[str, nn.Module]
+
+    @classmethod
+    def of(cls, model: nn.Module | ModelView, grad: Gradient = "exact") -> ModelView:
+        """View of a model; the model itself is neither changed nor kept.
+
+        Args:
+            model: a timm model, an MMPretrain ``ImageClassifier``, or a module alike. A view is returned as it is.
+            grad: ``exact`` explains with the true gradient of eigen-decomposition methods, ``training`` with
+                the approximation the method trains with.
+
+        Raises:
+            OptionError: for a model without a linear classifier, or an unknown ``grad``.
+        """
+        if isinstance(model, ModelView):
+            return model
+        if grad not in GRADIENTS:
+            raise OptionError(f"grad must be one of {', '.join(GRADIENTS)}, got {grad!r}")
+        from_mmpretrain = hasattr(model, "data_preprocessor")
+        preprocessing = (mmpretrain_preprocessing if from_mmpretrain else timm_preprocessing)(model)
+        private = _private_copy(model)
+        if grad == "exact":
+            _use_exact_gradient(private)
+        classifier, site = _find_classifier(private), _find_pool_site(private)
+        if site is None:
+            return cls(private, None, None, classifier, preprocessing, {})
+        weight, input_fmt = classifier.weight, _input_fmt(site)
+        blank = torch.zeros(1, 3, *preprocessing.input_size, device=weight.device, dtype=weight.dtype)
+        stages, pooled = trace_stages(private, blank, site, input_fmt)
+        if isinstance(site, Pool):
+            return cls(private, site, site, classifier, preprocessing, stages)
+        channels = pooled.shape[1] if input_fmt == "NCHW" else pooled.shape[-1]
+        return cls(private, AveragePool(channels, input_fmt=input_fmt), site, classifier, preprocessing, stages)
+
+    @property
+    def num_classes(self) -> int:
+        return self.classifier.out_features
+
+    def known_pool(self) -> Pool:
+        """The pool.
+
+        Raises:
+            OptionError: if there is none that we know, so that neither map nor layout of the model is known.
+        """
+        if self.pool is None:
+            raise OptionError("the model has neither a pool of this package nor one global average pooling of a map")
+        return self.pool
+
+    @cached_property
+    def shallow_stages(self) -> list[str]:
+        """Stages that a user would name: those no more than one level below the last."""
+        if not self.stages:
+            return []
+        deepest = list(self.stages)[-1].count(".") + 1
+        return [name for name in self.stages if name.count(".") <= deepest]
+
+    def stage(self, name: str) -> nn.Module:
+        """A stage by name.
+
+        Raises:
+            UnknownNameError: if the model has none of that name.
+            OptionError: if it has none at all, see :meth:`known_pool`.
+        """
+        self.known_pool()
+        if name not in self.stages:
+            raise UnknownNameError("layer", name, self.shallow_stages)
+        return self.stages[name]
+
+    def to_model(self, x: Tensor) -> Tensor:
+        """An input in the device and dtype of the model."""
+        parameter = self.classifier.weight
+        return x.detach().to(parameter.device, parameter.dtype)
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """Class scores (B, num_classes)."""
+        return self.model(self.to_model(x))
+
+    @torch.no_grad()
+    def features(self, x: Tensor) -> tuple[Tensor, tuple[int, int], Tensor]:
+        """What the pool represents: features (B, C, M), their grid (H, W) with H W = M, and the class scores.
+
+        Raises:
+            OptionError: for a model without a pool that we know.
+        """
+        pool, site = self.known_pool(), self.pool_site
+        assert site is not None
+        caught: list[Tensor] = []
+        handle = site.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+        try:
+            logits = self.logits(x)
+        finally:
+            handle.remove()
+        X = pool.features(caught[-1])
+        height, width = pool.to_maps(caught[-1]).shape[2:]
+        if pool.input_fmt == "NLC":
+            height, width = token_grid(X.shape[-1], *x.shape[-2:])
+        return X, (height, width), logits
+
+    @cached_property
+    def float64_head(self) -> tuple[Pool, nn.Linear]:
+        """The pool and the classifier in float64."""
+        return copy.deepcopy(self.known_pool()).double(), copy.deepcopy(self.classifier).double()
+
+
+def token_grid(tokens: int, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of tokens that cover an image of the given size in square patches.
+
+    Raises:
+        OptionError: if no whole numbers of rows and columns do.
+    """
+    rows = round((tokens * height / width) ** 0.5)
+    if rows == 0 or tokens % rows or abs(tokens // rows * height - rows * width) >= max(height, width):
+        raise OptionError(f"{tokens} tokens are not a grid over an image of {height}x{width}")
+    return rows, tokens // rows
+
+
+def _private_copy(model: nn.Module) -> nn.Module:
+    private = copy.deepcopy(model).requires_grad_(False)
+    private.eval()
+    if next(private.parameters()).dtype in (torch.float16, torch.bfloat16):
+        private.float()
+    return private
+
+
+def _use_exact_gradient(model: nn.Module) -> None:
+    pools: list[Any] = [m for m in model.modules() if isinstance(m, Pool)]
+    for pool in pools:
+        if isinstance(getattr(pool, "method", None), EigenMethod):
+            pool.method = Exact()
+
+
+def _find_classifier(model: Any) -> nn.Linear:
+    if hasattr(model, "get_classifier"):
+        found = model.get_classifier()
+    else:
+        found = getattr(getattr(model, "head", None), "fc", None)
+    if not isinstance(found, nn.Linear):
+        raise OptionError(f"{type(model).__name__} has no linear classifier: found {type(found).__name__}")
+    return found
+
+
+def _find_pool_site(model: nn.Module) -> nn.Module | None:
+    """The last pool of this package, or the only global average pooling."""
+    pools: list[nn.Module] = [m for m in model.modules() if isinstance(m, Pool)]
+    averages = [found for m in model.modules() if (found := _global_average(m)) is not None]
+    if pools:
+        return pools[-1]
+    return averages[0] if len(averages) == 1 else None
+
+
+def _global_average(module: Any) -> nn.Module | None:
+    """The module that averages, in timm's and MMPretrain's poolings; told by name, so that neither is imported."""
+    kind = type(module).__name__
+    if kind == "SelectAdaptivePool2d" and module.pool_type in ("avg", "fast", "fastavg"):
+        return module
+    return module.gap if kind == "GlobalAveragePooling" else None
+
+
+def _input_fmt(site: Any) -> InputFormat:
+    if isinstance(site, Pool):
+        return site.input_fmt
+    return "NHWC" if getattr(getattr(site, "pool", None), "dim", None) == (1, 2) else "NCHW"

@@ -1,0 +1,63 @@
+"""Maps laid over pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..errors import require_extra
+from .images import Picture
+
+CLIP_PERCENTILE = 99.5
+DIVERGING, SEQUENTIAL = "RdBu_r", "inferno"
+MARGIN = 6
+
+
+def overlay(image: Picture, values: np.ndarray, signed: bool, limit: float | None = None) -> Picture:
+    """A grey picture with a map in colour, the more opaque the larger its magnitude.
+
+    Args:
+        image: RGB picture of any size.
+        values: map (H, W) of any size; it is enlarged to that of the picture.
+        signed: red for positive and blue for negative values; otherwise one sequential scale.
+        limit: the magnitude of full colour, for one scale on several pictures; the default is the map's own.
+    """
+    colormap = require_extra("matplotlib", "explain").colormaps[DIVERGING if signed else SEQUENTIAL]
+    limit = colour_limit(values) if limit is None else limit
+    strength = np.clip(enlarge(values / limit if limit > 0 else np.zeros_like(values), image.size), -1, 1)
+    magnitude = np.abs(strength) if signed else np.clip(strength, 0, 1)
+    # Opacity tells the magnitude, so the pale middle of the diverging scale is left out.
+    colour = colormap(0.5 + np.sign(strength) * (0.25 + 0.18 * magnitude) if signed else magnitude)[..., :3]
+    grey = np.asarray(image.convert("L"), dtype=np.float64)[..., None] / 255
+    base = 0.15 + 0.75 * grey
+    opacity = 0.9 * magnitude[..., None] ** 0.8
+    return Image.fromarray(np.uint8(np.round(255 * (opacity * colour + (1 - opacity) * base))))
+
+
+def colour_limit(values: np.ndarray) -> float:
+    """The 99.5th percentile of the magnitude: single extreme values do not wash out the rest."""
+    magnitude = np.abs(values)
+    limit = float(np.percentile(magnitude, CLIP_PERCENTILE))
+    return limit if limit > 0 else float(magnitude.max(initial=0.0))
+
+
+def enlarge(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A map (H, W) brought to ``size`` = (width, height) by bicubic interpolation."""
+    return np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
+
+
+def with_caption(picture: Picture, lines: list[str]) -> Picture:
+    """The picture with lines of text below it; the text shrinks where the picture is narrow."""
+    font_size = 14
+    font = ImageFont.load_default(font_size)
+    longest = max(font.getlength(line) for line in lines)
+    if longest > picture.width - 2 * MARGIN:
+        font_size = max(7, int(font_size * (picture.width - 2 * MARGIN) / longest))
+        font = ImageFont.load_default(font_size)
+    line_height = round(1.35 * font_size)
+    captioned = Image.new("RGB", (picture.width, picture.height + len(lines) * line_height + 2 * MARGIN), "white")
+    captioned.paste(picture)
+    draw = ImageDraw.Draw(captioned)
+    for row, line in enumerate(lines):
+        draw.text((MARGIN, picture.height + MARGIN + row * line_height), line, fill="black", font=font)
+    return captioned

@@ -1,0 +1,234 @@
+"""The contribution map is complete, exact, blind to shifts, and points at what makes the score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import covpool_plugins
+from covpool_plugins.errors import OptionError
+from covpool_plugins.explain import ModelView, explain
+from covpool_plugins.explain.contribution import contributions
+from covpool_plugins.linalg import Exact, unpack_symmetric
+from covpool_plugins.pooling import CovariancePool, Pool, create_pool, list_pools
+
+SHIFT_BLIND = [name for name in list_pools() if getattr(create_pool(name, 4), "centered", False)]
+
+
+def features(channels: int, positions: int, seed: int = 0) -> Tensor:
+    torch.manual_seed(seed)
+    scales = torch.logspace(0, -2, channels, dtype=torch.float64).unsqueeze(-1)
+    return scales * torch.randn(1, channels, positions, dtype=torch.float64) + 2.0
+
+
+def plain_pool(name: str, channels: int) -> Pool:
+    pool = create_pool(name, channels)
+    return pool.double().eval()
+
+
+@pytest.mark.parametrize("positions", [9, 60], ids=["fewer positions", "more positions"])
+@pytest.mark.parametrize("name", list_pools())
+def test_contributions_sum_to_the_score_in_float64(name: str, positions: int) -> None:
+    pool, X = plain_pool(name, 16), features(16, positions)
+    weight = torch.randn(pool.out_features, dtype=torch.float64)
+    shares, score, base = contributions(pool.represent, X, weight)
+    assert shares.shape == (positions,)
+    torch.testing.assert_close(shares.sum().item(), score - base, rtol=1e-5, atol=0)
+    torch.testing.assert_close(score, (pool.represent(X) @ weight).item(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", list_pools())
+def test_contributions_sum_to_the_score_of_the_model(name: str, small_net, image: Tensor) -> None:
+    net = small_net(name)
+    found = explain(net, image, "contribution", target=3)
+    with torch.no_grad():
+        logits = net(image)[0]
+    assert found.map.shape == (8, 8) and found.contributions is not None
+    assert np.isclose(found.contributions.sum(), found.completeness_target, rtol=1e-4, atol=0)
+    torch.testing.assert_close(found.contributions.sum(), (logits[3] - net.head.fc.bias[3]).item(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(found.probability, logits.softmax(0)[3].item(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("head", list_pools())
+def test_timm_models_with_our_heads(head: str) -> None:
+    torch.manual_seed(0)
+    net = covpool_plugins.create_model("resnet18", head, num_classes=4).eval()
+    x = torch.randn(1, 3, 64, 96)
+    found = explain(net, x, "contribution", target=2)
+    with torch.no_grad():
+        expected = (net(x)[0, 2] - net.head.fc.bias[2]).item()
+    assert found.map.shape == (2, 3)
+    assert found.map.sum() == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", SHIFT_BLIND)
+def test_a_constant_added_to_the_features_changes_nothing(name: str) -> None:
+    pool, X = plain_pool(name, 16), features(16, 40)
+    weight = torch.randn(pool.out_features, dtype=torch.float64)
+    shift = 5 * torch.randn(1, 16, 1, dtype=torch.float64)
+    before, after = (contributions(pool.represent, at, weight)[0] for at in (X, X + shift))
+    torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-9 * before.abs().max().item())
+
+
+def test_positions_keep_their_place() -> None:
+    pool, X = plain_pool("svdpade", 8), features(8, 30)
+    weight = torch.randn(pool.out_features, dtype=torch.float64)
+    order = torch.randperm(30)
+    before, after = (contributions(pool.represent, at, weight)[0] for at in (X, X[..., order]))
+    torch.testing.assert_close(after, before[order], rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [n for n in SHIFT_BLIND if plain_pool(n, 4).method == Exact()] + ["svdpade"])
+def test_agrees_with_the_closed_form(name: str) -> None:
+    """c_i = (2/M) x̃_iᵀ G x̃_i where Q G + G Q = W, solved here as a linear system."""
+    C, M = 5, 40
+    pool, X = CovariancePool(C, name, reduce_channels=None), features(C, M)
+    weight = torch.randn(pool.out_features, dtype=torch.float64)
+    shares, _, _ = contributions(pool.represent, X, weight)
+
+    centred = X[0] - X[0].mean(dim=1, keepdim=True)
+    W = 0.5 * (unpack_symmetric(weight, C) + torch.diag(unpack_symmetric(weight, C).diagonal()))
+    values, U = torch.linalg.eigh(centred @ centred.T / M)
+    Q, eye = U @ torch.diag(values.sqrt()) @ U.T, torch.eye(C, dtype=torch.float64)
+    G = torch.linalg.solve(torch.kron(Q, eye) + torch.kron(eye, Q), W.flatten()).reshape(C, C)
+    torch.testing.assert_close(shares, 2 / M * ((G @ centred) * centred).sum(dim=0), rtol=1e-8, atol=1e-12)
+
+
+def patched_input(row: int, column: int, seed: int) -> Tensor:
+    """Noise of one colour statistic, with 16 x 16 pixels (4 x 4 of 16 x 16 positions) of another."""
+    generator = torch.Generator().manual_seed(seed)
+    x = textured(64, 0, generator)
+    x[..., row : row + 16, column : column + 16] = textured(16, 1, generator)
+    return x
+
+
+def textured(side: int, kind: int, generator: torch.Generator) -> Tensor:
+    """Red and green noise in blocks of one position, or blue noise with a mean."""
+    scales = torch.tensor([[1.0, 1.0, 0.2], [0.3, 0.3, 1.5]])[kind].view(1, 3, 1, 1)
+    mean = torch.tensor([0.0, 0.0, 2.0 * kind]).view(1, 3, 1, 1)
+    blocks = torch.randn(1, 3, side // 4, side // 4, generator=generator) * scales + mean
+    return nn.functional.interpolate(blocks, scale_factor=4)
+
+
+class PatchNet(nn.Module):
+    """One fixed convolution; the classifier is the mean of pictures with a patch minus that of pictures without."""
+
+    pretrained_cfg: ClassVar = dict(input_size=(3, 64, 64))
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Conv2d(3, 8, 4, stride=4)
+        options = {"reduce_channels": None} if name in SHIFT_BLIND else {}
+        self.head = nn.Module()
+        self.head.global_pool = create_pool(name, 8, **options)
+        self.head.fc = nn.Linear(self.head.global_pool.out_features, 2, bias=False)
+        generator = torch.Generator().manual_seed(7)
+        with torch.no_grad():
+            without = torch.cat([textured(64, 0, generator) for _ in range(16)])
+            patched = torch.cat([patched_input(4 * (i % 12), 4 * (i * 5 % 12), 100 + i) for i in range(16)])
+            means = [self.head.global_pool(self.backbone(x)).mean(0) for x in (patched, without)]
+            self.head.fc.weight[1] = means[0] - means[1]
+            self.head.fc.weight[0] = -self.head.fc.weight[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head.fc(self.head.global_pool(self.backbone(x)))
+
+
+@pytest.mark.parametrize("name", list_pools())
+def test_the_map_points_at_a_planted_patch(name: str) -> None:
+    view = ModelView.of(PatchNet(name).eval())
+    places = [(0, 0), (8, 40), (24, 24), (44, 4), (48, 48)]  # each 6 % of the picture
+    for seed, (row, column) in enumerate(places):
+        found = explain(view, patched_input(row, column, seed), "contribution", target=1).map
+        inside = np.zeros((16, 16), dtype=bool)
+        inside[row // 4 : row // 4 + 4, column // 4 : column // 4 + 4] = True
+        assert inside.flat[found.argmax()]
+        assert found[inside].mean() > 10 * abs(found[~inside].mean())
+
+
+@dataclass(frozen=True)
+class WrongOffDiagonal(Exact):
+    """A gradient that is right for equal eigenvalues only, as the approximations of the papers are."""
+
+    def divided_differences(self, first: Tensor, second: Tensor) -> Tensor:
+        exact = super().divided_differences(first, second)
+        return torch.where(first == second, exact, 0.3 * exact)
+
+
+def test_the_exact_gradient_replaces_the_training_gradient(small_net, image: Tensor) -> None:
+    wrong, right = (
+        small_net(CovariancePool(12, method, reduce_channels=8)) for method in (WrongOffDiagonal(), Exact())
+    )
+    right.load_state_dict(wrong.state_dict())
+    expected = explain(right, image, "contribution", target=0)
+    exact, training = (explain(wrong, image, "contribution", target=0, grad=grad) for grad in ("exact", "training"))
+    np.testing.assert_allclose(exact.map, expected.map, rtol=1e-9)
+    assert np.abs(training.map - expected.map).max() > 0.05 * np.abs(expected.map).max()
+    np.testing.assert_allclose(training.map.sum(), exact.map.sum(), rtol=1e-9)  # which is why the sum cannot tell
+
+
+class SquashedPool(Pool):
+    """Not homogeneous in the features, and not zero for none."""
+
+    def __init__(self) -> None:
+        super().__init__("squashed", 12, 12)
+
+    def represent(self, X: Tensor) -> Tensor:
+        return (0.5 + X.var(dim=-1, correction=0)).log()
+
+
+class UnitPool(SquashedPool):
+    """Blind to the scale of the features."""
+
+    def represent(self, X: Tensor) -> Tensor:
+        return nn.functional.normalize(X.mean(dim=-1), dim=-1)
+
+
+def test_integrated_gradients_for_a_pool_that_is_not_homogeneous(small_net, image: Tensor) -> None:
+    net = small_net(SquashedPool())
+    found = explain(net, image, "contribution", target=0)
+    with torch.no_grad():
+        vector = net.head.global_pool(net.forward_features(image))[0] - 0.5 * torch.ones(12).log() - np.log(0.5)
+    assert found.contributions.sum() == pytest.approx((net.head.fc.weight[0] @ vector).item(), rel=1e-3)
+
+
+def test_a_pool_that_ignores_scale_is_refused(small_net, image: Tensor) -> None:
+    with pytest.raises(OptionError, match="miss the score"):
+        explain(small_net(UnitPool()), image, "contribution", target=0)
+
+
+def test_layers_between_pool_and_classifier_are_refused(small_net, image: Tensor) -> None:
+    net = small_net("svdpade")
+    net.head.dropout = nn.ReLU()
+    with pytest.raises(OptionError, match="more than a linear layer"):
+        explain(net, image, "contribution")
+
+
+@pytest.mark.parametrize(
+    "name", ["test_efficientnet", pytest.param("swin_tiny_patch4_window7_224", marks=pytest.mark.slow)]
+)
+def test_plain_timm_models(name: str) -> None:
+    torch.manual_seed(0)
+    net = timm.create_model(name, num_classes=6).eval()
+    x = torch.randn(1, 3, *net.pretrained_cfg["input_size"][1:])
+    found = explain(net, x, "contribution", target=2)
+    with torch.no_grad():
+        expected = (net(x)[0, 2] - net.get_classifier().bias[2]).item()
+    assert found.map.sum() == pytest.approx(expected, rel=1e-3)
+    assert explain(net, x, "grad_cam", target=2).map.shape == found.map.shape
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("test_convnext", "more than a linear layer"), ("test_vit", "neither a pool of this package")]
+)
+def test_models_without_a_contribution_map_are_refused(name: str, message: str) -> None:
+    net = timm.create_model(name)
+    with pytest.raises(OptionError, match=message):
+        explain(net, torch.randn(1, 3, 160, 160), "contribution")

@@ -1,0 +1,148 @@
+"""Pictures, files and inputs of an explanation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from covpool_plugins.errors import OptionError, ShapeError, UnknownNameError
+from covpool_plugins.explain import METHODS, Explanation, ModelView, explain
+from covpool_plugins.explain.model_view import token_grid
+from covpool_plugins.explain.overlay import colour_limit
+
+
+def explanation(values: np.ndarray, signed: bool, size: tuple[int, int] = (60, 40)) -> Explanation:
+    ramp = np.tile(np.linspace(0, 255, size[0]).astype(np.uint8), (size[1], 1))
+    return Explanation(values, "contribution", 1, 0.5, Image.fromarray(ramp).convert("RGB"), signed)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_overlay_has_the_size_of_the_picture_and_is_grey_where_the_map_is_zero(signed: bool) -> None:
+    found = explanation(np.zeros((4, 6)), signed).overlay()
+    pixels = np.asarray(found).astype(int)
+    assert found.size == (60, 40) and found.mode == "RGB"
+    assert (np.ptp(pixels, axis=2) <= 1).all() and pixels[0, -1, 0] > pixels[0, 0, 0] + 100
+
+
+def test_overlay_colours_by_sign_and_strength() -> None:
+    values = np.zeros((4, 6))
+    values[0, 0], values[0, 5], values[3, 0] = 1.0, -1.0, 0.5
+    pixels = np.asarray(explanation(values, True).overlay()).astype(int)
+    redness = pixels[..., 0] - pixels[..., 2]
+    assert redness[2, 2] > 100 and redness[2, 57] < -80
+    assert 30 < redness[37, 2] < redness[2, 2]
+    other = np.asarray(explanation(-values, True).overlay()).astype(int)
+    assert other[2, 2, 0] < other[2, 2, 2]
+
+
+def test_one_extreme_value_does_not_wash_out_the_rest() -> None:
+    values = np.ones((40, 40))
+    values[0, 0] = 1000.0
+    assert colour_limit(values) == 1.0
+    assert colour_limit(np.zeros((3, 3))) == 0.0
+
+
+def test_a_shared_limit_keeps_a_weak_map_weak() -> None:
+    weak = explanation(np.full((4, 6), 0.1), False)
+    own, shared = (np.asarray(weak.overlay(limit)).astype(int) for limit in (None, 1.0))
+    assert np.ptp(own, axis=2).mean() > 3 * np.ptp(shared, axis=2).mean()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_files(method: str, small_net, image: Tensor, tmp_path: Path) -> None:
+    found = explain(small_net(), image, method, target=3)
+    png, npz = found.save(tmp_path / "new", "cat")
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["cat.npz", "cat.png"] == [npz.name, png.name]
+    with Image.open(png) as picture:
+        assert picture.width == 320 and picture.height > 320
+        colours = np.ptp(np.asarray(picture.convert("RGB")).astype(int), axis=2)
+        assert colours.max() > 60
+    with np.load(npz, allow_pickle=False) as arrays:
+        assert int(arrays["target"]) == 3 and 0 < float(arrays["probability"]) < 1
+        np.testing.assert_array_equal(arrays["map"], found.map)
+        assert ("contributions" in arrays) == ("completeness_target" in arrays) == (found.contributions is not None)
+        if "contributions" in arrays:
+            assert np.isclose(arrays["contributions"].sum(), arrays["completeness_target"], rtol=1e-4, atol=0)
+    assert method in found.caption()[0] and "class 3" in found.caption()[0]
+
+
+def test_a_failed_write_leaves_the_old_file(small_net, image: Tensor, tmp_path: Path, monkeypatch) -> None:
+    found = explain(small_net(), image, "contribution")
+    (tmp_path / "cat.png").write_bytes(b"old")
+    monkeypatch.setattr(Image.Image, "save", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        found.save(tmp_path, "cat")
+    assert (tmp_path / "cat.png").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_files_pictures_and_arrays_are_the_same_input(small_net, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    picture.save(tmp_path / "a.png")
+    view = ModelView.of(small_net())
+    maps = [explain(view, image, "gradient", 0).map for image in (tmp_path / "a.png", picture, pixels)]
+    np.testing.assert_array_equal(maps[0], maps[1])
+    np.testing.assert_array_equal(maps[0], maps[2])
+
+
+def test_the_picture_is_what_the_network_saw(small_net) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    view = ModelView.of(small_net())
+    x = view.preprocessing(Image.fromarray(pixels))
+    expected = (torch.from_numpy(pixels[4, 5]) / 255 - torch.tensor([0.5, 0.4, 0.3])) / torch.tensor([0.2, 0.25, 0.3])
+    torch.testing.assert_close(x[0, :, 4, 5], expected)
+    np.testing.assert_array_equal(np.asarray(view.preprocessing.picture(x)), pixels)
+
+
+def test_the_default_target_is_the_top_class(small_net, image: Tensor) -> None:
+    net = small_net()
+    with torch.no_grad():
+        net.head.fc.bias[4] += 50
+    found = explain(net, image)
+    assert found.target == 4 and found.method == "contribution" and found.probability > 0.999
+
+
+def test_half_precision_models_are_explained_in_float32(small_net, image: Tensor) -> None:
+    expected = explain(small_net(), image, "contribution", 1).map
+    found = explain(small_net().bfloat16(), image, "contribution", 1).map
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (dict(target=5), OptionError, "target must be a class from 0 to 4, got 5"),
+        (dict(target=-1), OptionError, "from 0 to 4, got -1"),
+        (dict(method="gradcam"), UnknownNameError, "unknown explanation method 'gradcam'; available: grad_cam"),
+        (dict(method="gradient", layer="stage1"), OptionError, "'gradient' has no option 'layer'"),
+        (dict(grad="none"), OptionError, "grad must be one of exact, training, got 'none'"),
+        (dict(image=np.zeros((8, 8), dtype=np.uint8)), ShapeError, r"\(H, W, 3\) of uint8, got uint8 \(8, 8\)"),
+        (dict(image=torch.zeros(2, 3, 8, 8)), ShapeError, r"\(2, 3, 8, 8\)"),
+        (dict(image="missing.png"), ValueError, "missing.png: No such file"),
+    ],
+)
+def test_bad_input_is_named(call: dict, error: type[Exception], message: str, small_net, image: Tensor) -> None:
+    with pytest.raises(error, match=message):
+        explain(small_net(), **(dict(image=image) | call))
+
+
+def test_models_without_a_linear_classifier_are_refused(image: Tensor) -> None:
+    with pytest.raises(OptionError, match="no linear classifier"):
+        explain(torch.nn.Conv2d(3, 4, 3), image)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "size", "grid"), [(196, (224, 224), (14, 14)), (24, (64, 96), (4, 6)), (6, (96, 64), (3, 2))]
+)
+def test_token_grid(tokens: int, size: tuple[int, int], grid: tuple[int, int]) -> None:
+    assert token_grid(tokens, *size) == grid
+
+
+def test_tokens_that_are_no_grid_are_refused() -> None:
+    with pytest.raises(OptionError, match="197 tokens are not a grid"):
+        token_grid(197, 224, 224)

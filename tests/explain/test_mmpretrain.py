@@ -1,0 +1,97 @@
+"""MMPretrain classifiers, from a config and a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from covpool_plugins.errors import OptionError
+from covpool_plugins.explain import METHODS, ModelView, explain, load_mmpretrain_model
+from covpool_plugins.pooling import Pool
+
+pytest.importorskip("mmpretrain")
+
+CONFIG = """
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(type='ResNet_CIFAR', depth=18, stem_channels=8, base_channels=8, out_indices=(3,)),
+    neck=dict({neck}),
+    head=dict(type='LinearClsHead', num_classes=3, in_channels={width}))
+data_preprocessor = dict(num_classes=3, mean=[124, 116, 104], std=[58, 57, 56], to_rgb={to_rgb})
+test_dataloader = dict(dataset=dict(type='CustomDataset', pipeline=[
+    dict(type='LoadImageFromFile'),
+    dict(type='ResizeEdge', scale=48, edge='short'),
+    dict(type='CenterCrop', crop_size=32),
+    dict(type='PackInputs')]))
+"""
+COVARIANCE = "type='covpool_plugins.CovariancePooling', method='svdpade', in_channels=64, reduce_channels=8"
+NECKS = {"covariance": (COVARIANCE, 36), "average": ("type='GlobalAveragePooling'", 64)}
+
+
+@pytest.fixture
+def config(tmp_path: Path):
+    def write(neck: str = "covariance", to_rgb: bool = True) -> Path:
+        path = tmp_path / f"{neck}.py"
+        path.write_text(CONFIG.format(neck=NECKS[neck][0], width=NECKS[neck][1], to_rgb=to_rgb))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((96, 64))
+
+
+def trained(path: Path) -> nn.Module:
+    """The config's model with weights that are worth a checkpoint."""
+    torch.manual_seed(0)
+    model = load_mmpretrain_model(path)
+    nn.init.normal_(model.head.fc.weight)
+    return model
+
+
+@pytest.mark.parametrize("neck", NECKS)
+def test_every_method_on_a_loaded_checkpoint(neck: str, config, photo: Image.Image, tmp_path: Path) -> None:
+    path = config(neck)
+    model = trained(path)
+    checkpoint = tmp_path / "epoch_1.pth"
+    torch.save({"meta": {"epoch": 1}, "state_dict": model.state_dict()}, checkpoint)
+    view = ModelView.of(load_mmpretrain_model(path, checkpoint))
+    assert list(view.stages)[-1] == "backbone.layer4" and view.num_classes == 3
+    x = view.preprocessing(photo)
+    with torch.no_grad():
+        logits = model(x)[0]
+    for method in METHODS:
+        found = explain(view, photo, method, target=1)
+        assert found.probability == pytest.approx(logits.softmax(0)[1].item(), rel=1e-4)
+        assert found.map.shape == ((32, 32) if method == "gradient" else (4, 4))
+        if found.contributions is not None:
+            expected = (logits[1] - model.head.fc.bias[1]).item()
+            assert found.contributions.sum() == pytest.approx(expected, rel=1e-3)
+    assert isinstance(view.pool, Pool)
+
+
+@pytest.mark.parametrize("to_rgb", [True, False])
+def test_preprocessing_and_channel_order(to_rgb: bool, config) -> None:
+    """An input of one colour, so that resizing and cropping cannot hide a wrong channel."""
+    view = ModelView.of(trained(config(to_rgb=to_rgb)))
+    x = view.preprocessing(Image.new("RGB", (96, 64), (10, 100, 200)))
+    channels = [10, 100, 200] if to_rgb else [200, 100, 10]
+    mean, std = torch.tensor([124.0, 116, 104]), torch.tensor([58.0, 57, 56])
+    assert x.shape == (1, 3, 32, 32) and view.preprocessing.input_size == (32, 32)
+    torch.testing.assert_close(x[0, :, 7, 9], (torch.tensor(channels) - mean) / std)
+    assert view.preprocessing.picture(x).getpixel((5, 5)) == (10, 100, 200)
+
+
+def test_a_checkpoint_of_another_model_is_refused(config, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "other.pth"
+    torch.save({"state_dict": load_mmpretrain_model(config("average")).state_dict()}, checkpoint)
+    with pytest.raises(OptionError, match="does not fit the model"):
+        load_mmpretrain_model(config("covariance"), checkpoint)
