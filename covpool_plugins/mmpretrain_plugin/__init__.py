@@ -1,0 +1,19 @@
+"""Necks and heads for MMPretrain, in its own registry.
+
+Every class here is also ``covpool_plugins.<Name>``, so that a config can name it as ``type='covpool_plugins.<Name>'``
+without ``custom_imports``; a new one needs its row in ``covpool_plugins.MMPRETRAIN_CLASSES`` for that.
+"""
+
+import warnings
+
+from ..errors import require_extra
+
+with warnings.catch_warnings():
+    # mmcv-lite is what the extra installs; the operator that it lacks is not used here.
+    warnings.filterwarnings("ignore", message="Fail to import ``MultiScaleDeformableAttention``")
+    require_extra("mmpretrain.models", "mmpretrain")
+
+from .covariance_pooling import CovariancePooling
+from .second_order_cls_head import SecondOrderClsHead
+
+__all__ = ["CovariancePooling", "SecondOrderClsHead"]

@@ -1,0 +1,70 @@
+"""Second-order pooling as a neck, between any backbone and a linear head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, overload
+
+from mmengine.model import BaseModule
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+
+from ..errors import OptionError, ShapeError
+from ..pooling import Pool, create_pool
+
+
+@MODELS.register_module()
+class CovariancePooling(BaseModule):
+    """Feature maps or tokens of a backbone to one vector per image, by any pool of ``covpool_plugins.pooling``.
+
+    Takes what the backbone returns: a tuple of stages gives a tuple of (B, D) vectors, a tensor gives a tensor. Of
+    several stages only the last is pooled, unless ``in_channels`` lists the channels of each.
+
+    Args:
+        in_channels: channels of the last stage, or a list with the channels of every stage.
+        method: name of the pool, one of :func:`covpool_plugins.list_pools`.
+        init_cfg: MMEngine's initialisation config.
+        options: options of the pool and of its matrix method, for example ``reduce_channels=128``,
+            ``input_fmt='NLC'``, ``num_prefix_tokens=1``, ``iterations=3``.
+
+    Raises:
+        UnknownNameError, OptionError: when built with a pool or an option that does not exist.
+        ShapeError: in ``forward``, for features with other channels or another number of stages.
+
+    Attributes:
+        pool: the pool, or an ``nn.ModuleList`` with one per stage.
+        out_channels: numbers in all output vectors together, the ``in_channels`` of the head.
+    """
+
+    def __init__(
+        self,
+        in_channels: int | Sequence[int],
+        method: str = "svdpade",
+        init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        stages = [in_channels] if isinstance(in_channels, int) else list(in_channels)
+        if not stages or any(isinstance(c, bool) or not isinstance(c, int) or c < 1 for c in stages):
+            raise OptionError(f"in_channels must be a positive integer or a list of them, got {in_channels!r}")
+        pools = [create_pool(method, channels, **options) for channels in stages]
+        self.pool: nn.Module = pools[0] if isinstance(in_channels, int) else nn.ModuleList(pools)
+        self.out_channels = sum(pool.out_features for pool in pools)
+
+    @overload
+    def forward(self, inputs: Tensor) -> Tensor: ...
+
+    @overload
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]: ...
+
+    def forward(self, inputs: Tensor | Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
+        """Vectors (B, D) for a tensor, a tuple of them for a tuple of stages."""
+        stages = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+        if isinstance(self.pool, Pool):
+            outputs: tuple[Tensor, ...] = (self.pool(stages[-1]),)
+        else:
+            assert isinstance(self.pool, nn.ModuleList)
+            if len(stages) != len(self.pool):
+                raise ShapeError(f"in_channels lists {len(self.pool)} stages, the backbone returned {len(stages)}")
+            outputs = tuple(pool(stage) for pool, stage in zip(self.pool, stages, strict=True))
+        return outputs[0] if isinstance(inputs, Tensor) else outputs

@@ -1,0 +1,264 @@
+"""Training and testing with MMEngine's runner: what ``tools/train.py`` and ``tools/test.py`` do.
+
+Bad input raises one of the package's errors, or an ``OSError`` for files, before anything is trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import itertools
+import json
+import os
+import pickle
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config, DictAction
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from ..command_line import one_line
+from ..errors import OptionError, UnknownNameError
+from ..files import write_atomically
+from .safe_checkpoints import check_checkpoint, weights_only_checkpoints
+
+LAUNCHERS = ("none", "pytorch")
+# Read by the runner from the config, without being arguments of it.
+RUNNER_KEYS = {
+    "activation_checkpointing",
+    "compile",
+    "data_root",
+    "efficient_conv_bn_eval",
+    "find_unused_parameters",
+    "model_wrapper_cfg",
+    "sync_bn",
+}
+
+_run_numbers = itertools.count(1)
+
+
+def train(
+    config: str | Path,
+    *,
+    work_dir: str | Path | None = None,
+    resume: str | None = None,
+    amp: bool = False,
+    options: Sequence[str] = (),
+    launcher: str = "none",
+) -> None:
+    """Train the model of a config; checkpoints and logs go to ``work_dir``.
+
+    Args:
+        config: path of an MMPretrain config.
+        work_dir: folder for the results, ``work_dirs/<name of the config>`` by default.
+        resume: checkpoint to continue from, or ``auto`` for the latest one in ``work_dir``, if there is one.
+        amp: train in mixed precision; the pooling itself stays in full precision.
+        options: overrides as ``KEY=VALUE``, see :func:`load_config`.
+        launcher: ``none``, or ``pytorch`` under ``torchrun``; without a GPU the processes talk over gloo.
+
+    Raises:
+        UnknownNameError, OptionError, OSError: for a config, a key or a checkpoint that does not fit.
+    """
+    cfg = load_config(config, options)
+    _require(config, cfg, "model", "train_dataloader", "train_cfg", "optim_wrapper")
+    _prepare(config, cfg, work_dir, launcher)
+    if amp:
+        if not torch.cuda.is_available():
+            raise OptionError("--amp needs a GPU, and none is available")
+        cfg.optim_wrapper.type = "AmpOptimWrapper"
+        cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+    if resume is not None:
+        cfg.load_from = find_latest_checkpoint(cfg.work_dir) if resume == "auto" else resume
+        cfg.resume = cfg.load_from is not None
+    if cfg.get("load_from") is not None:
+        check_checkpoint(cfg.load_from, resume=cfg.get("resume", False))
+    with _process_group(cfg), weights_only_checkpoints(), _one_line_errors(config) as set_up:
+        runner = _build_runner(cfg, set_up)
+        if cfg.get("resume"):
+            _load_strictly(runner)
+        runner.train()
+
+
+def test(
+    config: str | Path,
+    checkpoint: str | Path,
+    *,
+    work_dir: str | Path | None = None,
+    out: str | Path | None = None,
+    options: Sequence[str] = (),
+    launcher: str = "none",
+) -> dict[str, float]:
+    """Evaluate a checkpoint on the test set of a config.
+
+    Args:
+        config, work_dir, options, launcher: as in :func:`train`.
+        checkpoint: file with the weights; it has to fit the model entirely.
+        out: JSON file for the metrics.
+
+    Returns:
+        The metrics by name, for example ``{'accuracy/top1': 92.5}`` in percent.
+
+    Raises:
+        UnknownNameError, OptionError, OSError: for a config, a key or a checkpoint that does not fit.
+    """
+    cfg = load_config(config, options)
+    _require(config, cfg, "model", "test_dataloader", "test_cfg", "test_evaluator")
+    _prepare(config, cfg, work_dir, launcher)
+    check_checkpoint(checkpoint)
+    cfg.load_from, cfg.resume = str(checkpoint), False
+    with _process_group(cfg), weights_only_checkpoints(), _one_line_errors(config) as set_up:
+        runner = _build_runner(cfg, set_up)
+        _load_strictly(runner)
+        metrics = {name: float(value) for name, value in runner.test().items()}
+        if out is not None and is_main_process():
+            text = json.dumps(metrics, indent=2) + "\n"
+            write_atomically(out, lambda file: file.write(text.encode()))
+    return metrics
+
+
+def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
+    """Read a config and merge overrides into it.
+
+    Args:
+        path: path of the config.
+        options: overrides as ``KEY=VALUE``, for example ``model.neck.method=isqrt``. ``data_root=DIR`` moves the data
+            sets of all data loaders there.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        UnknownNameError: for an override of something that neither the config nor the runner knows.
+        OptionError: if the config cannot be read, or an override is not ``KEY=VALUE``.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"config {str(path)!r} does not exist")
+    with _one_line_errors(path):
+        cfg = Config.fromfile(path)
+    known = set(cfg) | set(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"} | RUNNER_KEYS
+    for option in options:
+        key, equals, _ = option.partition("=")
+        if not equals:
+            raise OptionError(f"--cfg-options takes KEY=VALUE, got {option!r}")
+        if key.split(".")[0] not in known:
+            raise UnknownNameError("config key", key.split(".")[0], known)
+    with _one_line_errors("--cfg-options"):
+        cfg.merge_from_dict(_parse_options(options))
+    if any(option.startswith("data_root=") for option in options):
+        for part in ("train", "val", "test"):
+            _set_data_root(cfg.get(f"{part}_dataloader"), str(cfg.data_root))
+    return cfg
+
+
+def _parse_options(options: Sequence[str]) -> dict[str, Any]:
+    """Values as MMEngine reads them: numbers, booleans, ``None``, ``a,b`` and ``[(1,2),3]``."""
+    namespace = argparse.Namespace()
+    DictAction([], dest="options")(argparse.ArgumentParser(), namespace, list(options))
+    return namespace.options
+
+
+def _set_data_root(node: Any, root: str) -> None:
+    if isinstance(node, dict):
+        if "data_root" in node:
+            node["data_root"] = root
+        for child in node.values():
+            _set_data_root(child, root)
+    elif isinstance(node, list):
+        for child in node:
+            _set_data_root(child, root)
+
+
+def _require(path: str | Path, cfg: Config, *keys: str) -> None:
+    missing = [key for key in keys if cfg.get(key) is None]
+    if missing:
+        raise OptionError(f"{path}: the config has no {', '.join(missing)}")
+
+
+def _prepare(path: str | Path, cfg: Config, work_dir: str | Path | None, launcher: str) -> None:
+    """Defaults of MMPretrain's own tools, made safe for any number of workers and for machines without a GPU."""
+    cfg.launcher = launcher
+    if work_dir is not None:
+        cfg.work_dir = str(work_dir)
+    elif cfg.get("work_dir") is None:
+        cfg.work_dir = os.path.join("work_dirs", Path(path).stem)
+    if cfg.get("experiment_name") is None:
+        # MMEngine's own name has seconds only, and a second run in the same one would get the log of the first.
+        cfg.experiment_name = f"{Path(path).stem}_{next(_run_numbers)}"
+    for part in ("train", "val", "test"):
+        loader = cfg.get(f"{part}_dataloader")
+        if loader is None:
+            continue
+        loader.setdefault("collate_fn", dict(type="default_collate"))
+        loader.setdefault("pin_memory", torch.cuda.is_available())
+        loader.setdefault("persistent_workers", True)
+        if not loader.get("num_workers"):
+            loader.persistent_workers = False
+
+
+@contextmanager
+def _process_group(cfg: Config) -> Iterator[None]:
+    """MMEngine sets up nccl by itself; without a GPU it has to find a gloo group and a wrapper without devices."""
+    if cfg.launcher not in LAUNCHERS:
+        raise OptionError(f"launcher must be one of {', '.join(LAUNCHERS)}, got {cfg.launcher!r}")
+    if cfg.launcher == "pytorch" and not torch.cuda.is_available():
+        dist.init_process_group("gloo")
+        cfg.setdefault(
+            "model_wrapper_cfg",
+            dict(
+                type="MMDistributedDataParallel",
+                broadcast_buffers=False,
+                find_unused_parameters=cfg.get("find_unused_parameters", False),
+            ),
+        )
+        cfg.model_wrapper_cfg.device_ids = None
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class _SetUp(Hook):
+    """Knows whether a run is still being set up, or has come to its data."""
+
+    done = False
+
+    def before_train(self, runner: Runner) -> None:
+        self.done = True
+
+    def before_test(self, runner: Runner) -> None:
+        self.done = True
+
+
+@contextmanager
+def _one_line_errors(where: str | Path) -> Iterator[_SetUp]:
+    """Whatever is raised while a run is set up, from what the config or the checkpoint says, names the config."""
+    set_up = _SetUp()
+    try:
+        yield set_up
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as error:
+        if set_up.done or isinstance(error, pickle.UnpicklingError):
+            raise
+        # str() of a KeyError is the repr of its message; the list of all keys that do not fit can be endless.
+        message = str(error.args[0]) if isinstance(error, KeyError) and error.args else one_line(error)
+        raise OptionError(f"{where}: {textwrap.shorten(message, 500, placeholder=' …')}") from error
+
+
+def _build_runner(cfg: Config, set_up: _SetUp) -> Runner:
+    runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    runner.register_hook(set_up)
+    return runner
+
+
+def _load_strictly(runner: Runner) -> None:
+    """MMEngine only warns of weights that are missing or have another shape, and goes on with random ones."""
+    runner.load_checkpoint = partial(runner.load_checkpoint, strict=True)  # type: ignore[method-assign]

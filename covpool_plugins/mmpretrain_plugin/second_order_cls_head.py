@@ -1,0 +1,71 @@
+"""A linear classifier that knows how long second-order vectors are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmpretrain.models.heads import LinearClsHead
+from mmpretrain.registry import MODELS
+from torch import Tensor
+
+from ..errors import OptionError, ShapeError
+from ..linalg import Vectorize
+from ..pooling import CovariancePool
+
+
+@MODELS.register_module()
+class SecondOrderClsHead(LinearClsHead):
+    """``LinearClsHead`` for the vectors of ``CovariancePooling``; those of several stages are concatenated.
+
+    The width of the classifier is given directly, or follows from the channels that the covariance is taken over:
+    ``feature_channels=256`` stands for ``in_channels=32896``.
+
+    Args:
+        num_classes: number of classes.
+        in_channels: numbers per image, as in ``LinearClsHead``.
+        feature_channels: instead of ``in_channels``, the channels of the covariance (the neck's ``reduce_channels``,
+            256 by default); a list when the neck pools several stages.
+        vectorize: as in the neck, ``triu`` for C(C+1)/2 or ``full`` for C² numbers; goes with ``feature_channels``.
+        kwargs: ``loss``, ``topk``, ``cal_acc``, ``init_cfg`` of ``LinearClsHead``.
+
+    Raises:
+        OptionError: when built with both or neither of ``in_channels`` and ``feature_channels``.
+        ShapeError: in ``forward``, for features that are not (B, in_channels).
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int | None = None,
+        *,
+        feature_channels: int | Sequence[int] | None = None,
+        vectorize: Vectorize = "triu",
+        **kwargs: Any,
+    ) -> None:
+        if (in_channels is None) == (feature_channels is None):
+            raise OptionError(
+                "SecondOrderClsHead takes one of in_channels and feature_channels, "
+                f"got in_channels={in_channels!r} and feature_channels={feature_channels!r}"
+            )
+        if feature_channels is not None:
+            stages = [feature_channels] if isinstance(feature_channels, int) else feature_channels
+            pools = [CovariancePool(channels, reduce_channels=None, vectorize=vectorize) for channels in stages]
+            in_channels = sum(pool.out_features for pool in pools)
+        super().__init__(num_classes=num_classes, in_channels=in_channels, **kwargs)
+
+    def pre_logits(self, feats: Tensor | Sequence[Tensor]) -> Tensor:
+        """The vectors (B, in_channels) that the classifier takes."""
+        stages = (feats,) if isinstance(feats, Tensor) else tuple(feats)
+        if any(stage.ndim != 2 for stage in stages):
+            shapes = ", ".join(str(tuple(stage.shape)) for stage in stages)
+            raise ShapeError(f"SecondOrderClsHead: expected vectors (B, D) from a neck, got {shapes}")
+        vectors = torch.cat(stages, dim=1)
+        width = vectors.shape[1]
+        if width != self.in_channels:
+            raise ShapeError(
+                f"SecondOrderClsHead: the neck gives {width} numbers per image, the classifier takes "
+                f"{self.in_channels}; set the head's in_channels={width}"
+            )
+        return vectors

@@ -1,0 +1,45 @@
+"""A folder of easily told textures, and the tools as a shell runs them."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Columns, rows and checks, with noise: ``train`` has 6 images of each, ``val`` 4."""
+    root = tmp_path_factory.mktemp("textures")
+    generator = np.random.default_rng(0)
+    row, column = np.mgrid[:64, :64] // 4 % 2
+    patterns = {"brick": column, "grass": row, "gravel": row ^ column}
+    for split, count in (("train", 6), ("val", 4)):
+        for name, pattern in patterns.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = 60 + 120 * pattern[..., None] + generator.integers(0, 60, (64, 64, 3))
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture
+def run_tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Run tools/NAME.py with arguments in this process; the exit status and what it said on stderr."""
+
+    def run(name: str, *arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", [f"tools/{name}.py", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_info:
+            runpy.run_path(str(ROOT / "tools" / f"{name}.py"), run_name="__main__")
+        return exit_info.value.code, capsys.readouterr().err
+
+    return run

@@ -1,0 +1,208 @@
+"""tools/train.py and tools/test.py: a run from its first epoch to a tested checkpoint, and bad input."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from covpool_plugins.mmpretrain_plugin import runner
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "demo" / "resnet18_svdpade_textures.py"
+SMALL = ["train_dataloader.batch_size=6", "train_cfg.max_epochs=2", "default_hooks.checkpoint.max_keep_ckpts=-1"]
+
+
+def load(path):
+    with runner.weights_only_checkpoints():
+        return torch.load(path)
+
+
+@pytest.fixture(scope="module")
+def trained(textures, tmp_path_factory):
+    """Work folder of two epochs, trained by a shell command."""
+    work_dir = tmp_path_factory.mktemp("work")
+    command = [sys.executable, ROOT / "tools" / "train.py", CONFIG, "--work-dir", work_dir]
+    command += ["--cfg-options", f"data_root={textures}", *SMALL]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert result.returncode == 0, result.stderr
+    return work_dir
+
+
+def test_train_resume_test(trained, textures, tmp_path, run_tool):
+    full, options = load(trained / "epoch_2.pth"), [f"data_root={textures}", *SMALL]
+    assert full["meta"]["epoch"] == 2 and full["meta"]["iter"] == 6
+
+    resumed_dir = tmp_path / "resumed"
+    first = ["--resume", trained / "epoch_1.pth", "--work-dir", resumed_dir, "--cfg-options", *options]
+    assert run_tool("train", CONFIG, *first) == (0, "")
+    assert sorted(path.name for path in resumed_dir.glob("*.pth")) == ["epoch_2.pth"]
+    resumed = load(resumed_dir / "epoch_2.pth")
+    assert resumed["meta"]["iter"] == 6
+    assert len(resumed["message_hub"]["log_scalars"]["train/loss"].data[0]) == 6
+    weights = load(trained / "epoch_1.pth")["state_dict"]
+    assert any(not torch.equal(weights[name], value) for name, value in resumed["state_dict"].items())
+
+    out = tmp_path / "metrics" / "top1.json"
+    test = [resumed_dir / "epoch_2.pth", "--out", out, "--work-dir", tmp_path, "--cfg-options", *options]
+    assert run_tool("test", CONFIG, *test) == (0, "")
+    (log,) = resumed_dir.glob("*/vis_data/scalars.json")
+    validated = json.loads(log.read_text().splitlines()[-1])
+    assert json.loads(out.read_text()) == {"accuracy/top1": validated["accuracy/top1"]}
+    assert [path.name for path in out.parent.iterdir()] == ["top1.json"]
+
+
+def test_resume_without_a_name_takes_the_latest(trained, textures, run_tool, tmp_path):
+    for name in ("epoch_1.pth", "epoch_2.pth"):
+        (tmp_path / name).write_bytes((trained / name).read_bytes())
+    (tmp_path / "last_checkpoint").write_text(str(tmp_path / "epoch_2.pth"))
+    options = [f"data_root={textures}", *SMALL, "train_cfg.max_epochs=3"]
+    assert run_tool("train", CONFIG, "--work-dir", tmp_path, "--resume", "--cfg-options", *options) == (0, "")
+    assert load(tmp_path / "epoch_3.pth")["meta"]["iter"] == 9
+
+
+def test_data_root_moves_every_data_set(textures):
+    cfg = runner.load_config(CONFIG, [f"data_root={textures}", "model.neck.method=isqrt", "model.neck.iterations=3"])
+    loaders = [cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader]
+    assert [loader.dataset.data_root for loader in loaders] == [str(textures)] * 3
+    assert (cfg.model.neck.method, cfg.model.neck.iterations) == ("isqrt", 3)
+
+
+class RunsCode:
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+BAD_FILES = {
+    "missing.py": None,
+    "syntax.py": "model = dict(",
+    "base.py": "_base_ = './nowhere.py'",
+    "nothing.py": "x = 1",
+}
+
+
+@pytest.mark.parametrize("name, text", BAD_FILES.items())
+def test_bad_config_files(name, text, tmp_path, run_tool):
+    path = tmp_path / name
+    if text is not None:
+        path.write_text(text)
+    for command in (["train", path], ["test", path, "epoch_1.pth"]):
+        status, said = run_tool(*command)
+        assert status == 2 and said.count("\n") == 1
+        assert ("nowhere.py" if name == "base.py" else name) in said
+
+
+BAD_OPTIONS = {
+    "model.neck.method=svdpad": "unknown pool 'svdpad'; available: svdpade",
+    "model.neck.iteration=3": "'iteration'",
+    "model.neck.in_channels=64": "expected NCHW with 64 channels",
+    "model.neck.reduce_channels=16": "gives 136 numbers per image, the classifier takes 528",
+    "model.neck.type=covpool_plugins.Covariance": "covpool_plugins.Covariance is not in",
+    "model.nekc.method=isqrt": "'nekc'",
+    "modle.neck.method=isqrt": "unknown config key 'modle'; available: model",
+    "model.neck.method": "KEY=VALUE, got 'model.neck.method'",
+    "optim_wrapper.optimizer.rate=1": "'rate'",
+    "param_scheduler.milestone=1": "'milestone'",
+    "train_cfg.max_epoch=1": "'max_epoch'",
+    "data_root=nowhere": "nowhere/train",
+    "load_from=nowhere.pth": "nowhere.pth",
+}
+
+
+@pytest.mark.parametrize("option, message", BAD_OPTIONS.items())
+def test_bad_options(option, message, textures, tmp_path, run_tool):
+    options = ["--cfg-options", f"data_root={textures}", *SMALL, option]
+    status, said = run_tool("train", CONFIG, "--work-dir", tmp_path, *options)
+    assert status == 2 and said.count("\n") == 1
+    assert message in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is allowed there")
+def test_mixed_precision_needs_a_gpu(tmp_path, run_tool):
+    status, said = run_tool("train", CONFIG, "--work-dir", tmp_path, "--amp")
+    assert status == 2 and "--amp needs a GPU" in said
+
+
+def damage(kind, good, path):
+    """Write a checkpoint that is not to be loaded; returns what the refusal says."""
+    if kind == "missing":
+        return "does not exist"
+    if kind == "cut":
+        path.write_bytes(good.read_bytes()[:5000])
+        return "damaged"
+    if kind == "text":
+        path.write_text("not a checkpoint")
+        return "damaged"
+    checkpoint = load(good)
+    if kind == "code":
+        checkpoint["message_hub"]["extra"] = RunsCode()
+        message = "posix.system"
+    elif kind == "config to execute":
+        checkpoint["meta"]["config"] = "import os; os.system('touch ran')"
+        message = "meta['config']"
+    else:
+        checkpoint["state_dict"]["head.fc.weight"] = torch.zeros(3, 10)
+        message = "size mismatch for head.fc.weight"
+    torch.save(checkpoint, path)
+    return message
+
+
+@pytest.mark.parametrize("tool", ["train", "test"])
+@pytest.mark.parametrize("kind", ["missing", "cut", "text", "code", "config to execute", "other model"])
+def test_bad_checkpoints(kind, tool, trained, textures, tmp_path, run_tool, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "checkpoint.pth"
+    message = damage(kind, trained / "epoch_1.pth", path)
+    checkpoint = ["--resume", path] if tool == "train" else [path]
+    arguments = [CONFIG, *checkpoint, "--work-dir", tmp_path, "--cfg-options", f"data_root={textures}", *SMALL]
+    status, said = run_tool(tool, *arguments)
+    if tool == "test" and kind == "config to execute":
+        assert (status, said) == (0, "")  # the text is not looked at
+    else:
+        assert status == 2 and said.count("\n") == 1
+        assert message in said
+    assert not (tmp_path / "ran").exists()
+
+
+def test_no_code_runs_from_weights_that_a_config_names(trained, textures, tmp_path, run_tool, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "pretrained.pth"
+    message = damage("code", trained / "epoch_1.pth", path)
+    pretrained = ["model.backbone.init_cfg.type=Pretrained", f"model.backbone.init_cfg.checkpoint={path}"]
+    options = ["--cfg-options", f"data_root={textures}", *SMALL, *pretrained]
+    status, said = run_tool("train", CONFIG, "--work-dir", tmp_path, *options)
+    assert status == 2 and said.count("\n") == 1
+    assert message in said
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_of_weights_cannot_be_resumed(trained, tmp_path, run_tool):
+    torch.save({"state_dict": load(trained / "epoch_1.pth")["state_dict"]}, tmp_path / "weights.pth")
+    status, said = run_tool("train", CONFIG, "--resume", tmp_path / "weights.pth", "--work-dir", tmp_path)
+    assert status == 2 and "holds no run to resume" in said
+
+
+@pytest.mark.parametrize("tool", ["train", "test"])
+def test_help_ends_with_an_example_that_exists(tool, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [tool, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(ROOT / "tools" / f"{tool}.py"), run_name="__main__")
+    example = capsys.readouterr().out.split("example:")[1].split()
+    assert example[:2] == ["python", f"tools/{tool}.py"]
+    assert (ROOT / example[2]).is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_model(textures, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29541"]
+    command += [ROOT / "tools" / "train.py", CONFIG, "--launcher", "pytorch", "--work-dir", tmp_path]
+    command += ["--cfg-options", f"data_root={textures}", *SMALL, "train_dataloader.batch_size=3"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert load(tmp_path / "epoch_2.pth")["meta"]["iter"] == 6

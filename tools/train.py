@@ -1,0 +1,45 @@
+"""Train a model of a config with MMEngine's runner, the plugin imported."""
+
+from covpool_plugins.command_line import Parser, run_tool
+
+
+def main() -> None:
+    parser = Parser(
+        description="Train the model of an MMPretrain config.",
+        example="python tools/train.py configs/resnet/resnet50_svdpade_8xb32_in1k.py "
+        "--cfg-options data_root=data/imagenet",
+    )
+    parser.add_argument("config", help="path of the config")
+    parser.add_argument("--work-dir", metavar="DIR", help="folder for checkpoints and logs (work_dirs/<config name>)")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CHECKPOINT",
+        help="continue from this checkpoint, or from the latest one in the folder when none is named",
+    )
+    parser.add_argument("--amp", action="store_true", help="train in mixed precision")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override parts of the config; data_root=DIR moves all its data sets",
+    )
+    parser.add_argument("--launcher", choices=("none", "pytorch"), default="none", help="pytorch: run by torchrun")
+    args = parser.parse_args()
+
+    from covpool_plugins.mmpretrain_plugin.runner import train
+
+    train(
+        args.config,
+        work_dir=args.work_dir,
+        resume=args.resume,
+        amp=args.amp,
+        options=args.cfg_options,
+        launcher=args.launcher,
+    )
+
+
+if __name__ == "__main__":
+    run_tool(main)
