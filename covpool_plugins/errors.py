@@ -7,7 +7,6 @@ import importlib
 from collections.abc import Iterable
 from types import ModuleType
 
-
 MOST_LISTED = 40
 
 
