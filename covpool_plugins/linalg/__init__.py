@@ -2,34 +2,66 @@
 
 from .covariance import covariance
 from .covariance_square_root import Compute, Vectorize, check_root_options, covariance_sqrt
+from .lyapunov import EigenLyapunov, NewtonSchulzLyapunov, lyapunov
 from .methods import (
+    MPA,
+    MTP,
+    SVDPI,
+    DenmanBeavers,
     EigenMethod,
     Exact,
+    ExactInverse,
     IterativeMethod,
     Method,
+    Minimax,
     NewtonSchulz,
+    SVDNewton,
+    SVDOriginal,
     SVDPade,
+    SVDTaylor,
+    SVDTopN,
+    SVDTrunc,
     list_methods,
     resolve_method,
 )
 from .packing import pack_triu, packed_size, unpack_symmetric
-from .square_root import sqrtm
+from .spectral import InverseScaling, expm_neg, logm, powm
+from .square_root import inv_sqrtm, sqrtm
 
 __all__ = [
+    "MPA",
+    "MTP",
+    "SVDPI",
     "Compute",
+    "DenmanBeavers",
+    "EigenLyapunov",
     "EigenMethod",
     "Exact",
+    "ExactInverse",
+    "InverseScaling",
     "IterativeMethod",
     "Method",
+    "Minimax",
     "NewtonSchulz",
+    "NewtonSchulzLyapunov",
+    "SVDNewton",
+    "SVDOriginal",
     "SVDPade",
+    "SVDTaylor",
+    "SVDTopN",
+    "SVDTrunc",
     "Vectorize",
     "check_root_options",
     "covariance",
     "covariance_sqrt",
+    "expm_neg",
+    "inv_sqrtm",
     "list_methods",
+    "logm",
+    "lyapunov",
     "pack_triu",
     "packed_size",
+    "powm",
     "resolve_method",
     "sqrtm",
     "unpack_symmetric",

@@ -79,7 +79,7 @@ class FirstDerivativeOnly(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, H: Tensor) -> Any:
-        raise RuntimeError(f"{ctx.method} has no second derivative; the iterative methods (isqrt, ...) have one")
+        raise RuntimeError(f"{ctx.method} has no further derivative; 'exact' and gradient='exact' have a second one")
 
 
 def first_derivative_only(gradient: Tensor, method: object, *sources: Tensor) -> Tensor:

@@ -38,12 +38,13 @@ def center(X: Tensor, centered: bool) -> Tensor:
     if not centered:
         return X
     Xc = X - X.mean(dim=-1, keepdim=True)
-    rounding = 4 * torch.finfo(X.dtype).eps * _norm(X)
-    return torch.where(_norm(Xc) <= rounding, torch.zeros_like(Xc), Xc)
+    # The largest entry and not a norm: it does not overflow where X does not.
+    rounding = 4 * torch.finfo(X.dtype).eps * _largest(X)
+    return torch.where(_largest(Xc) <= rounding, torch.zeros_like(Xc), Xc)
 
 
-def _norm(X: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(X.detach(), dim=(-2, -1), keepdim=True)
+def _largest(X: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(X.detach(), ord=torch.inf, dim=(-2, -1), keepdim=True)
 
 
 class Covariance(torch.autograd.Function):

@@ -11,6 +11,7 @@ matrix, otherwise ("primal") of the covariance.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,9 +20,11 @@ from torch import Tensor
 from ..errors import OptionError
 from ._tensors import autocast_off, check_features, first_derivative_only, guarded_eigh, symmetrize, working_dtype
 from .covariance import Covariance, center
-from .methods.base import EigenMethod, IterativeMethod, Method, resolve_method
+from .methods.base import EigenMethod, Gradient, IterativeMethod, Method, resolve_method
+from .methods.eigen import ExactInverse
 from .packing import pack_triu, unpack_symmetric
-from .square_root import null_threshold, pairwise_differences, root_of_symmetric
+from .spectral import SpectralDerivative, SpectralFunction, basis_derivative, null_threshold
+from .square_root import is_zero, positive_scale, root_of_symmetric
 
 Compute = Literal["mixed", "float32", "float64"]
 Vectorize = Literal["full", "triu"]
@@ -65,7 +68,9 @@ def covariance_sqrt(
         root = EigenCovarianceRoot.apply(work, chosen, centered, compute == "mixed", vectorize == "triu")[0]
     else:
         assert isinstance(chosen, IterativeMethod)
-        root = _iterative_root(work, chosen, centered)
+        # The root is homogeneous; features near one keep the powers of their scale that occur within range.
+        unit = _power_of_two(work)
+        root = unit * _iterative_root(work / unit, chosen, centered)
         root = pack_triu(root) if vectorize == "triu" else root
     return root.to(X.dtype)
 
@@ -77,14 +82,28 @@ def check_root_options(compute: str, vectorize: str) -> None:
             raise OptionError(f"{option} must be one of {', '.join(allowed)}, got {value!r}")
 
 
+def _power_of_two(X: Tensor) -> Tensor:
+    """The power of two below the largest entry of each X (..., C, M), shape (..., 1, 1); one for zeros."""
+    largest = X.detach().abs().amax(dim=(-2, -1), keepdim=True)
+    return torch.where(largest > 0, torch.exp2(torch.floor(torch.log2(largest))), torch.ones_like(largest))
+
+
 def _iterative_root(X: Tensor, method: IterativeMethod, centered: bool) -> Tensor:
-    """The same polynomial in A = Y Yᵀ, written with the smaller of A and Yᵀ Y: p(A) = Y z(Yᵀ Y) Yᵀ."""
+    """The same matrix function p of A = Y Yᵀ, written with the smaller of A and Yᵀ Y: p(0) √t I + Y f(Yᵀ Y) Yᵀ."""
     C, M = X.shape[-2:]
-    if M > C:
-        return root_of_symmetric(Covariance.apply(X, centered), method)
+    if M > C or method.gradient == "lyapunov" or not method.through_gram:
+        return root_of_symmetric(Covariance.apply(X, centered), dataclasses.replace(method, gradient=_primal(method)))
     Y = center(X, centered) / M**0.5
-    inverse_root = root_of_symmetric(Gram.apply(Y), method, "inverse")
-    return Congruence.apply(Y, inverse_root)
+    gram = Gram.apply(Y)
+    root = Congruence.apply(Y, root_of_symmetric(gram, method, "factor"))
+    if not method.at_zero:
+        return root
+    eye = torch.eye(C, dtype=X.dtype, device=X.device)
+    return root + method.at_zero * torch.where(is_zero(gram), 0.0, positive_scale(gram, method)).sqrt() * eye
+
+
+def _primal(method: IterativeMethod) -> Gradient:
+    return "lyapunov" if method.gradient == "lyapunov" else "exact"
 
 
 class Gram(torch.autograd.Function):
@@ -141,7 +160,7 @@ class EigenCovarianceRoot(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         decompose = _dual_decomposition if X.shape[-1] <= X.shape[-2] else _primal_decomposition
         with autocast_off(X.device.type):
-            s, U, V = decompose(X, centered, mixed)
+            s, U, V = decompose(X, method, centered, mixed)
             half = U * s.sqrt().unsqueeze(-2)
             S = half @ half.mT
             return pack_triu(S) if packed else S, s, U, V
@@ -167,41 +186,62 @@ class EigenCovarianceRoot(torch.autograd.Function):
                 G.diagonal(dim1=-2, dim2=-1).mul_(2)
             else:
                 G = symmetrize(G)
-            K = pairwise_differences(s.square(), ctx.method)
+            if torch.is_grad_enabled() and ctx.method.derivative(s, 2) is not None:
+                return _differentiable_gradient(X, G, ctx.method, ctx.centered), None, None, None, None
+            # The squares leave the range of float32 long before the singular values do.
+            values = s.double().square()
             if ctx.dual:
-                grad = _dual_gradient(G, K, s, U, V, ctx.method, ctx.positions)
+                grad = _dual_gradient(G, s, values, U, V, ctx.method, ctx.positions)
             else:
-                E = U.mT @ G @ U
-                grad = (2 / ctx.positions) * (U @ (K * E) @ U.mT) @ center(X, ctx.centered)
+                E = basis_derivative(U.mT @ G @ U, values, ctx.method)
+                grad = (2 / ctx.positions) * (U @ E @ U.mT) @ center(X, ctx.centered)
         return first_derivative_only(grad, ctx.method, X, upstream), None, None, None, None
 
 
-def _dual_decomposition(X: Tensor, centered: bool, mixed: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _dual_decomposition(X: Tensor, method: EigenMethod, centered: bool, mixed: bool) -> tuple[Tensor, Tensor, Tensor]:
     """s (..., M), U (..., C, M) and V (..., M, M) of X̃ / √M = U s Vᵀ; U and V are zero where s is."""
     wide = center(X.to(torch.float64) if mixed else X, centered) / X.shape[-1] ** 0.5
     values, V = guarded_eigh(wide.mT @ wide)
-    null = values <= null_threshold(values)
-    s = torch.where(null, 0.0, values).sqrt()
+    values = method.truncate(torch.where(values <= null_threshold(values), 0.0, values))
+    null = values == 0
+    s = values.sqrt()
     V = torch.where(null.unsqueeze(-2), 0.0, V)
     U = (wide @ V) / torch.where(null, 1.0, s).unsqueeze(-2)
     return s.to(X.dtype), U.to(X.dtype), V.to(X.dtype)
 
 
-def _primal_decomposition(X: Tensor, centered: bool, mixed: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _primal_decomposition(X: Tensor, method: EigenMethod, centered: bool, mixed: bool) -> tuple[Tensor, Tensor, Tensor]:
     """s (..., C) and U (..., C, C) of X̃ X̃ᵀ / M = U s² Uᵀ; V is not needed and empty."""
     A = Covariance.apply(X, centered)
     values, U = guarded_eigh(A.to(torch.float64) if mixed else A)
-    s = torch.where(values <= null_threshold(values), 0.0, values).sqrt()
+    s = method.truncate(torch.where(values <= null_threshold(values), 0.0, values)).sqrt()
     return s.to(X.dtype), U.to(X.dtype), X.new_empty(0)
 
 
 def _dual_gradient(
-    G: Tensor, K: Tensor, s: Tensor, U: Tensor, V: Tensor, method: EigenMethod, positions: int
+    G: Tensor, s: Tensor, values: Tensor, U: Tensor, V: Tensor, method: EigenMethod, positions: int
 ) -> Tensor:
     GU = G @ U
     E = U.mT @ GU
-    null = s == 0
-    safe = torch.where(null, 1.0, s)
-    to_null = torch.where(null, 0.0, s * method.divided_differences(safe.square(), torch.zeros_like(s))).unsqueeze(-2)
-    inner = GU * to_null + U @ ((K * s.unsqueeze(-2) - to_null) * E)
+    to_null = method.coefficients(values, torch.zeros_like(values[..., :1])).mT.to(s.dtype) * s.unsqueeze(-2)
+    inner = GU * to_null + U @ (basis_derivative(E, values, method) * s.unsqueeze(-2) - to_null * E)
     return (2 / positions**0.5) * inner @ V.mT
+
+
+def _differentiable_gradient(X: Tensor, G: Tensor, method: EigenMethod, centered: bool) -> Tensor:
+    """The gradient once more, in steps that can themselves be differentiated.
+
+    The root of a rank-deficient covariance has no second derivative as a function of the covariance, but as a function
+    of features that stay of that rank it has one: that is what the route through the Gram matrix gives.
+    """
+    C, M = X.shape[-2:]
+    if M > C:
+        A = Covariance.apply(X, centered)
+        _, values, U = SpectralFunction.apply(A, method)
+        return (2 / M) * SpectralDerivative.apply(G, A, values, U, method) @ center(X, centered)
+    Y = center(X, centered) / M**0.5
+    gram = Gram.apply(Y)
+    Z, values, V = SpectralFunction.apply(gram, ExactInverse())
+    GY = G @ Y
+    grad = 2 * GY @ Z + 2 * Y @ SpectralDerivative.apply(Y.mT @ GY, gram, values, V, ExactInverse())
+    return (grad - grad.mean(dim=-1, keepdim=True) if centered else grad) / M**0.5

@@ -1,4 +1,4 @@
-"""The square root of symmetric positive semi-definite matrices, with every method's gradient."""
+"""The square root and the inverse root of symmetric positive semi-definite matrices, with every method's gradient."""
 
 from __future__ import annotations
 
@@ -7,9 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import OptionError
 from ._dual import Dual
-from ._tensors import autocast_off, check_square, first_derivative_only, guarded_eigh, symmetrize, working_dtype
-from .methods.base import EigenMethod, IterativeMethod, Method, Root, resolve_method
+from ._tensors import (
+    autocast_off,
+    check_square,
+    finite_matrices,
+    first_derivative_only,
+    symmetrize,
+    working_dtype,
+)
+from .lyapunov import newton_schulz_solution
+from .methods.base import IterativeMethod, Method, Wanted, resolve_method
+from .spectral import SpectralFunction
 
 
 def sqrtm(A: Tensor, method: str | Method = "exact", **options: Any) -> Tensor:
@@ -20,7 +30,7 @@ def sqrtm(A: Tensor, method: str | Method = "exact", **options: Any) -> Tensor:
 
     Args:
         A: matrices (..., C, C), float32 or float64; half precision is computed in float32 and rounded at the end.
-        method: a name from :func:`list_methods` or a method object.
+        method: a name from ``list_methods("sqrtm")`` or a method object.
         options: replace fields of the method, for example ``iterations=7``.
 
     Returns:
@@ -31,121 +41,118 @@ def sqrtm(A: Tensor, method: str | Method = "exact", **options: Any) -> Tensor:
         UnknownNameError, OptionError: for a method or option that does not exist.
     """
     check_square(A)
-    chosen = resolve_method(method, **options)
+    chosen = resolve_method(method, "sqrtm", **options)
+    return root_of_symmetric(symmetrize(A.to(working_dtype(A.dtype))), chosen).to(A.dtype)
+
+
+def inv_sqrtm(A: Tensor, method: str | Method = "exact", eps: float = 0.0, **options: Any) -> Tensor:
+    """Inverse square root (A + eps I)^(-1/2) of symmetric positive semi-definite matrices.
+
+    Args:
+        A: matrices (..., C, C).
+        method: a name from ``list_methods("inv_sqrtm")`` or a method object.
+        eps: added to the diagonal. With 0 and ``exact``, eigenvalues that count as zero stay zero (Moore-Penrose);
+            the iterative methods need a positive definite matrix.
+
+    Returns:
+        The inverse roots (..., C, C) in the dtype of ``A``.
+
+    Raises:
+        ShapeError, DtypeError: if ``A`` is not a batch of square floating point matrices.
+        UnknownNameError, OptionError: for a method or option that does not exist, or a negative ``eps``.
+    """
+    check_square(A)
+    if not eps >= 0:
+        raise OptionError(f"eps must not be negative, got {eps!r}")
+    chosen = resolve_method(method, "inv_sqrtm", **options)
     work = symmetrize(A.to(working_dtype(A.dtype)))
-    return root_of_symmetric(work, chosen).to(A.dtype)
+    if eps:
+        work = work + eps * torch.eye(A.shape[-1], dtype=work.dtype, device=A.device)
+    return root_of_symmetric(work, chosen, "inverse").to(A.dtype)
 
 
-def root_of_symmetric(A: Tensor, method: Method, wanted: Root = "root") -> Tensor:
-    """The square root (or, for iterative methods, its inverse) of symmetric matrices in their own precision."""
+def root_of_symmetric(A: Tensor, method: Method, wanted: Wanted = "root") -> Tensor:
+    """What ``wanted`` says of symmetric matrices, in their own precision."""
     if isinstance(method, IterativeMethod):
         return IterativeRoot.apply(A, method, wanted)
-    assert isinstance(method, EigenMethod) and wanted == "root"
-    return EigenRoot.apply(A, method)[0]
-
-
-def null_threshold(eigenvalues: Tensor) -> Tensor:
-    """The size below which an eigenvalue (..., n) cannot be told from zero; shape (..., 1)."""
-    n, largest = eigenvalues.shape[-1], eigenvalues.amax(dim=-1, keepdim=True)
-    return n * torch.finfo(eigenvalues.dtype).eps * largest.clamp_min(0)
-
-
-def pairwise_differences(eigenvalues: Tensor, method: EigenMethod) -> Tensor:
-    """K(λ_i, λ_j) (..., n, n) for λ (..., n); zero where both eigenvalues are.
-
-    The exact K is infinite where both are zero. On the covariance of features that block meets only directions in
-    which the features do not vary, and the gradient that reaches the features is zero there for any finite K.
-    """
-    first, second = eigenvalues.unsqueeze(-1), eigenvalues.unsqueeze(-2)
-    both_zero = (first == 0) & (second == 0)
-    one = torch.ones_like(first)
-    return torch.where(both_zero, 0.0, method.divided_differences(torch.where(both_zero, one, first), second))
-
-
-class EigenRoot(torch.autograd.Function):
-    """U √λ Uᵀ forward; U [K ∘ (Uᵀ G U)] Uᵀ backward (Daleckii-Krein), K from the method."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(A: Tensor, method: EigenMethod) -> tuple[Tensor, Tensor, Tensor]:
-        with autocast_off(A.device.type):
-            values, U = guarded_eigh(A)
-            values = torch.where(values <= null_threshold(values), 0.0, values)
-            S = (U * values.sqrt().unsqueeze(-2)) @ U.mT
-        return S, values, U
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        _, values, U = output
-        A, ctx.method = inputs
-        ctx.mark_non_differentiable(values, U)
-        ctx.save_for_backward(A, values, U)
-
-    @staticmethod
-    def backward(ctx: Any, G: Tensor, *_: Tensor) -> tuple[Tensor, None]:
-        A, values, U = ctx.saved_tensors
-        with autocast_off(G.device.type):
-            E = U.mT @ symmetrize(G) @ U
-            grad = U @ (pairwise_differences(values, ctx.method) * E) @ U.mT
-        return first_derivative_only(grad, ctx.method, A, G), None
+    return SpectralFunction.apply(A, method)[0]
 
 
 class IterativeRoot(torch.autograd.Function):
     """t^p f(A / t) with a matrix iteration f, a scale t of the matrix, and p = 1/2 or -1/2.
 
-    Backward runs the iteration once more with the gradient as its tangent (see ``_dual``) and adds what reaches A
-    through t. Only A is kept.
+    The exact backward runs the iteration once more with the gradient as its tangent (see ``_dual``) and adds what
+    reaches A through t; only A is kept. The Lyapunov backward solves for the gradient with the computed root.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(A: Tensor, method: IterativeMethod, wanted: Root) -> Tensor:
+    def forward(A: Tensor, method: IterativeMethod, wanted: Wanted) -> Tensor:
         with autocast_off(A.device.type):
             t = positive_scale(A, method)
-            return _power(t, wanted) * method.evaluate(A / t, wanted)
+            root = _power(t, wanted) * method.evaluate(A / t, wanted)
+            root = torch.where(is_zero(A), 0.0, root)
+            return torch.where(finite_matrices(A), root, torch.nan)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         A, ctx.method, ctx.wanted = inputs
-        ctx.save_for_backward(A)
+        ctx.by_lyapunov = ctx.method.gradient != "exact" and ctx.wanted != "factor"
+        ctx.save_for_backward(A, output) if ctx.by_lyapunov else ctx.save_for_backward(A)
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None]:
-        (A,) = ctx.saved_tensors
-        method, wanted = ctx.method, ctx.wanted
+        A = ctx.saved_tensors[0]
+        G = symmetrize(G)
         with autocast_off(G.device.type):
-            G = symmetrize(G)
-            t = positive_scale(A, method)
-            B = A / t
-            result: Dual = method.evaluate(Dual(B, G), wanted)
-            exponent = 0.5 if wanted == "root" else -0.5
-            along_scale = exponent * _inner(G, result.value) - _inner(result.tangent, B)
-            grad = _power(t, wanted) / t * (result.tangent + along_scale * _scale_gradient(A, t, method))
-            return torch.where(_is_zero(A), torch.zeros_like(grad), grad), None, None
+            if ctx.by_lyapunov:
+                root = ctx.saved_tensors[1]
+                # The inverse root T has T T = A⁻¹, so T dT + dT T = -T T dA T T.
+                right = G if ctx.wanted == "root" else -(root @ (root @ G @ root) @ root)
+                grad = newton_schulz_solution(root, right, ctx.method.lyapunov_iterations)
+                return first_derivative_only(grad, ctx.method, A, G), None, None
+            return _gradient_of_steps(A, G, ctx.method, ctx.wanted), None, None
+
+
+def _gradient_of_steps(A: Tensor, G: Tensor, method: IterativeMethod, wanted: Wanted) -> Tensor:
+    t = positive_scale(A, method)
+    B = A / t
+    result: Dual = method.evaluate(Dual(B, G), wanted)
+    exponent = 0.5 if wanted == "root" else -0.5
+    along_scale = exponent * _inner(G, result.value) - _inner(result.tangent, B)
+    grad = _power(t, wanted) / t * (result.tangent + along_scale * _scale_gradient(A, t, method))
+    return torch.where(is_zero(A), torch.zeros_like(grad), grad)
 
 
 def positive_scale(A: Tensor, method: IterativeMethod) -> Tensor:
     """What A (..., n, n) is divided by, shape (..., 1, 1); one for a zero matrix."""
     if method.scaling == "trace":
         t = A.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    elif method.scaling == "frobenius":
+        t = _frobenius(A)
     else:
-        t = A.square().sum(dim=(-2, -1), keepdim=True).sqrt()
-    return torch.where(_is_zero(A), torch.ones_like(t), t)
+        t = _frobenius(A @ A).sqrt()
+    return torch.where(is_zero(A), torch.ones_like(t), t)
 
 
 def _scale_gradient(A: Tensor, t: Tensor, method: IterativeMethod) -> Tensor:
     if method.scaling == "trace":
         return torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    return A / t
+    B = A / t
+    return B if method.scaling == "frobenius" else B @ B @ B
 
 
-def _is_zero(A: Tensor) -> Tensor:
+def _frobenius(A: Tensor) -> Tensor:
+    return torch.where(is_zero(A), 1.0, A).square().sum(dim=(-2, -1), keepdim=True).sqrt()
+
+
+def is_zero(A: Tensor) -> Tensor:
+    """True for each matrix of zeros, shape (..., 1, 1)."""
     return (A == 0).all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
 
 
-def _power(t: Tensor, wanted: Root) -> Tensor:
+def _power(t: Tensor, wanted: Wanted) -> Tensor:
     return t.sqrt() if wanted == "root" else t.rsqrt()
 
 

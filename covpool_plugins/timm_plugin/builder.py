@@ -6,7 +6,13 @@ import logging
 from typing import Any
 
 import timm
-from timm.models import load_pretrained, model_entrypoint, resolve_pretrained_cfg, split_model_name_tag
+from timm.models import (
+    get_arch_pretrained_cfgs,
+    load_pretrained,
+    model_entrypoint,
+    resolve_pretrained_cfg,
+    split_model_name_tag,
+)
 from torch import Tensor, nn
 
 from ..errors import OptionError, ShapeError, UnknownNameError
@@ -56,9 +62,12 @@ def create_model(
         UnknownNameError: for an unknown backbone or head.
         OptionError: for an option that head or backbone does not take.
     """
-    name, tag = split_model_name_tag(backbone)
+    name, tag = split_model_name_tag(str(backbone))
     if not timm.is_model(name):
         raise UnknownNameError("timm backbone", name, timm.list_models())
+    weights = get_arch_pretrained_cfgs(name)
+    if tag and f"{name}.{tag}" not in weights:
+        raise UnknownNameError("timm weights", backbone, weights)
     pool_type = head if global_pool is None else global_pool
     POOLS[head]  # a typo is reported before the backbone is built
     cfg = resolve_pretrained_cfg(name, pretrained_cfg or tag or None, pretrained_cfg_overlay)
@@ -130,6 +139,8 @@ def _load_head(model: nn.Module, cfg: Any, num_classes: int, cache_dir: Any) -> 
 
     def keep_fitting(state_dict: dict[str, Tensor], _: nn.Module) -> dict[str, Tensor]:
         fitting = {k: v for k, v in state_dict.items() if k in wanted and v.shape == wanted[k]}
+        if f"{CLASSIFIER}.weight" not in fitting:  # a bias means nothing without its weight
+            fitting.pop(f"{CLASSIFIER}.bias", None)
         loaded.extend(fitting)
         return model.state_dict() | fitting
 

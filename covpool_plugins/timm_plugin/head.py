@@ -38,6 +38,7 @@ class SecondOrderHead(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        _check_classes(num_classes, pool_type)
         self.in_features = in_features
         self.pool_options = dict(pool_options or {})
         self.dropout = nn.Dropout(drop_rate)
@@ -58,6 +59,7 @@ class SecondOrderHead(nn.Module):
         """
         reference = next(self.parameters(), torch.empty(0))
         device, dtype = device or reference.device, dtype or reference.dtype
+        _check_classes(num_classes, self.pool_type if pool_type is None else pool_type)
         if pool_type is not None and pool_type != self.pool_type:
             if pool_type:
                 shared = pool_options(pool_type)
@@ -76,8 +78,6 @@ class SecondOrderHead(nn.Module):
             self.num_features = pool.out_features
 
     def _build_classifier(self, num_classes: int, device: torch.device | None, dtype: torch.dtype | None) -> None:
-        if num_classes and not self.pool_type:
-            raise OptionError(f"global_pool='' leaves nothing to classify: use num_classes=0, got {num_classes}")
         self.fc: nn.Module = nn.Identity()
         if num_classes:
             self.fc = nn.Linear(self.num_features, num_classes, device=device, dtype=dtype)
@@ -88,3 +88,10 @@ class SecondOrderHead(nn.Module):
             return x
         x = self.dropout(x)
         return x if pre_logits else self.fc(x)
+
+
+def _check_classes(num_classes: int, pool_type: str) -> None:
+    if num_classes < 0:
+        raise OptionError(f"num_classes must not be negative, got {num_classes}")
+    if num_classes and not pool_type:
+        raise OptionError(f"global_pool='' leaves nothing to classify: use num_classes=0, got {num_classes}")

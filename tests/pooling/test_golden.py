@@ -7,12 +7,15 @@ from support.matrices import exact_covariance_root
 
 from covpool_plugins.pooling import create_pool
 
-METHODS = {"SVD_Pade": "svdpade", "MPNCOV": "isqrt", "GAvP": "gap"}
-PARAMETERS = {"conv": "reduction.conv", "bn": "reduction.norm"}
+METHODS = {"MPNCOV": "isqrt", "GAvP": "gap"}
+# With ties their gradients are 16 to 3e10 times too large; SVD_PI's is rounding noise, SVD_TopN's is 1e7 too large.
+WRONG_WITH_TIES = ("svdpade", "svdoriginal", "svdtaylor", "svdtrunc")
+WRONG_GRADIENT = ("svdpi", "svdtopn")
 
 
 def _method(golden):
-    return METHODS[golden.meta["method"]]
+    name = golden.meta["method"]
+    return METHODS.get(name) or name.replace("_", "").lower()
 
 
 def _pool(golden):
@@ -20,8 +23,10 @@ def _pool(golden):
     if _method(golden) != "gap":
         reduced = golden.meta["args"].get("dimension_reduction")
         options |= {"reduce_channels": reduced, "compute": "float64"}
-    if _method(golden) == "isqrt":
+    if "iterNum" in golden.meta["args"]:
         options["iterations"] = golden.meta["args"]["iterNum"]
+    if _method(golden) == "svdtopn":
+        options["n"] = max(1, golden.arrays["input"].shape[1] - 50)
     pool = create_pool(_method(golden), golden.arrays["input"].shape[1], **options)
     stored = {k.removeprefix("param."): v for k, v in golden.arrays.items() if k.startswith("param.")}
     assert len(stored) == len(list(pool.parameters()))
@@ -32,7 +37,7 @@ def _pool(golden):
     return pool, {name: keys[name] for name in stored}
 
 
-@pytest.mark.parametrize("name", names("dsvd__SVD_Pade", "dsvd__MPNCOV", "fmpn__MPNCOV", "fmpn__GAvP"))
+@pytest.mark.parametrize("name", names("dsvd__SVD", "dsvd__MPNCOV", "fmpn__MPNCOV", "fmpn__GAvP"))
 def test_heads(name):
     golden = load(name)
     pool, parameters = _pool(golden)
@@ -50,23 +55,31 @@ def test_heads(name):
             if _original_is_right(golden, entry, sample, theirs):
                 assert error < max(tolerance, 10 * golden.sensitivity(entry)), (entry, sample, error)
                 checked += 1
-    assert checked or golden.meta["original_fails"]
+    assert checked or golden.meta["original_fails"] or _method(golden) == "svdtopn"
     for original, ours in parameters.items():
         expected_grad = golden.arrays[f"grad_param.{original}"]
         assert (pool.get_parameter(ours).grad - expected_grad).norm() < 1e-3 * expected_grad.norm()
 
 
 def _original_is_right(golden, entry, sample, theirs):
-    kind = golden.meta["input_kind"]
-    if kind in ("zero", "constant") and sample == 0 and _method(golden) != "gap":
+    kind, method = golden.meta["input_kind"], _method(golden)
+    if kind in ("zero", "constant") and sample == 0 and method != "gap":
         return False  # NaN or the rounding of a wrong centring; ours are zero, see test_degenerate_samples
-    if kind in ("repeated", "constant") and _method(golden) == "svdpade":
-        return entry == "output"  # with ties the original's gradient is 16 times too large
+    if method == "svdtopn" and golden.arrays["input"].shape[1] <= 50:
+        return False  # nothing is left of 50 channels or less
+    if entry == "grad_input" and (
+        method in WRONG_GRADIENT or (kind != "well" and method in WRONG_WITH_TIES and _ties(golden))
+    ):
+        return False
     return bool(torch.isfinite(theirs[sample]).all())
 
 
-@pytest.mark.parametrize("name", names("dsvd__SVD_Pade__", "dsvd__SVD_Pade_constant"))
-def test_svd_pade_is_exact_on_every_kind_of_input(name):
+def _ties(golden):
+    return golden.meta["input_kind"] in ("repeated", "constant")
+
+
+@pytest.mark.parametrize("name", [n for n in names("dsvd__SVD") if "TopN" not in n and "dr8" not in n])
+def test_svd_heads_are_exact_on_every_kind_of_input(name):
     golden = load(name)
     pool, _ = _pool(golden)
     X = golden.arrays["input"].flatten(2)
@@ -75,7 +88,9 @@ def test_svd_pade_is_exact_on_every_kind_of_input(name):
     assert max(sample_errors(pool(golden.arrays["input"]), expected)) < 1e-7
 
 
-@pytest.mark.parametrize("name", [n for n in names("dsvd", "fmpn") if "zero" in n or "constant" in n])
+@pytest.mark.parametrize(
+    "name", [n for n in names("dsvd__SVD", "dsvd__MPNCOV", "fmpn") if "zero" in n or "constant" in n]
+)
 def test_degenerate_samples(name):
     golden = load(name)
     if _method(golden) == "gap":

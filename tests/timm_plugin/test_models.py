@@ -99,6 +99,22 @@ def test_reset_classifier_keeps_the_pool_device_dtype_and_mode():
     assert model.head_hidden_size == model.num_features and model.num_classes == 3
 
 
+@pytest.mark.parametrize("arguments", [(3, ""), (-3,), (3, "svdpad")])
+def test_a_refused_reset_changes_nothing(arguments):
+    model = small().eval()
+    expected = model(photos())
+    with pytest.raises(ValueError):
+        model.reset_classifier(*arguments)
+    assert torch.equal(model(photos()), expected) and model.num_classes == 5
+
+
+def test_a_bias_is_not_loaded_without_its_weight(tmp_path, caplog):
+    torch.save(small(reduce_channels=8).state_dict(), tmp_path / "whole.pth")
+    with caplog.at_level(logging.INFO, "covpool_plugins"):
+        small(pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "whole.pth")})
+    assert "head.fc.bias" in caplog.text.split("fresh")[1]
+
+
 def test_features_only():
     maps = small(features_only=True, out_indices=(2, 4))(photos())
     plain = timm.create_model(SMALL, features_only=True, out_indices=(2, 4))(photos())
@@ -188,6 +204,8 @@ def test_compiles(head):
     [
         (lambda: small("svdpad"), "unknown pool 'svdpad'; available: svdpade, "),
         (lambda: covpool_plugins.create_model("resnet81"), "unknown timm backbone 'resnet81'; available: resnet18, "),
+        (lambda: covpool_plugins.create_model("resnet18.nope"), "unknown timm weights 'resnet18.nope'; available: "),
+        (lambda: small(num_classes=-1), "num_classes must not be negative, got -1"),
         (lambda: small(last_stride=3), "last_stride must be 1, 2 or None"),
         (lambda: small(last_stride=1, output_stride=8), "not beside output_stride"),
         (lambda: small(global_pool=""), "use num_classes=0, got 5"),

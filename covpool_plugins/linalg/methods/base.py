@@ -1,79 +1,141 @@
-"""The two kinds of methods, and the table of their names."""
+"""The two kinds of methods, and the tables of their names."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from ...errors import OptionError
 from ...tables import Table
 from .._dual import Matrix
 
-Root = Literal["root", "inverse"]
-Scaling = Literal["trace", "frobenius"]
+Wanted = Literal["root", "inverse", "factor"]
+Scaling = Literal["trace", "frobenius", "spectral"]
+Gradient = Literal["auto", "exact", "lyapunov"]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to compute the square root of a symmetric positive semi-definite matrix and its gradient."""
+    """How a function of symmetric positive semi-definite matrices and its gradient are computed."""
 
 
 @dataclass(frozen=True)
-class EigenMethod(Method):
-    """eigh forward; backward U [K ∘ (Uᵀ G U)] Uᵀ, where K is all that distinguishes one method from another."""
+class SpectralMethod(Method):
+    """A function of the eigenvalues: eigh forward; backward U [K ∘ (Uᵀ G U)] Uᵀ with its divided differences K."""
+
+    def values(self, eigenvalues: Tensor) -> Tensor:
+        """f(λ) for the eigenvalues (..., n) of a matrix, ascending; those that count as zero are zero."""
+        raise NotImplementedError
 
     def divided_differences(self, first: Tensor, second: Tensor) -> Tensor:
-        """K(λ_i, λ_j), the method's version of (√λ_i - √λ_j) / (λ_i - λ_j).
+        """K(λ_i, λ_j): (f(λ_i) - f(λ_j)) / (λ_i - λ_j), and f'(λ) where the two are equal.
 
-        ``first`` and ``second`` are eigenvalues that broadcast against each other; at least one of each pair is
-        positive, and neither is negative.
+        ``first`` and ``second`` broadcast against each other; neither is negative, and at most one of a pair is zero.
         """
         raise NotImplementedError
+
+    def derivative(self, eigenvalues: Tensor, order: int) -> Tensor | None:
+        """The second or fourth derivative of f; ``None`` for a gradient that is no derivative of f."""
+        return None
+
+
+@dataclass(frozen=True)
+class EigenMethod(SpectralMethod):
+    """A square root by eigh; K is all that distinguishes one published method from another."""
+
+    def values(self, eigenvalues: Tensor) -> Tensor:
+        return eigenvalues.sqrt()
+
+    def truncate(self, eigenvalues: Tensor) -> Tensor:
+        """The eigenvalues (..., n), ascending, with those set to zero that the method leaves out."""
+        return eigenvalues
+
+    def coefficients(self, eigenvalues: Tensor, others: Tensor) -> Tensor:
+        """K for all pairs of ``eigenvalues`` (..., n) and ``others`` (..., m), shape (..., n, m); zero for two zeros.
+
+        The exact K is infinite for two zeros. On the covariance of features that block meets only directions in which
+        the features do not vary, and the gradient that reaches the features is zero there for any finite K.
+        """
+        return masked_differences(self, eigenvalues.unsqueeze(-1), others.unsqueeze(-2))
+
+    def along_identity(self, eigenvalues: Tensor, diagonal: Tensor) -> Tensor | None:
+        """A multiple of the identity (..., 1, 1) that the gradient has besides, for ``diagonal`` of Uᵀ G U."""
+        return None
+
+
+def masked_differences(method: SpectralMethod, first: Tensor, second: Tensor) -> Tensor:
+    """Divided differences; zero where both eigenvalues are."""
+    both_zero = (first == 0) & (second == 0)
+    safe = torch.where(both_zero, torch.ones_like(first), first)
+    return torch.where(both_zero, 0.0, method.divided_differences(safe, second))
 
 
 @dataclass(frozen=True)
 class IterativeMethod(Method):
-    """Matrix products only. ``evaluate`` is written once, for plain matrices and for matrices with a tangent."""
+    """Matrix products (and at most a Cholesky factorisation) only.
 
-    scaling: Scaling = "trace"
+    ``evaluate`` is written once, for plain matrices and for matrices with a tangent.
+
+    Args:
+        scaling: what A is divided by, so that its eigenvalues lie in [0, 1]: its trace, its Frobenius norm, or
+            ``spectral``, ‖A A‖_F^½, the tightest bound of the largest eigenvalue that takes one product.
+        gradient: ``exact``, the derivative of the steps taken; ``lyapunov``, the iterative solution of
+            S R + R S = G with the computed root S, as published for some methods; ``auto`` is ``lyapunov`` for a given
+            matrix and ``exact`` for features with no more positions than channels, whose covariance is singular:
+            there half of the Lyapunov solution is missing.
+        lyapunov_iterations: steps of the Lyapunov solver; nine is what the released code of MTP and MPA runs.
+    """
+
+    at_zero: ClassVar[float] = 0.0
+    through_gram: ClassVar[bool] = True
+    scaling: Scaling = "frobenius"
+    gradient: Gradient = "exact"
+    lyapunov_iterations: int = 9
 
     def __post_init__(self) -> None:
         check_choice(self, "scaling", get_args(Scaling))
+        check_choice(self, "gradient", get_args(Gradient))
+        check_at_least(self, "lyapunov_iterations", 1)
 
-    def evaluate(self, B: Matrix, wanted: Root) -> Matrix:
-        """The root of B, or its inverse root: a matrix function whose spectrum argument lies in [0, 1].
-
-        The two belong together: the root equals B times the inverse root, step by step.
-        """
+    def evaluate(self, B: Matrix, wanted: Wanted) -> Matrix:
+        """The root of B, its inverse, or the factor F with root = at_zero I + B F; eigenvalues of B in [0, 1]."""
         raise NotImplementedError
 
 
-METHODS: Table[Method] = Table("method")
-
-
 TABLES: Table[Table[Method]] = Table("matrix function")
-TABLES.add("sqrtm", METHODS)
+SQUARE_ROOTS: Table[Method] = Table("method")
+INVERSE_ROOTS: Table[Method] = Table("method")
+LOGARITHMS: Table[Method] = Table("method")
+LYAPUNOV: Table[Method] = Table("method")
+TABLES.add("sqrtm", SQUARE_ROOTS)
+TABLES.add("inv_sqrtm", INVERSE_ROOTS)
+TABLES.add("logm", LOGARITHMS)
+TABLES.add("lyapunov", LYAPUNOV)
 
 
 def list_methods(function: str = "sqrtm") -> list[str]:
-    """Names of the methods that a matrix function takes."""
+    """Names of the methods of a matrix function: ``sqrtm``, ``inv_sqrtm``, ``logm`` or ``lyapunov``."""
     return list(TABLES[function])
 
 
-def resolve_method(method: str | Method, **options: Any) -> Method:
+def resolve_method(method: str | Method, function: str = "sqrtm", **options: Any) -> Method:
     """A method object from a name or an object, with options replaced.
 
     Raises:
-        UnknownNameError: for a name that is not in the table.
-        OptionError: for an option the method does not have, or one out of range.
+        UnknownNameError: for a name that the function's table does not have.
+        OptionError: for an object of another function, an option the method does not have, or one out of range.
     """
     if isinstance(method, Method):
+        kinds = {type(known) for _, known in TABLES[function].items()}
+        if type(method) not in kinds:
+            raise OptionError(f"{method} is no method for {function}; available: {', '.join(list_methods(function))}")
         chosen, label = method, type(method).__name__
     else:
-        chosen, label = METHODS[method], repr(method)
+        chosen, label = TABLES[function][method], repr(method)
     if not options:
         return chosen
     allowed = [field.name for field in dataclasses.fields(chosen)]
@@ -96,3 +158,10 @@ def check_at_least(method: object, option: str, least: int) -> None:
     value = getattr(method, option)
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise OptionError(f"{type(method).__name__}: {option} must be an integer >= {least}, got {value!r}")
+
+
+def check_between(method: object, option: str, low: float, high: float) -> None:
+    """Raise unless an option is a number with low < value < high."""
+    value = getattr(method, option)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value < high:
+        raise OptionError(f"{type(method).__name__}: {option} must be between {low:g} and {high:g}, got {value!r}")

@@ -1,0 +1,274 @@
+"""Functions of the eigenvalues: one forward, one backward and one second derivative for all of them.
+
+For A = U diag(λ) Uᵀ and f(A) = U diag(f(λ)) Uᵀ the derivative in a direction G is (Daleckii-Krein)
+
+    L(A, G) = U [K ∘ (Uᵀ G U)] Uᵀ,      K_ij = f[λ_i, λ_j] = (f(λ_i) - f(λ_j)) / (λ_i - λ_j),
+
+which is its own adjoint, hence the gradient; its derivative in A has the second divided differences f[λ_i, λ_j, λ_k].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import OptionError
+from ._tensors import autocast_off, check_square, first_derivative_only, guarded_eigh, symmetrize, working_dtype
+from .methods.base import LOGARITHMS, EigenMethod, Method, SpectralMethod, masked_differences, resolve_method
+
+
+def powm(A: Tensor, p: float) -> Tensor:
+    """A^p for symmetric positive semi-definite matrices (..., C, C) and any real p.
+
+    Eigenvalues that count as zero stay zero, for negative p too (Moore-Penrose); p = 0 gives the
+    projector on the range.
+
+    Raises:
+        ShapeError, DtypeError: if ``A`` is not a batch of square floating point matrices.
+        OptionError: if ``p`` is not a finite number.
+    """
+    return _apply(A, Power(p))
+
+
+def expm_neg(A: Tensor) -> Tensor:
+    """exp(-A) for symmetric positive semi-definite matrices (..., C, C).
+
+    Raises:
+        ShapeError, DtypeError: if ``A`` is not a batch of square floating point matrices.
+    """
+    return _apply(A, NegativeExponential())
+
+
+def logm(A: Tensor, method: str | Method = "exact", **options: Any) -> Tensor:
+    """log(A) for symmetric positive definite matrices (..., C, C).
+
+    Args:
+        A: the matrices. Eigenvalues that count as zero are raised to the smallest one that does not, so that the
+            logarithm of a singular matrix is finite; add a multiple of the identity for another floor.
+        method: ``exact``, or ``inverse_scaling``: log A = 2^k log A^(1/2^k) with k square roots.
+
+    Raises:
+        ShapeError, DtypeError: if ``A`` is not a batch of square floating point matrices.
+        UnknownNameError, OptionError: for a method or option that does not exist.
+    """
+    chosen = resolve_method(method, "logm", **options)
+    if isinstance(chosen, SpectralMethod):
+        return _apply(A, chosen)
+    assert isinstance(chosen, InverseScaling)
+    check_square(A)
+    return chosen.logarithm(symmetrize(A.to(working_dtype(A.dtype)))).to(A.dtype)
+
+
+def _apply(A: Tensor, function: SpectralMethod) -> Tensor:
+    check_square(A)
+    return SpectralFunction.apply(symmetrize(A.to(working_dtype(A.dtype))), function)[0].to(A.dtype)
+
+
+@dataclass(frozen=True)
+class Power(SpectralMethod):
+    """λ^p, zero for zero."""
+
+    p: float
+
+    def __post_init__(self) -> None:
+        if isinstance(self.p, bool) or not isinstance(self.p, (int, float)) or not abs(self.p) < float("inf"):
+            raise OptionError(f"powm: p must be a finite number, got {self.p!r}")
+
+    def values(self, eigenvalues: Tensor) -> Tensor:
+        zero = eigenvalues == 0
+        return torch.where(zero, 0.0, torch.where(zero, 1.0, eigenvalues) ** self.p)
+
+    def divided_differences(self, first: Tensor, second: Tensor) -> Tensor:
+        low, high = torch.minimum(first, second), torch.maximum(first, second)
+        # (1 - r^p) / (1 - r) with r = low / high, without cancellation: r^p - 1 = expm1(p log r).
+        log_r = (torch.where(low == 0, high, low) / high).log()
+        tie = log_r == 0
+        quotient = torch.expm1(self.p * log_r) / torch.expm1(torch.where(tie, 1.0, log_r))
+        quotient = torch.where(tie, self.p, quotient)
+        return high ** (self.p - 1) * torch.where(low == 0, 1.0, quotient)
+
+    def derivative(self, eigenvalues: Tensor, order: int) -> Tensor | None:
+        factor = 1.0
+        for k in range(order):
+            factor *= self.p - k
+        return factor * eigenvalues ** (self.p - order)
+
+
+@dataclass(frozen=True)
+class NegativeExponential(SpectralMethod):
+    """exp(-λ)."""
+
+    def values(self, eigenvalues: Tensor) -> Tensor:
+        return torch.exp(-eigenvalues)
+
+    def divided_differences(self, first: Tensor, second: Tensor) -> Tensor:
+        low, gap = torch.minimum(first, second), (first - second).abs()
+        tie = gap == 0
+        return torch.exp(-low) * torch.where(tie, -1.0, torch.expm1(-gap) / torch.where(tie, 1.0, gap))
+
+    def derivative(self, eigenvalues: Tensor, order: int) -> Tensor | None:
+        return torch.exp(-eigenvalues)
+
+
+@dataclass(frozen=True)
+class Logarithm(SpectralMethod):
+    """log λ."""
+
+    def values(self, eigenvalues: Tensor) -> Tensor:
+        return torch.where(eigenvalues == 0, _floor(eigenvalues), eigenvalues).log()
+
+    def divided_differences(self, first: Tensor, second: Tensor) -> Tensor:
+        low, high = torch.minimum(first, second), torch.maximum(first, second)
+        x = (high - low) / torch.where(low == 0, high, low)
+        tie = x == 0
+        return torch.where(tie, 1.0, torch.log1p(x) / torch.where(tie, 1.0, x)) / torch.where(low == 0, high, low)
+
+    def derivative(self, eigenvalues: Tensor, order: int) -> Tensor | None:
+        return -(eigenvalues**-2) if order == 2 else -6 * eigenvalues**-4
+
+
+def _floor(eigenvalues: Tensor) -> Tensor:
+    tiny = torch.finfo(eigenvalues.dtype).tiny
+    return null_threshold(eigenvalues).clamp_min(tiny)
+
+
+@dataclass(frozen=True)
+class InverseScaling(Method):
+    """log A = 2^k log A^(1/2^k): k square roots bring A near the identity, where a short series does for the logarithm.
+
+    Args:
+        roots: k.
+        terms: of log X = 2 Σ_j W^(2 j + 1) / (2 j + 1), W = (X + I)⁻¹ (X - I).
+
+    Source: Kenney & Laub, "Condition estimates for matrix functions", 1989; Higham, "Functions of Matrices", ch. 11.
+    """
+
+    roots: int = 6
+    terms: int = 6
+
+    def __post_init__(self) -> None:
+        for option in ("roots", "terms"):
+            value = getattr(self, option)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise OptionError(f"InverseScaling: {option} must be an integer >= 1, got {value!r}")
+
+    def logarithm(self, A: Tensor) -> Tensor:
+        """log A; eigenvalues below a rounding error of the largest are raised to it."""
+        eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+        scale = A.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+        scale = torch.where(scale > 0, scale, 1.0)
+        X = A / scale + torch.finfo(A.dtype).eps * eye
+        for _ in range(self.roots):
+            X = SpectralFunction.apply(X, Power(0.5))[0]
+        W = torch.linalg.solve(X + eye, X - eye)
+        W = symmetrize(W)
+        square, power, total = W @ W, W, W
+        for j in range(1, self.terms):
+            power = power @ square
+            total = total + power / (2 * j + 1)
+        return 2 ** (self.roots + 1) * total + scale.log() * eye
+
+
+LOGARITHMS.add("exact", Logarithm())
+LOGARITHMS.add("inverse_scaling", InverseScaling())
+
+
+def null_threshold(eigenvalues: Tensor) -> Tensor:
+    """The size below which an eigenvalue (..., n) cannot be told from zero; shape (..., 1)."""
+    n, largest = eigenvalues.shape[-1], eigenvalues.amax(dim=-1, keepdim=True)
+    return n * torch.finfo(eigenvalues.dtype).eps * largest.clamp_min(0)
+
+
+class SpectralFunction(torch.autograd.Function):
+    """f(A), and besides λ and U, which the gradient needs."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(A: Tensor, function: SpectralMethod) -> tuple[Tensor, Tensor, Tensor]:
+        with autocast_off(A.device.type):
+            values, U = guarded_eigh(A)
+            values = torch.where(values <= null_threshold(values), 0.0, values)
+            if isinstance(function, EigenMethod):
+                values = function.truncate(values)
+            return (U * function.values(values).unsqueeze(-2)) @ U.mT, values, U
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        A, ctx.function = inputs
+        _, values, U = output
+        ctx.mark_non_differentiable(values, U)
+        ctx.save_for_backward(A, values, U)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor, *_: Tensor) -> tuple[Tensor, None]:
+        A, values, U = ctx.saved_tensors
+        return SpectralDerivative.apply(symmetrize(G), A, values, U, ctx.function), None
+
+
+class SpectralDerivative(torch.autograd.Function):
+    """L(A, G) for symmetric G; differentiable in G and A where f has a second derivative."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(G: Tensor, A: Tensor, values: Tensor, U: Tensor, function: SpectralMethod) -> Tensor:
+        with autocast_off(G.device.type):
+            return U @ basis_derivative(U.mT @ G @ U, values, function) @ U.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        G, A, values, U, ctx.function = inputs
+        ctx.save_for_backward(G, A, values, U)
+
+    @staticmethod
+    def backward(ctx: Any, H: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        G, A, values, U = ctx.saved_tensors
+        H = symmetrize(H)
+        if ctx.function.derivative(values[..., -1:], 2) is None:
+            raise RuntimeError(f"{ctx.function} has an approximate gradient, and no second derivative; use 'exact'")
+        along_G = SpectralDerivative.apply(H, A, values, U, ctx.function)
+        with autocast_off(G.device.type):
+            F = second_divided_differences(values, ctx.function)
+            E, D = U.mT @ G @ U, U.mT @ H @ U
+            # Σ_k f[i, j, k] (E_ik D_kj + D_ik E_kj)
+            mixed = torch.einsum("...ijk,...ik,...kj->...ij", F, E, D)
+            along_A = U @ (mixed + mixed.mT) @ U.mT
+        return along_G, first_derivative_only(along_A, "a second derivative", A, G, H), None, None, None
+
+
+def basis_derivative(E: Tensor, values: Tensor, function: SpectralMethod) -> Tensor:
+    """K ∘ E for E = Uᵀ G U, with what a method adds to it, in the precision of E; K in that of the eigenvalues."""
+    if not isinstance(function, EigenMethod):
+        return masked_differences(function, values.unsqueeze(-1), values.unsqueeze(-2)) * E
+    D = function.coefficients(values, values).to(E.dtype) * E
+    multiple = function.along_identity(values, E.diagonal(dim1=-2, dim2=-1))
+    if multiple is None:
+        return D
+    return D + multiple.to(E.dtype) * torch.eye(D.shape[-1], dtype=D.dtype, device=D.device)
+
+
+def second_divided_differences(values: Tensor, function: SpectralMethod) -> Tensor:
+    """f[λ_i, λ_j, λ_k] (..., n, n, n) for λ (..., n); zero where two of them are.
+
+    Of three eigenvalues, the two that differ most are divided by; where even these are close (relative 1e-3), the
+    series around the mean is used instead: f''/2 + f''''/24 · Σ d² / 2 with the deviations d.
+    """
+    triples = torch.stack(
+        torch.broadcast_tensors(values[..., :, None, None], values[..., None, :, None], values[..., None, None, :])
+    )
+    low, middle, high = triples.sort(dim=0).values.unbind(0)
+    two_zero = middle == 0
+    low, middle, high = (torch.where(two_zero, one, v) for one, v in ((1.0, low), (1.0, middle), (1.0, high)))
+    mean = (low + middle + high) / 3
+    deviations = ((low - mean) ** 2 + (middle - mean) ** 2 + (high - mean) ** 2) / 2
+    second, fourth = function.derivative(mean, 2), function.derivative(mean, 4)
+    assert second is not None and fourth is not None
+    series = second / 2 + fourth / 24 * deviations
+    close = high - low <= 1e-3 * high
+    gap = torch.where(close, 1.0, high - low)
+    quotient = (function.divided_differences(middle, high) - function.divided_differences(low, middle)) / gap
+    return torch.where(two_zero, 0.0, torch.where(close, series, quotient))

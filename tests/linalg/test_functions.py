@@ -1,0 +1,171 @@
+"""Inverse root, powers, logarithm, exponential and the Lyapunov equation."""
+
+import pytest
+import torch
+from support.matrices import SPECTRA, relative_error, with_spectrum
+
+from covpool_plugins.linalg import expm_neg, inv_sqrtm, list_methods, logm, lyapunov, powm, resolve_method, sqrtm
+
+EYE = torch.eye(6, dtype=torch.float64)
+INVERSE = list_methods("inv_sqrtm")
+LOGARITHMS = list_methods("logm")
+SPECTRAL = {
+    "inv_sqrtm": inv_sqrtm,
+    "powm(0.3)": lambda A: powm(A, 0.3),
+    "powm(-1.5)": lambda A: powm(A, -1.5),
+    "powm(2)": lambda A: powm(A, 2),
+    "expm_neg": expm_neg,
+    "logm": logm,
+}
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_values_against_other_algorithms(spectrum):
+    A = with_spectrum(spectrum)
+    assert relative_error(inv_sqrtm(A) @ A @ inv_sqrtm(A), EYE.expand_as(A)) < 1e-10
+    assert relative_error(torch.linalg.matrix_exp(logm(A)), A) < 1e-12
+    assert relative_error(expm_neg(A), torch.linalg.matrix_exp(-A)) < 1e-13
+    assert relative_error(powm(A, 3), A @ A @ A) < 1e-13
+    assert relative_error(powm(A, 0.5), sqrtm(A)) < 1e-14
+    third = powm(A, 1 / 3)
+    assert relative_error(third @ third @ third, A) < 1e-13
+    assert relative_error(powm(A, -1) @ A, EYE.expand_as(A)) < 1e-10
+
+
+@pytest.mark.parametrize("spectrum", ["well", "repeated", "identity"])
+@pytest.mark.parametrize("method", ["newton_schulz", "minimax"])
+def test_iterative_inverse_converges(method, spectrum):
+    A = with_spectrum(spectrum)
+    steps = {"iterations": 20} if method == "newton_schulz" else {"steps": 8}
+    assert relative_error(inv_sqrtm(A, method, **steps), inv_sqrtm(A)) < 1e-10
+
+
+@pytest.mark.parametrize("spectrum", ["well", "repeated", "nearly_equal", "identity"])
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_gradients(name, spectrum):
+    A = with_spectrum(spectrum, 1).requires_grad_()
+    assert torch.autograd.gradcheck(SPECTRAL[name], A)
+    assert torch.autograd.gradgradcheck(SPECTRAL[name], A, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", INVERSE)
+def test_gradients_of_the_inverse_root(method):
+    A = with_spectrum("well").requires_grad_()
+    options = {} if method == "exact" else {"gradient": "exact"}
+    assert torch.autograd.gradcheck(lambda A: inv_sqrtm(A, method, eps=0.1, **options), A)
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("method", LOGARITHMS)
+def test_logarithms_agree(method, spectrum):
+    A = with_spectrum(spectrum)
+    assert relative_error(logm(3 * A, method), logm(A) + 1.0986122886681098 * EYE) < 1e-9
+
+
+def test_gradient_of_inverse_scaling():
+    A = with_spectrum("well").requires_grad_()
+    assert torch.autograd.gradcheck(lambda A: logm(A, "inverse_scaling"), A)
+
+
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_singular_and_zero_matrices_are_finite(name):
+    A = torch.stack([torch.zeros(6, 6), torch.ones(6, 6), torch.diag(torch.tensor([0.0, 0, 0, 1, 2, 3]))])
+    A.requires_grad_()
+    out = SPECTRAL[name](A)
+    (grad,) = torch.autograd.grad(out.sum(), A)
+    assert torch.isfinite(out).all() and torch.isfinite(grad).all()
+
+
+def test_inverse_of_a_singular_matrix_is_the_pseudo_inverse():
+    A = with_spectrum("well", 1)[0]
+    basis = torch.linalg.eigh(A).eigenvectors[:, 2:]
+    P = basis @ basis.mT
+    assert relative_error(inv_sqrtm(P @ A @ P), basis @ torch.diag(powm_values(A)[2:]) @ basis.mT) < 1e-9
+
+
+def powm_values(A):
+    return torch.linalg.eigvalsh(A).rsqrt()
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_lyapunov(spectrum):
+    S = with_spectrum(spectrum)
+    G = torch.randn(2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    R = lyapunov(S, G)
+    assert relative_error(S @ R + R @ S, G) < 1e-11
+    iterative = lyapunov(S, G + G.mT, "newton_schulz", iterations=40)
+    assert relative_error(iterative, lyapunov(S, G + G.mT)) < 1e-8
+
+
+def test_lyapunov_derivatives():
+    S = with_spectrum("well", 1).requires_grad_()
+    G = torch.randn(1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    symmetric = lambda S, G: lyapunov(0.5 * (S + S.mT), G)  # noqa: E731
+    assert torch.autograd.gradcheck(symmetric, (S, G)) and torch.autograd.gradgradcheck(symmetric, (S, G))
+    iterative = lambda S, G: lyapunov(S, G, "newton_schulz")  # noqa: E731
+    assert torch.autograd.gradcheck(iterative, (S, G))
+
+
+def test_iterative_lyapunov_on_singular_matrices_misses_half_of_a_block():
+    """Why features take the route through the Gram matrix (notes: structurally wrong)."""
+    S = torch.diag(torch.tensor([1.0, 0.0], dtype=torch.float64))
+    G = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+    exact, iterative = lyapunov(S, G), lyapunov(S, G, "newton_schulz", iterations=30)
+    assert exact[0, 1].item() == pytest.approx(1.0) and iterative[0, 1].item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("low, steps", [(1e-1, 2), (1e-2, 2), (1e-3, 2)])
+def test_minimax_beats_five_newton_schulz_steps_in_five_products(low, steps):
+    newton, best = (_worst(low, name, steps) for name in ("newton_schulz", "minimax"))
+    assert best < newton
+    assert _worst(low, "minimax", 3) < newton / 4
+
+
+def _worst(low, name, steps):
+    """Largest error |1 - √a z| of the inverse root z over eigenvalues a in [low, 1]."""
+    a = torch.logspace(torch.tensor(low).log10().item(), 0, 500, dtype=torch.float64)
+    if name == "minimax":
+        method = resolve_method("minimax", "inv_sqrtm", smallest=low, steps=steps)
+    else:
+        method = resolve_method("newton_schulz", "inv_sqrtm", iterations=5)
+    z = method.evaluate(a[:, None, None], "inverse").flatten()
+    return (1 - a.sqrt() * z).abs().max().item()
+
+
+@pytest.mark.parametrize("degree", [3, 5, 7, 9])
+def test_minimax_polynomials_alternate(degree):
+    """The error of a best approximation takes its largest size at one point more than it has coefficients."""
+    from covpool_plugins.linalg.methods.minimax import best_odd_polynomial
+
+    coefficients, level = best_odd_polynomial(0.2, 1.0, degree)
+    x = torch.linspace(0.2, 1, 20001, dtype=torch.float64)
+    error = 1 - sum(c * x ** (2 * k + 1) for k, c in enumerate(coefficients))
+    peaks = (error.abs() > level * (1 - 1e-5)).nonzero().flatten()
+    signs = torch.sign(error[peaks])
+    assert error.abs().max() <= level * (1 + 1e-6)
+    assert 1 + int((signs[1:] != signs[:-1]).sum()) == (degree + 1) // 2 + 1
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: inv_sqrtm(EYE, "isqrt"), "unknown method 'isqrt'; available: .*exact"),
+        (lambda: inv_sqrtm(EYE, eps=-1), "eps must not be negative, got -1"),
+        (lambda: inv_sqrtm(EYE, resolve_method("denman_beavers")), "is no method for inv_sqrtm; available: exact"),
+        (lambda: powm(EYE, float("inf")), "p must be a finite number, got inf"),
+        (lambda: powm(EYE, "half"), "p must be a finite number, got 'half'"),
+        (lambda: logm(EYE, "inverse_scaling", roots=0), "roots must be an integer >= 1, got 0"),
+        (lambda: lyapunov(EYE, torch.ones(2, 2)), r"one shape, got \(6, 6\) and \(2, 2\)"),
+        (lambda: lyapunov(EYE, EYE, "schur"), "unknown method 'schur'; available: "),
+        (lambda: list_methods("sinm"), "unknown matrix function 'sinm'; available: "),
+        (lambda: sqrtm(EYE, "minimax", degree=4), "degree must be one of 3, 5, 7, 9, got 4"),
+        (lambda: sqrtm(EYE, "minimax", smallest=1.5), "smallest must be between 0 and 1, got 1.5"),
+        (lambda: sqrtm(EYE, "svdtopn", n=0), "n must be an integer >= 1, got 0"),
+        (lambda: sqrtm(EYE, "svdtrunc", cap=0), "cap must be between 0 and inf, got 0"),
+        (lambda: sqrtm(EYE, "mpa", gradient="none"), "gradient must be one of auto, exact, lyapunov, got 'none'"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
