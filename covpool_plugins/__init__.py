@@ -1,5 +1,6 @@
 """Second-order pooling for timm and MMPretrain."""
 
+import difflib
 import importlib
 from typing import Any
 
@@ -18,5 +19,7 @@ MMPRETRAIN_CLASSES = {
 
 def __getattr__(name: str) -> Any:
     if name not in MMPRETRAIN_CLASSES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        close = [] if name.startswith("_") else difflib.get_close_matches(name, [*MMPRETRAIN_CLASSES, *__all__], n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     return getattr(importlib.import_module(f".{MMPRETRAIN_CLASSES[name]}", __name__), name)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, with an example at the end of ``--help``."""
 
-    def __init__(self, description: str, example: str) -> None:
+    def __init__(self, description: str, example: str, **options: Any) -> None:
         super().__init__(
+            **options,
             description=description,
             epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,

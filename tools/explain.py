@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import itertools
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
-from timm.utils import ParseKwargs
 from tqdm import tqdm
 
 from covpool_plugins.command_line import Parser, one_line, run_tool
@@ -74,8 +76,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model-kwargs",
         nargs="*",
-        default={},
-        action=ParseKwargs,
+        default=[],
+        type=_key_value,
         metavar="KEY=VALUE",
         help="for example reduce_channels=64",
     )
@@ -89,9 +91,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", type=_device, default="cpu", help="for example cuda (default: cpu)")
     parser.add_argument("--out", type=Path, default=Path("out/explain"), help="folder (default: out/explain)")
     arguments = parser.parse_args(argv)
+    arguments.model_kwargs = dict(arguments.model_kwargs)
+    for key in ("name", "checkpoint", "num_classes"):
+        if key in arguments.model_kwargs:
+            parser.error(f"--model-kwargs: {key} has an option of its own")
     if arguments.config and (arguments.num_classes is not None or arguments.model_kwargs):
         parser.error("--num-classes and --model-kwargs go with --model; with --config the config says it")
     return arguments
+
+
+def _key_value(text: str) -> tuple[str, Any]:
+    """A Python literal where the value is one, otherwise the text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
 
 
 def _device(name: str) -> torch.device:
@@ -114,9 +131,18 @@ def _options(method: str, layer: str | None) -> dict[str, str]:
 
 
 def _stems(paths: list[Path]) -> list[str]:
-    """File names without suffix, numbered where two pictures share one."""
-    repeated = {stem for stem, count in Counter(path.stem for path in paths).items() if count > 1}
-    return [f"{path.stem}-{i}" if path.stem in repeated else path.stem for i, path in enumerate(paths, start=1)]
+    """File names without suffix, numbered where two pictures share one; unique also where case does not count."""
+    counts = Counter(path.stem.casefold() for path in paths)
+    taken = {stem for stem, count in counts.items() if count == 1}
+    stems = []
+    for position, path in enumerate(paths, start=1):
+        stem = path.stem
+        if counts[stem.casefold()] > 1:
+            numbered = (f"{path.stem}-{i}" for i in itertools.count(position))
+            stem = next(candidate for candidate in numbered if candidate.casefold() not in taken)
+            taken.add(stem.casefold())
+        stems.append(stem)
+    return stems
 
 
 def _row(path: Path, explanation: Explanation) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,8 @@ def explain(
 
     Args:
         model: the classifier, which is left as it is; for several calls, build a :class:`ModelView` once.
-        image: a file, a picture, an array (H, W, 3) of uint8, or a normalised input (1, 3, H, W).
+        image: a file, a picture, an array (H, W, 3) of uint8, or a normalised input (1, C, H, W); a model with one
+            input channel sees pictures in grey.
         method: one of :func:`list_methods`.
         target: the class; the default is the one with the highest score.
         grad: ``exact``, or ``training`` for the gradient approximation that the pool trains with (a view has its own).
@@ -131,14 +133,18 @@ def explain(
 
 
 def check_target(target: int, view: ModelView) -> int:
-    """The target, if it is a class of the model.
+    """The target as an ``int``, if it is a class of the model.
 
     Raises:
         OptionError: if it is not.
     """
-    if not 0 <= target < view.num_classes:
-        raise OptionError(f"target must be a class from 0 to {view.num_classes - 1}, got {target}")
-    return target
+    try:
+        found = -1 if isinstance(target, bool) else operator.index(target)
+    except TypeError:
+        found = -1
+    if not 0 <= found < view.num_classes:
+        raise OptionError(f"target must be a class from 0 to {view.num_classes - 1}, got {target!r}")
+    return found
 
 
 def _array(values: Tensor) -> np.ndarray:

@@ -22,11 +22,14 @@ def read_picture(path: Path | str) -> Picture:
     """An RGB picture from a file, completely read.
 
     Raises:
-        ValueError: if the file is missing, no picture, or cut short; the message is one line with the path.
+        ValueError: if the file is missing, no picture, cut short or of unknown brightness; the message is one line with
+            the path.
     """
     try:
         with Image.open(path) as opened:
-            return opened.convert("RGB")
+            return to_eight_bits(opened).convert("RGB")
+    except OptionError as error:
+        raise OptionError(f"{path}: {error}") from None
     except UnidentifiedImageError:
         raise ValueError(f"{path}: not a picture that can be read") from None
     except OSError as error:
@@ -35,15 +38,31 @@ def read_picture(path: Path | str) -> Picture:
         raise ValueError(f"{path}: not a picture that can be read ({error})") from None
 
 
+def to_eight_bits(picture: Picture) -> Picture:
+    """The picture, if need be from 16 bits a channel to 8; Pillow itself would clip them.
+
+    Raises:
+        OptionError: for a picture of 32 bits (``I`` or ``F``), whose white is not known, or one without pixels.
+    """
+    if 0 in picture.size:
+        raise OptionError(f"a picture of {picture.width}x{picture.height} pixels has nothing to explain")
+    if picture.mode in ("I", "F"):
+        raise OptionError(f"a picture of mode {picture.mode!r} (32 bits) has no known white; save it with 8 or 16 bits")
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
+    return picture
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """What the network was evaluated with.
 
     Args:
         input_size: height and width of the input.
-        mean, std: of the RGB channels in the scale 0..1, as three numbers each.
-        to_input: picture -> normalised input (3, H, W).
+        mean, std: of the channels (red, green, blue; or grey) in the scale 0..1.
+        to_input: picture -> normalised input (C, H, W).
         bgr: whether the network's channels are blue, green, red.
+        channels: C, which is 3, or 1 for a network that sees grey.
     """
 
     input_size: tuple[int, int]
@@ -51,49 +70,60 @@ class Preprocessing:
     std: tuple[float, ...]
     to_input: Callable[[Picture], Tensor]
     bgr: bool = False
+    channels: int = 3
 
     def __call__(self, picture: Picture) -> Tensor:
-        """Batch (1, 3, H, W) in float32 for one picture."""
-        return self.to_input(picture.convert("RGB")).unsqueeze(0)
+        """Batch (1, C, H, W) in float32 for one picture."""
+        return self.to_input(to_eight_bits(picture).convert("L" if self.channels == 1 else "RGB")).unsqueeze(0)
 
     def picture(self, x: Tensor) -> Picture:
-        """The picture that an input (1, 3, H, W) shows: cropped and resized as the network saw it."""
+        """The picture that an input (1, C, H, W) shows: cropped and resized as the network saw it."""
         rgb = x[0].detach().cpu().double()
         rgb = rgb.flip(0) if self.bgr else rgb
-        mean, std = (torch.tensor(v, dtype=rgb.dtype).view(3, 1, 1) for v in (self.mean, self.std))
-        pixels = (rgb * std + mean).clamp(0, 1).mul(255).round()
+        mean, std = (torch.tensor(v, dtype=rgb.dtype).view(-1, 1, 1) for v in (self.mean, self.std))
+        pixels = (rgb * std + mean).clamp(0, 1).mul(255).round().expand(3, -1, -1)
         return Image.fromarray(pixels.permute(1, 2, 0).numpy().astype(np.uint8))
 
 
 def as_input(image: Path | str | Picture | np.ndarray | Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Network input (1, 3, H, W) for a file, a picture, an array (H, W, 3) of uint8, or an input itself.
+    """Network input (1, C, H, W) for a file, a picture, an array (H, W, 3) of uint8, or an input itself.
 
     Raises:
         ValueError: for a file that cannot be read.
+        OptionError: for anything else, or a picture of 32 bits or without pixels.
         ShapeError: for an array or tensor of another shape or type.
     """
+    if not isinstance(image, (str, Path, Image.Image, np.ndarray, Tensor)):
+        raise OptionError(f"image must be a file, a picture, an array or a tensor, got {type(image).__name__}")
     if isinstance(image, Tensor):
         x = image.unsqueeze(0) if image.ndim == 3 else image
-        if x.ndim != 4 or x.shape[:2] != (1, 3) or not x.is_floating_point():
-            raise ShapeError(f"an input must be (1, 3, H, W) floating point, got {image.dtype} {tuple(image.shape)}")
+        channels = preprocessing.channels
+        if x.ndim != 4 or x.shape[:2] != (1, channels) or x.numel() == 0 or not x.is_floating_point():
+            found = f"{image.dtype} {tuple(image.shape)}"
+            raise ShapeError(f"an input must be (1, {channels}, H, W) floating point, got {found}")
         return x
     if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        if image.ndim != 3 or image.shape[2] != 3 or image.size == 0 or image.dtype != np.uint8:
             raise ShapeError(f"an array must be (H, W, 3) of uint8, got {image.dtype} {image.shape}")
         image = Image.fromarray(image)
     return preprocessing(image if isinstance(image, Image.Image) else read_picture(image))
 
 
 def timm_preprocessing(model: nn.Module) -> Preprocessing:
-    """timm's evaluation transform for the model's own data configuration."""
+    """timm's evaluation transform for the model's own data configuration.
+
+    Of a model with one channel whose configuration tells mean and deviation of red, green and blue, their averages are
+    taken: timm makes its grey weights of the sum of the three.
+    """
     from timm.data import create_transform, resolve_model_data_config
 
     config = resolve_model_data_config(model)
-    channels, height, width = config["input_size"]
-    if channels != 3:
-        raise OptionError(f"only models of 3 input channels can be explained, this one takes {channels}")
+    channels = _input_channels(model)
+    height, width = config["input_size"][1:]
+    if channels == 1:
+        config |= {key: (sum(config[key]) / len(config[key]),) for key in ("mean", "std")}
     transform = create_transform(**config, is_training=False)
-    return Preprocessing((height, width), tuple(config["mean"]), tuple(config["std"]), transform)
+    return Preprocessing((height, width), tuple(config["mean"]), tuple(config["std"]), transform, channels=channels)
 
 
 def mmpretrain_preprocessing(model: Any) -> Preprocessing:
@@ -113,20 +143,36 @@ def mmpretrain_preprocessing(model: Any) -> Preprocessing:
     pipeline = Compose([TRANSFORMS.build(step) for step in steps])
     preprocessor = copy.deepcopy(model.data_preprocessor)
 
+    channels = _input_channels(model)
+
     def to_input(picture: Picture) -> Tensor:
-        bgr = np.ascontiguousarray(np.asarray(picture)[:, :, ::-1])  # as MMPretrain's loader gives it
-        sample = pipeline(dict(img=bgr, img_shape=bgr.shape[:2], ori_shape=bgr.shape[:2]))
+        pixels = np.asarray(picture)
+        if channels == 3:
+            pixels = np.ascontiguousarray(pixels[:, :, ::-1])  # as MMPretrain's loader gives it
+        sample = pipeline(dict(img=pixels, img_shape=pixels.shape[:2], ori_shape=pixels.shape[:2]))
         return preprocessor({"inputs": [sample["inputs"]]})["inputs"][0].float().cpu()
 
-    to_rgb = bool(getattr(preprocessor, "to_rgb", False))
+    bgr = channels == 3 and not getattr(preprocessor, "to_rgb", False)
     mean, std = (_unit_scale(preprocessor, name, default) for name, default in (("mean", 0.0), ("std", 1.0)))
-    if not to_rgb:
+    if bgr:
         mean, std = mean[::-1], std[::-1]
-    height, width = to_input(Image.new("RGB", (640, 480))).shape[-2:]
-    return Preprocessing((height, width), mean, std, to_input, bgr=not to_rgb)
+    found, height, width = to_input(Image.new("RGB" if channels == 3 else "L", (640, 480))).shape
+    if found != channels:
+        raise OptionError(f"the model takes {channels} channels, the test pipeline of its config gives {found}")
+    return Preprocessing((height, width), mean, std, to_input, bgr, channels)
 
 
 def _unit_scale(preprocessor: Any, name: str, default: float) -> tuple[float, ...]:
     values = getattr(preprocessor, name, None)
-    listed = [default] * 3 if values is None else values.flatten().tolist()
+    listed = [default] if values is None else values.flatten().tolist()
     return tuple(value / 255 for value in listed)
+
+
+def _input_channels(model: nn.Module) -> int:
+    """One for a network whose first convolution takes one channel, otherwise three.
+
+    Behind a rearrangement of pixels, a first convolution of a network for colour may take any number: whether the
+    network takes three, :meth:`ModelView.of` tries.
+    """
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return 1 if first is not None and first.in_channels == 1 else 3

@@ -71,7 +71,12 @@ def load_mmpretrain_model(config: Path | str, checkpoint: Path | str | None = No
 
     _check_file(config)
     try:
-        model = get_model(Config.fromfile(config), pretrained=False)
+        cfg = Config.fromfile(config)
+        if cfg.get("model") is None:
+            raise OptionError(f"{config}: the config has no model")
+        model = get_model(cfg, pretrained=False)
+    except OptionError:
+        raise
     except Exception as error:  # a config is code: anything may go wrong in it
         raise OptionError(f"{config}: {type(error).__name__}: {error}") from None
     if checkpoint is not None:

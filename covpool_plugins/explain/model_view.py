@@ -52,7 +52,8 @@ class ModelView:
                 the approximation the method trains with.
 
         Raises:
-            OptionError: for a model without a linear classifier, or an unknown ``grad``.
+            OptionError: for a model without a linear classifier or with other than one or three input channels, or an
+                unknown ``grad``.
         """
         if isinstance(model, ModelView):
             return model
@@ -64,10 +65,13 @@ class ModelView:
         if grad == "exact":
             _use_exact_gradient(private)
         classifier, site = _find_classifier(private), _find_pool_site(private)
+        weight = classifier.weight
+        shape = (1, preprocessing.channels, *preprocessing.input_size)
+        blank = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
+        _check_first_layer(private, blank)
         if site is None:
             return cls(private, None, None, classifier, preprocessing, {})
-        weight, input_fmt = classifier.weight, _input_fmt(site)
-        blank = torch.zeros(1, 3, *preprocessing.input_size, device=weight.device, dtype=weight.dtype)
+        input_fmt = _input_fmt(site)
         stages, pooled = trace_stages(private, blank, site, input_fmt)
         if isinstance(site, Pool):
             return cls(private, site, site, classifier, preprocessing, stages)
@@ -165,10 +169,26 @@ def _private_copy(model: nn.Module) -> nn.Module:
     return private
 
 
+@torch.no_grad()
+def _check_first_layer(model: nn.Module, blank: Tensor) -> None:
+    """Raise if the model does not take three channels; one that takes one is known before."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None or first.in_channels == blank.shape[1]:
+        return
+    try:
+        model(blank)  # the pixels may be rearranged in front of the first convolution
+    except RuntimeError:
+        raise OptionError(
+            f"only models of 1 or 3 input channels can be explained, this one takes {first.in_channels}"
+        ) from None
+
+
 def _use_exact_gradient(model: nn.Module) -> None:
     pools: list[Any] = [m for m in model.modules() if isinstance(m, Pool)]
     for pool in pools:
-        if isinstance(getattr(pool, "method", None), EigenMethod):
+        method = getattr(pool, "method", None)
+        # What leaves eigenvalues out computes another root, and has the exact gradient of that one.
+        if isinstance(method, EigenMethod) and type(method).truncate is EigenMethod.truncate:
             pool.method = Exact()
 
 

@@ -9,8 +9,9 @@ from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from ..errors import OptionError, ShapeError
+from ..errors import ShapeError
 from ..pooling import Pool, create_pool
+from .channels import stage_channels
 
 
 @MODELS.register_module()
@@ -44,10 +45,7 @@ class CovariancePooling(BaseModule):
         **options: Any,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        stages = [in_channels] if isinstance(in_channels, int) else list(in_channels)
-        if not stages or any(isinstance(c, bool) or not isinstance(c, int) or c < 1 for c in stages):
-            raise OptionError(f"in_channels must be a positive integer or a list of them, got {in_channels!r}")
-        pools = [create_pool(method, channels, **options) for channels in stages]
+        pools = [create_pool(method, channels, **options) for channels in stage_channels("in_channels", in_channels)]
         self.pool: nn.Module = pools[0] if isinstance(in_channels, int) else nn.ModuleList(pools)
         self.out_channels = sum(pool.out_features for pool in pools)
 

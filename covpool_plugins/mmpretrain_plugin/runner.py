@@ -1,17 +1,17 @@
 """Training and testing with MMEngine's runner: what ``tools/train.py`` and ``tools/test.py`` do.
 
-Bad input raises one of the package's errors, or an ``OSError`` for files, before anything is trained.
+Bad input raises one of the package's errors, or an ``OSError`` for files; all but unreadable pictures before anything
+is trained.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import inspect
 import itertools
 import json
 import os
-import pickle
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -22,13 +22,12 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from ..command_line import one_line
 from ..errors import OptionError, UnknownNameError
 from ..files import write_atomically
+from .runner_errors import SetUp, one_line_errors
 from .safe_checkpoints import check_checkpoint, weights_only_checkpoints
 
 LAUNCHERS = ("none", "pytorch")
@@ -81,7 +80,7 @@ def train(
         cfg.resume = cfg.load_from is not None
     if cfg.get("load_from") is not None:
         check_checkpoint(cfg.load_from, resume=cfg.get("resume", False))
-    with _process_group(cfg), weights_only_checkpoints(), _one_line_errors(config) as set_up:
+    with _process_group(cfg), weights_only_checkpoints(), one_line_errors(config, cfg) as set_up:
         runner = _build_runner(cfg, set_up)
         if cfg.get("resume"):
             _load_strictly(runner)
@@ -110,12 +109,14 @@ def test(
     Raises:
         UnknownNameError, OptionError, OSError: for a config, a key or a checkpoint that does not fit.
     """
+    if out is not None:
+        _check_output(Path(out))
     cfg = load_config(config, options)
     _require(config, cfg, "model", "test_dataloader", "test_cfg", "test_evaluator")
     _prepare(config, cfg, work_dir, launcher)
     check_checkpoint(checkpoint)
     cfg.load_from, cfg.resume = str(checkpoint), False
-    with _process_group(cfg), weights_only_checkpoints(), _one_line_errors(config) as set_up:
+    with _process_group(cfg), weights_only_checkpoints(), one_line_errors(config, cfg) as set_up:
         runner = _build_runner(cfg, set_up)
         _load_strictly(runner)
         metrics = {name: float(value) for name, value in runner.test().items()}
@@ -140,7 +141,7 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"config {str(path)!r} does not exist")
-    with _one_line_errors(path):
+    with one_line_errors(path):
         cfg = Config.fromfile(path)
     known = set(cfg) | set(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"} | RUNNER_KEYS
     for option in options:
@@ -149,7 +150,7 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
             raise OptionError(f"--cfg-options takes KEY=VALUE, got {option!r}")
         if key.split(".")[0] not in known:
             raise UnknownNameError("config key", key.split(".")[0], known)
-    with _one_line_errors("--cfg-options"):
+    with one_line_errors("--cfg-options"):
         cfg.merge_from_dict(_parse_options(options))
     if any(option.startswith("data_root=") for option in options):
         for part in ("train", "val", "test"):
@@ -179,6 +180,17 @@ def _require(path: str | Path, cfg: Config, *keys: str) -> None:
     missing = [key for key in keys if cfg.get(key) is None]
     if missing:
         raise OptionError(f"{path}: the config has no {', '.join(missing)}")
+
+
+def _check_output(path: Path) -> None:
+    """Say before a long evaluation that its results cannot be written."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, expected the name of a JSON file", str(path))
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"cannot be written, {folder} is no folder", str(path))
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, f"cannot be written, no permission in {folder}", str(path))
 
 
 def _prepare(path: str | Path, cfg: Config, work_dir: str | Path | None, launcher: str) -> None:
@@ -225,35 +237,7 @@ def _process_group(cfg: Config) -> Iterator[None]:
             dist.destroy_process_group()
 
 
-class _SetUp(Hook):
-    """Knows whether a run is still being set up, or has come to its data."""
-
-    done = False
-
-    def before_train(self, runner: Runner) -> None:
-        self.done = True
-
-    def before_test(self, runner: Runner) -> None:
-        self.done = True
-
-
-@contextmanager
-def _one_line_errors(where: str | Path) -> Iterator[_SetUp]:
-    """Whatever is raised while a run is set up, from what the config or the checkpoint says, names the config."""
-    set_up = _SetUp()
-    try:
-        yield set_up
-    except (ValueError, OSError, ImportError):
-        raise
-    except Exception as error:
-        if set_up.done or isinstance(error, pickle.UnpicklingError):
-            raise
-        # str() of a KeyError is the repr of its message; the list of all keys that do not fit can be endless.
-        message = str(error.args[0]) if isinstance(error, KeyError) and error.args else one_line(error)
-        raise OptionError(f"{where}: {textwrap.shorten(message, 500, placeholder=' …')}") from error
-
-
-def _build_runner(cfg: Config, set_up: _SetUp) -> Runner:
+def _build_runner(cfg: Config, set_up: SetUp) -> Runner:
     runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
     runner.register_hook(set_up)
     return runner

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from mmpretrain.models.heads import LinearClsHead
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..errors import OptionError, ShapeError
 from ..linalg import Vectorize
 from ..pooling import CovariancePool
+from .channels import stage_channels
 
 
 @MODELS.register_module()
@@ -31,7 +33,8 @@ class SecondOrderClsHead(LinearClsHead):
         kwargs: ``loss``, ``topk``, ``cal_acc``, ``init_cfg`` of ``LinearClsHead``.
 
     Raises:
-        OptionError: when built with both or neither of ``in_channels`` and ``feature_channels``.
+        OptionError: when built with both or neither of ``in_channels`` and ``feature_channels``, or with what is not
+            positive.
         ShapeError: in ``forward``, for features that are not (B, in_channels).
     """
 
@@ -50,10 +53,12 @@ class SecondOrderClsHead(LinearClsHead):
                 f"got in_channels={in_channels!r} and feature_channels={feature_channels!r}"
             )
         if feature_channels is not None:
-            stages = [feature_channels] if isinstance(feature_channels, int) else feature_channels
-            pools = [CovariancePool(channels, reduce_channels=None, vectorize=vectorize) for channels in stages]
-            in_channels = sum(pool.out_features for pool in pools)
+            in_channels = sum(_width(c, vectorize) for c in stage_channels("feature_channels", feature_channels))
+        elif isinstance(in_channels, bool) or not isinstance(in_channels, int) or in_channels < 1:
+            raise OptionError(f"in_channels must be a positive integer, got {in_channels!r}")
         super().__init__(num_classes=num_classes, in_channels=in_channels, **kwargs)
+        self.feature_channels = feature_channels
+        self.vectorize = vectorize
 
     def pre_logits(self, feats: Tensor | Sequence[Tensor]) -> Tensor:
         """The vectors (B, in_channels) that the classifier takes."""
@@ -66,6 +71,23 @@ class SecondOrderClsHead(LinearClsHead):
         if width != self.in_channels:
             raise ShapeError(
                 f"SecondOrderClsHead: the neck gives {width} numbers per image, the classifier takes "
-                f"{self.in_channels}; set the head's in_channels={width}"
+                f"{self.in_channels}; set the head's {self._fitting(width)}"
             )
         return vectors
+
+    def _fitting(self, width: int) -> str:
+        """The option that makes the classifier ``width`` wide, in the words that it was built with."""
+        if self.feature_channels is None:
+            return f"in_channels={width}"
+        if isinstance(self.feature_channels, int):
+            for vectorize in sorted(get_args(Vectorize), key=lambda name: name != self.vectorize):
+                channels = math.isqrt(2 * width if vectorize == "triu" else width)  # C² < C (C+1) < (C+1)²
+                if channels > 0 and _width(channels, vectorize) == width:
+                    other = "" if vectorize == self.vectorize else f", vectorize={vectorize!r}"
+                    return f"feature_channels={channels}{other}"
+        return f"in_channels={width} instead of feature_channels"
+
+
+def _width(channels: int, vectorize: Vectorize) -> int:
+    """Numbers in the vector of a covariance over ``channels``."""
+    return CovariancePool(channels, reduce_channels=None, vectorize=vectorize).out_features

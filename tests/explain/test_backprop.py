@@ -21,7 +21,7 @@ def test_grad_cam_equals_its_definition(name: str, small_net, image: Tensor) -> 
     maps = net.forward_features(image).detach().requires_grad_(True)
     (grad,) = torch.autograd.grad(net.head(maps)[0, 2], maps)
     expected = torch.relu((grad.mean(dim=(2, 3), keepdim=True) * maps).sum(dim=1))[0].detach().numpy()
-    found = explain(net, image, "grad_cam", target=2)
+    found = explain(net, image, "grad_cam", target=2, grad="training")
     assert found.layer == "stage2" and not found.signed and expected.max() > 0
     np.testing.assert_allclose(found.map, expected, rtol=1e-3, atol=1e-4 * expected.max())
 
@@ -30,7 +30,7 @@ def test_grad_cam_equals_its_definition(name: str, small_net, image: Tensor) -> 
 def test_gradient_equals_autograd(name: str, small_net, image: Tensor) -> None:
     net, x = small_net(name), image.clone().requires_grad_(True)
     (grad,) = torch.autograd.grad(net(x)[0, 1], x)
-    found = explain(net, image, "gradient", target=1)
+    found = explain(net, image, "gradient", target=1, grad="training")
     expected = grad.abs().amax(dim=1)[0].numpy()
     assert found.map.shape == (32, 32)
     np.testing.assert_allclose(found.map, expected, rtol=1e-3, atol=1e-4 * expected.max())

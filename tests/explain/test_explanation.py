@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch import Tensor
 
 from covpool_plugins.errors import OptionError, ShapeError, UnknownNameError
-from covpool_plugins.explain import METHODS, Explanation, ModelView, explain
+from covpool_plugins.explain import METHODS, Explanation, ModelView, explain, read_picture
 from covpool_plugins.explain.model_view import token_grid
 from covpool_plugins.explain.overlay import colour_limit
 
@@ -99,6 +100,69 @@ def test_the_picture_is_what_the_network_saw(small_net) -> None:
     np.testing.assert_array_equal(np.asarray(view.preprocessing.picture(x)), pixels)
 
 
+@pytest.mark.parametrize("target", [np.int64(2), torch.tensor(2)])
+def test_targets_are_integers_of_any_kind(target: object, small_net, image: Tensor) -> None:
+    found = explain(small_net(), image, target=target)
+    assert found.target == 2 and type(found.target) is int
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_are_scaled(suffix: str, tmp_path: Path) -> None:
+    values = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    path = tmp_path / f"deep.{suffix}"
+    Image.fromarray(values).save(path)
+    pixels = np.asarray(read_picture(path))
+    np.testing.assert_array_equal(pixels, np.repeat(np.arange(256).reshape(16, 16, 1), 3, axis=2))
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pictures_without_a_known_white_are_refused(mode: str, tmp_path: Path) -> None:
+    Image.new(mode, (4, 4), 7).save(tmp_path / "deep.tif")
+    with pytest.raises(OptionError, match=rf"deep\.tif: a picture of mode '{mode}'"):
+        read_picture(tmp_path / "deep.tif")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_of_one_channel_sees_grey(method: str) -> None:
+    net = timm.create_model("test_resnet", in_chans=1, num_classes=4).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
+    grey = Image.fromarray(pixels).convert("L")
+    view = ModelView.of(net)
+    x = view.preprocessing(Image.fromarray(pixels))
+    mean, std = (np.mean(net.pretrained_cfg[key]) for key in ("mean", "std"))
+    if net.pretrained_cfg["crop_pct"] * 160 == 160:
+        torch.testing.assert_close(x[0, 0], ((torch.tensor(np.asarray(grey)) / 255 - mean) / std).float())
+    assert x.shape[:2] == (1, 1)
+    found, expected = (explain(view, image, method, target=2).map for image in (Image.fromarray(pixels), grey))
+    np.testing.assert_array_equal(found, expected)
+    shown = np.asarray(view.preprocessing.picture(x))
+    assert shown.shape[2] == 3 and (np.ptp(shown, axis=2) == 0).all() and shown.std() > 10
+    with pytest.raises(ShapeError, match=r"\(1, 1, H, W\)"):
+        explain(view, torch.zeros(1, 3, 160, 160), method)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_models_of_other_channels_are_refused(name: str) -> None:
+    with pytest.raises(OptionError, match="1 or 3 input channels can be explained, this one takes 4"):
+        ModelView.of(timm.create_model(name, in_chans=4))
+
+
+class Rearranged(torch.nn.Module):
+    """A network for colour whose first convolution takes 12 channels."""
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        net.stem[0] = torch.nn.Sequential(torch.nn.PixelUnshuffle(2), torch.nn.Conv2d(12, 12, 2, stride=2))
+        self.net, self.head, self.pretrained_cfg = net, net.head, net.pretrained_cfg
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def test_rearranged_pixels_are_still_colour(small_net, image: Tensor) -> None:
+    assert explain(Rearranged(small_net()).eval(), image).map.shape == (8, 8)
+
+
 def test_the_default_target_is_the_top_class(small_net, image: Tensor) -> None:
     net = small_net()
     with torch.no_grad():
@@ -118,10 +182,19 @@ def test_half_precision_models_are_explained_in_float32(small_net, image: Tensor
     [
         (dict(target=5), OptionError, "target must be a class from 0 to 4, got 5"),
         (dict(target=-1), OptionError, "from 0 to 4, got -1"),
+        (dict(target="cat"), OptionError, "from 0 to 4, got 'cat'"),
+        (dict(target=1.5), OptionError, "from 0 to 4, got 1.5"),
+        (dict(target=True), OptionError, "from 0 to 4, got True"),
         (dict(method="gradcam"), UnknownNameError, "unknown explanation method 'gradcam'; available: grad_cam"),
         (dict(method="gradient", layer="stage1"), OptionError, "'gradient' has no option 'layer'"),
         (dict(grad="none"), OptionError, "grad must be one of exact, training, got 'none'"),
         (dict(image=np.zeros((8, 8), dtype=np.uint8)), ShapeError, r"\(H, W, 3\) of uint8, got uint8 \(8, 8\)"),
+        (dict(image=np.zeros((0, 0, 3), dtype=np.uint8)), ShapeError, r"got uint8 \(0, 0, 3\)"),
+        (dict(image=torch.zeros(1, 3, 0, 8)), ShapeError, r"\(1, 3, H, W\) .* \(1, 3, 0, 8\)"),
+        (dict(image=Image.new("RGB", (0, 4))), OptionError, "0x4 pixels"),
+        (dict(image=Image.new("F", (8, 8))), OptionError, "mode 'F'"),
+        (dict(image=Image.new("I", (8, 8))), OptionError, "mode 'I'"),
+        (dict(image=None), OptionError, "a file, a picture, an array or a tensor, got NoneType"),
         (dict(image=torch.zeros(2, 3, 8, 8)), ShapeError, r"\(2, 3, 8, 8\)"),
         (dict(image="missing.png"), ValueError, "missing.png: No such file"),
     ],

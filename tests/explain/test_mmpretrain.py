@@ -90,6 +90,34 @@ def test_preprocessing_and_channel_order(to_rgb: bool, config) -> None:
     assert view.preprocessing.picture(x).getpixel((5, 5)) == (10, 100, 200)
 
 
+GREY = """
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(type='LeNet5', num_classes=-1),
+    neck=dict(type='covpool_plugins.CovariancePooling', in_channels=120, reduce_channels=8),
+    head=dict(type='LinearClsHead', num_classes=3, in_channels=36))
+data_preprocessor = dict(mean={mean}, std={std}, num_classes=3)
+test_dataloader = dict(dataset=dict(type='MNIST', pipeline=[dict(type='Resize', scale=48), dict(type='PackInputs')]))
+"""
+
+
+def test_a_model_of_one_channel_sees_grey(photo: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "grey.py"
+    path.write_text(GREY.format(mean=[33.0], std=[78.0]))
+    view = ModelView.of(load_mmpretrain_model(path))
+    x = view.preprocessing(Image.new("RGB", (96, 64), (150, 150, 150)))
+    torch.testing.assert_close(x, torch.full((1, 1, 48, 48), (150 - 33) / 78))
+    assert view.preprocessing.picture(x).getpixel((5, 5)) == (150, 150, 150)
+    assert explain(view, photo, "gradient", target=1).map.shape == (48, 48)
+
+
+def test_a_pipeline_of_other_channels_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "grey.py"
+    path.write_text(GREY.format(mean=[33.0] * 3, std=[78.0] * 3))
+    with pytest.raises(OptionError, match="takes 1 channels, the test pipeline of its config gives 3"):
+        ModelView.of(load_mmpretrain_model(path))
+
+
 def test_a_checkpoint_of_another_model_is_refused(config, tmp_path: Path) -> None:
     checkpoint = tmp_path / "other.pth"
     torch.save({"state_dict": load_mmpretrain_model(config("average")).state_dict()}, checkpoint)

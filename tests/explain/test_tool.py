@@ -56,6 +56,29 @@ def test_every_method_for_two_pictures_of_one_name(tool, picture: Path, tmp_path
     assert not np.array_equal(*(np.load(out / f"noise-{i}_gradient.npz")["map"] for i in (1, 2)))
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["d1/a.png", "d2/a.png", "a-1.png"],
+        ["a-1.png", "d1/a.png", "d2/a.png", "d3/a-3.png"],
+        ["a.png", "a-1.png", "a.png", "a-1.png", "a-3.png"],
+        ["a.png", "A.png", "a-2.png"],
+    ],
+    ids=" ".join,
+)
+def test_no_picture_overwrites_another(tool, names: list[str]) -> None:
+    stems = tool._stems([Path(name) for name in names])
+    assert len({stem.casefold() for stem in stems}) == len(names)
+    for name, stem in zip(names, stems, strict=True):
+        assert stem.startswith(Path(name).stem)
+
+
+def test_a_grey_model(tool, picture: Path, tmp_path: Path) -> None:
+    arguments = ["--model", "resnet18_svdpade", "--model-kwargs", "in_chans=1", "reduce_channels=8"]
+    tool.main([*arguments, "--image", str(picture), "--out", str(tmp_path / "o")])
+    assert np.load(tmp_path / "o" / "noise_contribution.npz")["map"].shape == (7, 7)
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_checkpoints_are_loaded(tool, suffix: str, picture: Path, tmp_path: Path) -> None:
     torch.manual_seed(3)
@@ -89,6 +112,7 @@ def bad_calls(tmp_path: Path, picture: Path) -> dict[str, tuple[list[str], str]]
     (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:3000])
     (tmp_path / "stranger.pth").write_bytes(pickle.dumps({"fc.weight": Stranger()}, protocol=2))
     (tmp_path / "text.safetensors").write_text("nothing")
+    (tmp_path / "empty.py").write_text("x = 1")
     (tmp_path / "broken.py").write_text("model = dict(type='NoSuchClassifier')")
     torch.save(timm.create_model(SMALL, num_classes=4).state_dict(), tmp_path / "four.pth")
     model, image = ["--model", SMALL], ["--image", str(picture)]
@@ -118,6 +142,17 @@ def bad_calls(tmp_path: Path, picture: Path) -> dict[str, tuple[list[str], str]]
         ),
         "missing config": (["--config", str(tmp_path / "no.py"), *image], "no.py: No such file"),
         "broken config": (["--config", str(tmp_path / "broken.py"), *image], "NoSuchClassifier"),
+        "config without a model": (
+            ["--config", str(tmp_path / "empty.py"), *image],
+            "empty.py: the config has no model",
+        ),
+        "key without a value": (
+            [*model, *image, "--model-kwargs", "reduce_channels"],
+            "expected KEY=VALUE, got 'reduce_channels'",
+        ),
+        "value without a key": ([*model, *image, "--model-kwargs", "=3"], "expected KEY=VALUE, got '=3'"),
+        "option as key": ([*model, *image, "--model-kwargs", "num_classes=3"], "num_classes has an option of its own"),
+        "four channels": ([*model, *image, "--model-kwargs", "in_chans=4"], "1 or 3 input channels"),
         "model and config": ([*model, "--config", "a.py", *image], "not allowed with"),
         "neither": (image, "one of the arguments --model --config is required"),
     }

@@ -81,8 +81,9 @@ def test_the_short_names_are_those_of_the_plugin():
     assert sorted(covpool_plugins.MMPRETRAIN_CLASSES) == sorted(mmpretrain_plugin.__all__)
     for name in mmpretrain_plugin.__all__:
         assert getattr(covpool_plugins, name) is getattr(mmpretrain_plugin, name)
-    with pytest.raises(AttributeError, match="CovariancePoolin"):
+    with pytest.raises(AttributeError, match="'CovariancePoolin'; did you mean 'CovariancePooling'"):
         _ = covpool_plugins.CovariancePoolin
+    assert not hasattr(covpool_plugins, "__wrapped__") and not hasattr(covpool_plugins, "nothing_like_it")
 
 
 def test_without_mmpretrain_the_extra_is_named(monkeypatch):
@@ -116,6 +117,11 @@ def test_the_head_classifies_a_tensor_as_a_tuple():
         (lambda: CovariancePooling(8, iteration=3), OptionError, "iteration"),
         (lambda: CovariancePooling(0), OptionError, "in_channels .* got 0"),
         (lambda: CovariancePooling([]), OptionError, r"in_channels .* got \[\]"),
+        (lambda: CovariancePooling(2.5), OptionError, "in_channels .* got 2.5"),
+        (lambda: SecondOrderClsHead(3, feature_channels=-3), OptionError, "feature_channels .* got -3"),
+        (lambda: SecondOrderClsHead(3, feature_channels=[8, 0]), OptionError, r"feature_channels .* got \[8, 0\]"),
+        (lambda: SecondOrderClsHead(3, feature_channels=True), OptionError, "feature_channels .* got True"),
+        (lambda: SecondOrderClsHead(3, in_channels=-3), OptionError, "in_channels .* got -3"),
         (lambda: SecondOrderClsHead(3), OptionError, "one of in_channels and feature_channels"),
         (lambda: SecondOrderClsHead(3, 10, feature_channels=4), OptionError, "in_channels=10 and feature_channels=4"),
         (lambda: SecondOrderClsHead(3, feature_channels=4, vectorize="tril"), OptionError, "vectorize .* 'tril'"),
@@ -131,7 +137,27 @@ def test_bad_options(build, error, message):
     [
         (lambda: CovariancePooling(8)((random(2, 16, 4, 4),)), r"8 channels, got shape \(2, 16, 4, 4\)"),
         (lambda: CovariancePooling([8, 8])((random(2, 8, 4, 4),)), "lists 2 stages, the backbone returned 1"),
-        (lambda: SecondOrderClsHead(3, feature_channels=4)((random(2, 36),)), "gives 36 .* takes 10; .*in_channels=36"),
+        (
+            lambda: SecondOrderClsHead(3, feature_channels=4)((random(2, 36),)),
+            "gives 36 .* takes 10; .*feature_channels=8$",
+        ),
+        (lambda: SecondOrderClsHead(3, 10)((random(2, 36),)), "gives 36 .* takes 10; .* in_channels=36$"),
+        (
+            lambda: SecondOrderClsHead(3, feature_channels=4, vectorize="full")((random(2, 36),)),
+            "gives 36 .* takes 16; .*feature_channels=6$",
+        ),
+        (
+            lambda: SecondOrderClsHead(3, feature_channels=4)((random(2, 64),)),
+            "gives 64 .* takes 10; .*feature_channels=8, vectorize='full'$",
+        ),
+        (
+            lambda: SecondOrderClsHead(3, feature_channels=4)((random(2, 37),)),
+            "gives 37 .*in_channels=37 instead of feature_channels$",
+        ),
+        (
+            lambda: SecondOrderClsHead(3, feature_channels=[4, 4])((random(2, 36),)),
+            "gives 36 .*in_channels=36 instead of feature_channels$",
+        ),
         (lambda: SecondOrderClsHead(3, 10)((random(2, 10, 4, 4),)), r"expected vectors .* got \(2, 10, 4, 4\)"),
     ],
 )

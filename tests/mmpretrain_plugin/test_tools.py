@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from covpool_plugins.errors import OptionError
 from covpool_plugins.mmpretrain_plugin import runner
 
 ROOT = Path(__file__).parents[2]
@@ -101,14 +103,18 @@ BAD_OPTIONS = {
     "model.neck.method=svdpad": "unknown pool 'svdpad'; available: svdpade",
     "model.neck.iteration=3": "'iteration'",
     "model.neck.in_channels=64": "expected NCHW with 64 channels",
-    "model.neck.reduce_channels=16": "gives 136 numbers per image, the classifier takes 528",
+    "model.neck.reduce_channels=16": "the classifier takes 528; set the head's feature_channels=16",
+    "model.head.num_classes=2": "3 classes (brick, grass, gravel), the model has 2; set model.head.num_classes=3",
+    "model.head.feature_channels=-3": "feature_channels must be a positive integer or a list of them, got -3",
+    "model.neck.type=covpool_plugins.CovarancePooling": "did you mean 'CovariancePooling'?",
+    "optim_wrapper.optimizer.type=SGDD": "unknown optimizer 'SGDD'; available: SGD",
     "model.neck.type=covpool_plugins.Covariance": "covpool_plugins.Covariance is not in",
-    "model.nekc.method=isqrt": "'nekc'",
+    "model.nekc.method=isqrt": "'nekc'; did you mean 'neck'?",
     "modle.neck.method=isqrt": "unknown config key 'modle'; available: model",
     "model.neck.method": "KEY=VALUE, got 'model.neck.method'",
     "optim_wrapper.optimizer.rate=1": "'rate'",
     "param_scheduler.milestone=1": "'milestone'",
-    "train_cfg.max_epoch=1": "'max_epoch'",
+    "train_cfg.max_epoch=1": "'max_epoch'; did you mean 'max_epochs'?",
     "data_root=nowhere": "nowhere/train",
     "load_from=nowhere.pth": "nowhere.pth",
 }
@@ -120,6 +126,74 @@ def test_bad_options(option, message, textures, tmp_path, run_tool):
     status, said = run_tool("train", CONFIG, "--work-dir", tmp_path, *options)
     assert status == 2 and said.count("\n") == 1
     assert message in said
+
+
+def copied(textures, tmp_path, name, content):
+    """The data with one picture replaced."""
+    root = tmp_path / "data"
+    shutil.copytree(textures, root)
+    (root / name).write_bytes(content)
+    return root
+
+
+@pytest.mark.parametrize(
+    "content, name, workers",
+    [
+        (b"", "train/grass/3.png", 0),
+        (b"", "val/brick/2.png", 0),
+        (b"no picture", "train/grass/3.png", 0),
+        (b"no picture", "train/grass/3.png", 1),
+    ],
+)
+def test_an_unreadable_picture_is_named(content, name, workers, textures, tmp_path, run_tool):
+    options = [f"data_root={copied(textures, tmp_path, name, content)}", *SMALL, "train_cfg.max_epochs=1"]
+    options.append(f"train_dataloader.num_workers={workers}")
+    status, said = run_tool("train", CONFIG, "--work-dir", tmp_path / "work", "--cfg-options", *options)
+    assert status == 2 and said.count("\n") == 1
+    assert f"{name}: not a picture that can be read" in said
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_missing_picture_and_a_label_out_of_range_are_named(workers, textures, tmp_path, run_tool):
+    options = [*SMALL, "train_dataloader.dataset.ann_file=list.txt", "train_dataloader.dataset.data_prefix=''"]
+    options += [f"data_root={textures}", f"train_dataloader.num_workers={workers}"]
+    for line, message in {
+        "train/no.png 1": "train/no.png",
+        "train/brick/0.png 7": "label 7, model.head.num_classes is 3",
+    }.items():
+        (tmp_path / "list.txt").write_text(f"{line}\n" * 6)
+        status, said = run_tool(
+            "train",
+            CONFIG,
+            "--work-dir",
+            tmp_path / "work",
+            "--cfg-options",
+            *options,
+            f"train_dataloader.dataset.ann_file={tmp_path / 'list.txt'}",
+        )
+        assert status == 2 and said.count("\n") == 1
+        assert message in said and "Traceback" not in said
+
+
+def test_a_bug_in_a_run_keeps_its_traceback(textures, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(runner.Runner, "train", lambda self: (self.call_hook("before_run"), fail())[1])
+    with pytest.raises(OptionError, match="a bug"):  # before there are data
+        runner.train(CONFIG, work_dir=tmp_path, options=[f"data_root={textures}", *SMALL])
+    monkeypatch.undo()
+    monkeypatch.setattr("mmpretrain.models.ImageClassifier.train_step", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        runner.train(CONFIG, work_dir=tmp_path, options=[f"data_root={textures}", *SMALL])
+
+
+@pytest.mark.parametrize("out, message", [("", "is a folder"), ("file/metrics.json", "is no folder")])
+def test_where_the_metrics_cannot_go_is_said_first(out, message, tmp_path, run_tool):
+    (tmp_path / "file").write_text("")
+    status, said = run_tool("test", CONFIG, tmp_path / "no.pth", "--work-dir", tmp_path, "--out", tmp_path / out)
+    assert status == 2 and said.count("\n") == 1
+    assert message in said and str(tmp_path / out) in said
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is allowed there")
