@@ -44,7 +44,7 @@ def center(X: Tensor, centered: bool) -> Tensor:
 
 
 def _largest(X: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(X.detach(), ord=torch.inf, dim=(-2, -1), keepdim=True)
+    return X.detach().abs().amax(dim=(-2, -1), keepdim=True)
 
 
 class Covariance(torch.autograd.Function):

@@ -85,7 +85,7 @@ def check_root_options(compute: str, vectorize: str) -> None:
 def _power_of_two(X: Tensor) -> Tensor:
     """The power of two below the largest entry of each X (..., C, M), shape (..., 1, 1); one for zeros."""
     largest = X.detach().abs().amax(dim=(-2, -1), keepdim=True)
-    return torch.where(largest > 0, torch.exp2(torch.floor(torch.log2(largest))), torch.ones_like(largest))
+    return torch.where(largest > 0, 2.0 ** torch.floor(torch.log2(largest)), torch.ones_like(largest))
 
 
 def _iterative_root(X: Tensor, method: IterativeMethod, centered: bool) -> Tensor:
@@ -178,24 +178,23 @@ class EigenCovarianceRoot(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, G: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None, None]:
         X, s, U, V = ctx.saved_tensors
-        upstream = G
         with autocast_off(G.device.type):
             if ctx.packed:
-                # An off-diagonal entry was read once: half of its gradient belongs to each of its two places.
-                G = 0.5 * unpack_symmetric(G, U.shape[-2])
-                G.diagonal(dim1=-2, dim2=-1).mul_(2)
+                # Twice the symmetric gradient: an off-diagonal entry stands for two places, and was read once.
+                twice = unpack_symmetric(G, U.shape[-2])
+                twice.diagonal(dim1=-2, dim2=-1).mul_(2)
             else:
-                G = symmetrize(G)
+                twice = G + G.mT
             if torch.is_grad_enabled() and ctx.method.derivative(s, 2) is not None:
-                return _differentiable_gradient(X, G, ctx.method, ctx.centered), None, None, None, None
+                return _differentiable_gradient(X, 0.5 * twice, ctx.method, ctx.centered), None, None, None, None
             # The squares leave the range of float32 long before the singular values do.
             values = s.double().square()
             if ctx.dual:
-                grad = _dual_gradient(G, s, values, U, V, ctx.method, ctx.positions)
+                grad = _dual_gradient(twice, s, values, U, V, ctx.method, ctx.positions)
             else:
-                E = basis_derivative(U.mT @ G @ U, values, ctx.method)
-                grad = (2 / ctx.positions) * (U @ E @ U.mT) @ center(X, ctx.centered)
-        return first_derivative_only(grad, ctx.method, X, upstream), None, None, None, None
+                E = basis_derivative(U.mT @ twice @ U, values, ctx.method)
+                grad = (U @ (E / ctx.positions) @ U.mT) @ center(X, ctx.centered)
+        return first_derivative_only(grad, ctx.method, X, G), None, None, None, None
 
 
 def _dual_decomposition(X: Tensor, method: EigenMethod, centered: bool, mixed: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -219,13 +218,13 @@ def _primal_decomposition(X: Tensor, method: EigenMethod, centered: bool, mixed:
 
 
 def _dual_gradient(
-    G: Tensor, s: Tensor, values: Tensor, U: Tensor, V: Tensor, method: EigenMethod, positions: int
+    twice: Tensor, s: Tensor, values: Tensor, U: Tensor, V: Tensor, method: EigenMethod, positions: int
 ) -> Tensor:
-    GU = G @ U
+    GU = twice @ U
     E = U.mT @ GU
     to_null = method.coefficients(values, torch.zeros_like(values[..., :1])).mT.to(s.dtype) * s.unsqueeze(-2)
     inner = GU * to_null + U @ (basis_derivative(E, values, method) * s.unsqueeze(-2) - to_null * E)
-    return (2 / positions**0.5) * inner @ V.mT
+    return inner @ (V.mT / positions**0.5)
 
 
 def _differentiable_gradient(X: Tensor, G: Tensor, method: EigenMethod, centered: bool) -> Tensor:

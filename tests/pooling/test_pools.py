@@ -18,7 +18,7 @@ LAYOUTS = {
 }
 
 
-def maps(batch=2, channels=12, height=3, width=4):
+def maps(batch=2, channels=12, height=4, width=5):
     generator = torch.Generator().manual_seed(0)
     return torch.randn(batch, channels, height, width, generator=generator).relu()
 
@@ -101,7 +101,7 @@ def test_autocast_rounds_the_reduction_only(name):
 def test_channels_last_and_copies_and_state(name):
     pool = create_pool(name, 12).eval()
     expected = pool(maps())
-    assert relative_error(pool(maps().contiguous(memory_format=torch.channels_last)), expected) < 1e-6
+    assert relative_error(pool(maps().contiguous(memory_format=torch.channels_last)), expected) < 1e-5
     assert torch.equal(copy.deepcopy(pool)(maps()), expected)
     other = create_pool(name, 12).eval()
     other.load_state_dict(pool.state_dict())

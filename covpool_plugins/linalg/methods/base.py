@@ -130,8 +130,7 @@ def resolve_method(method: str | Method, function: str = "sqrtm", **options: Any
         OptionError: for an object of another function, an option the method does not have, or one out of range.
     """
     if isinstance(method, Method):
-        kinds = {type(known) for _, known in TABLES[function].items()}
-        if type(method) not in kinds:
+        if not isinstance(method, _accepted(function)):
             raise OptionError(f"{method} is no method for {function}; available: {', '.join(list_methods(function))}")
         chosen, label = method, type(method).__name__
     else:
@@ -144,6 +143,15 @@ def resolve_method(method: str | Method, function: str = "sqrtm", **options: Any
             known = ", ".join(allowed) or "none"
             raise OptionError(f"method {label} has no option {option!r}; its options: {known}")
     return dataclasses.replace(chosen, **options)
+
+
+def _accepted(function: str) -> tuple[type[Method], ...]:
+    """The classes whose objects a matrix function takes: those in its table, and users' own of the same kind."""
+    of_a_kind: dict[str, tuple[type[Method], ...]] = {
+        "sqrtm": (EigenMethod, IterativeMethod),
+        "inv_sqrtm": (IterativeMethod,),
+    }
+    return of_a_kind.get(function, ()) + tuple(type(known) for _, known in TABLES[function].items())
 
 
 def check_choice(method: object, option: str, allowed: tuple[str, ...]) -> None:
