@@ -1,0 +1,196 @@
+"""The ``linalg`` mode: every method of the package against the published forms."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import require_extra
+from ..linalg import (
+    Compute,
+    EigenMethod,
+    Method,
+    Minimax,
+    NewtonSchulz,
+    covariance,
+    covariance_sqrt,
+    inv_sqrtm,
+    list_methods,
+    packed_size,
+    resolve_method,
+    sqrtm,
+)
+from ..linalg._tensors import symmetrize
+from .baselines import BASELINES, ISQRT, MPA, SVD_PADE, published_inverse_root
+from .measure import Function, correlated_features, exact_root_and_gradient, seeded_gradient, value_and_gradient
+from .modes import MODES, Mode, add_common_arguments, check_output, environment, positive
+from .report import result_markdown, write_json, write_plot
+from .sections import Clock, Contender, Result, Section, run_section
+
+GIVEN_POSITIONS_PER_CHANNEL = 8  # covariances of full rank
+MPA_INVERSE = "mpa inverse published (f32)"
+MATMUL_ROUTES: dict[str, Method] = {
+    "Newton-Schulz, 20 steps": NewtonSchulz("frobenius", iterations=20),
+    "minimax, 5 steps from 1e-4": Minimax(smallest=1e-4, steps=5),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the mode."""
+    parser.add_argument("--channels", type=positive, nargs="+", default=[256, 512], metavar="C", help="(256 512)")
+    parser.add_argument(
+        "--positions", type=positive, nargs="+", default=[49, 196, 784], metavar="M", help="(49 196 784)"
+    )
+    parser.add_argument("--batch", type=positive, default=8, help="images (8)")
+    parser.add_argument(
+        "--methods", nargs="+", default=list_methods(), metavar="METHOD", help=f"of: {', '.join(list_methods())} (all)"
+    )
+    add_common_arguments(parser)
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="gradient error over time, as a picture")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, print each section as it is done, write the files."""
+    methods = {name: resolve_method(name) for name in arguments.methods}
+    for path in (arguments.json, arguments.plot):
+        check_output(path)
+    if arguments.plot:
+        require_extra("matplotlib", "explain")
+    torch.set_num_threads(arguments.threads)
+    facts = {**environment(arguments.device), "batch": arguments.batch, "repeats": arguments.repeats}
+    print("# linalg\n\n" + ", ".join(f"{key} {value}" for key, value in facts.items()) + "\n", flush=True)
+    results: list[Result] = []
+    for section in _sections(arguments, methods):
+        results.append(run_section(section, arguments.repeats))
+        print(result_markdown(results[-1]), flush=True)
+    if arguments.json:
+        write_json(arguments.json, {"environment": facts, "sections": [dataclasses.asdict(r) for r in results]})
+    if arguments.plot:
+        write_plot(arguments.plot, [r for r in results if "positions" in r.details])
+
+
+def _sections(arguments: argparse.Namespace, methods: dict[str, Method]) -> Iterator[Section]:
+    """Made one by one: the inputs of one section at a time are in memory."""
+    for C in arguments.channels:
+        for M in arguments.positions:
+            yield features_section(C, M, arguments.batch, methods, arguments.device)
+    yield given_root_section(128, arguments.batch, arguments.device)
+    yield given_inverse_section(64, arguments.batch, arguments.device)
+    if arguments.device.type == "cuda":
+        for n in sorted({min(C, M) for C in arguments.channels for M in arguments.positions}):
+            yield routes_section(n, arguments.batch, arguments.device)
+
+
+def features_section(
+    C: int, M: int, batch: int, methods: dict[str, Method], device: torch.device | str = "cpu"
+) -> Section:
+    """Features (batch, C, M) to the packed root of their covariance."""
+    X = correlated_features(batch, C, M, device)
+    G = seeded_gradient(torch.Size([batch, packed_size(C)]), device)
+    contenders = [
+        Contender(name, "baseline", baseline, baseline.operator, partial(baseline, dtype=torch.float64))
+        if baseline.operator
+        else Contender(name, "baseline", baseline)
+        for name, baseline in BASELINES.items()
+    ]
+    for name, method in methods.items():
+        own = None if _is_root(method) else partial(covariance_sqrt, method=method, vectorize="triu")
+        computes = get_args(Compute) if isinstance(method, EigenMethod) else ("float32", "float64")
+        for compute in computes:
+            function = partial(covariance_sqrt, method=method, compute=compute, vectorize="triu")
+            contenders.append(Contender(name, compute, function, "" if own is None else repr(method), own))
+    title = f"features {C} x {M} to packed root"
+    details = {"channels": C, "positions": M}
+    return Section(title, contenders, X, G, exact_root_and_gradient(X, G), (SVD_PADE, ISQRT), details=details)
+
+
+def _is_root(method: Method) -> bool:
+    """Whether it is the square root with its own gradient, whose second derivative then exists as well."""
+    return isinstance(method, EigenMethod) and method.derivative(torch.ones(1), 2) is not None
+
+
+def given_root_section(C: int, batch: int, device: torch.device | str = "cpu") -> Section:
+    """A given covariance to its root: the backward of the eigen methods.
+
+    The published gradient is not symmetric until it reaches the covariance, so that step is taken here as in ours.
+    """
+    published = BASELINES[SVD_PADE].from_matrix
+    contenders = [
+        Contender(SVD_PADE, "baseline", _in_float64(lambda A: published(symmetrize(A)))),
+        *_both_precisions("svdpade", partial(sqrtm, method="svdpade")),
+    ]
+    title = f"given covariance {C} x {C} to root (ratios of the backward)"
+    return _given_section(title, C, batch, contenders, 0.5, SVD_PADE, device, "backward")
+
+
+def given_inverse_section(C: int, batch: int, device: torch.device | str = "cpu") -> Section:
+    """A given covariance to its inverse root."""
+    published, operator = published_inverse_root, BASELINES[MPA].operator
+    contenders = [
+        Contender(MPA_INVERSE, "baseline", published, f"inverse of the {operator}", published),
+        *_both_precisions("exact", inv_sqrtm),
+    ]
+    title = f"given covariance {C} x {C} to inverse root"
+    return _given_section(title, C, batch, contenders, -0.5, MPA_INVERSE, device)
+
+
+def routes_section(n: int, batch: int, device: torch.device | str = "cpu") -> Section:
+    """eigh against matrix products alone, on the n x n side of features that the eigen methods decompose."""
+    contenders = _both_precisions("exact", sqrtm)
+    for label, method in MATMUL_ROUTES.items():
+        contenders += _both_precisions(label, partial(sqrtm, method=method), repr(method))
+    return _given_section(
+        f"routes for {n} x {n}: eigh and matrix products", n, batch, contenders, 0.5, "exact, float64", device
+    )
+
+
+def _in_float64(function: Function) -> Function:
+    return lambda A: function(A.double()).to(A.dtype)
+
+
+def _both_precisions(label: str, function: Function, operator: str = "") -> list[Contender]:
+    own = function if operator else None
+    return [
+        Contender(label, "float32", function, operator, own),
+        Contender(label, "float64", _in_float64(function), operator, own),
+    ]
+
+
+def _given_section(
+    title: str,
+    C: int,
+    batch: int,
+    contenders: list[Contender],
+    power: float,
+    against: str,
+    device: torch.device | str,
+    clock: Clock = "both",
+) -> Section:
+    """Covariances (batch, C, C) of full rank; the exact result is that of autograd through eigh in float64."""
+    A = covariance(correlated_features(batch, C, GIVEN_POSITIONS_PER_CHANNEL * C, device))
+    G = symmetrize(seeded_gradient(A.shape, device))
+
+    def exact(A: Tensor) -> Tensor:
+        values, U = torch.linalg.eigh(A)
+        return (U * values.unsqueeze(-2) ** power) @ U.mT
+
+    reference = value_and_gradient(exact, A.double(), G.double())
+    return Section(title, contenders, A, G, reference, (against,), clock, {"matrix": C})
+
+
+MODES.add(
+    "linalg",
+    Mode(
+        "Matrix square roots: time, error and memory of every method against the published layers.",
+        "python tools/benchmark.py linalg --channels 256 --positions 49 --json out/linalg.json --plot out/linalg.png",
+        add_arguments,
+        run,
+    ),
+)

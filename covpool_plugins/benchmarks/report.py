@@ -1,0 +1,93 @@
+"""Figures as Markdown, JSON and a picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import require_extra
+from ..files import write_atomically
+
+if TYPE_CHECKING:
+    from .sections import Result, Row
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others are numbers."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def number(value: float) -> str:
+    """Two digits from 0.01 to 100, one digit and an exponent elsewhere."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0 or 0.01 <= abs(value) < 99.5:
+        return f"{value:#.2g}".rstrip(".")
+    mantissa, exponent = f"{value:.0e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def result_markdown(result: Result) -> str:
+    """One section: heading, table, what the own operators are, and who was left out."""
+    header = ["contender", "forward", "backward", "both", *(f"vs {name}" for name in result.against)]
+    header += ["kept, MB", "value error", "gradient error", "own value", "own gradient"]
+    rows = [_cells(row, result.against) for row in result.rows]
+    lines = [f"## {result.title}", "", "Times in ms per image or matrix.", "", markdown_table(header, rows), ""]
+    operators = {row.operator: row.contender for row in reversed(result.rows) if row.operator}
+    lines += [f"* own operator of {contender}: {operator}" for operator, contender in reversed(operators.items())]
+    lines += [f"* left out: {contender}: {reason}" for contender, reason in result.left_out.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: Row, against: Sequence[str]) -> list[str]:
+    times = [f"{1e3 * seconds:.3f}" for seconds in (row.forward, row.backward, row.both)]
+    ratios = [f"{row.ratios[name]:.1f}x" if name in row.ratios else "-" for name in against]
+    errors = [row.value_error, row.gradient_error, row.own_value_error, row.own_gradient_error]
+    return [
+        row.contender,
+        *times,
+        *ratios,
+        f"{row.bytes_kept / 1e6:.3f}",
+        *("-" if error is None else number(error) for error in errors),
+    ]
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write figures as JSON; NaN and infinity, which JSON does not have, become null."""
+    text = json.dumps(_finite(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _finite(item: Any) -> Any:
+    if isinstance(item, dict):
+        return {key: _finite(value) for key, value in item.items()}
+    if isinstance(item, list):
+        return [_finite(value) for value in item]
+    return None if isinstance(item, float) and not math.isfinite(item) else item
+
+
+def write_plot(path: Path, results: Sequence[Result]) -> None:
+    """One panel per section: gradient error against the square root's gradient, over time per image."""
+    figure_module = require_extra("matplotlib.figure", "explain")
+    figure = figure_module.Figure(figsize=(7 * len(results), 6), layout="constrained")
+    for axis, result in zip(figure.subplots(1, len(results), squeeze=False)[0], results, strict=True):
+        kinds = sorted({row.kind for row in result.rows})
+        for kind in kinds:
+            shown = [
+                r for r in result.rows if r.kind == kind and r.gradient_error > 0 and math.isfinite(r.gradient_error)
+            ]
+            axis.scatter([1e3 * r.both for r in shown], [r.gradient_error for r in shown], s=18, label=kind)
+            for r in shown:
+                axis.annotate(
+                    r.label, (1e3 * r.both, r.gradient_error), fontsize=6, xytext=(3, 2), textcoords="offset points"
+                )
+        axis.set(xscale="log", yscale="log", title=result.title, xlabel="forward + backward, ms per image")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    figure.axes[0].set_ylabel("relative error of the gradient")
+    suffix = path.suffix.lstrip(".") or "png"
+    write_atomically(path, lambda file: figure.savefig(file, format=suffix, dpi=150))
