@@ -8,7 +8,7 @@ function per method is therefore enough: no stored iterates, and the backward ca
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -61,23 +61,18 @@ def polynomials(coefficients: Sequence[Sequence[float]], Z: Matrix, block: int =
     powers = [Z]
     for _ in range(block - 1):
         powers.append(product(powers[-1], Z))
-    results = []
-    for row in coefficients:
-        blocks = [list(row[start : start + block]) for start in range(0, len(row), block)]
-        result = _add_block(None, blocks.pop(), powers)
-        while blocks:
-            result = _add_block(product(powers[-1], result), blocks.pop(), powers)
-        results.append(result)
-    return results
+    return [_by_blocks(row, powers) for row in coefficients]
 
 
-def _add_block(total: Matrix | None, block: Sequence[float], powers: list[Matrix]) -> Matrix:
-    """``total`` plus the polynomial of low degree whose coefficients are ``block``."""
-    if total is not None:
-        return combination(block[0], [1.0, *block[1:]], [total] + powers[: len(block) - 1])  # noqa: RUF005
-    if len(block) == 1:
-        return combination(block[0], [0.0], powers[:1])
-    return combination(block[0], block[1:], powers[: len(block) - 1])
+def _by_blocks(row: Sequence[float], powers: list[Any]) -> Any:
+    """One polynomial from the powers up to Z^block; its top block goes up to Z^block itself, which is there already."""
+    block = len(powers)
+    top = max(0, (len(row) - 2) // block * block)
+    result = combination(row[top], row[top + 1 :], powers[: len(row) - 1 - top])
+    for start in range(top - block, -1, -block):
+        terms = [product(powers[-1], result), *powers[:-1]]
+        result = combination(row[start], [1.0, *row[start + 1 : start + block]], terms)
+    return result
 
 
 def solve_positive(Q: Matrix, P: Matrix) -> Matrix:

@@ -193,28 +193,51 @@ class EigenCovarianceRoot(torch.autograd.Function):
                 grad = _dual_gradient(twice, s, values, U, V, ctx.method, ctx.positions)
             else:
                 E = basis_derivative(U.mT @ twice @ U, values, ctx.method)
-                grad = (U @ (E / ctx.positions) @ U.mT) @ center(X, ctx.centered)
+                grad = (U @ (E / ctx.positions) @ U.mT) @ _centered(X, ctx.centered, X.dtype)[0]
         return first_derivative_only(grad, ctx.method, X, G), None, None, None, None
 
 
 def _dual_decomposition(X: Tensor, method: EigenMethod, centered: bool, mixed: bool) -> tuple[Tensor, Tensor, Tensor]:
     """s (..., M), U (..., C, M) and V (..., M, M) of X̃ / √M = U s Vᵀ; U and V are zero where s is."""
-    wide = center(X.to(torch.float64) if mixed else X, centered) / X.shape[-1] ** 0.5
-    values, V = guarded_eigh(wide.mT @ wide)
-    values = method.truncate(torch.where(values <= null_threshold(values), 0.0, values))
+    wide, mean = _centered(X, centered, torch.float64 if mixed else X.dtype)
+    values, V = guarded_eigh((wide.mT @ wide) / X.shape[-1])
+    values = _significant(values, mean, method)
     null = values == 0
     s = values.sqrt()
     V = torch.where(null.unsqueeze(-2), 0.0, V)
-    U = (wide @ V) / torch.where(null, 1.0, s).unsqueeze(-2)
+    U = wide @ (V / (X.shape[-1] ** 0.5 * torch.where(null, 1.0, s)).unsqueeze(-2))
     return s.to(X.dtype), U.to(X.dtype), V.to(X.dtype)
 
 
 def _primal_decomposition(X: Tensor, method: EigenMethod, centered: bool, mixed: bool) -> tuple[Tensor, Tensor, Tensor]:
     """s (..., C) and U (..., C, C) of X̃ X̃ᵀ / M = U s² Uᵀ; V is not needed and empty."""
-    A = Covariance.apply(X, centered)
+    wide, mean = _centered(X, centered, X.dtype)
+    A = (wide @ wide.mT) / X.shape[-1]
     values, U = guarded_eigh(A.to(torch.float64) if mixed else A)
-    s = method.truncate(torch.where(values <= null_threshold(values), 0.0, values)).sqrt()
+    s = _significant(values, mean, method).sqrt()
     return s.to(X.dtype), U.to(X.dtype), X.new_empty(0)
+
+
+def _centered(X: Tensor, centered: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """X̃ and the mean, in the given precision."""
+    if not centered:
+        return X.to(dtype), None
+    mean = X.mean(dim=-1, keepdim=True, dtype=dtype)
+    return torch.sub(X, mean), mean
+
+
+def _significant(values: Tensor, mean: Tensor | None, method: EigenMethod) -> Tensor:
+    """The eigenvalues with those set to zero that cannot be told from it, or that the method leaves out.
+
+    All of them are zero where the features are constant up to the rounding of their mean: a root, homogeneous of degree
+    one, would turn that rounding into gradients of order one.
+    """
+    values = torch.where(values <= null_threshold(values), 0.0, values)
+    if mean is not None:
+        # In float64, where the squares of what float32 holds do not overflow.
+        rounding = (4 * torch.finfo(mean.dtype).eps) ** 2 * mean.double().square().sum(dim=-2)
+        values = torch.where(values.double().sum(-1, keepdim=True) <= rounding, 0.0, values)
+    return method.truncate(values)
 
 
 def _dual_gradient(

@@ -54,15 +54,12 @@ class SVDPade(Exact):
     series 1 / (1 - x) by its [50/50] Padé approximant. That approximant *is* 1 / (1 - x): for every degree of
     denominator above zero the rational approximant of a geometric series is the series' sum, and the coefficients
     of the released code are rounding noise around a common factor. What is left,
-    (√λ_i - √λ_j) / (λ_i (1 - x)), is written here without the cancellation:
-    K = (1 / √λ_max) / (1 + √x). It agrees with the released code up to ties, where that code returns noise.
+    (√λ_i - √λ_j) / (λ_i (1 - x)), is (1 / √λ_max) / (1 + √x) without the cancellation: the exact K. It agrees with the
+    released code up to ties, where that code returns noise.
 
     Source: Song, Sebe & Wang, "Why Approximate Matrix Square Root Outperforms Accurate SVD in Global Covariance
     Pooling?", ICCV 2021, eq. 15-17.
     """
-
-    def divided_differences(self, first: Tensor, second: Tensor) -> Tensor:
-        return torch.maximum(first, second).rsqrt() / (1 + _ratio(first, second).sqrt())
 
 
 @dataclass(frozen=True)
