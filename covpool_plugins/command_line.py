@@ -19,6 +19,19 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
+    def add_runner_arguments(self) -> None:
+        """The arguments of the tools that run an MMEngine runner."""
+        self.add_argument("config", help="path of the config")
+        self.add_argument("--work-dir", metavar="DIR", help="folder for what is written (work_dirs/<config name>)")
+        self.add_argument(
+            "--cfg-options",
+            nargs="+",
+            default=[],
+            metavar="KEY=VALUE",
+            help="override parts of the config; data_root=DIR moves all its data sets",
+        )
+        self.add_argument("--launcher", choices=("none", "pytorch"), default="none", help="pytorch: run by torchrun")
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
 

@@ -9,18 +9,9 @@ def main() -> None:
         example="python tools/test.py configs/resnet/resnet50_svdpade_8xb32_in1k.py epoch_60.pth --out metrics.json "
         "--cfg-options data_root=data/imagenet",
     )
-    parser.add_argument("config", help="path of the config")
+    parser.add_runner_arguments()
     parser.add_argument("checkpoint", help="file with the weights")
     parser.add_argument("--out", metavar="FILE.json", help="write the metrics to this file")
-    parser.add_argument("--work-dir", metavar="DIR", help="folder for logs (work_dirs/<config name>)")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override parts of the config; data_root=DIR moves all its data sets",
-    )
-    parser.add_argument("--launcher", choices=("none", "pytorch"), default="none", help="pytorch: run by torchrun")
     args = parser.parse_args()
 
     from covpool_plugins.mmpretrain_plugin.runner import test

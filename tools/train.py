@@ -9,8 +9,7 @@ def main() -> None:
         example="python tools/train.py configs/resnet/resnet50_svdpade_8xb32_in1k.py "
         "--cfg-options data_root=data/imagenet",
     )
-    parser.add_argument("config", help="path of the config")
-    parser.add_argument("--work-dir", metavar="DIR", help="folder for checkpoints and logs (work_dirs/<config name>)")
+    parser.add_runner_arguments()
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -19,14 +18,6 @@ def main() -> None:
         help="continue from this checkpoint, or from the latest one in the folder when none is named",
     )
     parser.add_argument("--amp", action="store_true", help="train in mixed precision")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override parts of the config; data_root=DIR moves all its data sets",
-    )
-    parser.add_argument("--launcher", choices=("none", "pytorch"), default="none", help="pytorch: run by torchrun")
     args = parser.parse_args()
 
     from covpool_plugins.mmpretrain_plugin.runner import train

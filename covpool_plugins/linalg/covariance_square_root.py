@@ -92,7 +92,8 @@ def _iterative_root(X: Tensor, method: IterativeMethod, centered: bool) -> Tenso
     """The same matrix function p of A = Y Yᵀ, written with the smaller of A and Yᵀ Y: p(0) √t I + Y f(Yᵀ Y) Yᵀ."""
     C, M = X.shape[-2:]
     if M > C or method.gradient == "lyapunov" or not method.through_gram:
-        return root_of_symmetric(Covariance.apply(X, centered), dataclasses.replace(method, gradient=_primal(method)))
+        gradient: Gradient = "exact" if method.gradient == "auto" else method.gradient
+        return root_of_symmetric(Covariance.apply(X, centered), dataclasses.replace(method, gradient=gradient))
     Y = center(X, centered) / M**0.5
     gram = Gram.apply(Y)
     root = Congruence.apply(Y, root_of_symmetric(gram, method, "factor"))
@@ -100,10 +101,6 @@ def _iterative_root(X: Tensor, method: IterativeMethod, centered: bool) -> Tenso
         return root
     eye = torch.eye(C, dtype=X.dtype, device=X.device)
     return root + method.at_zero * torch.where(is_zero(gram), 0.0, positive_scale(gram, method)).sqrt() * eye
-
-
-def _primal(method: IterativeMethod) -> Gradient:
-    return "lyapunov" if method.gradient == "lyapunov" else "exact"
 
 
 class Gram(torch.autograd.Function):

@@ -16,8 +16,17 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError
+from ._dual import solve_positive
 from ._tensors import autocast_off, check_square, first_derivative_only, guarded_eigh, symmetrize, working_dtype
-from .methods.base import LOGARITHMS, EigenMethod, Method, SpectralMethod, masked_differences, resolve_method
+from .methods.base import (
+    LOGARITHMS,
+    EigenMethod,
+    Method,
+    SpectralMethod,
+    check_at_least,
+    masked_differences,
+    resolve_method,
+)
 
 
 def powm(A: Tensor, p: float) -> Tensor:
@@ -150,10 +159,8 @@ class InverseScaling(Method):
     terms: int = 6
 
     def __post_init__(self) -> None:
-        for option in ("roots", "terms"):
-            value = getattr(self, option)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise OptionError(f"InverseScaling: {option} must be an integer >= 1, got {value!r}")
+        check_at_least(self, "roots", 1)
+        check_at_least(self, "terms", 1)
 
     def logarithm(self, A: Tensor) -> Tensor:
         """log A; eigenvalues below a rounding error of the largest are raised to it."""
@@ -163,8 +170,8 @@ class InverseScaling(Method):
         X = A / scale + torch.finfo(A.dtype).eps * eye
         for _ in range(self.roots):
             X = SpectralFunction.apply(X, Power(0.5))[0]
-        W = torch.linalg.solve(X + eye, X - eye)
-        W = symmetrize(W)
+        # Cholesky, not LU: batched LU fails in MKL for large matrices on two threads (pytorch#142815).
+        W = symmetrize(solve_positive(X + eye, X - eye))
         square, power, total = W @ W, W, W
         for j in range(1, self.terms):
             power = power @ square
