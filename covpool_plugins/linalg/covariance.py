@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._tensors import autocast_off, check_features, symmetrize, working_dtype
+from ._tensors import autocast_off, check_features, symmetrize, transpose, working_dtype
 
 
 def covariance(X: Tensor, centered: bool = True) -> Tensor:
@@ -29,22 +29,30 @@ def covariance(X: Tensor, centered: bool = True) -> Tensor:
     return Covariance.apply(X.to(working_dtype(X.dtype)), centered).to(X.dtype)
 
 
-def center(X: Tensor, centered: bool) -> Tensor:
-    """X (..., C, M) minus its mean over the positions, or X itself.
-
-    Features that are constant up to the rounding of their mean give exact zeros: a root, homogeneous of degree one,
-    would turn that rounding into gradients of order one.
-    """
+def center(X: Tensor, centered: bool, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:
+    """X (..., C, M) minus its mean over the positions, in ``dtype``, and that mean; X itself and None otherwise."""
+    wide = X.to(dtype or X.dtype)
     if not centered:
-        return X
-    Xc = X - X.mean(dim=-1, keepdim=True)
-    # The largest entry and not a norm: it does not overflow where X does not.
-    rounding = 4 * torch.finfo(X.dtype).eps * _largest(X)
-    return torch.where(_largest(Xc) <= rounding, torch.zeros_like(Xc), Xc)
+        return wide, None
+    mean = wide.mean(dim=-1, keepdim=True)
+    return (wide - mean if wide.dtype == X.dtype else wide.sub_(mean)), mean
 
 
-def _largest(X: Tensor) -> Tensor:
-    return X.detach().abs().amax(dim=(-2, -1), keepdim=True)
+def rounding_of_mean(mean: Tensor) -> Tensor:
+    """The variance, in float64, that features constant at ``mean`` (..., C, 1) may show by its rounding; (..., 1).
+
+    Where the covariance has no more it counts as zero: a root, homogeneous of degree one, would turn that rounding into
+    gradients of order one.
+    """
+    return (4 * torch.finfo(mean.dtype).eps) ** 2 * mean.detach().double().square().sum(dim=-2)
+
+
+def zero_where_constant(A: Tensor, mean: Tensor | None) -> Tensor:
+    """The covariance or Gram matrix A (..., n, n) of features with that mean; zero where they are constant."""
+    if mean is None:
+        return A
+    constant = A.detach().diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True) <= rounding_of_mean(mean)
+    return A * (~constant).unsqueeze(-1)
 
 
 class Covariance(torch.autograd.Function):
@@ -55,8 +63,8 @@ class Covariance(torch.autograd.Function):
     @staticmethod
     def forward(X: Tensor, centered: bool) -> Tensor:
         with autocast_off(X.device.type):
-            Xc = center(X, centered)
-            return (Xc @ Xc.mT) / X.shape[-1]
+            Xc, mean = center(X, centered)
+            return zero_where_constant((Xc @ transpose(Xc)).div_(X.shape[-1]), mean)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -67,4 +75,4 @@ class Covariance(torch.autograd.Function):
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
         (X,) = ctx.saved_tensors
         with autocast_off(G.device.type):
-            return (2 / X.shape[-1]) * symmetrize(G) @ center(X, ctx.centered), None
+            return (2 / X.shape[-1]) * symmetrize(G) @ center(X, ctx.centered)[0], None

@@ -18,11 +18,19 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError
-from ._tensors import autocast_off, check_features, first_derivative_only, guarded_eigh, symmetrize, working_dtype
-from .covariance import Covariance, center
+from ._tensors import (
+    autocast_off,
+    check_features,
+    first_derivative_only,
+    guarded_eigh,
+    symmetrize,
+    transpose,
+    working_dtype,
+)
+from .covariance import Covariance, center, rounding_of_mean, zero_where_constant
 from .methods.base import EigenMethod, Gradient, IterativeMethod, Method, resolve_method
 from .methods.eigen import ExactInverse
-from .packing import pack_triu, unpack_symmetric
+from .packing import pack_triu, packed_square, unpack_gradient, unpacked_gradient_product
 from .spectral import SpectralDerivative, SpectralFunction, basis_derivative, null_threshold
 from .square_root import is_zero, positive_scale, root_of_symmetric
 
@@ -94,8 +102,9 @@ def _iterative_root(X: Tensor, method: IterativeMethod, centered: bool) -> Tenso
     if M > C or method.gradient == "lyapunov" or not method.through_gram:
         gradient: Gradient = "exact" if method.gradient == "auto" else method.gradient
         return root_of_symmetric(Covariance.apply(X, centered), dataclasses.replace(method, gradient=gradient))
-    Y = center(X, centered) / M**0.5
-    gram = Gram.apply(Y)
+    Xc, mean = center(X, centered)
+    Y = Xc / M**0.5
+    gram = zero_where_constant(Gram.apply(Y), mean)
     root = Congruence.apply(Y, root_of_symmetric(gram, method, "factor"))
     if not method.at_zero:
         return root
@@ -111,7 +120,7 @@ class Gram(torch.autograd.Function):
     @staticmethod
     def forward(Y: Tensor) -> Tensor:
         with autocast_off(Y.device.type):
-            return Y.mT @ Y
+            return transpose(Y) @ Y
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -132,7 +141,7 @@ class Congruence(torch.autograd.Function):
     @staticmethod
     def forward(Y: Tensor, Z: Tensor) -> Tensor:
         with autocast_off(Y.device.type):
-            return (Y @ Z) @ Y.mT
+            return (Y @ Z) @ transpose(Y)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -159,8 +168,7 @@ class EigenCovarianceRoot(torch.autograd.Function):
         with autocast_off(X.device.type):
             s, U, V = decompose(X, method, centered, mixed)
             half = U * s.sqrt().unsqueeze(-2)
-            S = half @ half.mT
-            return pack_triu(S) if packed else S, s, U, V
+            return packed_square(half) if packed else half @ half.mT, s, U, V
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -176,75 +184,60 @@ class EigenCovarianceRoot(torch.autograd.Function):
     def backward(ctx: Any, G: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None, None]:
         X, s, U, V = ctx.saved_tensors
         with autocast_off(G.device.type):
-            if ctx.packed:
-                # Twice the symmetric gradient: an off-diagonal entry stands for two places, and was read once.
-                twice = unpack_symmetric(G, U.shape[-2])
-                twice.diagonal(dim1=-2, dim2=-1).mul_(2)
-            else:
-                twice = G + G.mT
             if torch.is_grad_enabled() and ctx.method.derivative(s, 2) is not None:
-                return _differentiable_gradient(X, 0.5 * twice, ctx.method, ctx.centered), None, None, None, None
-            # The squares leave the range of float32 long before the singular values do.
-            values = s.double().square()
-            if ctx.dual:
-                grad = _dual_gradient(twice, s, values, U, V, ctx.method, ctx.positions)
-            else:
-                E = basis_derivative(U.mT @ twice @ U, values, ctx.method)
-                grad = (U @ (E / ctx.positions) @ U.mT) @ _centered(X, ctx.centered, X.dtype)[0]
+                full = unpack_gradient(G, U.shape[-2]) if ctx.packed else symmetrize(G)
+                return _differentiable_gradient(X, full, ctx.method, ctx.centered), None, None, None, None
+            with torch.no_grad():
+                # Twice the symmetric gradient, times U.
+                GU = unpacked_gradient_product(G, U) if ctx.packed else (G + G.mT) @ U
+                E = U.mT @ GU
+                if ctx.dual:
+                    grad = _dual_gradient(GU, E, s, U, V, ctx.method)
+                else:
+                    E = basis_derivative(E, s, ctx.method).div_(ctx.positions)
+                    grad = (U @ E @ U.mT) @ center(X, ctx.centered)[0]
         return first_derivative_only(grad, ctx.method, X, G), None, None, None, None
 
 
 def _dual_decomposition(X: Tensor, method: EigenMethod, centered: bool, mixed: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """s (..., M), U (..., C, M) and V (..., M, M) of X̃ / √M = U s Vᵀ; U and V are zero where s is."""
-    wide, mean = _centered(X, centered, torch.float64 if mixed else X.dtype)
-    values, V = guarded_eigh((wide.mT @ wide) / X.shape[-1])
-    values = _significant(values, mean, method)
-    null = values == 0
+    """s (..., M), U (..., C, M) and V / √M (..., M, M) of X̃ / √M = U s Vᵀ; columns of U are zero where s is."""
+    positions = X.shape[-1]
+    wide, mean = center(X, centered, torch.float64 if mixed else X.dtype)
+    values, V = _decomposition((wide.mT @ wide).div_(positions), mean, method)
     s = values.sqrt()
-    V = torch.where(null.unsqueeze(-2), 0.0, V)
-    U = wide @ (V / (X.shape[-1] ** 0.5 * torch.where(null, 1.0, s)).unsqueeze(-2))
-    return s.to(X.dtype), U.to(X.dtype), V.to(X.dtype)
+    inverse = torch.where(s == 0, 0.0, s.reciprocal())
+    V = V / positions**0.5
+    U = (wide @ V).to(X.dtype).mul_(inverse.to(X.dtype).unsqueeze(-2))
+    return s.to(X.dtype), U, V.to(X.dtype)
 
 
 def _primal_decomposition(X: Tensor, method: EigenMethod, centered: bool, mixed: bool) -> tuple[Tensor, Tensor, Tensor]:
     """s (..., C) and U (..., C, C) of X̃ X̃ᵀ / M = U s² Uᵀ; V is not needed and empty."""
-    wide, mean = _centered(X, centered, X.dtype)
-    A = (wide @ wide.mT) / X.shape[-1]
-    values, U = guarded_eigh(A.to(torch.float64) if mixed else A)
-    s = _significant(values, mean, method).sqrt()
-    return s.to(X.dtype), U.to(X.dtype), X.new_empty(0)
+    wide, mean = center(X, centered)
+    A = (wide @ wide.mT).div_(X.shape[-1])
+    values, U = _decomposition(A.to(torch.float64) if mixed else A, mean, method)
+    return values.sqrt().to(X.dtype), U.to(X.dtype), X.new_empty(0)
 
 
-def _centered(X: Tensor, centered: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """X̃ and the mean, in the given precision."""
-    if not centered:
-        return X.to(dtype), None
-    mean = X.mean(dim=-1, keepdim=True, dtype=dtype)
-    return torch.sub(X, mean), mean
-
-
-def _significant(values: Tensor, mean: Tensor | None, method: EigenMethod) -> Tensor:
-    """The eigenvalues with those set to zero that cannot be told from it, or that the method leaves out.
-
-    All of them are zero where the features are constant up to the rounding of their mean: a root, homogeneous of degree
-    one, would turn that rounding into gradients of order one.
-    """
-    values = torch.where(values <= null_threshold(values), 0.0, values)
+def _decomposition(A: Tensor, mean: Tensor | None, method: EigenMethod) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and vectors of a covariance or Gram matrix; eigenvalues that cannot be told from zero, or that the
+    method leaves out, are zero."""
+    trace = A.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    # No entry exceeds the trace, so one that is not finite shows there.
+    values, U = guarded_eigh(A, torch.isfinite(trace))
+    threshold = null_threshold(values)
     if mean is not None:
-        # In float64, where the squares of what float32 holds do not overflow.
-        rounding = (4 * torch.finfo(mean.dtype).eps) ** 2 * mean.double().square().sum(dim=-2)
-        values = torch.where(values.double().sum(-1, keepdim=True) <= rounding, 0.0, values)
-    return method.truncate(values)
+        threshold = torch.maximum(threshold.double(), rounding_of_mean(mean))
+    return method.truncate(torch.where(values <= threshold, 0.0, values)), U
 
 
-def _dual_gradient(
-    twice: Tensor, s: Tensor, values: Tensor, U: Tensor, V: Tensor, method: EigenMethod, positions: int
-) -> Tensor:
-    GU = twice @ U
-    E = U.mT @ GU
-    to_null = method.coefficients(values, torch.zeros_like(values[..., :1])).mT.to(s.dtype) * s.unsqueeze(-2)
-    inner = GU * to_null + U @ (basis_derivative(E, values, method) * s.unsqueeze(-2) - to_null * E)
-    return inner @ (V.mT / positions**0.5)
+def _dual_gradient(GU: Tensor, E: Tensor, s: Tensor, U: Tensor, V: Tensor, method: EigenMethod) -> Tensor:
+    multiple = method.along_identity(s, E.diagonal(dim1=-2, dim2=-1))
+    to_null = method.towards_null(s)
+    E.mul_(method.coefficients(s, s).mul_(s.unsqueeze(-2)).sub_(to_null))
+    if multiple is not None:
+        E.diagonal(dim1=-2, dim2=-1).add_(multiple * s)
+    return (GU.mul_(to_null) + U @ E) @ V.mT
 
 
 def _differentiable_gradient(X: Tensor, G: Tensor, method: EigenMethod, centered: bool) -> Tensor:
@@ -257,9 +250,10 @@ def _differentiable_gradient(X: Tensor, G: Tensor, method: EigenMethod, centered
     if M > C:
         A = Covariance.apply(X, centered)
         _, values, U = SpectralFunction.apply(A, method)
-        return (2 / M) * SpectralDerivative.apply(G, A, values, U, method) @ center(X, centered)
-    Y = center(X, centered) / M**0.5
-    gram = Gram.apply(Y)
+        return (2 / M) * SpectralDerivative.apply(G, A, values, U, method) @ center(X, centered)[0]
+    Xc, mean = center(X, centered)
+    Y = Xc / M**0.5
+    gram = zero_where_constant(Gram.apply(Y), mean)
     Z, values, V = SpectralFunction.apply(gram, ExactInverse())
     GY = G @ Y
     grad = 2 * GY @ Z + 2 * Y @ SpectralDerivative.apply(Y.mT @ GY, gram, values, V, ExactInverse())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeError
-from ._tensors import autocast_off, check_floating, check_square, guarded_eigh, symmetrize, working_dtype
+from ._tensors import autocast_off, check_floating, check_square, guarded_eigh, symmetrize, transpose, working_dtype
 from .methods.base import LYAPUNOV, Method, check_at_least, resolve_method
 from .spectral import null_threshold
 
@@ -103,8 +103,8 @@ def newton_schulz_solution(S: Tensor, G: Tensor, iterations: int) -> Tensor:
     b, c = S / norm, torch.where(zero, 0.0, G) / norm
     for step in range(iterations):
         D = b @ c
-        bQ = b @ (D - 0.5 * D.mT)
-        c = 1.5 * c - 0.5 * (bQ + bQ.mT)
+        bQ = b @ (D - 0.5 * transpose(D))
+        c = 1.5 * c - 0.5 * (bQ + transpose(bQ))
         if step < iterations - 1:
             b = 1.5 * b - 0.5 * b @ (b @ b)
     return 0.5 * c

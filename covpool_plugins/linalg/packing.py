@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_indices: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
+BLOCK = 64  # rows; a block of the largest usual matrices still fits into a core's cache
+
+_indices: dict[tuple[str, int, int, torch.device], Tensor] = {}
 
 
 def packed_size(n: int) -> int:
@@ -15,30 +17,75 @@ def packed_size(n: int) -> int:
 
 def pack_triu(S: Tensor) -> Tensor:
     """Upper triangles (..., n(n+1)/2) of matrices (..., n, n), in the order of ``torch.triu_indices(n, n)``."""
-    take, _ = _triangle_indices(S.shape[-1], S.device)
-    return S.flatten(-2).index_select(-1, take)
+    return _pack_rows(S)
 
 
 def unpack_symmetric(v: Tensor, n: int) -> Tensor:
     """The symmetric matrices (..., n, n) whose upper triangles are ``v`` (..., n(n+1)/2), in one pass."""
-    _, put = _triangle_indices(n, v.device)
-    return v.index_select(-1, put).unflatten(-1, (n, n))
+    return v.index_select(-1, _cached("mirrored", n, n, v.device)).unflatten(-1, (n, n))
 
 
-def _triangle_indices(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    cached = None if torch.compiler.is_compiling() else _indices.get((n, device))
-    if cached is None:
+def packed_square(H: Tensor) -> Tensor:
+    """Upper triangles of H Hᵀ for H (..., n, m), by block rows: the whole product is never in memory."""
+    n = H.shape[-2]
+    rows = [_pack_rows(H[..., i : i + BLOCK, :] @ H[..., i:, :].mT) for i in range(0, n, BLOCK)]
+    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=-1)
+
+
+def unpack_gradient(v: Tensor, n: int) -> Tensor:
+    """The gradient (..., n, n) of a symmetric matrix, from that of its upper triangle (..., n(n+1)/2).
+
+    An entry off the diagonal was read once and stands for two places, each of which gets half.
+    """
+    G = 0.5 * unpack_symmetric(v, n)
+    G.diagonal(dim1=-2, dim2=-1).mul_(2)
+    return G
+
+
+def unpacked_gradient_product(v: Tensor, U: Tensor) -> Tensor:
+    """``2 * unpack_gradient(v, n) @ U`` for U (..., n, m), by block rows: the matrix is never in memory as a whole."""
+    n = U.shape[-2]
+    places = _cached("mirrored", n, n, v.device)
+    products = []
+    for i in range(0, n, BLOCK):
+        rows = v.index_select(-1, places[i * n : (i + BLOCK) * n]).unflatten(-1, (-1, n))
+        rows.diagonal(offset=i, dim1=-2, dim2=-1).mul_(2)
+        products.append(rows @ U)
+    return products[0] if len(products) == 1 else torch.cat(products, dim=-2)
+
+
+def _pack_rows(S: Tensor) -> Tensor:
+    """The entries (i, j >= i) of S (..., k, n), row by row."""
+    return S.flatten(-2).index_select(-1, _cached("upper", S.shape[-2], S.shape[-1], S.device))
+
+
+def _cached(kind: str, rows: int, columns: int, device: torch.device) -> Tensor:
+    key = (kind, rows, columns, device)
+    found = None if torch.compiler.is_compiling() else _indices.get(key)
+    if found is None:
         with torch.inference_mode(False):
-            cached = _build_triangle_indices(n, device)
+            found = _upper(rows, columns, device) if kind == "upper" else _mirrored(rows, device)
         # Fake and meta tensors of a tracing mode must not outlive it.
-        if type(cached[0]) is Tensor and not torch.compiler.is_compiling():
-            _indices[n, device] = cached
-    return cached
+        if type(found) is Tensor and not torch.compiler.is_compiling():
+            _indices[key] = found
+    return found
 
 
-def _build_triangle_indices(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _upper(rows: int, columns: int, device: torch.device) -> Tensor:
+    """Where the entries (i, j >= i) are in a flat matrix, row by row.
+
+    What ``torch.triu_indices`` gives, from operations that the older ONNX exporter knows: row i starts at the entry
+    i (2 columns - i + 1) / 2, and the float64 root is exact there.
+    """
+    entry = torch.arange(rows * columns - rows * (rows - 1) // 2, device=device)
+    twice = 2 * columns + 1
+    row = ((twice - (twice**2 - 8 * entry).double().sqrt()) / 2).floor().long()
+    return entry + row * (row + 1) // 2
+
+
+def _mirrored(n: int, device: torch.device) -> Tensor:
+    """For every place of a flat symmetric matrix, where its entry is among the packed ones."""
     rows = torch.arange(n, device=device).unsqueeze(-1)
     columns = torch.arange(n, device=device)
     low, high = torch.minimum(rows, columns), torch.maximum(rows, columns)
-    row, column = torch.triu_indices(n, n, device=device)
-    return row * n + column, (low * (2 * n - low - 1) // 2 + high).flatten()
+    return (low * (2 * n - low - 1) // 2 + high).flatten()

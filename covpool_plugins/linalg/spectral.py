@@ -24,7 +24,6 @@ from .methods.base import (
     Method,
     SpectralMethod,
     check_at_least,
-    masked_differences,
     resolve_method,
 )
 
@@ -186,7 +185,7 @@ LOGARITHMS.add("inverse_scaling", InverseScaling())
 def null_threshold(eigenvalues: Tensor) -> Tensor:
     """The size below which an eigenvalue (..., n) cannot be told from zero; shape (..., 1)."""
     n, largest = eigenvalues.shape[-1], eigenvalues.amax(dim=-1, keepdim=True)
-    return n * torch.finfo(eigenvalues.dtype).eps * largest.clamp_min(0)
+    return largest.clamp_min(0) * (n * torch.finfo(eigenvalues.dtype).eps)
 
 
 class SpectralFunction(torch.autograd.Function):
@@ -224,7 +223,8 @@ class SpectralDerivative(torch.autograd.Function):
     @staticmethod
     def forward(G: Tensor, A: Tensor, values: Tensor, U: Tensor, function: SpectralMethod) -> Tensor:
         with autocast_off(G.device.type):
-            return U @ basis_derivative(U.mT @ G @ U, values, function) @ U.mT
+            points = values.sqrt() if isinstance(function, EigenMethod) else values
+            return U @ basis_derivative(U.mT @ G @ U, points, function) @ U.mT
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -248,14 +248,13 @@ class SpectralDerivative(torch.autograd.Function):
 
 
 def basis_derivative(E: Tensor, values: Tensor, function: SpectralMethod) -> Tensor:
-    """K ∘ E for E = Uᵀ G U, with what a method adds to it, in the precision of E; K in that of the eigenvalues."""
-    if not isinstance(function, EigenMethod):
-        return masked_differences(function, values.unsqueeze(-1), values.unsqueeze(-2)) * E
-    D = function.coefficients(values, values).to(E.dtype) * E
-    multiple = function.along_identity(values, E.diagonal(dim1=-2, dim2=-1))
-    if multiple is None:
-        return D
-    return D + multiple.to(E.dtype) * torch.eye(D.shape[-1], dtype=D.dtype, device=D.device)
+    """K ∘ E for E = Uᵀ G U, with what a method adds to it; ``values`` are the roots s for an eigen method, else λ."""
+    D = E * function.coefficients(values, values)
+    if isinstance(function, EigenMethod):
+        multiple = function.along_identity(values, E.diagonal(dim1=-2, dim2=-1))
+        if multiple is not None:
+            D.diagonal(dim1=-2, dim2=-1).add_(multiple)
+    return D
 
 
 def second_divided_differences(values: Tensor, function: SpectralMethod) -> Tensor:

@@ -23,11 +23,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import INVERSE_ROOTS, SQUARE_ROOTS, EigenMethod, SpectralMethod, check_at_least, check_between
+from .base import (
+    INVERSE_ROOTS,
+    SQUARE_ROOTS,
+    EigenMethod,
+    SpectralMethod,
+    check_at_least,
+    check_between,
+    sum_or_infinity,
+)
 
 
-def _ratio(first: Tensor, second: Tensor) -> Tensor:
-    return torch.minimum(first, second) / torch.maximum(first, second)
+def _partial_sum(first: Tensor, second: Tensor, last: int) -> Tensor:
+    """1 - x^(last + 1), the share of the geometric series up to x^last; one for ties, which are not divided by."""
+    largest = torch.maximum(first, second)
+    ratio = torch.minimum(first, second) / torch.where(largest == 0, 1.0, largest)
+    return torch.where(ratio == 1, 1.0, 1 - ratio ** (2 * (last + 1)))
 
 
 @dataclass(frozen=True)
@@ -38,9 +49,6 @@ class Exact(EigenMethod):
 
     Source: Lin & Maji, "Improved Bilinear Pooling with CNNs", BMVC 2017, eq. 9.
     """
-
-    def divided_differences(self, first: Tensor, second: Tensor) -> Tensor:
-        return (first.sqrt() + second.sqrt()).reciprocal()
 
     def derivative(self, eigenvalues: Tensor, order: int) -> Tensor | None:
         return -0.25 * eigenvalues**-1.5 if order == 2 else -(15 / 16) * eigenvalues**-3.5
@@ -63,19 +71,7 @@ class SVDPade(Exact):
 
 
 @dataclass(frozen=True)
-class _Approximate(EigenMethod):
-    """The exact K times a factor; ties, and the diagonal, have the exact K."""
-
-    def factor(self, first: Tensor, second: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def divided_differences(self, first: Tensor, second: Tensor) -> Tensor:
-        K = (first.sqrt() + second.sqrt()).reciprocal()
-        return torch.where(first == second, K, K * self.factor(first, second))
-
-
-@dataclass(frozen=True)
-class SVDTaylor(_Approximate):
+class SVDTaylor(EigenMethod):
     """The geometric series cut off after a power of x.
 
     Args:
@@ -90,11 +86,11 @@ class SVDTaylor(_Approximate):
         check_at_least(self, "degree", 0)
 
     def factor(self, first: Tensor, second: Tensor) -> Tensor:
-        return 1 - _ratio(first, second) ** (self.degree + 1)
+        return _partial_sum(first, second, self.degree)
 
 
 @dataclass(frozen=True)
-class SVDPI(_Approximate):
+class SVDPI(EigenMethod):
     """The gradient of the power iteration that would find each eigenvector from itself.
 
     It is the geometric series (1 / λ_i) Σ_k (λ_j / λ_i)^k cut off after as many powers as there are iterations.
@@ -111,11 +107,11 @@ class SVDPI(_Approximate):
         check_at_least(self, "iterations", 1)
 
     def factor(self, first: Tensor, second: Tensor) -> Tensor:
-        return 1 - _ratio(first, second) ** (self.iterations + 1)
+        return _partial_sum(first, second, self.iterations)
 
 
 @dataclass(frozen=True)
-class SVDTrunc(_Approximate):
+class SVDTrunc(EigenMethod):
     """1 / (λ_i - λ_j) cut off at a largest value.
 
     Args:
@@ -130,7 +126,8 @@ class SVDTrunc(_Approximate):
         check_between(self, "cap", 0, float("inf"))
 
     def factor(self, first: Tensor, second: Tensor) -> Tensor:
-        return (self.cap * (first - second).abs()).clamp_max(1.0)
+        gap = (first - second).abs() * (first + second)
+        return torch.where(gap == 0, 1.0, (self.cap * gap).clamp_max(1.0))
 
 
 @dataclass(frozen=True)
@@ -170,11 +167,13 @@ class SVDOriginal(EigenMethod):
     ICCV 2015, eq. 13; the overflow check is that of the ICCV 2021 code.
     """
 
-    def divided_differences(self, first: Tensor, second: Tensor) -> Tensor:
-        largest = torch.finfo(first.dtype).max
-        inverse = (first - second).reciprocal().clamp(-largest, largest)
-        limit = 0.5 * torch.where(first == second, first, 1.0).rsqrt()
-        return torch.where(first == second, limit, (first.sqrt() - second.sqrt()) * inverse)
+    def factor(self, first: Tensor, second: Tensor) -> Tensor:
+        # With the difference of the squares, whose rounding is the point; in float64 they stay in range.
+        wide = first.double()
+        gap = wide.square() - second.double().square()
+        largest = torch.finfo(gap.dtype).max
+        share = (wide - second) * (wide + second) * gap.reciprocal().clamp(-largest, largest)
+        return torch.where(gap == 0, 1.0, share).to(first.dtype)
 
 
 @dataclass(frozen=True)
@@ -194,6 +193,14 @@ class ExactInverse(SpectralMethod):
         low, high = torch.minimum(a, b), torch.maximum(a, b)
         regular = -(torch.where(one_zero, 1.0, low) * high * (low + high)).reciprocal()
         return torch.where(one_zero, high**-3, regular)
+
+    def coefficients(self, values: Tensor, others: Tensor) -> Tensor:
+        # The same by sums and products, which are faster than masks: a zero root has a zero inverse here.
+        a, b = (v.sqrt() for v in (values, others))
+        p, q = (torch.where(v == 0, 0.0, v.reciprocal()) for v in (a, b))
+        regular = (p.unsqueeze(-1) * q.unsqueeze(-2)).div_(sum_or_infinity(a.unsqueeze(-1), b.unsqueeze(-2)))
+        one_zero = torch.stack([p**3, (a == 0).to(p)], -1) @ torch.stack([(b == 0).to(q), q**3], -2)
+        return one_zero.sub_(regular)
 
     def derivative(self, eigenvalues: Tensor, order: int) -> Tensor | None:
         return 0.75 * eigenvalues**-2.5 if order == 2 else (105 / 16) * eigenvalues**-4.5

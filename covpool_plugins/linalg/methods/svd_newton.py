@@ -29,23 +29,27 @@ class SVDNewton(EigenMethod):
     def __post_init__(self) -> None:
         check_at_least(self, "iterations", 1)
 
-    def coefficients(self, eigenvalues: Tensor, others: Tensor) -> Tensor:
-        t = _trace(eigenvalues)
-        K = t.rsqrt().unsqueeze(-1) * _differences(eigenvalues / t, others / t, self.iterations)
-        return torch.where((eigenvalues == 0).all(-1)[..., None, None], 0.0, K)
+    def coefficients(self, values: Tensor, others: Tensor) -> Tensor:
+        b, unit = _shares(values)
+        c = (others / unit).square()
+        K = _differences(b, c, self.iterations) / unit.unsqueeze(-1)
+        return torch.where((values == 0).all(-1)[..., None, None], 0.0, K)
 
-    def along_identity(self, eigenvalues: Tensor, diagonal: Tensor) -> Tensor | None:
-        t = _trace(eigenvalues)
-        b = eigenvalues / t
+    def towards_null(self, values: Tensor) -> Tensor | float:
+        return self.coefficients(values, torch.zeros_like(values[..., :1])).mT * values.unsqueeze(-2)
+
+    def along_identity(self, values: Tensor, diagonal: Tensor) -> Tensor | None:
+        b, unit = _shares(values)
         y = _steps(b, self.iterations)[-1][0]
         slope = _differences(b, b, self.iterations).diagonal(dim1=-2, dim2=-1)
-        by_scale = t.rsqrt() * (0.5 * y - b * slope)
-        return (by_scale * diagonal).sum(-1)[..., None, None]
+        return ((0.5 * y - b * slope) * diagonal).sum(-1, keepdim=True) / unit
 
 
-def _trace(eigenvalues: Tensor) -> Tensor:
-    t = eigenvalues.sum(-1, keepdim=True)
-    return torch.where(t == 0, 1.0, t)
+def _shares(roots: Tensor) -> tuple[Tensor, Tensor]:
+    """The eigenvalues as shares of the trace, and its root (..., 1)."""
+    unit = torch.linalg.vector_norm(roots, dim=-1, keepdim=True)
+    unit = torch.where(unit == 0, 1.0, unit)
+    return (roots / unit).square(), unit
 
 
 def _steps(b: Tensor, iterations: int) -> list[tuple[Tensor, Tensor, Tensor]]:
