@@ -34,6 +34,10 @@ class OptionError(ValueError):
     """An option outside its range, or one that the chosen method or pool does not have."""
 
 
+class ExportError(ValueError):
+    """A model that a format cannot express; the message names what it can."""
+
+
 class MissingExtraError(ImportError):
     """An optional dependency is missing; the message names the extra to install."""
 

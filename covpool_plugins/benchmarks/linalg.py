@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import get_args
 
@@ -17,8 +18,6 @@ from ..linalg import (
     Compute,
     EigenMethod,
     Method,
-    Minimax,
-    NewtonSchulz,
     covariance,
     covariance_sqrt,
     inv_sqrtm,
@@ -28,6 +27,7 @@ from ..linalg import (
     sqrtm,
 )
 from ..linalg._tensors import symmetrize
+from ..linalg.routes import ROUTES
 from .baselines import BASELINES, ISQRT, MPA, SVD_PADE, published_inverse_root
 from .measure import Function, correlated_features, exact_root_and_gradient, seeded_gradient, value_and_gradient
 from .modes import MODES, Mode, add_common_arguments, check_output, environment, positive
@@ -36,10 +36,6 @@ from .sections import Clock, Contender, Result, Section, run_section
 
 GIVEN_POSITIONS_PER_CHANNEL = 8  # covariances of full rank
 MPA_INVERSE = "mpa inverse published (f32)"
-MATMUL_ROUTES: dict[str, Method] = {
-    "Newton-Schulz, 20 steps": NewtonSchulz("frobenius", iterations=20),
-    "minimax, 5 steps from 1e-4": Minimax(smallest=1e-4, steps=5),
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--positions", type=positive, nargs="+", default=[49, 196, 784], metavar="M", help="(49 196 784)"
     )
-    parser.add_argument("--batch", type=positive, default=8, help="images (8)")
+    parser.add_argument("--batch", type=positive, default=32, help="images (32)")
     parser.add_argument(
         "--methods", nargs="+", default=list_methods(), metavar="METHOD", help=f"of: {', '.join(list_methods())} (all)"
     )
@@ -106,6 +102,10 @@ def features_section(
         for compute in computes:
             function = partial(covariance_sqrt, method=method, compute=compute, vectorize="triu")
             contenders.append(Contender(name, compute, function, "" if own is None else repr(method), own))
+    if torch.device(device).type == "cuda":
+        for route, compute in product(ROUTES, get_args(Compute)):
+            function = partial(covariance_sqrt, compute=compute, vectorize="triu", route=route)
+            contenders.append(Contender(f"svdpade, {route}", compute, function))
     title = f"features {C} x {M} to packed root"
     details = {"channels": C, "positions": M}
     return Section(title, contenders, X, G, exact_root_and_gradient(X, G), (SVD_PADE, ISQRT), details=details)
@@ -142,13 +142,10 @@ def given_inverse_section(C: int, batch: int, device: torch.device | str = "cpu"
 
 
 def routes_section(n: int, batch: int, device: torch.device | str = "cpu") -> Section:
-    """eigh against matrix products alone, on the n x n side of features that the eigen methods decompose."""
-    contenders = _both_precisions("exact", sqrtm)
-    for label, method in MATMUL_ROUTES.items():
-        contenders += _both_precisions(label, partial(sqrtm, method=method), repr(method))
-    return _given_section(
-        f"routes for {n} x {n}: eigh and matrix products", n, batch, contenders, 0.5, "exact, float64", device
-    )
+    """The two routes to the exact root of a given matrix, between which ``route="auto"`` chooses on a GPU."""
+    contenders = [c for route in ROUTES for c in _both_precisions(f"exact, {route}", partial(sqrtm, route=route))]
+    title = f"routes for {n} x {n}: eigh and matrix products"
+    return _given_section(title, n, batch, contenders, 0.5, f"exact, {ROUTES[0]}, float64", device)
 
 
 def _in_float64(function: Function) -> Function:

@@ -25,6 +25,7 @@ from .methods import (
     resolve_method,
 )
 from .packing import pack_triu, packed_size, unpack_symmetric
+from .routes import measured_routes
 from .spectral import InverseScaling, expm_neg, logm, powm
 from .square_root import inv_sqrtm, sqrtm
 
@@ -59,6 +60,7 @@ __all__ = [
     "list_methods",
     "logm",
     "lyapunov",
+    "measured_routes",
     "pack_triu",
     "packed_size",
     "powm",

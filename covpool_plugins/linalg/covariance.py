@@ -52,7 +52,7 @@ def zero_where_constant(A: Tensor, mean: Tensor | None) -> Tensor:
     if mean is None:
         return A
     constant = A.detach().diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True) <= rounding_of_mean(mean)
-    return A * (~constant).unsqueeze(-1)
+    return A * (~constant).to(A.dtype).unsqueeze(-1)
 
 
 class Covariance(torch.autograd.Function):

@@ -31,6 +31,7 @@ from .covariance import Covariance, center, rounding_of_mean, zero_where_constan
 from .methods.base import EigenMethod, Gradient, IterativeMethod, Method, resolve_method
 from .methods.eigen import ExactInverse
 from .packing import pack_triu, packed_square, unpack_gradient, unpacked_gradient_product
+from .routes import PRODUCTS, uses_products
 from .spectral import SpectralDerivative, SpectralFunction, basis_derivative, null_threshold
 from .square_root import is_zero, positive_scale, root_of_symmetric
 
@@ -70,17 +71,26 @@ def covariance_sqrt(
     """
     check_features(X)
     check_root_options(compute, vectorize)
-    chosen = resolve_method(method, **options)
+    return _routed_root(X, resolve_method(method, **options), centered, compute, vectorize)
+
+
+def _routed_root(X: Tensor, method: Method, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
+    def same(X: Tensor, method: Method) -> Tensor:
+        return _routed_root(X, method, centered, compute, vectorize)
+
     work = X.to(torch.float64 if compute == "float64" else working_dtype(X.dtype))
-    if isinstance(chosen, EigenMethod):
-        root = EigenCovarianceRoot.apply(work, chosen, centered, compute == "mixed", vectorize == "triu")[0]
-    else:
-        assert isinstance(chosen, IterativeMethod)
-        # The root is homogeneous; features near one keep the powers of their scale that occur within range.
-        unit = _power_of_two(work)
-        root = unit * _iterative_root(work / unit, chosen, centered)
-        root = pack_triu(root) if vectorize == "triu" else root
-    return root.to(X.dtype)
+    if uses_products(method, work, ("covariance_sqrt", compute, vectorize), same):
+        # What the eigen-decomposition would be done in.
+        work = work.to(torch.float32 if compute == "float32" and X.dtype != torch.float64 else torch.float64)
+        method = PRODUCTS[work.dtype]
+    if isinstance(method, EigenMethod):
+        root = EigenCovarianceRoot.apply(work, method, centered, compute == "mixed", vectorize == "triu")[0]
+        return root.to(X.dtype)
+    assert isinstance(method, IterativeMethod)
+    # The root is homogeneous; features near one keep the powers of their scale that occur within range.
+    unit = _power_of_two(work)
+    root = unit * _iterative_root(work / unit, method, centered)
+    return (pack_triu(root) if vectorize == "triu" else root).to(X.dtype)
 
 
 def check_root_options(compute: str, vectorize: str) -> None:

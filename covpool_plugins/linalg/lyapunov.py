@@ -38,6 +38,9 @@ class NewtonSchulzLyapunov(Method):
     def __post_init__(self) -> None:
         check_at_least(self, "iterations", 1)
 
+    def matmul_only(self, function: str) -> bool:
+        return True
+
 
 LYAPUNOV.add("exact", EigenLyapunov())
 LYAPUNOV.add("newton_schulz", NewtonSchulzLyapunov())

@@ -24,6 +24,7 @@ from .methods.base import (
     Method,
     SpectralMethod,
     check_at_least,
+    check_exportable,
     resolve_method,
 )
 
@@ -72,6 +73,7 @@ def logm(A: Tensor, method: str | Method = "exact", **options: Any) -> Tensor:
 
 def _apply(A: Tensor, function: SpectralMethod) -> Tensor:
     check_square(A)
+    check_exportable(function, type(function).__name__)
     return SpectralFunction.apply(symmetrize(A.to(working_dtype(A.dtype))), function)[0].to(A.dtype)
 
 

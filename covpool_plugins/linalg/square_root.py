@@ -19,6 +19,7 @@ from ._tensors import (
 )
 from .lyapunov import newton_schulz_solution
 from .methods.base import IterativeMethod, Method, Wanted, resolve_method
+from .routes import PRODUCTS, uses_products
 from .spectral import SpectralFunction
 
 
@@ -73,6 +74,8 @@ def inv_sqrtm(A: Tensor, method: str | Method = "exact", eps: float = 0.0, **opt
 
 def root_of_symmetric(A: Tensor, method: Method, wanted: Wanted = "root") -> Tensor:
     """What ``wanted`` says of symmetric matrices, in their own precision."""
+    if uses_products(method, A, (wanted,), lambda A, method: root_of_symmetric(A, method, wanted)):
+        method = PRODUCTS[A.dtype]
     if isinstance(method, IterativeMethod):
         return IterativeRoot.apply(A, method, wanted)
     return SpectralFunction.apply(A, method)[0]

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..errors import OptionError, ShapeError
+from ..errors import ExportError, OptionError, ShapeError
 from ..tables import Table
 
 InputFormat = Literal["NCHW", "NHWC", "NLC"]
@@ -75,6 +75,12 @@ class Pool(nn.Module):
         if maps.shape[2] == 0 or maps.shape[3] == 0:
             raise ShapeError(f"{self.pool_type} pool: no positions to pool over, got shape {tuple(x.shape)}")
         return maps
+
+    def __prepare_scriptable__(self) -> Pool:
+        raise ExportError(
+            f"torch.jit.script cannot compile the {self.pool_type} pool; use torch.compile, torch.export or "
+            "torch.jit.trace"
+        )
 
     def extra_repr(self) -> str:
         return f"{self.pool_type!r}, {self.in_channels} -> {self.out_features}, input_fmt={self.input_fmt!r}"

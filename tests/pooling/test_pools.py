@@ -7,6 +7,7 @@ import torch
 from support.matrices import relative_error
 from torch import nn
 
+from covpool_plugins.errors import ExportError
 from covpool_plugins.linalg import covariance_sqrt
 from covpool_plugins.pooling import REDUCTIONS, CovariancePool, create_pool, list_pools
 
@@ -123,6 +124,15 @@ def test_compiles_and_exports(name):
     dims = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(pool, (maps(),), dynamic_shapes=dims)
     assert relative_error(program.module()(maps(5)), pool(maps(5))) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
+@pytest.mark.parametrize("name", POOLS)
+def test_traces_and_says_that_it_cannot_be_scripted(name):
+    pool = create_pool(name, 12).eval()
+    assert relative_error(torch.jit.trace(pool, maps())(maps(3)), pool(maps(3))) < 1e-6
+    with pytest.raises(ExportError, match=f"torch.jit.script cannot compile the {name} pool; use torch.compile"):
+        torch.jit.script(nn.Sequential(pool))
 
 
 @pytest.mark.parametrize(

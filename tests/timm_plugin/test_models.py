@@ -175,7 +175,8 @@ def test_copies_and_pickles(tmp_path):
     torch.save(model, tmp_path / "model.pt")
     torch.save((photos(), expected), tmp_path / "case.pt")
     code = (
-        "import sys, torch; torch.set_num_threads(1); m = torch.load(sys.argv[1], weights_only=False); x, y = torch.load(sys.argv[2]);"
+        "import sys, torch; torch.set_num_threads(1);"
+        "m = torch.load(sys.argv[1], weights_only=False); x, y = torch.load(sys.argv[2]);"
         "assert torch.equal(m(x), y); print(type(m).__name__)"
     )
     run = subprocess.run(

@@ -9,18 +9,23 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from ...errors import OptionError
+from ...errors import ExportError, OptionError
 from ...tables import Table
 from .._dual import Matrix
 
 Wanted = Literal["root", "inverse", "factor"]
 Scaling = Literal["trace", "frobenius", "spectral"]
 Gradient = Literal["auto", "exact", "lyapunov"]
+Route = Literal["auto", "eigh", "products"]
 
 
 @dataclass(frozen=True)
 class Method:
     """How a function of symmetric positive semi-definite matrices and its gradient are computed."""
+
+    def matmul_only(self, function: str) -> bool:
+        """Whether it takes nothing but matrix products: it exports to ONNX and never waits for a GPU."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -144,9 +149,14 @@ TABLES.add("logm", LOGARITHMS)
 TABLES.add("lyapunov", LYAPUNOV)
 
 
-def list_methods(function: str = "sqrtm") -> list[str]:
-    """Names of the methods of a matrix function: ``sqrtm``, ``inv_sqrtm``, ``logm`` or ``lyapunov``."""
-    return list(TABLES[function])
+def list_methods(function: str = "sqrtm", matmul_only: bool = False) -> list[str]:
+    """Names of the methods of a matrix function: ``sqrtm``, ``inv_sqrtm``, ``logm`` or ``lyapunov``.
+
+    Args:
+        function: that function.
+        matmul_only: only those that take nothing but matrix products, and therefore export to ONNX.
+    """
+    return [name for name, method in TABLES[function].items() if not matmul_only or method.matmul_only(function)]
 
 
 def resolve_method(method: str | Method, function: str = "sqrtm", **options: Any) -> Method:
@@ -155,6 +165,7 @@ def resolve_method(method: str | Method, function: str = "sqrtm", **options: Any
     Raises:
         UnknownNameError: for a name that the function's table does not have.
         OptionError: for an object of another function, an option the method does not have, or one out of range.
+        ExportError: while a model is exported to ONNX, for a method that ONNX cannot express.
     """
     if isinstance(method, Method):
         if not isinstance(method, _accepted(function)):
@@ -162,14 +173,30 @@ def resolve_method(method: str | Method, function: str = "sqrtm", **options: Any
         chosen, label = method, type(method).__name__
     else:
         chosen, label = TABLES[function][method], repr(method)
-    if not options:
-        return chosen
+    if options:
+        chosen = _with_options(chosen, label, options)
+    check_exportable(chosen, function)
+    return chosen
+
+
+def _with_options(chosen: Method, label: str, options: dict[str, Any]) -> Method:
     allowed = [field.name for field in dataclasses.fields(chosen)]
     for option in options:
         if option not in allowed:
             known = ", ".join(allowed) or "none"
             raise OptionError(f"method {label} has no option {option!r}; its options: {known}")
     return dataclasses.replace(chosen, **options)
+
+
+def check_exportable(method: Method, function: str) -> None:
+    """Raise while a model is exported to ONNX, which has no decomposition, unless the method does without."""
+    if torch.onnx.is_in_onnx_export() and not method.matmul_only(function):
+        able = list_methods(function, matmul_only=True) if function in TABLES else []
+        able += ["route='products'"] if hasattr(method, "route") else []
+        raise ExportError(
+            f"{method} needs a matrix decomposition, which ONNX does not have; "
+            f"{function} without one: {', '.join(able) or 'none'}"
+        )
 
 
 def _accepted(function: str) -> tuple[type[Method], ...]:

@@ -19,6 +19,7 @@ method            factor                             so, for nearly equal eigenv
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -27,9 +28,11 @@ from .base import (
     INVERSE_ROOTS,
     SQUARE_ROOTS,
     EigenMethod,
+    Route,
     SpectralMethod,
     check_at_least,
     check_between,
+    check_choice,
     sum_or_infinity,
 )
 
@@ -47,8 +50,21 @@ class Exact(EigenMethod):
 
     Finite for equal eigenvalues; no difference is ever divided.
 
+    Args:
+        route: ``eigh``; ``products``, the same root by matrix products alone (``minimax`` with enough steps for the
+            precision; eigenvalues below 1e-8 of the norm, in float32 1e-4, come out too small), for GPUs and ONNX; or
+            ``auto``: on a GPU the faster one, measured once for each size (``routes.py``), elsewhere eigh.
+
     Source: Lin & Maji, "Improved Bilinear Pooling with CNNs", BMVC 2017, eq. 9.
     """
+
+    route: Route = "auto"
+
+    def __post_init__(self) -> None:
+        check_choice(self, "route", get_args(Route))
+
+    def matmul_only(self, function: str) -> bool:
+        return self.route == "products"
 
     def derivative(self, eigenvalues: Tensor, order: int) -> Tensor | None:
         return -0.25 * eigenvalues**-1.5 if order == 2 else -(15 / 16) * eigenvalues**-3.5
@@ -131,7 +147,7 @@ class SVDTrunc(EigenMethod):
 
 
 @dataclass(frozen=True)
-class SVDTopN(Exact):
+class SVDTopN(EigenMethod):
     """The n largest eigenvalues; the others count as zero, forward and backward.
 
     The released code leaves out the 50 smallest: ``n = C - 50``, the default for the papers' 256 channels.
@@ -152,9 +168,6 @@ class SVDTopN(Exact):
         if dropped <= 0:
             return eigenvalues
         return torch.cat([torch.zeros_like(eigenvalues[..., :dropped]), eigenvalues[..., dropped:]], dim=-1)
-
-    def derivative(self, eigenvalues: Tensor, order: int) -> Tensor | None:
-        return None  # which eigenvalues are kept depends on the matrix
 
 
 @dataclass(frozen=True)
@@ -181,7 +194,18 @@ class ExactInverse(SpectralMethod):
     """The inverse root and its exact gradient, K = -1 / (√λ_i √λ_j (√λ_i + √λ_j)).
 
     Eigenvalues that count as zero stay zero (the Moore-Penrose inverse).
+
+    Args:
+        route: as of :class:`Exact`; by matrix products, the matrix must be positive definite.
     """
+
+    route: Route = "auto"
+
+    def __post_init__(self) -> None:
+        check_choice(self, "route", get_args(Route))
+
+    def matmul_only(self, function: str) -> bool:
+        return self.route == "products"
 
     def values(self, eigenvalues: Tensor) -> Tensor:
         zero = eigenvalues == 0

@@ -61,6 +61,9 @@ class Minimax(IterativeMethod):
         if self.degree not in DEGREES:
             raise OptionError(f"Minimax: degree must be one of {', '.join(map(str, DEGREES))}, got {self.degree!r}")
 
+    def matmul_only(self, function: str) -> bool:
+        return True
+
     def evaluate(self, B: Matrix, wanted: Wanted) -> Matrix:
         return coupled_steps(B, step_coefficients(self.smallest, self.steps, self.degree), wanted)
 

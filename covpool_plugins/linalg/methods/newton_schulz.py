@@ -75,6 +75,9 @@ class NewtonSchulz(IterativeMethod):
         super().__post_init__()
         check_at_least(self, "iterations", 1)
 
+    def matmul_only(self, function: str) -> bool:
+        return True
+
     def evaluate(self, B: Matrix, wanted: Wanted) -> Matrix:
         return coupled_steps(B, [NEWTON_SCHULZ_STEP] * self.iterations, wanted)
 

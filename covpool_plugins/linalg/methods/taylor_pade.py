@@ -101,6 +101,9 @@ class MTP(IterativeMethod):
     def at_zero(self) -> float:  # type: ignore[override]
         return sum(_taylor_row(self.degree, "root"))
 
+    def matmul_only(self, function: str) -> bool:
+        return function == "sqrtm"
+
     def evaluate(self, B: Matrix, wanted: Wanted) -> Matrix:
         Z = affine(B, 1.0, -1.0)
         result = polynomials([_taylor_row(self.degree, wanted)], Z)[0]
