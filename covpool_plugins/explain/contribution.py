@@ -7,7 +7,9 @@ With features x_i at M positions, centred where the pool is blind to their mean,
 which holds for every square root of a covariance, also after a fixed number of Newton-Schulz steps. Without the
 centring the sum is the same, but a constant added to the features would change the map completely. For a pool that
 is not homogeneous, the gradient is averaged along the path t x̃, 0 <= t <= 1 (integrated gradients; Sundararajan,
-Taly & Yan, ICML 2017), and the sum is F(x̃) - F(0). Everything is computed in float64, from the features on.
+Taly & Yan, ICML 2017), and the sum is F(x̃) - F(0). A vector normalised in length does not change with the scale at
+all: its entries' factors, 1 / (‖z‖ √|z_j|), are held at their values, and the score is a sum over the entries z_j
+before that step. Everything is computed in float64, from the features on.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError
+from ..pooling import Pool
 from .methods import METHODS, Attribution
 from .model_view import ModelView
 
@@ -48,7 +51,7 @@ def contribution(view: ModelView, x: Tensor, target: int) -> Attribution:
     X = features.double()
     if pool.out_features != classifier.in_features or not _agree(classifier(pool.represent(X)), logits):
         raise OptionError("the model has more than a linear layer behind its pool: its score has no contribution map")
-    shares, score, base = contributions(pool.represent, X, classifier.weight[target])
+    shares, score, base = contributions(by_entries(pool, X), X, classifier.weight[target])
     completeness_target = score - base
     gap = abs(shares.sum().item() - completeness_target)
     if not gap <= COMPLETE * abs(completeness_target):
@@ -58,6 +61,19 @@ def contribution(view: ModelView, x: Tensor, target: int) -> Attribution:
         )
     shares = shares.reshape(grid)
     return Attribution(shares, True, contributions=shares, completeness_target=completeness_target)
+
+
+def by_entries(pool: Pool, X: Tensor) -> Represent:
+    """The pool's ``represent``, with the factors of an element-wise last step held at their values at X."""
+    entries = getattr(pool, "entries", None)
+    if entries is None:
+        return pool.represent
+    with torch.no_grad():
+        before, after = entries(X), pool.represent(X)
+        if torch.equal(before, after):
+            return pool.represent
+        factor = torch.where(before == 0, 0.0, after / before)
+    return lambda features: entries(features) * factor
 
 
 def contributions(represent: Represent, X: Tensor, weight: Tensor) -> tuple[Tensor, float, float]:

@@ -1,6 +1,6 @@
 """Differentiable functions of symmetric positive semi-definite matrices: tensors in, tensors out, torch only."""
 
-from .covariance import covariance
+from .covariance import covariance, smaller_covariance
 from .covariance_square_root import Compute, Vectorize, check_root_options, covariance_sqrt
 from .lyapunov import EigenLyapunov, NewtonSchulzLyapunov, lyapunov
 from .methods import (
@@ -65,6 +65,7 @@ __all__ = [
     "packed_size",
     "powm",
     "resolve_method",
+    "smaller_covariance",
     "sqrtm",
     "unpack_symmetric",
 ]

@@ -29,6 +29,29 @@ def covariance(X: Tensor, centered: bool = True) -> Tensor:
     return Covariance.apply(X.to(working_dtype(X.dtype)), centered).to(X.dtype)
 
 
+def smaller_covariance(X: Tensor, centered: bool = True) -> Tensor:
+    """The covariance X̃ X̃ᵀ / M or, for fewer positions than channels, the Gram matrix X̃ᵀ X̃ / M.
+
+    The two have the same eigenvalues but for zeros, so what depends on eigenvalues alone (the spectrum, a norm) costs
+    less from the smaller. Zero for features that are constant up to rounding.
+
+    Args:
+        X: features (..., C, M).
+        centered: subtract the mean over the positions.
+
+    Returns:
+        Matrices (..., n, n), n = min(C, M), in the dtype of ``X``.
+
+    Raises:
+        ShapeError, DtypeError: if ``X`` is not a batch of floating point features.
+    """
+    check_features(X)
+    if X.shape[-1] > X.shape[-2]:
+        return covariance(X, centered)
+    Xc, mean = center(X.to(working_dtype(X.dtype)), centered)
+    return zero_where_constant(Gram.apply(Xc / X.shape[-1] ** 0.5), mean).to(X.dtype)
+
+
 def center(X: Tensor, centered: bool, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:
     """X (..., C, M) minus its mean over the positions, in ``dtype``, and that mean; X itself and None otherwise."""
     wide = X.to(dtype or X.dtype)
@@ -76,3 +99,24 @@ class Covariance(torch.autograd.Function):
         (X,) = ctx.saved_tensors
         with autocast_off(G.device.type):
             return (2 / X.shape[-1]) * symmetrize(G) @ center(X, ctx.centered)[0], None
+
+
+class Gram(torch.autograd.Function):
+    """Yᵀ Y for Y (..., C, M)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(Y: Tensor) -> Tensor:
+        with autocast_off(Y.device.type):
+            return transpose(Y) @ Y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> Tensor:
+        (Y,) = ctx.saved_tensors
+        with autocast_off(G.device.type):
+            return Y @ (G + G.mT)

@@ -27,7 +27,7 @@ from ._tensors import (
     transpose,
     working_dtype,
 )
-from .covariance import Covariance, center, rounding_of_mean, zero_where_constant
+from .covariance import Covariance, Gram, center, rounding_of_mean, zero_where_constant
 from .methods.base import EigenMethod, Gradient, IterativeMethod, Method, resolve_method
 from .methods.eigen import ExactInverse
 from .packing import pack_triu, packed_square, unpack_gradient, unpacked_gradient_product
@@ -120,27 +120,6 @@ def _iterative_root(X: Tensor, method: IterativeMethod, centered: bool) -> Tenso
         return root
     eye = torch.eye(C, dtype=X.dtype, device=X.device)
     return root + method.at_zero * torch.where(is_zero(gram), 0.0, positive_scale(gram, method)).sqrt() * eye
-
-
-class Gram(torch.autograd.Function):
-    """Yᵀ Y for Y (..., C, M)."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(Y: Tensor) -> Tensor:
-        with autocast_off(Y.device.type):
-            return transpose(Y) @ Y
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, G: Tensor) -> Tensor:
-        (Y,) = ctx.saved_tensors
-        with autocast_off(G.device.type):
-            return Y @ (G + G.mT)
 
 
 class Congruence(torch.autograd.Function):
@@ -247,7 +226,9 @@ def _dual_gradient(GU: Tensor, E: Tensor, s: Tensor, U: Tensor, V: Tensor, metho
     E.mul_(method.coefficients(s, s).mul_(s.unsqueeze(-2)).sub_(to_null))
     if multiple is not None:
         E.diagonal(dim1=-2, dim2=-1).add_(multiple * s)
-    return (GU.mul_(to_null) + U @ E) @ V.mT
+    if isinstance(to_null, Tensor):
+        GU.mul_(to_null)
+    return GU.add_(U @ E) @ V.mT
 
 
 def _differentiable_gradient(X: Tensor, G: Tensor, method: EigenMethod, centered: bool) -> Tensor:

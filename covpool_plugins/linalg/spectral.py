@@ -29,17 +29,50 @@ from .methods.base import (
 )
 
 
-def powm(A: Tensor, p: float) -> Tensor:
+def powm(A: Tensor, p: float | Tensor) -> Tensor:
     """A^p for symmetric positive semi-definite matrices (..., C, C) and any real p.
 
     Eigenvalues that count as zero stay zero, for negative p too (Moore-Penrose); p = 0 gives the
-    projector on the range.
+    projector on the range. A 0-dimensional tensor p, a learned exponent, gets its gradient ⟨G, A^p log A⟩ (but no
+    second derivative).
 
     Raises:
         ShapeError, DtypeError: if ``A`` is not a batch of square floating point matrices.
         OptionError: if ``p`` is not a finite number.
     """
-    return _apply(A, Power(p))
+    if not isinstance(p, Tensor):
+        return _apply(A, Power(p))
+    if p.ndim or not p.is_floating_point():
+        raise OptionError(f"powm: p must be a number or a 0-dimensional tensor of one, got shape {tuple(p.shape)}")
+    check_square(A)
+    check_exportable(Power(1.0), Power.__name__)
+    work = symmetrize(A.to(working_dtype(A.dtype)))
+    exponent = p.to(work.dtype)
+    F, values, U = SpectralFunction.apply(work, Power(exponent.detach()))
+    return AlongExponent.apply(F, exponent, values, U).to(A.dtype)
+
+
+class AlongExponent(torch.autograd.Function):
+    """A^p once more, with its derivative along p: A^p log A."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(F: Tensor, p: Tensor, values: Tensor, U: Tensor) -> Tensor:
+        return F.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        p, values, U = ctx.saved_tensors
+        with autocast_off(G.device.type), torch.no_grad():
+            safe = torch.where(values == 0, 1.0, values)  # λ^p log λ tends to zero with λ
+            along_p = ((U.mT @ G @ U).diagonal(dim1=-2, dim2=-1) * safe**p * safe.log()).sum()
+        along_p = first_derivative_only(along_p, "a learned exponent", p, G)
+        return first_derivative_only(G, "a learned exponent", p), along_p, None, None
 
 
 def expm_neg(A: Tensor) -> Tensor:
@@ -81,9 +114,11 @@ def _apply(A: Tensor, function: SpectralMethod) -> Tensor:
 class Power(SpectralMethod):
     """λ^p, zero for zero."""
 
-    p: float
+    p: float | Tensor
 
     def __post_init__(self) -> None:
+        if isinstance(self.p, Tensor):
+            return
         if isinstance(self.p, bool) or not isinstance(self.p, (int, float)) or not abs(self.p) < float("inf"):
             raise OptionError(f"powm: p must be a finite number, got {self.p!r}")
 
@@ -101,7 +136,7 @@ class Power(SpectralMethod):
         return high ** (self.p - 1) * torch.where(low == 0, 1.0, quotient)
 
     def derivative(self, eigenvalues: Tensor, order: int) -> Tensor | None:
-        factor = 1.0
+        factor: float | Tensor = 1.0
         for k in range(order):
             factor *= self.p - k
         return factor * eigenvalues ** (self.p - order)

@@ -1,7 +1,7 @@
 """Feature maps or tokens to one vector per image: nn.Modules on top of ``linalg``."""
 
 from .average import AveragePool
-from .base import INPUT_FORMATS, POOLS, Pool, create_pool, list_pools, pool_options
+from .base import INPUT_FORMATS, POOLS, Pool, Spectrum, create_pool, list_pools, pool_options
 from .covariance_pool import CovariancePool
 from .reduction import REDUCTIONS
 
@@ -12,6 +12,7 @@ __all__ = [
     "AveragePool",
     "CovariancePool",
     "Pool",
+    "Spectrum",
     "create_pool",
     "list_pools",
     "pool_options",

@@ -4,16 +4,46 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError, OptionError, ShapeError
+from ..linalg import smaller_covariance
 from ..tables import Table
 
 InputFormat = Literal["NCHW", "NHWC", "NLC"]
 INPUT_FORMATS: tuple[str, ...] = get_args(InputFormat)
+
+
+class Spectrum(NamedTuple):
+    """Of covariances of C channels at M positions, in float64.
+
+    Attributes:
+        eigenvalues: the min(C, M) largest, descending, (B, min(C, M)).
+        condition_number: largest over smallest of the eigenvalues that can be told from zero, (B,); infinite for
+            zero features.
+        effective_rank: exp of the entropy of the eigenvalues as shares of their sum (Roy & Vetterli, 2007), (B,).
+        rank: how many eigenvalues can be told from zero, (B,).
+    """
+
+    eigenvalues: Tensor
+    condition_number: Tensor
+    effective_rank: Tensor
+    rank: Tensor
+
+    @classmethod
+    def of(cls, ascending: Tensor) -> Spectrum:
+        """From all eigenvalues (B, n) of a covariance or Gram matrix."""
+        eigenvalues = ascending.clamp_min(0).flip(-1)
+        largest = eigenvalues[:, :1]
+        significant = eigenvalues > eigenvalues.shape[-1] * torch.finfo(eigenvalues.dtype).eps * largest
+        smallest = torch.where(significant, eigenvalues, torch.inf).amin(-1)
+        shares = eigenvalues / torch.where(largest == 0, 1.0, eigenvalues.sum(-1, keepdim=True))
+        entropy = -torch.xlogy(shares, shares).sum(-1)
+        condition = torch.where(largest[:, 0] == 0, torch.inf, largest[:, 0] / smallest)
+        return cls(eigenvalues, condition, entropy.exp(), significant.sum(-1))
 
 
 class Pool(nn.Module):
@@ -76,6 +106,12 @@ class Pool(nn.Module):
             raise ShapeError(f"{self.pool_type} pool: no positions to pool over, got shape {tuple(x.shape)}")
         return maps
 
+    @torch.no_grad()
+    def spectrum(self, x: Tensor) -> Spectrum:
+        """Eigenvalues of the covariance of ``features(x)``, and what they tell of its condition."""
+        X = self.features(x)
+        return Spectrum.of(torch.linalg.eigvalsh(smaller_covariance(X.double())))
+
     def __prepare_scriptable__(self) -> Pool:
         raise ExportError(
             f"torch.jit.script cannot compile the {self.pool_type} pool; use torch.compile, torch.export or "
@@ -85,6 +121,9 @@ class Pool(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.pool_type!r}, {self.in_channels} -> {self.out_features}, input_fmt={self.input_fmt!r}"
 
+
+# Keyword parameters of a pool's class that its row in the table decides, or that every pool has.
+NOT_OPTIONS = ("method", "weighting", "normalization", "elementwise", "device", "dtype")
 
 PoolFactory = Callable[..., Pool]
 POOLS: Table[PoolFactory] = Table("pool")
@@ -98,7 +137,7 @@ def list_pools() -> list[str]:
 def pool_options(name: str) -> list[str]:
     """Names of the options that a pool itself takes, without those of its matrix method."""
     parameters = inspect.signature(POOLS[name]).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("method", "device", "dtype")]
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in NOT_OPTIONS]
 
 
 def create_pool(

@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..errors import OptionError
 from ..tables import Table
 
+DEFAULT_CHANNELS = 256
 REDUCTIONS: Table[type[nn.Module]] = Table("reduction")
 
 
@@ -34,3 +36,33 @@ class LinearReduction(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def reduced_channels(in_channels: int, reduce_channels: int | str | None) -> int:
+    """Channels after the reduction: the papers' 256 by default, all of them where these are fewer or for ``None``.
+
+    Raises:
+        OptionError: unless it is a positive integer, ``None`` or ``"default"``.
+    """
+    if reduce_channels is None:
+        return in_channels
+    if reduce_channels == "default":
+        return min(DEFAULT_CHANNELS, in_channels)
+    if isinstance(reduce_channels, bool) or not isinstance(reduce_channels, int) or reduce_channels < 1:
+        raise OptionError(f"reduce_channels must be a positive integer or None, got {reduce_channels!r}")
+    return reduce_channels
+
+
+def build_reduction(
+    in_channels: int,
+    reduce_channels: int | str | None,
+    reduction: str | None = None,
+    *,
+    input_fmt: str = "NCHW",
+    **factory: Any,
+) -> nn.Module:
+    """Module on maps (B, C, H, W), by name; the identity for ``reduce_channels=None``."""
+    if reduce_channels is None:
+        return nn.Identity()
+    kind = REDUCTIONS[reduction or ("linear-ln" if input_fmt == "NLC" else "conv-bn-relu")]
+    return kind(in_channels, reduced_channels(in_channels, reduce_channels), **factory)

@@ -1,0 +1,33 @@
+"""What is done to the entries of the vector: the last step of bilinear pooling."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import OptionError
+
+
+class SignedRootL2(nn.Module):
+    """sign(v) √(|v| + ε), then v / ‖v‖₂, for vectors (B, D); computed in float32 at least.
+
+    Args:
+        eps: ε, without which the slope at zero would be infinite.
+
+    Source: Lin, RoyChowdhury & Maji, "Bilinear CNN Models for Fine-grained Visual Recognition", ICCV 2015.
+    """
+
+    def __init__(self, *, eps: float = 1e-8) -> None:
+        super().__init__()
+        if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
+            raise OptionError(f"eps of the signed root must be a number with 0 < eps < 1, got {eps!r}")
+        self.eps = float(eps)
+
+    def forward(self, v: Tensor) -> Tensor:
+        with torch.autocast(v.device.type, enabled=False):
+            wide = v if v.dtype == torch.float64 else v.float()
+            signed = wide.sign() * (wide.abs() + self.eps).sqrt()
+            return nn.functional.normalize(signed, dim=-1).to(v.dtype)
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps:g}"

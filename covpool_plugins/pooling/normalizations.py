@@ -1,0 +1,161 @@
+"""What is computed of the covariance: the statistic and its normalisation, from features to matrices.
+
+================================  ==========================================  ====================================
+class                             function of the covariance A                source
+================================  ==========================================  ====================================
+:class:`MatrixRoot`               A^(1/2) by any method of ``linalg``         CVPR 2018, ICCV 2021, ...
+:class:`Plain`                    A itself                                    Lin et al., B-CNN, ICCV 2015
+:class:`MatrixPower`              A^p, p fixed or learned                     Li et al., MPN-COV, ICCV 2017
+:class:`MatrixLogarithm`          log(A + ε tr(A)/C I)                        Ionescu et al., ICCV 2015
+:class:`ScalingEigenBranch`       A^(1/2), its small eigenvalues scaled up    Song et al., T-PAMI 2022
+================================  ==========================================  ====================================
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import OptionError
+from ..linalg import (
+    Compute,
+    Method,
+    Vectorize,
+    covariance,
+    covariance_sqrt,
+    expm_neg,
+    logm,
+    pack_triu,
+    powm,
+    resolve_method,
+    smaller_covariance,
+)
+
+
+class Normalization(nn.Module):
+    """Features (B, C, M) to vectors: a function of their covariance.
+
+    A subclass gives ``function``, or ``forward`` where features go there in fewer steps.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def function(self, A: Tensor) -> Tensor:
+        """The function of covariances (B, C, C), computed in the precision they come in."""
+        raise NotImplementedError
+
+    def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
+        """Vectors (B, width) in the dtype of ``X``; ``mixed`` computes covariance and function in float64."""
+        wide = X.float() if compute == "float32" else X.double()
+        with torch.autocast(X.device.type, enabled=False):
+            F = self.function(covariance(wide, centered))
+        return (pack_triu(F) if vectorize == "triu" else F.flatten(1)).to(X.dtype)
+
+
+class MatrixRoot(Normalization):
+    """The square root of the covariance by a method of ``linalg``, features to root in one fused step.
+
+    Args:
+        method: name or object of the method.
+        options: fields of the method, for example ``iterations=3``.
+    """
+
+    def __init__(self, method: str | Method = "svdpade", **options: Any) -> None:
+        super().__init__()
+        self.method = resolve_method(method, **options)
+
+    def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
+        return covariance_sqrt(X, self.method, centered=centered, compute=compute, vectorize=vectorize).flatten(1)
+
+    def extra_repr(self) -> str:
+        return str(self.method)
+
+
+class Plain(Normalization):
+    """The covariance itself, or with ``centered=False`` the second moment of bilinear pooling."""
+
+    def function(self, A: Tensor) -> Tensor:
+        return A
+
+
+class MatrixPower(Normalization):
+    """The power A^p, 0 < p <= 1; one half is the square root of MPN-COV.
+
+    Args:
+        p: the exponent.
+        learn_p: make it a parameter; p = sigmoid(``logit_p``), so that it stays between 0 and 1.
+
+    Source: Li et al., "Is Second-order Information Helpful for Large-scale Visual Recognition?", ICCV 2017, eq. 4.
+    """
+
+    def __init__(self, *, p: float = 0.5, learn_p: bool = False, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 < p <= 1 or (learn_p and p == 1):
+            allowed = "0 < p < 1" if learn_p else "0 < p <= 1"
+            raise OptionError(f"powcov: p must be a number with {allowed}, got {p!r}")
+        self.fixed_p = float(p)
+        self.logit_p: nn.Parameter | None = None
+        if learn_p:
+            self.logit_p = nn.Parameter(torch.full((), p, device=device, dtype=dtype).logit())
+
+    @property
+    def p(self) -> float | Tensor:
+        """The exponent; a 0-dimensional tensor with gradient if it is learned."""
+        return self.fixed_p if self.logit_p is None else self.logit_p.sigmoid()
+
+    def function(self, A: Tensor) -> Tensor:
+        return powm(A, self.p)
+
+    def extra_repr(self) -> str:
+        return f"p={self.fixed_p:g}, learn_p={self.logit_p is not None}"
+
+
+class MatrixLogarithm(Normalization):
+    """log(I + A / ε): the log-Euclidean representation log(A + ε I), less its constant log ε.
+
+    ε bounds the logarithm of the small eigenvalues below; without the constant, which a classifier's bias makes up for,
+    zero features give zeros.
+
+    Args:
+        eps: ε, an absolute variance.
+
+    Source: Ionescu, Vantzos & Sminchisescu, "Matrix Backpropagation for Deep Networks with Structured Layers",
+    ICCV 2015, section 5.
+    """
+
+    def __init__(self, *, eps: float = 1e-3) -> None:
+        super().__init__()
+        if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < float("inf"):
+            raise OptionError(f"logcov: eps must be a positive number, got {eps!r}")
+        self.eps = float(eps)
+
+    def function(self, A: Tensor) -> Tensor:
+        return logm(A / self.eps + torch.eye(A.shape[-1], dtype=A.dtype, device=A.device))
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps:g}"
+
+
+class ScalingEigenBranch(Normalization):
+    """(1 + ‖A^(1/2) exp(-A)‖_F) A^(1/2): the root, scaled by a branch that small eigenvalues drive.
+
+    The released layer divides each entry of the root by itself on the way and is NaN where one is zero; this is the
+    closed form of what it computes elsewhere.
+
+    Source: Song, Sebe & Wang, "On the Eigenvalues of Global Covariance Pooling for Fine-grained Visual Recognition",
+    T-PAMI 2022, section 4.
+    """
+
+    def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
+        root = covariance_sqrt(X, "exact", centered=centered, compute=compute, vectorize=vectorize).flatten(1)
+        wide = X.float() if compute == "float32" else X.double()
+        with torch.autocast(X.device.type, enabled=False):
+            A = smaller_covariance(wide, centered)
+            # ‖A^(1/2) exp(-A)‖² = tr(A exp(-2 A)), which the eigenvalues determine.
+            squared = (A * expm_neg(2 * A)).sum((-2, -1)).unsqueeze(-1)
+            zero = squared <= 0
+            scale = 1 + torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
+        return root * scale.to(X.dtype)

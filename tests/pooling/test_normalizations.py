@@ -1,0 +1,151 @@
+"""What the pools compute of the covariance, against closed forms in float64."""
+
+import math
+
+import pytest
+import torch
+from support.matrices import features, relative_error
+from torch import nn
+
+from covpool_plugins.linalg import covariance
+from covpool_plugins.pooling import create_pool, list_pools
+
+SHAPES = [(12, 20), (12, 7)]  # of full rank, and with fewer positions than channels
+SYMMETRIC = ["seb", "powcov", "logcov", "bcnn", "ibcnn", "svdpade"]
+
+
+def _pool(name, **options):
+    return create_pool(name, 12, reduce_channels=None, **options).double()
+
+
+def _spectral(X, function, centered=True):
+    """f of the covariance in the eigenbasis, (B, C, C)."""
+    values, U = torch.linalg.eigh(covariance(X, centered))
+    values = torch.where(values > 1e-12 * values[..., -1:], values, 0.0)
+    return (U * function(values).unsqueeze(-2)) @ U.mT
+
+
+def _log(values):
+    return (values + 1e-3).log() - math.log(1e-3)
+
+
+def _seb(values):
+    branch = (values * torch.exp(-2 * values)).sum(-1, keepdim=True).sqrt()
+    return values.sqrt() * (1 + branch)
+
+
+CLOSED_FORMS = {
+    "seb": (_seb, {}),
+    "powcov": (lambda v: v**0.3, {"p": 0.3}),
+    "logcov": (_log, {}),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_closed_forms(name, shape):
+    function, options = CLOSED_FORMS[name]
+    X = features(*shape)
+    row, column = torch.triu_indices(12, 12)
+    expected = _spectral(X, function)[:, row, column]
+    assert relative_error(_pool(name, **options).represent(X), expected) < 1e-6
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name, root", [("bcnn", False), ("ibcnn", True)])
+def test_bilinear_pools_end_in_a_signed_root_of_length_one(name, root, shape):
+    X = features(*shape) - 0.3
+    A = _spectral(X, torch.sqrt, centered=False) if root else X @ X.mT / X.shape[-1]
+    out = _pool(name).represent(X)
+    signed = (A.sign() * (A.abs() + 1e-8).sqrt()).flatten(1)
+    assert relative_error(out, signed / signed.norm(dim=-1, keepdim=True)) < 1e-6
+    assert torch.allclose(out.norm(dim=-1), torch.ones(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_power_one_half_is_the_root(shape):
+    X = features(*shape)
+    assert relative_error(_pool("powcov").represent(X), _pool("exact").represent(X)) < 1e-7
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", SYMMETRIC)
+def test_gradients(name, shape):
+    options = {"learn_p": True} if name == "powcov" else {}
+    if name == "powcov" and shape[1] < shape[0]:
+        pytest.skip("not differentiable as a function of a singular covariance; finite, see below")
+    pool = _pool(name, **options)
+    # An entry that is zero has no slope: its signed root has a jump of its own there.
+    X = (features(*shape, batch=1) + (0.1 if "bcnn" in name else 0.0)).requires_grad_()
+    parameters = tuple(pool.parameters())
+    assert torch.autograd.gradcheck(lambda X, *_: pool.represent(X).sin(), (X, *parameters), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in list_pools() if n != "gap"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["zero", "constant", "dead channel", "rank one", "duplicates", "large", "tiny"])
+def test_degenerate_features_give_finite_numbers(name, kind, dtype):
+    pool = create_pool(name, 12, reduce_channels=None, dtype=dtype)
+    X = features(12, 20).to(dtype)
+    X[0] = {
+        "zero": lambda x: torch.zeros_like(x),
+        "constant": lambda x: torch.full_like(x, 0.1),
+        "dead channel": lambda x: x * (torch.arange(12) != 3)[:, None],
+        "rank one": lambda x: x[:, :1] * x[:1],
+        "duplicates": lambda x: x[[0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]],
+        "large": lambda x: 1e6 * x,
+        "tiny": lambda x: 1e-6 * x,
+    }[kind](X[0])
+    leaf = X.clone().requires_grad_()
+    out = pool.represent(leaf)
+    weights = torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out)
+    (grad,) = torch.autograd.grad((weights * out).sum(), leaf)
+    assert torch.isfinite(out).all() and torch.isfinite(grad).all()
+    assert grad[1].any() or name == "dropcov"
+    if kind == "zero":
+        assert not out[0].any() and not grad[0].any()
+
+
+@pytest.mark.parametrize("name", list_pools())
+def test_a_poisoned_sample_spoils_only_itself(name):
+    pool = create_pool(name, 12).eval()
+    x = features(12, 20, batch=3).float().unflatten(-1, (4, 5))
+    expected = pool(x)
+    x[1, 2, 3, 3] = torch.nan
+    found = pool(x)
+    assert torch.equal(found[[0, 2]].isfinite(), torch.ones_like(found[[0, 2]], dtype=torch.bool))
+    assert relative_error(found[[0, 2]], expected[[0, 2]]) < 1e-6 and found[1].isnan().any()
+
+
+def test_a_learned_exponent_learns():
+    pool = _pool("powcov", p=0.5, learn_p=True)
+    row, column = torch.triu_indices(12, 12)
+    target = _spectral(features(12, 20), lambda v: v**0.8)[:, row, column]
+    optimizer = torch.optim.Adam(pool.parameters(), lr=0.1)
+    for _ in range(150):
+        loss = (pool.represent(features(12, 20)) - target).square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert pool.normalization.p.item() == pytest.approx(0.8, abs=1e-3)
+    again = _pool("powcov", learn_p=True)
+    again.load_state_dict(pool.state_dict())
+    assert again.normalization.p.item() == pool.normalization.p.item()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_spectrum(shape):
+    pool = nn.Sequential(_pool("svdpade"))[0]
+    X = features(*shape)
+    X[1] = 0
+    found = pool.spectrum(X.unsqueeze(-1))
+    values = torch.linalg.eigvalsh(covariance(X[0])).flip(-1)[: min(shape)]
+    assert (
+        found.eigenvalues.shape == (2, min(shape)) and relative_error(found.eigenvalues[0], values.clamp_min(0)) < 1e-12
+    )
+    rank = min(12, shape[1] - 1)
+    shares = values[:rank] / values.sum()
+    assert found.rank.tolist() == [rank, 0]
+    assert found.condition_number[0] == pytest.approx((values[0] / values[rank - 1]).item(), rel=1e-6)
+    assert found.effective_rank[0] == pytest.approx((-(shares * shares.log()).sum()).exp().item(), rel=1e-6)
+    assert found.condition_number[1] == torch.inf and not found.eigenvalues.requires_grad
