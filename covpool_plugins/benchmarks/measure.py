@@ -53,11 +53,17 @@ def time_interleaved(
 
 def _time_once(function: Function, X: Tensor, G: Tensor) -> tuple[float, float]:
     leaf = X.detach().requires_grad_()
+    wanted = [leaf, *_parameters(function)]
     start = _now(X.device)
     result = function(leaf)
     middle = _now(X.device)
-    torch.autograd.grad(result, leaf, G)
+    torch.autograd.grad(result, wanted, G)
     return middle - start, _now(X.device) - middle
+
+
+def _parameters(function: Function) -> list[Tensor]:
+    """Those of a module, whose gradients are part of a training step."""
+    return [p for p in function.parameters() if p.requires_grad] if isinstance(function, torch.nn.Module) else []
 
 
 def _now(device: torch.device) -> float:
@@ -75,7 +81,7 @@ def value_and_gradient(function: Function, X: Tensor, G: Tensor) -> tuple[Tensor
 
 
 def bytes_saved(function: Function, X: Tensor) -> int:
-    """Bytes that the graph of f(X) keeps for its backward; a storage counts once, that of X itself not at all."""
+    """Bytes that the graph of f(X) keeps for its backward; a storage counts once, X and parameters not at all."""
     leaf = X.detach().requires_grad_()
     storages: dict[int, int] = {}
 
@@ -86,7 +92,8 @@ def bytes_saved(function: Function, X: Tensor) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
         result = function(leaf)
-    storages.pop(leaf.untyped_storage().data_ptr(), None)
+    for there_anyway in (leaf, *_parameters(function)):
+        storages.pop(there_anyway.untyped_storage().data_ptr(), None)
     del result  # alive until here, so that no two of its tensors can have had one address
     return sum(storages.values())
 

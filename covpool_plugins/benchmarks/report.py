@@ -33,9 +33,10 @@ def number(value: float) -> str:
 
 def result_markdown(result: Result) -> str:
     """One section: heading, table, what the own operators are, and who was left out."""
-    header = ["contender", "forward", "backward", "both", *(f"vs {name}" for name in result.against)]
-    header += ["kept, MB", "value error", "gradient error", "own value", "own gradient"]
-    rows = [_cells(row, result.against) for row in result.rows]
+    header = ["contender", "forward", "backward", "both", *(f"vs {name}" for name in result.against), "kept, MB"]
+    with_errors = any(row.value_error is not None for row in result.rows)
+    header += ["value error", "gradient error", "own value", "own gradient"] if with_errors else []
+    rows = [_cells(row, result.against)[: len(header)] for row in result.rows]
     lines = [f"## {result.title}", "", "Times in ms per image or matrix.", "", markdown_table(header, rows), ""]
     operators = {row.operator: row.contender for row in reversed(result.rows) if row.operator}
     lines += [f"* own operator of {contender}: {operator}" for operator, contender in reversed(operators.items())]
@@ -77,10 +78,9 @@ def write_plot(path: Path, results: Sequence[Result]) -> None:
     for axis, result in zip(figure.subplots(1, len(results), squeeze=False)[0], results, strict=True):
         kinds = sorted({row.kind for row in result.rows})
         for kind in kinds:
-            shown = [
-                r for r in result.rows if r.kind == kind and r.gradient_error > 0 and math.isfinite(r.gradient_error)
-            ]
-            axis.scatter([1e3 * r.both for r in shown], [r.gradient_error for r in shown], s=18, label=kind)
+            shown = [r for r in result.rows if r.kind == kind and r.gradient_error and math.isfinite(r.gradient_error)]
+            errors = [r.gradient_error for r in shown if r.gradient_error is not None]
+            axis.scatter([1e3 * r.both for r in shown], errors, s=18, label=kind)
             for r in shown:
                 axis.annotate(
                     r.label, (1e3 * r.both, r.gradient_error), fontsize=6, xytext=(3, 2), textcoords="offset points"

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..command_line import one_line
-from .measure import Function, bytes_saved, relative_error, time_interleaved, value_and_gradient
+from .measure import Function, bytes_saved, relative_error, seeded_gradient, time_interleaved, value_and_gradient
 
 Clock = Literal["both", "backward"]
 
@@ -46,8 +46,8 @@ class Section:
         title: heading.
         contenders: in the order of the rows.
         X: input (B, ...) with one image or matrix per sample.
-        G: gradient that goes into the backward.
-        exact: value and gradient in float64.
+        G: gradient that goes into the backward; ``None`` for one of each result's own shape.
+        exact: value and gradient in float64; ``None`` where the contenders have nothing in common to compare.
         against: names of the contenders that ratios are taken to.
         clock: which time the ratios compare.
         details: of the input, for the JSON file.
@@ -56,8 +56,8 @@ class Section:
     title: str
     contenders: Sequence[Contender]
     X: Tensor
-    G: Tensor
-    exact: tuple[Tensor, Tensor]
+    G: Tensor | None
+    exact: tuple[Tensor, Tensor] | None
     against: tuple[str, ...] = ()
     clock: Clock = "both"
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -71,8 +71,8 @@ class Row:
     label: str
     kind: str
     operator: str
-    value_error: float
-    gradient_error: float
+    value_error: float | None
+    gradient_error: float | None
     own_value_error: float | None
     own_gradient_error: float | None
     bytes_kept: float
@@ -105,7 +105,7 @@ def run_section(section: Section, repeats: int) -> Result:
             functions[contender.name] = contender.function
         except RuntimeError as error:
             left_out[contender.name] = one_line(error)
-    G = {name: section.G.to(function(section.X).dtype) for name, function in functions.items()}
+    G = {name: _gradient(function, section) for name, function in functions.items()}
     times = time_interleaved(functions, section.X, G, repeats, section.title)
     for name, row in rows.items():
         row.forward, row.backward, row.both = (seconds / len(section.X) for seconds in times[name].median())
@@ -116,22 +116,29 @@ def run_section(section: Section, repeats: int) -> Result:
     return Result(section.title, section.against, list(rows.values()), left_out, section.details)
 
 
+def _gradient(function: Function, section: Section) -> Tensor:
+    result = function(section.X)
+    G = seeded_gradient(result.shape, result.device) if section.G is None else section.G
+    return G.to(result.dtype)
+
+
 def _accuracy(contender: Contender, section: Section, own: dict[str, tuple[Tensor, Tensor]]) -> Row:
     """Errors and bytes; ``own`` holds the float64 results of the operators met so far."""
-    found = value_and_gradient(contender.function, section.X, section.G)
+    G = _gradient(contender.function, section)
+    found = value_and_gradient(contender.function, section.X, G)
     own_errors: tuple[float, float] | None = None
     if contender.own is not None:
         if contender.operator not in own:
-            own[contender.operator] = value_and_gradient(contender.own, section.X.double(), section.G.double())
+            own[contender.operator] = value_and_gradient(contender.own, section.X.double(), G.double())
         own_errors = _errors(found, own[contender.operator])
-    errors = _errors(found, section.exact)
+    errors = _errors(found, section.exact) if section.exact else None
     return Row(
         contender=contender.name,
         label=contender.label,
         kind=contender.kind,
         operator=contender.operator,
-        value_error=errors[0],
-        gradient_error=errors[1],
+        value_error=errors[0] if errors else None,
+        gradient_error=errors[1] if errors else None,
         own_value_error=own_errors[0] if own_errors else None,
         own_gradient_error=own_errors[1] if own_errors else None,
         bytes_kept=bytes_saved(contender.function, section.X) / len(section.X),

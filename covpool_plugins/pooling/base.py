@@ -79,6 +79,11 @@ class Pool(nn.Module):
         self.input_fmt = input_fmt
         self.num_prefix_tokens = num_prefix_tokens
 
+    @property
+    def is_exportable(self) -> bool:
+        """Whether ONNX can express the pool: it takes no matrix decomposition."""
+        return True
+
     def features(self, x: Tensor) -> Tensor:
         """Features (B, C, M) that ``represent`` takes, for an input in the layout of this pool."""
         return self.to_maps(x).flatten(2)
@@ -129,9 +134,13 @@ PoolFactory = Callable[..., Pool]
 POOLS: Table[PoolFactory] = Table("pool")
 
 
-def list_pools() -> list[str]:
-    """Names that :func:`create_pool` takes."""
-    return list(POOLS)
+def list_pools(exportable: bool = False) -> list[str]:
+    """Names that :func:`create_pool` takes.
+
+    Args:
+        exportable: only those that export to ONNX as they are by default.
+    """
+    return [name for name in POOLS if not exportable or create_pool(name, 4, device="meta").is_exportable]
 
 
 def pool_options(name: str) -> list[str]:

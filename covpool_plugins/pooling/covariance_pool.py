@@ -99,6 +99,10 @@ class CovariancePool(Pool):
     def method(self, method: Method) -> None:
         self.normalization.method = method
 
+    @property
+    def is_exportable(self) -> bool:
+        return self.normalization.is_exportable
+
     def features(self, x: Tensor) -> Tensor:
         return self.reduction(self.to_maps(x)).flatten(2)
 

@@ -43,6 +43,11 @@ class Normalization(nn.Module):
     def __init__(self) -> None:
         super().__init__()
 
+    @property
+    def is_exportable(self) -> bool:
+        """Whether it takes no matrix decomposition."""
+        return False
+
     def function(self, A: Tensor) -> Tensor:
         """The function of covariances (B, C, C), computed in the precision they come in."""
         raise NotImplementedError
@@ -70,12 +75,20 @@ class MatrixRoot(Normalization):
     def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
         return covariance_sqrt(X, self.method, centered=centered, compute=compute, vectorize=vectorize).flatten(1)
 
+    @property
+    def is_exportable(self) -> bool:
+        return self.method.matmul_only("sqrtm")
+
     def extra_repr(self) -> str:
         return str(self.method)
 
 
 class Plain(Normalization):
     """The covariance itself, or with ``centered=False`` the second moment of bilinear pooling."""
+
+    @property
+    def is_exportable(self) -> bool:
+        return True
 
     def function(self, A: Tensor) -> Tensor:
         return A

@@ -22,6 +22,7 @@ from covpool_plugins.benchmarks.operators import OPERATOR_TABLES, count_products
 from covpool_plugins.benchmarks.report import number
 from covpool_plugins.benchmarks.sections import run_section
 from covpool_plugins.linalg import NewtonSchulz, list_methods, resolve_method
+from covpool_plugins.pooling import list_pools
 
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
 
@@ -168,3 +169,30 @@ def test_help_has_an_example(mode, capsys):
     with pytest.raises(SystemExit) as error:
         _tool(mode, "--help")
     assert error.value.code == 0 and f"benchmark.py {mode}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", ["pool", "head"])
+def test_every_pool_is_measured(mode, capsys, tmp_path):
+    _tool(mode, "--channels", "6", "--sides", "2", "3", "--batch", "2", "--repeats", "1", "--json", str(tmp_path / "f"))
+    printed = capsys.readouterr().out
+    document = json.loads((tmp_path / "f").read_text())
+    assert len(document["sections"]) == 2 and printed.count("| contender |") == 2
+    for section in document["sections"]:
+        assert section["left_out"] == {}
+        measured = {row["label"]: row for row in section["rows"] if row["kind"] == "ours"}
+        assert set(measured) == set(list_pools())
+        assert all(row["both"] > 0 and row["gradient_error"] is None for row in section["rows"])
+        assert measured["gap"]["ratios"]["gap, ours"] == 1.0
+
+
+def test_a_step_of_a_head_has_the_gradients_of_its_parameters():
+    linear = torch.nn.Linear(3, 2)
+    linear.weight.register_hook(lambda gradient: seen.append(gradient))
+    seen = []
+    time_interleaved({"head": linear}, torch.ones(4, 3), {"head": torch.ones(4, 2)}, repeats=1, title="")
+    assert len(seen) == 2
+
+
+def test_an_unknown_pool_is_refused_before_anything_is_measured():
+    with pytest.raises(ValueError, match="unknown pool 'svdpad'"):
+        _tool("pool", "--pools", "svdpad")
