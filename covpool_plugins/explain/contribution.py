@@ -25,7 +25,7 @@ from ..pooling import Pool
 from .methods import METHODS, Attribution
 from .model_view import ModelView
 
-GAUSS_POINTS = 24
+GAUSS_POINTS = 64
 SAME = 1e-6
 COMPLETE = 1e-4
 MODEL_AGREEMENT = 1e-2
@@ -65,15 +65,12 @@ def contribution(view: ModelView, x: Tensor, target: int) -> Attribution:
 
 def by_entries(pool: Pool, X: Tensor) -> Represent:
     """The pool's ``represent``, with the factors of an element-wise last step held at their values at X."""
-    entries = getattr(pool, "entries", None)
-    if entries is None:
-        return pool.represent
     with torch.no_grad():
-        before, after = entries(X), pool.represent(X)
+        before, after = pool.entries(X), pool.represent(X)
         if torch.equal(before, after):
             return pool.represent
         factor = torch.where(before == 0, 0.0, after / before)
-    return lambda features: entries(features) * factor
+    return lambda features: pool.entries(features) * factor
 
 
 def contributions(represent: Represent, X: Tensor, weight: Tensor) -> tuple[Tensor, float, float]:

@@ -2,18 +2,31 @@
 
 from .average import AveragePool
 from .base import INPUT_FORMATS, POOLS, Pool, Spectrum, create_pool, list_pools, pool_options
+from .bilinear import BilinearPool
+from .channel_dropout import AdaptiveChannelDropout
+from .compact_bilinear import CompactBilinearPool
 from .covariance_pool import CovariancePool
+from .democratic import DemocraticWeighting
+from .low_rank_bilinear import LowRankBilinearPool, low_rank_factors
+from .moment import MomentPool
 from .reduction import REDUCTIONS
 
 __all__ = [
     "INPUT_FORMATS",
     "POOLS",
     "REDUCTIONS",
+    "AdaptiveChannelDropout",
     "AveragePool",
+    "BilinearPool",
+    "CompactBilinearPool",
     "CovariancePool",
+    "DemocraticWeighting",
+    "LowRankBilinearPool",
+    "MomentPool",
     "Pool",
     "Spectrum",
     "create_pool",
     "list_pools",
+    "low_rank_factors",
     "pool_options",
 ]

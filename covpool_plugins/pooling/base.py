@@ -92,6 +92,10 @@ class Pool(nn.Module):
         """Vectors (B, out_features) for features (B, C, M)."""
         raise NotImplementedError
 
+    def entries(self, X: Tensor) -> Tensor:
+        """The vectors before an element-wise last step (signed root, length one), if the pool has one."""
+        return self.represent(X)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.represent(self.features(x))
 
@@ -104,7 +108,7 @@ class Pool(nn.Module):
                 f"got shape {tuple(x.shape)}"
             )
         if self.input_fmt == "NLC":
-            maps = x[:, self.num_prefix_tokens :].mT.unsqueeze(-1)
+            maps = x[:, self.num_prefix_tokens :].transpose(1, 2).unsqueeze(-1)
         else:
             maps = x.permute(0, 3, 1, 2) if self.input_fmt == "NHWC" else x
         if maps.shape[2] == 0 or maps.shape[3] == 0:

@@ -107,7 +107,6 @@ class CovariancePool(Pool):
         return self.reduction(self.to_maps(x)).flatten(2)
 
     def entries(self, X: Tensor) -> Tensor:
-        """The vectorised matrices (B, out_features), before the element-wise step."""
         return self.normalization(self.weighting(X), self.centered, self.compute, self.vectorize)
 
     def represent(self, X: Tensor) -> Tensor:

@@ -38,6 +38,16 @@ class LinearReduction(nn.Sequential):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+@REDUCTIONS.register("projection")
+class Projection(nn.Conv2d):
+    """1x1 convolution without bias, norm or activation: a linear projection that all positions share."""
+
+    def __init__(self, in_channels: int, out_channels: int, **factory: Any) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=1, bias=False, **factory)
+        if not self.weight.is_meta:
+            nn.init.normal_(self.weight, std=in_channels**-0.5)
+
+
 def reduced_channels(in_channels: int, reduce_channels: int | str | None) -> int:
     """Channels after the reduction: the papers' 256 by default, all of them where these are fewer or for ``None``.
 

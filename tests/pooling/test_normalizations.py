@@ -97,12 +97,12 @@ def test_degenerate_features_give_finite_numbers(name, kind, dtype):
         "tiny": lambda x: 1e-6 * x,
     }[kind](X[0])
     leaf = X.clone().requires_grad_()
-    out = pool.represent(leaf)
+    out = pool(leaf.unsqueeze(-1))
     weights = torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out)
     (grad,) = torch.autograd.grad((weights * out).sum(), leaf)
     assert torch.isfinite(out).all() and torch.isfinite(grad).all()
     assert grad[1].any() or name == "dropcov"
-    if kind == "zero":
+    if kind == "zero" and not list(pool.parameters()):
         assert not out[0].any() and not grad[0].any()
 
 

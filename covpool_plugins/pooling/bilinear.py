@@ -1,0 +1,72 @@
+"""Bilinear pooling of the features of two networks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import ShapeError
+from .base import InputFormat, Pool
+from .elementwise import SignedRootL2
+
+
+class BilinearPool(Pool):
+    """X Yᵀ / M of two feature maps with the same positions, signed square root, l2: C₁ C₂ numbers, row by row.
+
+    ``forward(x, y)`` takes (B, C₁, H, W) and (B, C₂, H, W), or any other layout. ``forward(x)`` is ``forward(x, x)``,
+    the pool ``bcnn``. It has no name in the table, where every pool takes one input.
+
+    Args:
+        in_channels: C₁, channels of the first input.
+        second_channels: C₂, channels of the second; as many as of the first by default.
+        eps: ε of the signed root, see :class:`SignedRootL2`.
+        input_fmt: layout of both inputs, ``NCHW``, ``NHWC`` or ``NLC``.
+        num_prefix_tokens: leading tokens to leave out of both, ``NLC`` only.
+
+    Source: Lin, RoyChowdhury & Maji, "Bilinear CNN Models for Fine-grained Visual Recognition", ICCV 2015.
+
+    Raises:
+        OptionError: for an option outside its range.
+        ShapeError: from ``forward``, if the inputs differ in batch or positions, or one is missing.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        second_channels: int | None = None,
+        *,
+        eps: float = 1e-8,
+        input_fmt: InputFormat = "NCHW",
+        num_prefix_tokens: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        del device, dtype  # no parameters; taken so that every pool is built alike
+        second = in_channels if second_channels is None else second_channels
+        super().__init__("bilinear", in_channels, in_channels * second, input_fmt, num_prefix_tokens)
+        self.second_stream = Pool("bilinear (second input)", second, second, input_fmt, num_prefix_tokens)
+        self.elementwise = SignedRootL2(eps=eps)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Vectors (B, C₁ C₂) for one input, or for two with the same positions."""
+        X = self.features(x)
+        return self.represent(X, None if y is None else self.second_stream.features(y))
+
+    def represent(self, X: Tensor, Y: Tensor | None = None) -> Tensor:
+        """Vectors (B, C₁ C₂) for features (B, C₁, M) and (B, C₂, M); ``Y`` is ``X`` unless given."""
+        if Y is None:
+            if self.second_stream.in_channels != self.in_channels:
+                raise ShapeError(
+                    f"bilinear pool of {self.in_channels} and {self.second_stream.in_channels} channels: "
+                    "expected two inputs, got one"
+                )
+            Y = X
+        if X.shape[::2] != Y.shape[::2]:
+            raise ShapeError(
+                "bilinear pool: expected inputs with the same batch and positions, got features "
+                f"{tuple(X.shape)} and {tuple(Y.shape)}"
+            )
+        with torch.autocast(X.device.type, enabled=False):
+            dtype = torch.promote_types(torch.promote_types(X.dtype, Y.dtype), torch.float32)
+            product = X.to(dtype) @ Y.to(dtype).transpose(1, 2) / X.shape[-1]
+            return self.elementwise(product.flatten(1)).to(torch.promote_types(X.dtype, Y.dtype))

@@ -1,0 +1,101 @@
+"""γ-democratic aggregation: positions weighted so that none of them dominates the second moment."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import OptionError
+from .base import POOLS
+from .covariance_pool import CovariancePool
+from .elementwise import SignedRootL2
+from .normalizations import Plain
+
+
+class DemocraticWeighting(nn.Module):
+    """Features x_i (B, C, M) times √α_i, so that their second moment is Σ α_i x_i x_iᵀ / M.
+
+    With the kernel K_ij = <x_i, x_j>² the weights solve α_i Σ_j K_ij α_j = (Σ_j K_ij)^γ: γ = 1 leaves all weights at
+    one (sum pooling), γ = 0 gives every position the same contribution (democratic pooling). The damped Sinkhorn
+    iteration finds them: α_i <- α_i ((Σ_j K_ij)^γ / (α_i Σ_j K_ij α_j))^τ from α = 1. The gradient is that of the
+    unrolled iteration, weights included.
+
+    The paper writes the iteration for features as they are. Here they are divided by a power of two near their largest
+    magnitude first, and the weights are scaled back, because K is of degree four and leaves the range of float32
+    early. For τ = 1/2 this changes nothing: the first step finds the common scale of the weights. Positions that are
+    zero up to rounding beside that magnitude contribute nothing; the iteration leaves them out, because the equation
+    has no finite solution for them when γ < 1.
+
+    Args:
+        gamma: γ, 0 <= γ <= 1; 0.5 is what the authors recommend in general.
+        iterations: steps of the Sinkhorn iteration; the default is a choice of this project.
+        damping: τ, 0 < τ <= 1.
+
+    Source: Lin, Maji & Koniusz, "Second-order Democratic Aggregation", ECCV 2018.
+
+    Raises:
+        OptionError: for an option outside its range.
+    """
+
+    def __init__(self, *, gamma: float = 0.5, iterations: int = 10, damping: float = 0.5) -> None:
+        super().__init__()
+        if isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or not 0 <= gamma <= 1:
+            raise OptionError(f"democratic: gamma must be a number with 0 <= gamma <= 1, got {gamma!r}")
+        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+            raise OptionError(f"democratic: iterations must be a positive integer, got {iterations!r}")
+        if isinstance(damping, bool) or not isinstance(damping, (int, float)) or not 0 < damping <= 1:
+            raise OptionError(f"democratic: damping must be a number with 0 < damping <= 1, got {damping!r}")
+        self.gamma = float(gamma)
+        self.iterations = iterations
+        self.damping = float(damping)
+
+    def weights(self, X: Tensor) -> Tensor:
+        """The weights α (B, M) of the positions of features (B, C, M), in float32 at least."""
+        alpha, scale = self._scaled_weights(X)
+        return alpha * scale ** (2 * self.gamma - 2)
+
+    def forward(self, X: Tensor) -> Tensor:
+        alpha, scale = self._scaled_weights(X)
+        # √α as a whole: α itself, of the degree 2γ - 2 in the features, may leave the range where its root does not.
+        factor = alpha.sqrt() * scale ** (self.gamma - 1)
+        return (X * factor.unsqueeze(-2)).to(X.dtype)
+
+    def _scaled_weights(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights (B, M) for the features divided by their scale, and that scale (B, 1)."""
+        wide = X if X.dtype == torch.float64 else X.float()
+        with torch.autocast(X.device.type, enabled=False):
+            limits = torch.finfo(wide.dtype)
+            largest = wide.detach().abs().amax((-2, -1), keepdim=True)
+            # A power of two, so that scaling does not round; a constant, so that its square is in no gradient.
+            scale = 2.0 ** torch.where(largest < limits.tiny, 1.0, largest).log2().floor()
+            Y = wide / scale
+            dead = Y.detach().square().sum(-2) <= limits.eps**2
+            K = (Y.transpose(-2, -1) @ Y).square()
+            target = torch.where(dead, 1.0, K.sum(-1)) ** self.gamma
+            alpha = torch.ones_like(target)
+            for _ in range(self.iterations):
+                contribution = alpha * (K @ alpha.unsqueeze(-1)).squeeze(-1)
+                # Dead positions are cut out before the power, whose slope at zero would be infinite.
+                ratio = torch.where(dead, 1.0, target / torch.where(dead, 1.0, contribution))
+                alpha = alpha * ratio**self.damping
+        return alpha, scale.squeeze(-1)
+
+    def extra_repr(self) -> str:
+        return f"gamma={self.gamma:g}, iterations={self.iterations}, damping={self.damping:g}"
+
+
+POOLS.add(
+    "democratic",
+    partial(
+        CovariancePool,
+        pool_type="democratic",
+        weighting=DemocraticWeighting,
+        normalization=Plain,
+        elementwise=SignedRootL2,
+        centered=False,
+        vectorize="full",
+        reduce_channels=None,
+    ),
+)
