@@ -6,6 +6,7 @@ from .bilinear import BilinearPool
 from .channel_dropout import AdaptiveChannelDropout
 from .compact_bilinear import CompactBilinearPool
 from .covariance_pool import CovariancePool
+from .cross_covariance import CrossCovariancePool
 from .democratic import DemocraticWeighting
 from .low_rank_bilinear import LowRankBilinearPool, low_rank_factors
 from .moment import MomentPool
@@ -20,6 +21,7 @@ __all__ = [
     "BilinearPool",
     "CompactBilinearPool",
     "CovariancePool",
+    "CrossCovariancePool",
     "DemocraticWeighting",
     "LowRankBilinearPool",
     "MomentPool",

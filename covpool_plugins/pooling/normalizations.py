@@ -8,6 +8,7 @@ class                             function of the covariance A                so
 :class:`MatrixPower`              A^p, p fixed or learned                     Li et al., MPN-COV, ICCV 2017
 :class:`MatrixLogarithm`          log(A + ε tr(A)/C I)                        Ionescu et al., ICCV 2015
 :class:`ScalingEigenBranch`       A^(1/2), its small eigenvalues scaled up    Song et al., T-PAMI 2022
+:class:`SingularValuePower`        powers of the n largest singular values     Xie et al., So-ViT, 2021
 ================================  ==========================================  ====================================
 """
 

@@ -62,7 +62,7 @@ def test_a_classifier_trains_on_every_layout(backbone, options):
 
 @pytest.mark.parametrize("method", list_pools())
 def test_every_pool_is_a_neck(method):
-    neck = MODELS.build(dict(type="CovariancePooling", method=method, in_channels=16, _scope_="mmpretrain"))
+    neck = MODELS.build(dict(type="CovariancePooling", method=method, in_channels=16, _scope_="mmpretrain")).eval()
     last = random(3, 16, 6, 6)
     from_tensor = neck(last)
     from_stages = neck((random(3, 4, 12, 12), last))

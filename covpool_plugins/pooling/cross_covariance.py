@@ -1,0 +1,112 @@
+"""Cross-covariance pooling: how two projections of the same features vary together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import OptionError
+from .base import POOLS, InputFormat, Pool
+from .covariance_pool import part_options
+from .reduction import build_reduction, reduced_channels
+from .singular_value_power import SingularValuePower, centered_features, product, transpose, widened
+
+CrossNormalization = Literal["svpn", "none"]
+NORMALIZATIONS: tuple[str, ...] = get_args(CrossNormalization)
+DEFAULT_CHANNELS = 64
+
+
+@POOLS.register("crosscov")
+class CrossCovariancePool(Pool):
+    """Ỹ Z̃ᵀ / M of two reductions Y (B, C₁, M) and Z (B, C₂, M) of the input, normalised, C₁ C₂ numbers row by row.
+
+    The matrix is rectangular, or square without being symmetric, and has no square root; svPN raises its singular
+    values to a power instead. ``features`` gives both reductions in one tensor (B, C₁ + C₂, M), Y first.
+
+    Args:
+        in_channels: channels of the input.
+        reduce_channels: (C₁, C₂), or one number for both; by default 64, or ``in_channels`` where that is less.
+            ``None`` leaves the reductions out: Y and Z are the input.
+        reduction: ``conv-bn-relu`` (default for maps) or ``linear-ln`` (default for tokens), for both.
+        centered: subtract the means over the positions.
+        normalization: ``svpn`` or ``none``.
+        input_fmt: ``NCHW``, ``NHWC`` or ``NLC``.
+        num_prefix_tokens: leading tokens to leave out, ``NLC`` only.
+        options: of :class:`SingularValuePower`, for example ``n=3, iterations=2``.
+
+    Source: Xie, Zeng, Wang, Zhang & Li, "So-ViT: Mind Visual Tokens for Vision Transformer", arXiv 2104.10935, 2021.
+
+    Raises:
+        OptionError: for an option out of its range, or one that the normalisation does not have.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        reduce_channels: int | str | Sequence[int] | None = "default",
+        reduction: str | None = None,
+        centered: bool = True,
+        normalization: CrossNormalization = "svpn",
+        input_fmt: InputFormat = "NCHW",
+        num_prefix_tokens: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        rows, columns = _channels(in_channels, reduce_channels)
+        super().__init__("crosscov", in_channels, rows * columns, input_fmt, num_prefix_tokens)
+        if normalization not in NORMALIZATIONS:
+            raise OptionError(f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}")
+        known = part_options(SingularValuePower) if normalization == "svpn" else []
+        for name in options:
+            if name not in known:
+                listed = ", ".join(known) or "none"
+                raise OptionError(f"pool 'crosscov' has no option {name!r}; those of its normalization: {listed}")
+        self.channels = (rows, columns)
+        self.centered = centered
+        reduced = () if reduce_channels is None else self.channels
+        self.reductions = nn.ModuleList(
+            build_reduction(in_channels, count, reduction, input_fmt=input_fmt, device=device, dtype=dtype)
+            for count in reduced
+        )
+        self.normalization: SingularValuePower | None = None
+        if normalization == "svpn":
+            self.normalization = SingularValuePower(rows, columns, **options, device=device, dtype=dtype)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Both reductions (B, C₁ + C₂, M), or the input itself (B, C, M) without them."""
+        maps = self.to_maps(x)
+        if len(self.reductions) == 0:
+            return maps.flatten(2)
+        return torch.cat([reduction(maps) for reduction in self.reductions], dim=1).flatten(2)
+
+    def represent(self, X: Tensor) -> Tensor:
+        Y, Z = X.split(self.channels, dim=1) if len(self.reductions) else (X, X)
+        with torch.autocast(X.device.type, enabled=False):
+            Yc, Zc = (centered_features(widened(part), self.centered) for part in (Y, Z))
+            Yc = Yc / X.shape[-1]
+            if self.normalization is None:
+                Q = product(Yc, transpose(Zc))
+            elif X.shape[-1] > min(self.channels):
+                Q = self.normalization.function(product(Yc, transpose(Zc)))
+            else:
+                Q = self.normalization.of_product(Yc, Zc)
+        return Q.flatten(1).to(X.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, channels={self.channels}, centered={self.centered}"
+
+
+def _channels(in_channels: int, reduce_channels: int | str | Sequence[int] | None) -> tuple[int, int]:
+    """C₁ and C₂."""
+    if reduce_channels == "default":
+        reduce_channels = min(DEFAULT_CHANNELS, in_channels)
+    pair = reduce_channels if isinstance(reduce_channels, (list, tuple)) else (reduce_channels, reduce_channels)
+    if len(pair) != 2 or (isinstance(reduce_channels, (list, tuple)) and None in pair):
+        raise OptionError(f"reduce_channels must be one or two positive integers or None, got {reduce_channels!r}")
+    rows, columns = (reduced_channels(in_channels, count) for count in pair)
+    return rows, columns

@@ -1,0 +1,270 @@
+"""Singular-value power normalisation: powers of the leading singular values, from a few matrix-vector products.
+
+A triplet comes from the power iteration, begun at a vector u₀ (``weight``): v ∝ Rᵀ u, u ∝ R v, σ = uᵀ R v. Because
+σ u = R v, what is left after k triplets is R = Q (I - V Vᵀ) with the orthonormal V = (v₁ ... v_k), whether the
+iteration has converged or not. So no R is ever formed: the iteration projects a vector instead, and the result is
+
+    f Q + Σ_k (σ_k^(α-1) - f) Q v_k v_kᵀ,     f = 1 / (σ_n^(1-α) + ε)
+
+where nothing is divided by a σ that is zero.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import OptionError, ShapeError
+from ..linalg import Compute, Vectorize, covariance, pack_triu
+from ..linalg.covariance import center, rounding_of_mean
+from .base import POOLS
+from .covariance_pool import CovariancePool
+from .normalizations import Normalization
+
+Start = Literal["learned", "ones"]
+STARTS: tuple[str, ...] = get_args(Start)
+
+# In units of rounding of the bound of ‖Q‖_F: a start that the deflation leaves less of is rounding, not a direction.
+NULL = 16
+
+
+class SingularValuePower(Normalization):
+    """Σ_{k<n} σ_k^α u_k v_kᵀ + (Q - Σ_{k<n} σ_k u_k v_kᵀ) / σ_n^(1-α): svPN, for any matrix Q.
+
+    The n largest singular values are raised to the power α, the others scaled like the n-th. With many iterations and
+    ``n=None`` this is U S^α Vᵀ, for a covariance its power α; with ``n=1`` it is Q / σ̂₁^(1-α). With few iterations and
+    n > 1 the result for a covariance is only nearly symmetric.
+
+    As the released code does, the n-th triplet is powered itself and ε added: σ_n^α u_n v_nᵀ and the rest after n
+    triplets over σ_n^(1-α) + ε, which for ε = 0 is the formula above. Where the iteration finds fewer than n triplets
+    (the rank is lower, or the start is orthogonal to what is left), the last one found stands for the n-th, or without
+    any a bound of them: ‖Q‖_F, or ‖L‖_F ‖R‖_F for Q = L Rᵀ. A zero matrix gives zeros.
+
+    Args:
+        channels: C₁, the rows of Q; the power iteration begins at a vector of that length.
+        columns: C₂, the columns of Q; ``channels`` by default.
+        alpha: α, 0 < α <= 1.
+        iterations: of the power method, each two matrix-vector products.
+        n: how many singular values; ``None`` for all, and no scaled rest. Starting every triplet at the same
+            vector, one iteration finds one triplet only, so that n > 1 needs ``iterations`` >= 2.
+        start: ``learned``, the parameter ``weight`` (channels,), which begins as the same pseudo-random normal numbers
+            every time; or ``ones``, without parameter (nothing is found where the rows of Q add to zero, as those of
+            layer-normalised features do).
+        eps: ε, which keeps the rest of matrices below ε^(1/(1-α)) small; zero makes the map homogeneous.
+
+    Source: Xie, Zeng, Wang, Zhang & Li, "So-ViT: Mind Visual Tokens for Vision Transformer", arXiv 2104.10935, 2021.
+
+    Raises:
+        OptionError: for an option out of its range.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        columns: int | None = None,
+        *,
+        alpha: float = 0.5,
+        iterations: int = 1,
+        n: int | None = 1,
+        start: Start = "learned",
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.shape = (channels, channels if columns is None else columns)
+        _check_number("alpha", alpha, "0 < alpha <= 1", _is_number(alpha) and 0 < alpha <= 1)
+        _check_number("eps", eps, "0 <= eps < 1", _is_number(eps) and 0 <= eps < 1)
+        _check_number("iterations", iterations, "an integer >= 1", _is_count(iterations))
+        allowed = f"an integer from 1 to {min(self.shape)} or None"
+        _check_number("n", n, allowed, n is None or (_is_count(n) and n <= min(self.shape)))
+        if iterations == 1 and n != 1 and min(self.shape) > 1:
+            raise OptionError(f"svpn: n={n} needs iterations >= 2, got 1, which finds a single triplet")
+        if start not in STARTS:
+            raise OptionError(f"svpn: start must be one of {', '.join(STARTS)}, got {start!r}")
+        self.alpha = float(alpha)
+        self.iterations = iterations
+        self.n = n
+        self.eps = float(eps)
+        self.weight: nn.Parameter | None = None
+        if start == "learned":
+            # A generator of its own: pools built twice are the same pool, and the global generator is left alone.
+            drawn = torch.randn(channels, generator=torch.Generator().manual_seed(0), device="cpu")
+            self.weight = nn.Parameter(drawn.to(device=device, dtype=dtype or torch.get_default_dtype()))
+
+    @property
+    def is_exportable(self) -> bool:
+        return True
+
+    def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
+        """Vectors (B, width) in the dtype of ``X``; ``mixed`` needs no float64 here, there is no decomposition."""
+        wide = X.double() if compute == "float64" else widened(X)
+        with torch.autocast(X.device.type, enabled=False):
+            if X.shape[-1] > X.shape[-2]:
+                F = self.function(covariance(wide, centered))
+            else:
+                Xc = centered_features(wide, centered)
+                F = self.of_product(Xc / X.shape[-1], Xc)
+        return (pack_triu(F) if vectorize == "triu" else F.flatten(1)).to(X.dtype)
+
+    def function(self, A: Tensor) -> Tensor:
+        """The normalised matrices (..., C₁, C₂), computed in the precision they come in.
+
+        Raises:
+            ShapeError: for matrices of another shape.
+        """
+        if A.shape[-2:] != self.shape:
+            raise ShapeError(f"svpn: expected matrices (..., {self.shape[0]}, {self.shape[1]}), got {tuple(A.shape)}")
+        with torch.autocast(A.device.type, enabled=False):
+            scale = _power_of_two(A)
+            V, QV, powers, f = self._parts(A / scale, None, scale)
+            low_rank = product(QV * (powers - f), transpose(V))
+            return low_rank if self.n is None else f * A + low_rank
+
+    def of_product(self, L: Tensor, R: Tensor) -> Tensor:
+        """``function(L Rᵀ)`` for L (..., C₁, M) and R (..., C₂, M): the product is formed once, with the result."""
+        with torch.autocast(L.device.type, enabled=False):
+            scale_of_L, scale_of_R = _power_of_two(L), _power_of_two(R)
+            left, right = L / scale_of_L, R / scale_of_R
+            scale = scale_of_L * scale_of_R
+            V, QV, powers, f = self._parts(left, right, scale)
+            low_rank = QV * (powers - f)
+            if self.n is None:
+                return product(low_rank, transpose(V))
+            return product(torch.cat([scale * f * left, low_rank], -1), transpose(torch.cat([right, V], -1)))
+
+    def _parts(self, L: Tensor, R: Tensor | None, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """V, Q V, σ^(α-1) (..., 1, n) and f (..., 1, 1), for Q = scale L Rᵀ or scale L. No rest makes f zero."""
+        V, QV, found, last = self._triplets(L, R)
+        powers = _power(scale * found, self.alpha - 1)
+        if self.n is None:
+            return V, scale * QV, powers, torch.zeros_like(last)
+        empty = last <= 0
+        damped = _power(scale * last, 1 - self.alpha) + self.eps
+        return V, scale * QV, powers, torch.where(empty, 0.0, 1 / torch.where(empty, 1.0, damped))
+
+    def _triplets(self, L: Tensor, R: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """V (..., C₂, n), Q V (..., C₁, n), the singular values (..., 1, n) and the last that is not zero (..., 1, 1).
+
+        Of Q = L Rᵀ or L. A triplet that was not found is zero in all of them.
+        """
+        bound = _norm(L) if R is None else _norm(L) * _norm(R)
+        floor = NULL * torch.finfo(L.dtype).eps * bound.detach()
+        begin = self._start(L)
+        last = bound
+        vectors: list[Tensor] = []
+        images: list[Tensor] = []
+        values: list[Tensor] = []
+        for _ in range(min(self.shape) if self.n is None else self.n):
+            u = begin
+            V = torch.cat(vectors, -1) if vectors else None
+            for _ in range(self.iterations):
+                v = product(transpose(L), u)
+                v = v if R is None else product(R, v)
+                if V is not None:
+                    v = v - product(V, product(transpose(V), v))
+                v, _ = _unit(v, floor)
+                Qv = product(L, v if R is None else product(transpose(R), v))
+                u, value = _unit(Qv, floor)
+            last = torch.where(value == 0, last, value)
+            vectors.append(v)
+            images.append(Qv)
+            values.append(value)
+        return torch.cat(vectors, -1), torch.cat(images, -1), torch.cat(values, -1), last
+
+    def _start(self, Q: Tensor) -> Tensor:
+        """u₀ (..., C₁, 1), of length one."""
+        weight = Q.new_ones(self.shape[0]) if self.weight is None else self.weight.to(Q.dtype)
+        u, _ = _unit(weight.unsqueeze(-1), weight.new_zeros(1, 1))
+        return u.expand(*Q.shape[:-2], -1, -1)
+
+    def extra_repr(self) -> str:
+        start = "ones" if self.weight is None else "learned"
+        return f"alpha={self.alpha:g}, iterations={self.iterations}, n={self.n}, start={start!r}, eps={self.eps:g}"
+
+
+class Product(torch.autograd.Function):
+    """A B without autocast, in the backward pass too, which may run where autocast is on."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(A: Tensor, B: Tensor) -> Tensor:
+        with torch.autocast(A.device.type, enabled=False):
+            return A @ B
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        A, B = ctx.saved_tensors
+        of_A, of_B = ctx.needs_input_grad
+        return product(G, transpose(B)) if of_A else None, product(transpose(A), G) if of_B else None
+
+
+def product(A: Tensor, B: Tensor) -> Tensor:
+    """A B for A (..., n, m) and B (..., m, k) with the same leading dimensions, never in a lower precision."""
+    return Product.apply(A, B)
+
+
+def transpose(A: Tensor) -> Tensor:
+    """Aᵀ, by an operation that both ONNX exporters know; ``.mT`` is none."""
+    return A.transpose(-2, -1)
+
+
+def centered_features(X: Tensor, centered: bool) -> Tensor:
+    """X (..., C, M) minus its mean over the positions; zeros where it is constant up to the rounding of the mean."""
+    Xc, mean = center(X, centered)
+    if mean is None:
+        return Xc
+    variance = Xc.detach().square().mean(-1).sum(-1, keepdim=True)
+    return Xc * (~(variance <= rounding_of_mean(mean))).to(Xc.dtype).unsqueeze(-1)
+
+
+def widened(X: Tensor) -> Tensor:
+    """X in float32 at least."""
+    return X if X.dtype == torch.float64 else X.float()
+
+
+def _norm(Q: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(Q, dim=(-2, -1), keepdim=True)
+
+
+def _unit(x: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+    """x / ‖x‖ for columns x (..., n, 1), and ‖x‖ (..., 1, 1); zeros, without gradient, for ‖x‖ <= floor."""
+    norm = torch.linalg.vector_norm(x, dim=-2, keepdim=True)
+    null = norm <= floor
+    return torch.where(null, 0.0, x) / torch.where(null, 1.0, norm), torch.where(null, 0.0, norm)
+
+
+def _power(values: Tensor, exponent: float) -> Tensor:
+    """values^exponent; zero, without gradient, where they are zero."""
+    null = values <= 0
+    return torch.where(null, 0.0, torch.where(null, 1.0, values) ** exponent)
+
+
+def _power_of_two(Q: Tensor) -> Tensor:
+    """The power of two below the largest entry of each Q, (..., 1, 1), by which its products stay in range."""
+    largest = Q.detach().abs().amax(dim=(-2, -1), keepdim=True)
+    return torch.where(largest > 0, 2.0 ** torch.floor(torch.log2(largest)), torch.ones_like(largest))
+
+
+def _check_number(name: str, value: object, allowed: str, valid: bool) -> None:
+    if not valid:
+        raise OptionError(f"svpn: {name} must be {allowed}, got {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+POOLS.add("svpn", partial(CovariancePool, pool_type="svpn", normalization=SingularValuePower))

@@ -1,0 +1,396 @@
+"""Singular-value power normalisation and cross-covariance pooling."""
+
+import copy
+
+import pytest
+import torch
+from support.matrices import features, relative_error
+from torch import nn
+
+from covpool_plugins.linalg import covariance, powm
+from covpool_plugins.pooling import create_pool, pool_options
+from covpool_plugins.pooling.cross_covariance import CrossCovariancePool
+from covpool_plugins.pooling.singular_value_power import SingularValuePower
+
+SHAPES = [(6, 6), (8, 5), (5, 8)]
+
+
+def matrices(rows, columns, batch=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, rows, columns, dtype=torch.float64, generator=generator)
+
+
+def separated(rows, columns, seed=0):
+    """Singular values that halve, for a power iteration that converges soon."""
+    U, s, Vh = torch.linalg.svd(matrices(rows, columns, seed=seed), full_matrices=False)
+    return (U * 2.0 ** -torch.arange(s.shape[-1])) @ Vh
+
+
+def _power(rows, columns=None, **options):
+    return SingularValuePower(rows, columns, dtype=torch.float64, **options)
+
+
+def _published(Q, start, alpha, iterations, n, eps=0.0):
+    """One matrix, every deflated matrix formed, every triplet begun at the same vector."""
+    R, powered = Q, torch.zeros_like(Q)
+    for _ in range(min(Q.shape) if n is None else n):
+        u = start / start.norm()
+        for _ in range(iterations):
+            v = R.mT @ u / (R.mT @ u).norm()
+            u = R @ v / (R @ v).norm()
+        value = u @ R @ v
+        powered = powered + value**alpha * torch.outer(u, v)
+        R = R - value * torch.outer(u, v)
+    return powered if n is None else powered + R / (value ** (1 - alpha) + eps)
+
+
+def _exact(Q, alpha, n):
+    """The formula of the paper, with exact singular values."""
+    U, s, Vh = torch.linalg.svd(Q, full_matrices=False)
+    rest = s[..., n - 1 : n] ** (alpha - 1) * s
+    powered = torch.where(torch.arange(s.shape[-1]) < n, s**alpha, rest)
+    return (U * powered.unsqueeze(-2)) @ Vh
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("iterations, n", [(1, 1), (4, 1), (2, 2), (3, 4), (3, None)])
+def test_it_is_the_published_iteration(shape, iterations, n):
+    Q = matrices(*shape)
+    normalization = _power(*shape, alpha=0.4, iterations=iterations, n=n, eps=1e-3)
+    start = normalization.weight.detach()
+    expected = torch.stack([_published(one, start, 0.4, iterations, n, 1e-3) for one in Q])
+    assert relative_error(normalization.function(Q), expected) < 1e-9
+
+
+@pytest.mark.parametrize("iterations, n", [(1, 1), (2, 3), (3, None)])
+def test_a_product_need_not_be_formed(iterations, n):
+    L, R = (1e3 * matrices(6, 4)).requires_grad_(), (1e-5 * matrices(5, 4, seed=1)).requires_grad_()
+    normalization = _power(6, 5, iterations=iterations, n=n and min(n, 3))
+    results = []
+    for F in (normalization.of_product(L, R), normalization.function(L @ R.mT)):
+        results.append((F, *torch.autograd.grad(F.sin().sum(), (L, R, normalization.weight))))
+    assert all(relative_error(one, other) < 1e-9 for one, other in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_it_tends_to_powers_of_the_exact_singular_values(shape, n):
+    Q = separated(*shape)
+    found = _power(*shape, alpha=0.3, iterations=25, n=n, eps=0).function(Q)
+    assert relative_error(found, _exact(Q, 0.3, n)) < 1e-6
+
+
+def test_all_singular_values_of_a_covariance_give_its_power():
+    Q = separated(6, 6)
+    A = Q @ Q.mT
+    found = _power(6, alpha=0.3, iterations=25, n=None).function(A)
+    assert relative_error(found, powm(A, 0.3)) < 1e-6
+    assert relative_error(_power(6, alpha=1, iterations=2, n=None).function(A), A) < 1e-12
+
+
+@pytest.mark.parametrize("vectorize", ["triu", "full"])
+def test_the_pool_normalises_the_covariance(vectorize):
+    X = features(8, 20)
+    pool = create_pool("svpn", 8, reduce_channels=None, vectorize=vectorize, iterations=2, n=3).double()
+    expected = pool.normalization.function(covariance(X))
+    if vectorize == "triu":
+        row, column = torch.triu_indices(8, 8)
+        expected = expected[:, row, column]
+    assert relative_error(pool.represent(X), expected.flatten(1)) < 1e-14
+    assert relative_error(pool.represent(X.float()), expected.flatten(1)) < 1e-5
+    wide = create_pool("svpn", 8, reduce_channels=None, vectorize=vectorize, iterations=2, n=3, compute="float64")
+    assert relative_error(wide.represent(X.float()), expected.flatten(1)) < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 3), (3, 4)])
+@pytest.mark.parametrize("iterations, n", [(1, 1), (2, 3), (2, None)])
+def test_gradients(shape, iterations, n):
+    Q = matrices(*shape, batch=1).requires_grad_()
+    normalization = _power(*shape, alpha=0.4, iterations=iterations, n=n)
+
+    def function(Q, weight):
+        return torch.func.functional_call(normalization, {"weight": weight}, (Q,))
+
+    normalization.forward = normalization.function
+    weight = normalization.weight.detach().requires_grad_()
+    assert torch.autograd.gradcheck(function, (Q, weight), atol=1e-6, rtol=1e-4)
+    (grad,) = torch.autograd.grad(function(Q, weight).sin().sum(), weight)
+    assert grad.norm() > 1e-3 and abs(grad @ weight) < 1e-6 * grad.norm()  # the length of the start means nothing
+
+
+def test_second_derivatives():
+    Q = matrices(3, 4, batch=1).requires_grad_()
+    assert torch.autograd.gradgradcheck(_power(3, 4, iterations=2, n=2).function, (Q,), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-12, 1e-4, 1.0, 1e4, 1e12])
+def test_without_eps_it_is_homogeneous_at_any_scale(scale, dtype):
+    Q = matrices(6, 5).to(dtype)
+    normalization = SingularValuePower(6, 5, iterations=2, n=2, eps=0, dtype=dtype)
+    leaf = (scale * Q).requires_grad_()
+    found = normalization.function(leaf)
+    assert relative_error(found / scale**0.5, normalization.function(Q)) < 1e3 * torch.finfo(dtype).eps
+    (grad,) = torch.autograd.grad(found.sum(), leaf)
+    assert torch.isfinite(grad).all() and grad.any()
+
+
+def test_eps_damps_the_rest_of_small_matrices_only():
+    Q = 1e-12 * separated(6, 6)
+    assert relative_error(_power(6, iterations=25).function(1e12 * Q), _exact(1e12 * Q, 0.5, 1)) < 2e-5
+    small = _power(6, iterations=25).function(Q)
+    U, s, Vh = torch.linalg.svd(Q)
+    rest = s / (s[:, :1].sqrt() + 1e-5)
+    rest[:, 0] = s[:, 0].sqrt()
+    assert relative_error(small, (U * rest.unsqueeze(-2)) @ Vh) < 1e-6
+
+
+RANK_ONE = torch.outer(torch.arange(1.0, 7.0), torch.arange(2.0, 8.0)).double()
+DEGENERATE = {
+    "zero": (torch.zeros(6, 6).double(), torch.zeros(6, 6).double()),
+    "rank one": (RANK_ONE, RANK_ONE / RANK_ONE.norm().sqrt()),
+    "one entry": (torch.eye(6).double().mul(torch.eye(6)[2]) * 4, torch.eye(6).double().mul(torch.eye(6)[2]) * 2),
+    "identity": (4 * torch.eye(6).double(), 2 * torch.eye(6).double()),
+    "rank two, tied": (torch.diag(torch.tensor([4.0, 4, 0, 0, 0, 0])).double(), None),
+}
+
+
+@pytest.mark.parametrize("start", ["learned", "ones"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("iterations, n", [(1, 1), (3, 3), (3, None)])
+@pytest.mark.parametrize("kind", DEGENERATE)
+def test_degenerate_matrices(kind, iterations, n, dtype, start):
+    Q, expected = DEGENERATE[kind]
+    if kind in ("identity", "rank two, tied") and n is None:
+        return  # a start finds one of tied values: see test_ties_need_a_rest
+    expected = Q.sign() * Q.abs().sqrt() if expected is None else expected
+    leaf = torch.stack([Q, matrices(6, 6)[0]]).to(dtype).requires_grad_()
+    normalization = SingularValuePower(6, iterations=iterations, n=n, eps=0, start=start, dtype=dtype)
+    found = normalization.function(leaf)
+    (grad,) = torch.autograd.grad((found * matrices(6, 6, seed=1).to(dtype)).sum(), leaf)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    assert (found[0].detach() - expected).norm() <= tolerance * expected.norm()
+    assert torch.isfinite(grad).all() and grad[1].any()
+    # The derivative is of the order of α σ^(α-1) = 1/4 and less; rounding taken for a direction makes it millions.
+    assert (grad[0].norm() < 100) and (kind != "zero" or not grad[0].any())
+
+
+def test_ties_need_a_rest():
+    found = _power(6, iterations=3, n=None).function(4 * torch.eye(6).double())
+    values = torch.linalg.svdvals(found)
+    assert torch.allclose(values, torch.tensor([2.0, 0, 0, 0, 0, 0]).double(), atol=1e-12)
+
+
+def test_a_start_orthogonal_to_the_matrix_falls_back_on_its_norm():
+    Q = matrices(6, 6)
+    Q = (Q - Q.mean(1, keepdim=True)).requires_grad_()  # columns add to zero, as layer-normalised features make them
+    found = _power(6, start="ones", eps=0).function(Q)
+    norm = Q.norm(dim=(1, 2), keepdim=True)
+    assert relative_error(found, Q / norm.sqrt()) < 1e-12
+    expected = torch.autograd.grad((Q / norm.sqrt()).sin().sum(), Q, retain_graph=True)[0]
+    assert relative_error(torch.autograd.grad(found.sin().sum(), Q)[0], expected) < 1e-12
+
+
+def test_a_poisoned_matrix_spoils_only_itself():
+    Q = matrices(6, 6, batch=3)
+    normalization = _power(6, iterations=2, n=2)
+    expected = normalization.function(Q)
+    poisoned = Q.clone()
+    poisoned[1, 2, 3] = torch.nan
+    poisoned.requires_grad_()
+    found = normalization.function(poisoned)
+    (grad,) = torch.autograd.grad(found[[0, 2]].sum(), poisoned)
+    assert relative_error(found[[0, 2]], expected[[0, 2]]) < 1e-14 and found[1].isnan().all()
+    assert torch.isfinite(grad[[0, 2]]).all()
+
+
+def test_the_start():
+    state = torch.get_rng_state()
+    one, other = create_pool("svpn", 12), create_pool("svpn", 12)
+    assert torch.equal(one.normalization.weight, other.normalization.weight)
+    torch.set_rng_state(state)
+    before = torch.rand(3)
+    torch.set_rng_state(state)
+    SingularValuePower(12)
+    assert torch.equal(torch.rand(3), before)
+    assert "normalization.weight" in one.state_dict()
+    assert not list(create_pool("svpn", 12, reduce_channels=None, start="ones").parameters())
+    assert SingularValuePower(12, device="meta").weight.is_meta
+    assert SingularValuePower(12, dtype=torch.bfloat16).weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("start", ["learned", "ones"])
+@pytest.mark.parametrize("channels", [(7, 5), (5, 7), 4, None])
+@pytest.mark.parametrize("centered", [True, False])
+def test_cross_covariance_of_two_projections(channels, centered, start):
+    options = {} if channels is None else {"reduction": "linear-ln"}
+    pool = create_pool(
+        "crosscov",
+        12,
+        reduce_channels=channels,
+        centered=centered,
+        input_fmt="NLC",
+        iterations=3,
+        n=2,
+        start=start,
+        **options,
+    ).double()
+    for reduction in pool.reductions:
+        # Plain layer-normalised features add to zero: orthogonal to a start of ones.
+        nn.init.normal_(reduction.norm.weight, 1.0, 0.3, generator=torch.Generator().manual_seed(0))
+    tokens = features(12, 20).mT
+    Y, Z = (tokens, tokens) if channels is None else (reduction_of(pool, i, tokens) for i in (0, 1))
+    if centered:
+        Y, Z = Y - Y.mean(1, keepdim=True), Z - Z.mean(1, keepdim=True)
+    Q = torch.einsum("bmi,bmj->bij", Y, Z) / 20
+    weight = pool.normalization.weight if start == "learned" else Q.new_ones(Q.shape[1])
+    expected = torch.stack([_published(one, weight, 0.5, 3, 2, 1e-5) for one in Q])
+    found = pool(tokens)
+    assert found.shape == (2, pool.out_features) == (2, Q[0].numel())
+    assert relative_error(found, expected.flatten(1)) < 1e-9
+    plain = create_pool(
+        "crosscov", 12, reduce_channels=channels, centered=centered, input_fmt="NLC", normalization="none", **options
+    ).double()
+    plain.load_state_dict(pool.state_dict(), strict=False)
+    assert relative_error(plain(tokens), Q.flatten(1)) < 1e-12
+
+
+def reduction_of(pool, i, tokens):
+    linear, norm = pool.reductions[i].linear, pool.reductions[i].norm
+    return norm(tokens @ linear.weight.T + linear.bias)
+
+
+def test_without_reductions_it_is_the_covariance():
+    X = features(12, 7)
+    found = create_pool("crosscov", 12, reduce_channels=None, normalization="none").represent(X)
+    assert relative_error(found, covariance(X).flatten(1)) < 1e-14
+
+
+@pytest.mark.parametrize("normalization", ["svpn", "none"])
+def test_gradients_of_cross_covariance(normalization):
+    pool = create_pool("crosscov", 6, reduce_channels=(4, 3), normalization=normalization).double()
+    X = torch.cat([features(4, 5), features(3, 5, seed=1)], 1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda X: pool.represent(X).sin(), (X,), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("normalization", ["svpn", "none"])
+@pytest.mark.parametrize("kind", ["zero", "constant", "dead channels", "rank one", "one position"])
+def test_degenerate_features_of_cross_covariance(kind, normalization):
+    pool = create_pool("crosscov", 9, reduce_channels=(5, 4), normalization=normalization)
+    X = features(9, 20).float()
+    X[0] = {
+        "zero": lambda x: 0 * x,
+        "constant": lambda x: torch.full_like(x, 0.1),
+        "dead channels": lambda x: x * (torch.arange(9) % 3 > 0)[:, None],
+        "rank one": lambda x: x[:, :1] * x[:1],
+        "one position": lambda x: x[:, :1].expand(-1, 20),
+    }[kind](X[0])
+    X.requires_grad_()
+    found = pool.represent(X)
+    (grad,) = torch.autograd.grad(found.sum(), X)
+    assert torch.isfinite(found).all() and torch.isfinite(grad).all() and grad[1].any()
+    if kind in ("zero", "constant", "one position"):
+        assert not found[0].any() and not grad[0].any()
+    else:
+        assert found[0].any() and grad[0].any()
+
+
+def test_half_precision_and_autocast_round_the_result_only():
+    pool = create_pool("crosscov", 9, reduce_channels=(5, 4), iterations=2, n=2)
+    X = features(9, 20).float().requires_grad_()
+    expected = pool.represent(X)
+    (grad,) = torch.autograd.grad(expected.sin().sum(), X, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = pool.represent(X)
+        (found_grad,) = torch.autograd.grad(found.sin().sum(), X)
+    assert torch.equal(found, expected) and relative_error(found_grad, grad) < 1e-6
+    assert pool.represent(X.detach().bfloat16()).dtype == torch.bfloat16
+    half = X.detach().half()
+    assert relative_error(pool.represent(half), pool.represent(half.float())) < 1e-3
+
+
+def test_compiles_exports_and_keeps_its_state():
+    pool = create_pool("crosscov", 6, reduce_channels=(4, 3), iterations=2, n=2).eval()
+    maps = features(6, 20).float().unflatten(-1, (4, 5))
+    expected = pool(maps)
+    torch.compiler.reset()
+    compiled = torch.compile(pool, fullgraph=True, backend="aot_eager")
+    assert relative_error(compiled(maps), expected) < 1e-5
+    program = torch.export.export(pool, (maps,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    assert relative_error(program.module()(maps[[0, 1, 1]]), expected[[0, 1, 1]]) < 1e-5
+    assert torch.equal(copy.deepcopy(pool)(maps), expected)
+
+
+@pytest.mark.parametrize("name", ["svpn", "crosscov"])
+def test_maps_over_a_batch(name):
+    pool = create_pool(name, 6, iterations=2, n=3).eval()
+    maps = features(6, 20).float().unflatten(-1, (4, 5))
+
+    def loss(x):
+        return pool(x.unsqueeze(0)).sin().sum()
+
+    x = maps.clone().requires_grad_()
+    pool(x).sin().sum().backward()
+    assert relative_error(torch.func.vmap(torch.func.grad(loss))(maps), x.grad) < 1e-4
+
+
+def test_options_are_listed():
+    assert {"reduce_channels", "reduction", "centered", "input_fmt"} <= set(pool_options("crosscov"))
+    assert isinstance(create_pool("crosscov", 8), CrossCovariancePool)
+    assert create_pool("crosscov", 384).out_features == 64**2
+    assert create_pool("crosscov", 384, reduce_channels=[8, 6]).out_features == 48
+    assert "iterations=2, n=3" in repr(create_pool("svpn", 8, iterations=2, n=3))
+    assert "channels=(8, 8)" in repr(create_pool("crosscov", 8))
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: create_pool("svpn", 8, alpha=0), "svpn: alpha must be 0 < alpha <= 1, got 0"),
+        (lambda: create_pool("svpn", 8, alpha=1.5), "svpn: alpha must be 0 < alpha <= 1, got 1.5"),
+        (lambda: create_pool("svpn", 8, eps=-1), "svpn: eps must be 0 <= eps < 1, got -1"),
+        (lambda: create_pool("svpn", 8, iterations=0), "svpn: iterations must be an integer >= 1, got 0"),
+        (lambda: create_pool("svpn", 8, n=9), "svpn: n must be an integer from 1 to 8 or None, got 9"),
+        (lambda: create_pool("svpn", 8, n=True), "svpn: n must be an integer from 1 to 8 or None, got True"),
+        (lambda: create_pool("svpn", 8, n=2), "svpn: n=2 needs iterations >= 2, got 1"),
+        (lambda: create_pool("svpn", 8, n=None), "svpn: n=None needs iterations >= 2, got 1"),
+        (lambda: create_pool("svpn", 8, start="zeros"), "svpn: start must be one of learned, ones, got 'zeros'"),
+        (lambda: create_pool("svpn", 8, svNum=1), "pool 'svpn' has no option 'svNum'; those of its parts: alpha"),
+        (
+            lambda: create_pool("crosscov", 8, reduce_channels=(6, 4), iterations=2, n=5),
+            "svpn: n must be an integer from 1 to 4 or None, got 5",
+        ),
+        (
+            lambda: create_pool("crosscov", 8, reduce_channels=(6, 4, 2)),
+            r"reduce_channels must be one or two positive integers or None, got \(6, 4, 2\)",
+        ),
+        (
+            lambda: create_pool("crosscov", 8, reduce_channels=(6, None)),
+            r"reduce_channels must be one or two positive integers or None, got \(6, None\)",
+        ),
+        (
+            lambda: create_pool("crosscov", 8, reduce_channels=(6, 0)),
+            "reduce_channels must be a positive integer or None, got 0",
+        ),
+        (
+            lambda: create_pool("crosscov", 8, normalization="root"),
+            "normalization must be one of svpn, none, got 'root'",
+        ),
+        (
+            lambda: create_pool("crosscov", 8, normalization="none", n=1),
+            "pool 'crosscov' has no option 'n'; those of its normalization: none",
+        ),
+        (
+            lambda: create_pool("crosscov", 8, iteration=1),
+            "pool 'crosscov' has no option 'iteration'; those of its normalization: alpha, iterations, n, start, eps",
+        ),
+        (
+            lambda: SingularValuePower(6, 5).function(torch.ones(2, 5, 6)),
+            r"svpn: expected matrices \(..., 6, 5\), got \(2, 5, 6\)",
+        ),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
