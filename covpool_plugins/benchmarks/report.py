@@ -46,7 +46,7 @@ def result_markdown(result: Result) -> str:
 
 def _cells(row: Row, against: Sequence[str]) -> list[str]:
     times = [f"{1e3 * seconds:.3f}" for seconds in (row.forward, row.backward, row.both)]
-    ratios = [f"{row.ratios[name]:.1f}x" if name in row.ratios else "-" for name in against]
+    ratios = [_times(row.ratios[name]) if name in row.ratios else "-" for name in against]
     errors = [row.value_error, row.gradient_error, row.own_value_error, row.own_gradient_error]
     return [
         row.contender,
@@ -55,6 +55,10 @@ def _cells(row: Row, against: Sequence[str]) -> list[str]:
         f"{row.bytes_kept / 1e6:.3f}",
         *("-" if error is None else number(error) for error in errors),
     ]
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f}x" if ratio >= 1 else f"{ratio:.2g}x"
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:

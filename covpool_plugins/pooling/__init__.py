@@ -11,6 +11,7 @@ from .democratic import DemocraticWeighting
 from .low_rank_bilinear import LowRankBilinearPool, low_rank_factors
 from .moment import MomentPool
 from .reduction import REDUCTIONS
+from .temporal import TemporalPool
 
 __all__ = [
     "INPUT_FORMATS",
@@ -27,6 +28,7 @@ __all__ = [
     "MomentPool",
     "Pool",
     "Spectrum",
+    "TemporalPool",
     "create_pool",
     "list_pools",
     "low_rank_factors",

@@ -38,6 +38,15 @@ class LinearReduction(nn.Sequential):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+@REDUCTIONS.register("conv-bn-relu-twice")
+class TwoStageReduction(nn.Sequential):
+    """1x1 convolution, batch norm, ReLU to 256 channels and once more to the final ones: the reduction of TACP."""
+
+    def __init__(self, in_channels: int, out_channels: int, **factory: Any) -> None:
+        first = ConvReduction(in_channels, DEFAULT_CHANNELS, **factory)
+        super().__init__(OrderedDict(first=first, second=ConvReduction(DEFAULT_CHANNELS, out_channels, **factory)))
+
+
 @REDUCTIONS.register("projection")
 class Projection(nn.Conv2d):
     """1x1 convolution without bias, norm or activation: a linear projection that all positions share."""

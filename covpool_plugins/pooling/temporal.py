@@ -1,0 +1,147 @@
+"""Temporal-attentive covariance pooling: one covariance for the frames of a clip."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import OptionError, ShapeError
+from ..linalg import Compute, Method, NewtonSchulz, Vectorize
+from .base import POOLS, InputFormat
+from .covariance_pool import CovariancePool
+from .reduction import reduced_channels
+from .temporal_attention import GATE_CHANNELS, AttentionWeights, TemporalAttention
+
+Level = Literal["video", "frame"]
+LEVELS: tuple[str, ...] = get_args(Level)
+RELEASED_METHOD = NewtonSchulz(iterations=3)
+
+
+@POOLS.register("temporal")
+class TemporalPool(CovariancePool):
+    """Reduction, temporal attention within clips, root of the covariance over all positions of a clip or a frame.
+
+    The input holds the frames of B clips one after another, (B T, C, H, W) with T ``frames``; the output is (B, D), or
+    (B T, D) at the frame level. ``features`` gives the calibrated features that the covariance is taken of, (B, C, T M)
+    or (B T, C, M) for M positions of a frame.
+
+    With the temporal convolution negative features are set to zero; a reduction that ends in ReLU has none. A new pool
+    with it is the plain covariance pool, see :class:`TemporalAttention`. With all attention off and ``level="frame"``
+    it is the plain covariance pool for good.
+
+    Args:
+        in_channels: channels of the input.
+        method: name or object of the square-root method; by default Newton-Schulz with 3 steps, as released. The name
+            ``isqrt`` stands for its own default of 5 steps.
+        frames: T, how many successive entries of the batch are one clip.
+        level: ``video``, one vector for a clip, or ``frame``, one for each frame.
+        channel_attention: weight the channels of each frame by how it differs from the two frames before.
+        spatial_attention: gather positions of each frame by how the two frames before correspond.
+        temporal_convolution: convolve the calibrated features along the frames.
+        gate_channels: hidden width of the channel attention; 32 in the released code, for 8 channels.
+        reduce_channels: channels after the reduction; ``None`` leaves it out. The default is 256, or ``in_channels``
+            where that is less.
+        reduction: ``conv-bn-relu-twice`` (through 256 channels, as released; default for maps), ``conv-bn-relu`` or
+            ``linear-ln`` (default for tokens).
+        centered, compute, vectorize, input_fmt, num_prefix_tokens: as for :class:`CovariancePool`.
+        options: of the method, for example ``iterations=5``.
+
+    Source: Gao, Wang, Zhang, Hu & Li, "Temporal-attentive Covariance Pooling Networks for Video Recognition",
+    NeurIPS 2021; Song, Sebe & Wang, "Fast Differentiable Matrix Square Root", ICLR 2022, for ``method="mpa"``.
+
+    Raises:
+        OptionError: for an option out of its range, or one that the method does not have.
+        ShapeError: for a batch that is no whole number of clips.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        method: str | Method = RELEASED_METHOD,
+        *,
+        frames: int = 1,
+        level: Level = "video",
+        channel_attention: bool = True,
+        spatial_attention: bool = True,
+        temporal_convolution: bool = True,
+        gate_channels: int = GATE_CHANNELS,
+        reduce_channels: int | str | None = "default",
+        reduction: str | None = None,
+        centered: bool = True,
+        compute: Compute = "mixed",
+        vectorize: Vectorize = "triu",
+        input_fmt: InputFormat = "NCHW",
+        num_prefix_tokens: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        _check_positive("frames", frames)
+        _check_positive("gate_channels", gate_channels)
+        if level not in LEVELS:
+            raise OptionError(f"temporal: level must be one of {', '.join(LEVELS)}, got {level!r}")
+        attention = {"channel": channel_attention, "spatial": spatial_attention, "convolution": temporal_convolution}
+        for switch in attention.values():
+            if not isinstance(switch, bool):
+                raise OptionError(f"temporal: attention is switched by True or False, got {switch!r}")
+        super().__init__(
+            in_channels,
+            method,
+            pool_type="temporal",
+            reduce_channels=reduce_channels,
+            reduction=reduction or ("linear-ln" if input_fmt == "NLC" else "conv-bn-relu-twice"),
+            centered=centered,
+            compute=compute,
+            vectorize=vectorize,
+            input_fmt=input_fmt,
+            num_prefix_tokens=num_prefix_tokens,
+            device=device,
+            dtype=dtype,
+            **options,
+        )
+        self.frames = frames
+        self.level = level
+        channels = reduced_channels(in_channels, reduce_channels)
+        self.attention: TemporalAttention | None = None
+        if any(attention.values()):
+            self.attention = TemporalAttention(
+                channels, frames, **attention, gate_channels=gate_channels, device=device, dtype=dtype
+            )
+
+    def features(self, x: Tensor) -> Tensor:
+        """Calibrated features (B, C, T M), or (B T, C, M) at the frame level, for frames (B T, ...) of the layout."""
+        clips = self._clips(x)
+        if self.attention is not None:
+            clips = self.attention(clips)
+        return clips.flatten(0, 1) if self.level == "frame" else clips.transpose(1, 2).flatten(2)
+
+    @torch.no_grad()
+    def attention_weights(self, x: Tensor) -> AttentionWeights:
+        """What the attention gives for frames (B T, ...); batch norms in training mode see the batch as in a forward.
+
+        Raises:
+            ShapeError: for a batch that is no whole number of clips.
+        """
+        clips = self._clips(x)
+        return AttentionWeights(None, None) if self.attention is None else self.attention.weights(clips)
+
+    def _clips(self, x: Tensor) -> Tensor:
+        """Reduced features (B, T, C, M)."""
+        maps = self.to_maps(x)
+        # Any batch is a whole number of single frames; asking would tie an exported program to its batch.
+        if self.frames > 1 and maps.shape[0] % self.frames:
+            raise ShapeError(
+                f"temporal pool: a batch of {maps.shape[0]} is no whole number of clips of {self.frames} frames"
+            )
+        X = self.reduction(maps).flatten(2)
+        return X.reshape(-1, self.frames, X.shape[1], X.shape[2])
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, frames={self.frames}, level={self.level!r}"
+
+
+def _check_positive(option: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError(f"temporal: {option} must be a positive integer, got {value!r}")
