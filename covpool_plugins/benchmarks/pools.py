@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,22 @@ class PublishedPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.baseline(self.reduction(x).flatten(2))
+
+
+class NoPool(nn.Module):
+    """The reduction alone, its features cut or filled with zeros to the length of a packed covariance.
+
+    Its head tells what the layers cost that every head has: no pool can be faster.
+    """
+
+    def __init__(self, in_channels: int, reduce_channels: int | None) -> None:
+        super().__init__()
+        self.reduction = build_reduction(in_channels, reduce_channels)
+        self.out_features = packed_size(reduce_channels or in_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.reduction(x).flatten(1)
+        return nn.functional.pad(features, (0, self.out_features - features.shape[1]))
 
 
 def add_arguments(parser: argparse.ArgumentParser, channels: int) -> None:
@@ -75,7 +91,12 @@ def head_section(arguments: argparse.Namespace, side: int) -> Section:
     def with_classifier(pool: nn.Module) -> nn.Module:
         return nn.Sequential(pool, nn.Linear(int(pool.out_features), 1000, device=arguments.device))  # type: ignore[arg-type]
 
-    contenders = _contenders(arguments, min(DEFAULT_CHANNELS, arguments.channels), with_classifier)
+    reduced = min(DEFAULT_CHANNELS, arguments.channels)
+    bound = NoPool(arguments.channels, reduced).to(arguments.device)
+    contenders = [
+        ("no pool, same layers", "bound", with_classifier(bound)),
+        *_contenders(arguments, reduced, with_classifier),
+    ]
     return _section(f"heads on {arguments.channels} x {side} x {side}, 1000 classes", contenders, arguments, side)
 
 
@@ -93,7 +114,7 @@ def _contenders(
 
 
 def _section(
-    title: str, contenders: Iterator[tuple[str, str, nn.Module]], arguments: argparse.Namespace, side: int
+    title: str, contenders: Iterable[tuple[str, str, nn.Module]], arguments: argparse.Namespace, side: int
 ) -> Section:
     X = correlated_features(arguments.batch, arguments.channels, side * side, arguments.device)
     found = [Contender(name, kind, _callable(module)) for name, kind, module in contenders]

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..errors import OptionError
+from ..checks import check_choice
 from ._tensors import (
     autocast_off,
     check_features,
@@ -95,9 +95,8 @@ def _routed_root(X: Tensor, method: Method, centered: bool, compute: Compute, ve
 
 def check_root_options(compute: str, vectorize: str) -> None:
     """Raise :class:`OptionError` unless both are options of :func:`covariance_sqrt`."""
-    for option, value, allowed in [("compute", compute, COMPUTES), ("vectorize", vectorize, VECTORIZES)]:
-        if value not in allowed:
-            raise OptionError(f"{option} must be one of {', '.join(allowed)}, got {value!r}")
+    check_choice("compute", compute, COMPUTES)
+    check_choice("vectorize", vectorize, VECTORIZES)
 
 
 def _power_of_two(X: Tensor) -> Tensor:

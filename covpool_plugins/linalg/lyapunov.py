@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_integer
 from ..errors import ShapeError
 from ._tensors import autocast_off, check_floating, check_square, guarded_eigh, symmetrize, transpose, working_dtype
-from .methods.base import LYAPUNOV, Method, check_at_least, resolve_method
+from .methods.base import LYAPUNOV, Method, check_field, resolve_method
 from .spectral import null_threshold
 
 
@@ -36,7 +37,7 @@ class NewtonSchulzLyapunov(Method):
     iterations: int = 9
 
     def __post_init__(self) -> None:
-        check_at_least(self, "iterations", 1)
+        check_field(self, "iterations", check_integer, 1)
 
     def matmul_only(self, function: str) -> bool:
         return True

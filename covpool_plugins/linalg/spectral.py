@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_integer
 from ..errors import OptionError
 from ._dual import solve_positive
 from ._tensors import autocast_off, check_square, first_derivative_only, guarded_eigh, symmetrize, working_dtype
@@ -23,8 +24,8 @@ from .methods.base import (
     EigenMethod,
     Method,
     SpectralMethod,
-    check_at_least,
     check_exportable,
+    check_field,
     resolve_method,
 )
 
@@ -195,8 +196,8 @@ class InverseScaling(Method):
     terms: int = 6
 
     def __post_init__(self) -> None:
-        check_at_least(self, "roots", 1)
-        check_at_least(self, "terms", 1)
+        check_field(self, "roots", check_integer, 1)
+        check_field(self, "terms", check_integer, 1)
 
     def logarithm(self, A: Tensor) -> Tensor:
         """log A; eigenvalues below a rounding error of the largest are raised to it."""

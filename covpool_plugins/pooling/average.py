@@ -22,7 +22,7 @@ class AveragePool(Pool):
         dtype: torch.dtype | None = None,
     ) -> None:
         del device, dtype  # no parameters; taken so that every pool is built alike
-        super().__init__("gap", in_channels, in_channels, input_fmt, num_prefix_tokens)
+        super().__init__(in_channels, pool_type="gap", input_fmt=input_fmt, num_prefix_tokens=num_prefix_tokens)
 
     def represent(self, X: Tensor) -> Tensor:
         return X.mean(dim=-1)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_choice, check_integer
 from ..errors import ExportError, OptionError, ShapeError
 from ..linalg import smaller_covariance
 from ..tables import Table
+from .reduction import build_reduction, reduced_channels
 
 InputFormat = Literal["NCHW", "NHWC", "NLC"]
 INPUT_FORMATS: tuple[str, ...] = get_args(InputFormat)
@@ -52,32 +55,59 @@ class Pool(nn.Module):
     ``forward(x)`` is ``represent(features(x))``: ``features`` brings any layout to (B, C, M), M positions row by
     row, and reduces the channels; ``represent`` makes the vector. Explanations work on the features in between.
 
+    A subclass passes on by ``**common`` what it does not take itself of the arguments after ``pool_type``, and sets
+    ``out_features`` where that is not the number of channels.
+
     Args:
-        pool_type: the name in the table of pools.
         in_channels: channels of the input.
-        out_features: length of the vector.
+        pool_type: the name in the table of pools.
+        reduce_channels: channels C after the reduction; ``None`` leaves it out. The default is the class's
+            ``default_channels``, or ``in_channels`` where that is less.
+        reduction: name of the reduction; by default ``conv-bn-relu`` for maps and ``linear-ln`` for tokens.
         input_fmt: ``NCHW`` (B, C, H, W), ``NHWC`` (B, H, W, C) or ``NLC`` (B, N, C).
         num_prefix_tokens: how many leading tokens (class token, registers) to leave out; ``NLC`` only.
+
+    Attributes:
+        channels: after the reduction.
+        out_features: length of the vector.
+
+    Raises:
+        OptionError: for an option outside its range.
     """
+
+    default_channels: ClassVar[int | None] = None
+    # Keyword parameters that are no options: a row of the table or the caller's own arguments decide them.
+    not_options: ClassVar[tuple[str, ...]] = ("pool_type", "device", "dtype")
 
     def __init__(
         self,
-        pool_type: str,
         in_channels: int,
-        out_features: int,
+        *,
+        pool_type: str,
+        reduce_channels: int | str | None = "default",
+        reduction: str | None = None,
         input_fmt: InputFormat = "NCHW",
         num_prefix_tokens: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if input_fmt not in INPUT_FORMATS:
-            raise OptionError(f"input_fmt must be one of {', '.join(INPUT_FORMATS)}, got {input_fmt!r}")
-        if num_prefix_tokens < 0 or (num_prefix_tokens and input_fmt != "NLC"):
+        check_integer("in_channels", in_channels)
+        check_choice("input_fmt", input_fmt, INPUT_FORMATS)
+        check_integer("num_prefix_tokens", num_prefix_tokens, 0)
+        if num_prefix_tokens and input_fmt != "NLC":
             raise OptionError(f"num_prefix_tokens={num_prefix_tokens} needs input_fmt='NLC', got {input_fmt!r}")
+        if reduce_channels == "default":
+            reduce_channels = self.default_channels and min(self.default_channels, in_channels)
         self.pool_type = pool_type
         self.in_channels = in_channels
-        self.out_features = out_features
         self.input_fmt = input_fmt
         self.num_prefix_tokens = num_prefix_tokens
+        self.channels = reduced_channels(in_channels, reduce_channels)
+        self.out_features = self.channels
+        self.reduction = build_reduction(
+            in_channels, reduce_channels, reduction, input_fmt=input_fmt, device=device, dtype=dtype
+        )
 
     @property
     def is_exportable(self) -> bool:
@@ -86,7 +116,7 @@ class Pool(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Features (B, C, M) that ``represent`` takes, for an input in the layout of this pool."""
-        return self.to_maps(x).flatten(2)
+        return self.reduction(self.to_maps(x)).flatten(2)
 
     def represent(self, X: Tensor) -> Tensor:
         """Vectors (B, out_features) for features (B, C, M)."""
@@ -130,9 +160,23 @@ class Pool(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.pool_type!r}, {self.in_channels} -> {self.out_features}, input_fmt={self.input_fmt!r}"
 
+    @classmethod
+    def options(cls) -> list[str]:
+        """Names of the options, those included that are passed on to the class above."""
+        names: list[str] = []
+        for kind in cls.__mro__:
+            if "__init__" in vars(kind):
+                parameters = inspect.signature(vars(kind)["__init__"]).parameters.values()
+                names += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+                if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+                    break
+        return [name for name in dict.fromkeys(names) if name not in cls.not_options]
 
-# Keyword parameters of a pool's class that its row in the table decides, or that every pool has.
-NOT_OPTIONS = ("method", "weighting", "normalization", "elementwise", "device", "dtype")
+
+def widened(X: Tensor) -> Tensor:
+    """X in float32 at least."""
+    return X if X.dtype == torch.float64 else X.float()
+
 
 PoolFactory = Callable[..., Pool]
 POOLS: Table[PoolFactory] = Table("pool")
@@ -149,8 +193,9 @@ def list_pools(exportable: bool = False) -> list[str]:
 
 def pool_options(name: str) -> list[str]:
     """Names of the options that a pool itself takes, without those of its matrix method."""
-    parameters = inspect.signature(POOLS[name]).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in NOT_OPTIONS]
+    row = POOLS[name]
+    kind: type[Pool] = row.func if isinstance(row, partial) else row  # type: ignore[assignment]
+    return kind.options()
 
 
 def create_pool(
@@ -174,8 +219,9 @@ def create_pool(
         OptionError: for an option that the pool does not take.
     """
     factory = POOLS[name]
-    try:
-        inspect.signature(factory).bind(in_channels, device=device, dtype=dtype, **options)
-    except TypeError as error:
-        raise OptionError(f"pool {name!r}: {error}") from None
+    known = pool_options(name)
+    unknown = [option for option in options if option not in known]
+    takes_options_of_parts = inspect.signature(factory).parameters.get("options")
+    if unknown and takes_options_of_parts is None:
+        raise OptionError(f"pool {name!r} has no option {unknown[0]!r}; its options: {', '.join(known)}")
     return factory(in_channels, device=device, dtype=dtype, **options)

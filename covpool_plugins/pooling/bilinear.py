@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -43,8 +45,10 @@ class BilinearPool(Pool):
     ) -> None:
         del device, dtype  # no parameters; taken so that every pool is built alike
         second = in_channels if second_channels is None else second_channels
-        super().__init__("bilinear", in_channels, in_channels * second, input_fmt, num_prefix_tokens)
-        self.second_stream = Pool("bilinear (second input)", second, second, input_fmt, num_prefix_tokens)
+        layout: dict[str, Any] = {"input_fmt": input_fmt, "num_prefix_tokens": num_prefix_tokens}
+        super().__init__(in_channels, pool_type="bilinear", **layout)
+        self.out_features = in_channels * second
+        self.second_stream = Pool(second, pool_type="bilinear (second input)", **layout)
         self.elementwise = SignedRootL2(eps=eps)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..errors import OptionError
-from .base import POOLS
+from ..checks import check_flag, check_number
+from .base import POOLS, widened
 from .covariance_pool import CovariancePool
 from .normalizations import Plain
 
@@ -51,17 +51,16 @@ class AdaptiveChannelDropout(nn.Module):
         super().__init__()
         if rate is None:
             rate = min(math.log2(channels) / BITS_AT_RATE_ONE, LARGEST_RATE)
-        elif isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-            raise OptionError(f"dropcov: rate must be None or a number with 0 <= rate < 1, got {rate!r}")
-        if not isinstance(adaptive, bool):
-            raise OptionError(f"dropcov: adaptive must be True or False, got {adaptive!r}")
+        else:
+            check_number("dropcov: rate", rate, "[0, 1)")
+        check_flag("dropcov: adaptive", adaptive)
         self.rate = float(rate)
         self.adaptive = adaptive
 
     @torch.no_grad()
     def probabilities(self, X: Tensor) -> Tensor:
         """The probability with which each channel of features (B, C, M) is dropped, (B, C), in float32 at least."""
-        wide = X if X.dtype == torch.float64 else X.float()
+        wide = widened(X)
         if not self.adaptive or self.rate == 0:
             return torch.full_like(wide[..., 0], self.rate)
         with torch.autocast(X.device.type, enabled=False):

@@ -7,10 +7,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ..checks import check_choice, check_integer, is_integer
 from ..errors import OptionError
-from .base import POOLS, InputFormat, Pool
+from .base import POOLS, Pool, widened
 from .elementwise import SignedRootL2
-from .reduction import build_reduction, reduced_channels
 
 SketchRoute = Literal["auto", "matrix", "fft"]
 
@@ -40,10 +40,7 @@ class CompactBilinearPool(Pool):
         seed: of the hashes and signs; the global generator is neither used nor changed.
         route: ``auto``, ``matrix`` or ``fft``.
         eps: ε of the signed root, see :class:`SignedRootL2`.
-        reduce_channels: channels after the reduction; ``None`` leaves it out.
-        reduction: name of the reduction, by default ``conv-bn-relu`` for maps and ``linear-ln`` for tokens.
-        input_fmt: ``NCHW``, ``NHWC`` or ``NLC``.
-        num_prefix_tokens: leading tokens to leave out, ``NLC`` only.
+        common: ``reduce_channels``, ``reduction``, ``input_fmt`` and the others of :class:`Pool`.
 
     Source: Gao, Beijbom, Zhang & Darrell, "Compact Bilinear Pooling", CVPR 2016, algorithm 2; Pham & Pagh, "Fast and
     Scalable Polynomial Kernels via Explicit Feature Maps", KDD 2013.
@@ -65,30 +62,23 @@ class CompactBilinearPool(Pool):
         seed: int = 1,
         route: SketchRoute = "auto",
         eps: float = 1e-8,
-        reduce_channels: int | str | None = None,
-        reduction: str | None = None,
-        input_fmt: InputFormat = "NCHW",
-        num_prefix_tokens: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **common: Any,
     ) -> None:
-        if isinstance(projection, bool) or not isinstance(projection, int) or projection < 1:
-            raise OptionError(f"cbp: projection must be a positive integer, got {projection!r}")
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        check_integer("cbp: projection", projection)
+        if not is_integer(seed, 0) or seed >= 2**63:
             raise OptionError(f"cbp: seed must be an integer from 0 to 2**63 - 1, got {seed!r}")
-        if route not in get_args(SketchRoute):
-            raise OptionError(f"cbp: route must be one of {', '.join(get_args(SketchRoute))}, got {route!r}")
-        super().__init__("cbp", in_channels, projection, input_fmt, num_prefix_tokens)
+        check_choice("cbp: route", route, get_args(SketchRoute))
+        super().__init__(in_channels, pool_type="cbp", device=device, dtype=dtype, **common)
+        self.out_features = projection
         self.seed = seed
         self.route = route
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.reduction = build_reduction(in_channels, reduce_channels, reduction, input_fmt=input_fmt, **factory)
         self.elementwise = SignedRootL2(eps=eps)
-        channels = reduced_channels(in_channels, reduce_channels)
         for name in ("h1", "h2"):
-            self.register_buffer(name, torch.zeros(channels, dtype=torch.int64, device=device))
+            self.register_buffer(name, torch.zeros(self.channels, dtype=torch.int64, device=device))
         for name in ("s1", "s2"):
-            self.register_buffer(name, torch.ones(channels, **factory))
+            self.register_buffer(name, torch.ones(self.channels, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -102,9 +92,6 @@ class CompactBilinearPool(Pool):
         for signs in (self.s1, self.s2):
             signs.copy_(2 * torch.randint(0, 2, signs.shape, generator=generator, device="cpu") - 1)
 
-    def features(self, x: Tensor) -> Tensor:
-        return self.reduction(self.to_maps(x)).flatten(2)
-
     def represent(self, X: Tensor) -> Tensor:
         return self.elementwise(self.sketch(X)).to(X.dtype)
 
@@ -114,7 +101,7 @@ class CompactBilinearPool(Pool):
     def sketch(self, X: Tensor) -> Tensor:
         """The tensor sketch (B, D) of X Xᵀ for features (B, C, M), before the element-wise step; float32 at least."""
         with torch.autocast(X.device.type, enabled=False):
-            wide = X if X.dtype == torch.float64 else X.float()
+            wide = widened(X)
             return self._by_matrix(wide) if self._takes_matrix(X) else self._by_fft(wide)
 
     def _takes_matrix(self, X: Tensor) -> bool:

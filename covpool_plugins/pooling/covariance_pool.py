@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import OptionError
 from ..linalg import Compute, Method, Vectorize, check_root_options, list_methods, packed_size
-from .base import POOLS, InputFormat, Pool
+from .base import POOLS, Pool
 from .elementwise import SignedRootL2
 from .normalizations import (
     MatrixLogarithm,
@@ -24,7 +24,7 @@ from .normalizations import (
     Plain,
     ScalingEigenBranch,
 )
-from .reduction import build_reduction, reduced_channels
+from .reduction import DEFAULT_CHANNELS
 
 # What a part may ask for besides its options.
 CONTEXT = ("channels", "method", "device", "dtype")
@@ -40,16 +40,18 @@ class CovariancePool(Pool):
         weighting: class of a module (B, C, M) -> (B, C, M) on the features.
         normalization: class of the :class:`Normalization`.
         elementwise: class of a module on the vectors (B, D).
-        reduce_channels: channels after the reduction; ``None`` leaves it out. The default is the papers' 256, or
-            ``in_channels`` where that is less.
-        reduction: ``conv-bn-relu`` (default for maps) or ``linear-ln`` (default for tokens).
         centered: subtract the mean over the positions.
         compute: ``mixed``, ``float32`` or ``float64``, see :func:`covpool_plugins.linalg.covariance_sqrt`.
         vectorize: ``triu``, the C(C+1)/2 upper entries in the order of ``torch.triu_indices``, or ``full``.
-        input_fmt: ``NCHW``, ``NHWC`` or ``NLC``.
-        num_prefix_tokens: leading tokens to leave out, ``NLC`` only.
-        options: of the parts, for example ``iterations=3`` of the method.
+        options: of the parts, for example ``iterations=3`` of the method; and ``reduce_channels`` (256 by default, as
+            in the papers), ``reduction``, ``input_fmt`` and the others of :class:`Pool`.
+
+    Raises:
+        OptionError: for an option outside its range, or one that neither the pool nor a part has.
     """
+
+    default_channels = DEFAULT_CHANNELS
+    not_options = (*Pool.not_options, "weighting", "normalization", "elementwise")
 
     def __init__(
         self,
@@ -60,35 +62,28 @@ class CovariancePool(Pool):
         weighting: type[nn.Module] | None = None,
         normalization: type[Normalization] = MatrixRoot,
         elementwise: type[nn.Module] | None = None,
-        reduce_channels: int | str | None = "default",
-        reduction: str | None = None,
         centered: bool = True,
         compute: Compute = "mixed",
         vectorize: Vectorize = "triu",
-        input_fmt: InputFormat = "NCHW",
-        num_prefix_tokens: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
         check_root_options(compute, vectorize)
-        channels = reduced_channels(in_channels, reduce_channels)
         name = pool_type or (method if isinstance(method, str) else type(method).__name__)
-        width = packed_size(channels) if vectorize == "triu" else channels**2
-        super().__init__(name, in_channels, width, input_fmt, num_prefix_tokens)
+        common = {option: options.pop(option) for option in Pool.options() if option in options}
+        super().__init__(in_channels, pool_type=name, device=device, dtype=dtype, **common)
+        self.out_features = packed_size(self.channels) if vectorize == "triu" else self.channels**2
         self.centered = centered
         self.compute = compute
         self.vectorize = vectorize
-        self.reduction = build_reduction(
-            in_channels, reduce_channels, reduction, input_fmt=input_fmt, device=device, dtype=dtype
-        )
-        context = {"channels": channels, "method": method, "device": device, "dtype": dtype}
+        context = {"channels": self.channels, "method": method, "device": device, "dtype": dtype}
         self.weighting = build_part(weighting, options, context)
         self.elementwise = build_part(elementwise, options, context)
         self.normalization = build_part(normalization, options, context)
         if options:
-            known = ", ".join(part_options(weighting, normalization, elementwise)) or "none"
-            raise OptionError(f"pool {name!r} has no option {next(iter(options))!r}; those of its parts: {known}")
+            known = ", ".join([*part_options(weighting, normalization, elementwise), *self.options()])
+            raise OptionError(f"pool {name!r} has no option {next(iter(options))!r}; its options: {known}")
 
     @property
     def method(self) -> Method | None:
@@ -102,9 +97,6 @@ class CovariancePool(Pool):
     @property
     def is_exportable(self) -> bool:
         return self.normalization.is_exportable
-
-    def features(self, x: Tensor) -> Tensor:
-        return self.reduction(self.to_maps(x)).flatten(2)
 
     def entries(self, X: Tensor) -> Tensor:
         return self.normalization(self.weighting(X), self.centered, self.compute, self.vectorize)

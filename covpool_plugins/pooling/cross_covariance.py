@@ -8,11 +8,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_choice
 from ..errors import OptionError
-from .base import POOLS, InputFormat, Pool
+from .base import POOLS, InputFormat, Pool, widened
 from .covariance_pool import part_options
 from .reduction import build_reduction, reduced_channels
-from .singular_value_power import SingularValuePower, centered_features, product, transpose, widened
+from .singular_value_power import SingularValuePower, centered_features, product, transpose
 
 CrossNormalization = Literal["svpn", "none"]
 NORMALIZATIONS: tuple[str, ...] = get_args(CrossNormalization)
@@ -30,11 +31,10 @@ class CrossCovariancePool(Pool):
         in_channels: channels of the input.
         reduce_channels: (C₁, C₂), or one number for both; by default 64, or ``in_channels`` where that is less.
             ``None`` leaves the reductions out: Y and Z are the input.
-        reduction: ``conv-bn-relu`` (default for maps) or ``linear-ln`` (default for tokens), for both.
+        reduction: for both, see :class:`Pool`.
         centered: subtract the means over the positions.
         normalization: ``svpn`` or ``none``.
-        input_fmt: ``NCHW``, ``NHWC`` or ``NLC``.
-        num_prefix_tokens: leading tokens to leave out, ``NLC`` only.
+        input_fmt, num_prefix_tokens: see :class:`Pool`.
         options: of :class:`SingularValuePower`, for example ``n=3, iterations=2``.
 
     Source: Xie, Zeng, Wang, Zhang & Li, "So-ViT: Mind Visual Tokens for Vision Transformer", arXiv 2104.10935, 2021.
@@ -57,18 +57,24 @@ class CrossCovariancePool(Pool):
         dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
+        check_choice("crosscov: normalization", normalization, NORMALIZATIONS)
         rows, columns = _channels(in_channels, reduce_channels)
-        super().__init__("crosscov", in_channels, rows * columns, input_fmt, num_prefix_tokens)
-        if normalization not in NORMALIZATIONS:
-            raise OptionError(f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}")
+        super().__init__(
+            in_channels,
+            pool_type="crosscov",
+            reduce_channels=None,
+            input_fmt=input_fmt,
+            num_prefix_tokens=num_prefix_tokens,
+        )
+        self.out_features = rows * columns
         known = part_options(SingularValuePower) if normalization == "svpn" else []
         for name in options:
             if name not in known:
-                listed = ", ".join(known) or "none"
-                raise OptionError(f"pool 'crosscov' has no option {name!r}; those of its normalization: {listed}")
-        self.channels = (rows, columns)
+                listed = ", ".join([*known, *self.options()])
+                raise OptionError(f"pool 'crosscov' has no option {name!r}; its options: {listed}")
+        self.both_channels = (rows, columns)
         self.centered = centered
-        reduced = () if reduce_channels is None else self.channels
+        reduced = () if reduce_channels is None else self.both_channels
         self.reductions = nn.ModuleList(
             build_reduction(in_channels, count, reduction, input_fmt=input_fmt, device=device, dtype=dtype)
             for count in reduced
@@ -85,20 +91,20 @@ class CrossCovariancePool(Pool):
         return torch.cat([reduction(maps) for reduction in self.reductions], dim=1).flatten(2)
 
     def represent(self, X: Tensor) -> Tensor:
-        Y, Z = X.split(self.channels, dim=1) if len(self.reductions) else (X, X)
+        Y, Z = X.split(self.both_channels, dim=1) if len(self.reductions) else (X, X)
         with torch.autocast(X.device.type, enabled=False):
             Yc, Zc = (centered_features(widened(part), self.centered) for part in (Y, Z))
             Yc = Yc / X.shape[-1]
             if self.normalization is None:
                 Q = product(Yc, transpose(Zc))
-            elif X.shape[-1] > min(self.channels):
+            elif X.shape[-1] > min(self.both_channels):
                 Q = self.normalization.function(product(Yc, transpose(Zc)))
             else:
                 Q = self.normalization.of_product(Yc, Zc)
         return Q.flatten(1).to(X.dtype)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, channels={self.channels}, centered={self.centered}"
+        return f"{super().extra_repr()}, channels={self.both_channels}, centered={self.centered}"
 
 
 def _channels(in_channels: int, reduce_channels: int | str | Sequence[int] | None) -> tuple[int, int]:

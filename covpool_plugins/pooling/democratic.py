@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..errors import OptionError
-from .base import POOLS
+from ..checks import check_integer, check_number
+from .base import POOLS, widened
 from .covariance_pool import CovariancePool
 from .elementwise import SignedRootL2
 from .normalizations import Plain
@@ -41,12 +41,9 @@ class DemocraticWeighting(nn.Module):
 
     def __init__(self, *, gamma: float = 0.5, iterations: int = 10, damping: float = 0.5) -> None:
         super().__init__()
-        if isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or not 0 <= gamma <= 1:
-            raise OptionError(f"democratic: gamma must be a number with 0 <= gamma <= 1, got {gamma!r}")
-        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-            raise OptionError(f"democratic: iterations must be a positive integer, got {iterations!r}")
-        if isinstance(damping, bool) or not isinstance(damping, (int, float)) or not 0 < damping <= 1:
-            raise OptionError(f"democratic: damping must be a number with 0 < damping <= 1, got {damping!r}")
+        check_number("democratic: gamma", gamma, "[0, 1]")
+        check_integer("democratic: iterations", iterations)
+        check_number("democratic: damping", damping, "(0, 1]")
         self.gamma = float(gamma)
         self.iterations = iterations
         self.damping = float(damping)
@@ -64,7 +61,7 @@ class DemocraticWeighting(nn.Module):
 
     def _scaled_weights(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (B, M) for the features divided by their scale, and that scale (B, 1)."""
-        wide = X if X.dtype == torch.float64 else X.float()
+        wide = widened(X)
         with torch.autocast(X.device.type, enabled=False):
             limits = torch.finfo(wide.dtype)
             largest = wide.detach().abs().amax((-2, -1), keepdim=True)

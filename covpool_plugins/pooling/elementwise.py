@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..errors import OptionError
+from ..checks import check_number
+from .base import widened
 
 
 class SignedRootL2(nn.Module):
@@ -19,13 +20,12 @@ class SignedRootL2(nn.Module):
 
     def __init__(self, *, eps: float = 1e-8) -> None:
         super().__init__()
-        if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
-            raise OptionError(f"eps of the signed root must be a number with 0 < eps < 1, got {eps!r}")
+        check_number("eps of the signed root", eps, "(0, 1)")
         self.eps = float(eps)
 
     def forward(self, v: Tensor) -> Tensor:
         with torch.autocast(v.device.type, enabled=False):
-            wide = v if v.dtype == torch.float64 else v.float()
+            wide = widened(v)
             signed = wide.sign() * (wide.abs() + self.eps).sqrt()
             return nn.functional.normalize(signed, dim=-1).to(v.dtype)
 

@@ -7,12 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_integer, is_integer
 from ..errors import OptionError, ShapeError
 from ..linalg import covariance
-from .base import POOLS, InputFormat, Pool
-from .reduction import build_reduction
-
-PAPER_CHANNELS = 100
+from .base import POOLS, Pool, widened
 
 
 @POOLS.register("lrbp")
@@ -30,11 +28,9 @@ class LowRankBilinearPool(Pool):
         in_channels: channels of the input.
         filters: K, the length of the vector; 200 is the paper's number for CUB-200.
         rank: r, even: r/2 positive and r/2 negative directions per filter.
-        reduce_channels: columns m of the projection P that the filters share (the paper's co-decomposition);
-            by default its 100, or ``in_channels`` where that is less. ``None`` leaves it out.
-        reduction: name of the reduction; ``projection`` is the paper's, linear and without bias.
-        input_fmt: ``NCHW``, ``NHWC`` or ``NLC``.
-        num_prefix_tokens: leading tokens to leave out, ``NLC`` only.
+        reduction: name of the reduction; ``projection`` is the paper's, linear and without bias. Its 100 channels, the
+            default, are the columns m of the projection P that the filters share (the paper's co-decomposition).
+        common: ``reduce_channels``, ``input_fmt`` and the others of :class:`Pool`.
 
     Attributes:
         factors: U, (K, 2, r/2, C): the positive directions of each filter, then the negative ones.
@@ -45,30 +41,25 @@ class LowRankBilinearPool(Pool):
         OptionError: for an option outside its range.
     """
 
+    default_channels = 100
+
     def __init__(
         self,
         in_channels: int,
         *,
         filters: int = 200,
         rank: int = 8,
-        reduce_channels: int | str | None = "default",
         reduction: str = "projection",
-        input_fmt: InputFormat = "NCHW",
-        num_prefix_tokens: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **common: Any,
     ) -> None:
-        if isinstance(filters, bool) or not isinstance(filters, int) or filters < 1:
-            raise OptionError(f"lrbp: filters must be a positive integer, got {filters!r}")
+        check_integer("lrbp: filters", filters)
         check_rank(rank)
-        super().__init__("lrbp", in_channels, filters, input_fmt, num_prefix_tokens)
+        super().__init__(in_channels, pool_type="lrbp", reduction=reduction, device=device, dtype=dtype, **common)
+        self.out_features = filters
         self.rank = rank
-        if reduce_channels == "default":
-            reduce_channels = min(PAPER_CHANNELS, in_channels)
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.reduction = build_reduction(in_channels, reduce_channels, reduction, input_fmt=input_fmt, **factory)
-        channels = in_channels if reduce_channels is None else int(reduce_channels)
-        self.factors = nn.Parameter(torch.empty(filters, 2, rank // 2, channels, **factory))
+        self.factors = nn.Parameter(torch.empty(filters, 2, rank // 2, self.channels, device=device, dtype=dtype))
         self.reset_parameters()
 
     @classmethod
@@ -92,12 +83,9 @@ class LowRankBilinearPool(Pool):
         if not self.factors.is_meta:
             nn.init.normal_(self.factors, std=self.factors.shape[-1] ** -0.5)
 
-    def features(self, x: Tensor) -> Tensor:
-        return self.reduction(self.to_maps(x)).flatten(2)
-
     def represent(self, X: Tensor) -> Tensor:
         with torch.autocast(X.device.type, enabled=False):
-            wide = X if X.dtype == torch.float64 else X.float()
+            wide = widened(X)
             directions = self.factors.to(wide.dtype).flatten(0, 2)
             if wide.shape[1] < wide.shape[2]:
                 energies = (directions @ covariance(wide, centered=False) * directions).sum(-1)
@@ -140,5 +128,5 @@ def low_rank_factors(W: Tensor, rank: int) -> Tensor:
 
 def check_rank(rank: int) -> None:
     """Raise unless the rank divides into equally many positive and negative directions."""
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 2 or rank % 2:
+    if not is_integer(rank, 2) or rank % 2:
         raise OptionError(f"lrbp: rank must be a positive even integer, got {rank!r}")

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_choice, check_integer, is_integer
 from ..errors import OptionError
 from ..linalg import smaller_covariance
-from .base import POOLS, InputFormat, Pool, Spectrum
-from .reduction import build_reduction, reduced_channels
+from .base import POOLS, Pool, Spectrum, widened
 
 FirstOrder = Literal["mean", "token"]
 FIRST_ORDERS: tuple[str, ...] = get_args(FirstOrder)
-DEFAULT_CHANNELS = 768
 DEFAULT_HEADS = 16
 
 
@@ -41,18 +40,16 @@ class MomentPool(Pool):
         heads: h, a divisor of d; 16 by default, or the greatest common divisor of 16 and d.
         convolutions: how many, 0 for the plain cross-covariances; each halves the matrices.
         first_order: ``mean`` over the positions, or ``token``, the first of the prefix tokens.
-        reduce_channels: d; ``None`` leaves the reduction out. The default is 768, or ``in_channels`` where that is
-            less.
-        reduction: ``conv-bn-relu`` (default for maps) or ``linear-ln`` (default for tokens).
         centered: subtract the mean over the positions from the heads.
-        input_fmt: ``NCHW``, ``NHWC`` or ``NLC``.
-        num_prefix_tokens: leading tokens to leave out of the mean and the cross-covariances, ``NLC`` only.
+        common: ``reduce_channels`` (d, 768 by default), ``reduction``, ``input_fmt`` and the others of :class:`Pool`.
 
     Source: Gao, Wang, Lin, Zhu, Hu & Zhou, "Tuning Pre-trained Model via Moment Probing", ICCV 2023.
 
     Raises:
         OptionError: for an option outside its range.
     """
+
+    default_channels = 768
 
     def __init__(
         self,
@@ -61,36 +58,26 @@ class MomentPool(Pool):
         heads: int | None = None,
         convolutions: int = 2,
         first_order: FirstOrder = "mean",
-        reduce_channels: int | str | None = "default",
-        reduction: str | None = None,
         centered: bool = True,
-        input_fmt: InputFormat = "NCHW",
-        num_prefix_tokens: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **common: Any,
     ) -> None:
-        if reduce_channels == "default":
-            reduce_channels = min(DEFAULT_CHANNELS, in_channels)
-        channels = reduced_channels(in_channels, reduce_channels)
-        heads = math.gcd(DEFAULT_HEADS, channels) if heads is None else heads
-        if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1 or channels % heads:
-            raise OptionError(f"moment: heads must be a divisor of the {channels} channels, got {heads!r}")
-        if isinstance(convolutions, bool) or not isinstance(convolutions, int) or convolutions < 0:
-            raise OptionError(f"moment: convolutions must be an integer of at least 0, got {convolutions!r}")
-        if first_order not in FIRST_ORDERS:
-            raise OptionError(f"moment: first_order must be one of {', '.join(FIRST_ORDERS)}, got {first_order!r}")
-        if first_order == "token" and num_prefix_tokens < 1:
-            raise OptionError(f"moment: first_order='token' needs num_prefix_tokens >= 1, got {num_prefix_tokens}")
-        width = channels // heads
+        check_integer("moment: convolutions", convolutions, 0)
+        check_choice("moment: first_order", first_order, FIRST_ORDERS)
+        super().__init__(in_channels, pool_type="moment", device=device, dtype=dtype, **common)
+        heads = math.gcd(DEFAULT_HEADS, self.channels) if heads is None else heads
+        if not is_integer(heads) or self.channels % heads:
+            raise OptionError(f"moment: heads must be a divisor of the {self.channels} channels, got {heads!r}")
+        if first_order == "token" and self.num_prefix_tokens < 1:
+            raise OptionError(f"moment: first_order='token' needs num_prefix_tokens >= 1, got {self.num_prefix_tokens}")
+        width = self.channels // heads
         for _ in range(convolutions):
             width = (width + 1) // 2
-        super().__init__("moment", in_channels, in_channels + heads * width**2, input_fmt, num_prefix_tokens)
+        self.out_features = in_channels + heads * width**2
         self.heads = heads
         self.first_order = first_order
         self.centered = centered
-        self.reduction = build_reduction(
-            in_channels, reduce_channels, reduction, input_fmt=input_fmt, device=device, dtype=dtype
-        )
         self.convolutions = nn.ModuleList(
             nn.Conv2d(heads, heads, kernel_size=3, stride=2, padding=1, device=device, dtype=dtype)
             for _ in range(convolutions)
@@ -105,7 +92,7 @@ class MomentPool(Pool):
         return torch.cat([first, self.reduction(maps).flatten(2)], dim=1)
 
     def represent(self, X: Tensor) -> Tensor:
-        wide = X if X.dtype == torch.float64 else X.float()
+        wide = widened(X)
         with torch.autocast(X.device.type, enabled=False):
             mean = wide[:, : self.in_channels].mean(-1)
             second = self.convolve(self.cross_covariances(wide[:, self.in_channels :])).flatten(1)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import OptionError
+from ..checks import check_flag, check_number
 from ..linalg import (
     Compute,
     Method,
@@ -107,9 +107,8 @@ class MatrixPower(Normalization):
 
     def __init__(self, *, p: float = 0.5, learn_p: bool = False, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
-        if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 < p <= 1 or (learn_p and p == 1):
-            allowed = "0 < p < 1" if learn_p else "0 < p <= 1"
-            raise OptionError(f"powcov: p must be a number with {allowed}, got {p!r}")
+        check_flag("powcov: learn_p", learn_p)
+        check_number("powcov: p", p, "(0, 1)" if learn_p else "(0, 1]")
         self.fixed_p = float(p)
         self.logit_p: nn.Parameter | None = None
         if learn_p:
@@ -142,8 +141,7 @@ class MatrixLogarithm(Normalization):
 
     def __init__(self, *, eps: float = 1e-3) -> None:
         super().__init__()
-        if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < float("inf"):
-            raise OptionError(f"logcov: eps must be a positive number, got {eps!r}")
+        check_number("logcov: eps", eps, "(0, inf)")
         self.eps = float(eps)
 
     def function(self, A: Tensor) -> Tensor:

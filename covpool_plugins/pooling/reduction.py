@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..checks import is_integer
 from ..errors import OptionError
 from ..tables import Table
 
@@ -58,16 +59,14 @@ class Projection(nn.Conv2d):
 
 
 def reduced_channels(in_channels: int, reduce_channels: int | str | None) -> int:
-    """Channels after the reduction: the papers' 256 by default, all of them where these are fewer or for ``None``.
+    """Channels after the reduction: all of them for ``None``.
 
     Raises:
-        OptionError: unless it is a positive integer, ``None`` or ``"default"``.
+        OptionError: unless it is a positive integer or ``None``.
     """
     if reduce_channels is None:
         return in_channels
-    if reduce_channels == "default":
-        return min(DEFAULT_CHANNELS, in_channels)
-    if isinstance(reduce_channels, bool) or not isinstance(reduce_channels, int) or reduce_channels < 1:
+    if not isinstance(reduce_channels, int) or not is_integer(reduce_channels):
         raise OptionError(f"reduce_channels must be a positive integer or None, got {reduce_channels!r}")
     return reduce_channels
 

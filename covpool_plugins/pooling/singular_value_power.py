@@ -17,10 +17,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_choice, check_integer, check_number, is_integer
 from ..errors import OptionError, ShapeError
 from ..linalg import Compute, Vectorize, covariance, pack_triu
 from ..linalg.covariance import center, rounding_of_mean
-from .base import POOLS
+from .base import POOLS, widened
 from .covariance_pool import CovariancePool
 from .normalizations import Normalization
 
@@ -76,15 +77,14 @@ class SingularValuePower(Normalization):
     ) -> None:
         super().__init__()
         self.shape = (channels, channels if columns is None else columns)
-        _check_number("alpha", alpha, "0 < alpha <= 1", _is_number(alpha) and 0 < alpha <= 1)
-        _check_number("eps", eps, "0 <= eps < 1", _is_number(eps) and 0 <= eps < 1)
-        _check_number("iterations", iterations, "an integer >= 1", _is_count(iterations))
-        allowed = f"an integer from 1 to {min(self.shape)} or None"
-        _check_number("n", n, allowed, n is None or (_is_count(n) and n <= min(self.shape)))
+        check_number("svpn: alpha", alpha, "(0, 1]")
+        check_number("svpn: eps", eps, "[0, 1)")
+        check_integer("svpn: iterations", iterations)
+        if n is not None and (not is_integer(n) or n > min(self.shape)):
+            raise OptionError(f"svpn: n must be an integer from 1 to {min(self.shape)} or None, got {n!r}")
         if iterations == 1 and n != 1 and min(self.shape) > 1:
             raise OptionError(f"svpn: n={n} needs iterations >= 2, got 1, which finds a single triplet")
-        if start not in STARTS:
-            raise OptionError(f"svpn: start must be one of {', '.join(STARTS)}, got {start!r}")
+        check_choice("svpn: start", start, STARTS)
         self.alpha = float(alpha)
         self.iterations = iterations
         self.n = n
@@ -226,11 +226,6 @@ def centered_features(X: Tensor, centered: bool) -> Tensor:
     return Xc * (~(variance <= rounding_of_mean(mean))).to(Xc.dtype).unsqueeze(-1)
 
 
-def widened(X: Tensor) -> Tensor:
-    """X in float32 at least."""
-    return X if X.dtype == torch.float64 else X.float()
-
-
 def _norm(Q: Tensor) -> Tensor:
     return torch.linalg.vector_norm(Q, dim=(-2, -1), keepdim=True)
 
@@ -252,19 +247,6 @@ def _power_of_two(Q: Tensor) -> Tensor:
     """The power of two below the largest entry of each Q, (..., 1, 1), by which its products stay in range."""
     largest = Q.detach().abs().amax(dim=(-2, -1), keepdim=True)
     return torch.where(largest > 0, 2.0 ** torch.floor(torch.log2(largest)), torch.ones_like(largest))
-
-
-def _check_number(name: str, value: object, allowed: str, valid: bool) -> None:
-    if not valid:
-        raise OptionError(f"svpn: {name} must be {allowed}, got {value!r}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 POOLS.add("svpn", partial(CovariancePool, pool_type="svpn", normalization=SingularValuePower))

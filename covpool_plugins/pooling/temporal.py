@@ -7,11 +7,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..errors import OptionError, ShapeError
-from ..linalg import Compute, Method, NewtonSchulz, Vectorize
+from ..checks import check_choice, check_flag, check_integer
+from ..errors import ShapeError
+from ..linalg import Method, NewtonSchulz
 from .base import POOLS, InputFormat
 from .covariance_pool import CovariancePool
-from .reduction import reduced_channels
 from .temporal_attention import GATE_CHANNELS, AttentionWeights, TemporalAttention
 
 Level = Literal["video", "frame"]
@@ -41,12 +41,9 @@ class TemporalPool(CovariancePool):
         spatial_attention: gather positions of each frame by how the two frames before correspond.
         temporal_convolution: convolve the calibrated features along the frames.
         gate_channels: hidden width of the channel attention; 32 in the released code, for 8 channels.
-        reduce_channels: channels after the reduction; ``None`` leaves it out. The default is 256, or ``in_channels``
-            where that is less.
         reduction: ``conv-bn-relu-twice`` (through 256 channels, as released; default for maps), ``conv-bn-relu`` or
             ``linear-ln`` (default for tokens).
-        centered, compute, vectorize, input_fmt, num_prefix_tokens: as for :class:`CovariancePool`.
-        options: of the method, for example ``iterations=5``.
+        options: of the method, for example ``iterations=5``, and others of :class:`CovariancePool`.
 
     Source: Gao, Wang, Zhang, Hu & Li, "Temporal-attentive Covariance Pooling Networks for Video Recognition",
     NeurIPS 2021; Song, Sebe & Wang, "Fast Differentiable Matrix Square Root", ICLR 2022, for ``method="mpa"``.
@@ -67,47 +64,34 @@ class TemporalPool(CovariancePool):
         spatial_attention: bool = True,
         temporal_convolution: bool = True,
         gate_channels: int = GATE_CHANNELS,
-        reduce_channels: int | str | None = "default",
         reduction: str | None = None,
-        centered: bool = True,
-        compute: Compute = "mixed",
-        vectorize: Vectorize = "triu",
         input_fmt: InputFormat = "NCHW",
-        num_prefix_tokens: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
-        _check_positive("frames", frames)
-        _check_positive("gate_channels", gate_channels)
-        if level not in LEVELS:
-            raise OptionError(f"temporal: level must be one of {', '.join(LEVELS)}, got {level!r}")
+        check_integer("temporal: frames", frames)
+        check_integer("temporal: gate_channels", gate_channels)
+        check_choice("temporal: level", level, LEVELS)
         attention = {"channel": channel_attention, "spatial": spatial_attention, "convolution": temporal_convolution}
-        for switch in attention.values():
-            if not isinstance(switch, bool):
-                raise OptionError(f"temporal: attention is switched by True or False, got {switch!r}")
+        for name, switch in attention.items():
+            check_flag(f"temporal: {name} attention", switch)
         super().__init__(
             in_channels,
             method,
             pool_type="temporal",
-            reduce_channels=reduce_channels,
             reduction=reduction or ("linear-ln" if input_fmt == "NLC" else "conv-bn-relu-twice"),
-            centered=centered,
-            compute=compute,
-            vectorize=vectorize,
             input_fmt=input_fmt,
-            num_prefix_tokens=num_prefix_tokens,
             device=device,
             dtype=dtype,
             **options,
         )
         self.frames = frames
         self.level = level
-        channels = reduced_channels(in_channels, reduce_channels)
         self.attention: TemporalAttention | None = None
         if any(attention.values()):
             self.attention = TemporalAttention(
-                channels, frames, **attention, gate_channels=gate_channels, device=device, dtype=dtype
+                self.channels, frames, **attention, gate_channels=gate_channels, device=device, dtype=dtype
             )
 
     def features(self, x: Tensor) -> Tensor:
@@ -140,8 +124,3 @@ class TemporalPool(CovariancePool):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, frames={self.frames}, level={self.level!r}"
-
-
-def _check_positive(option: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise OptionError(f"temporal: {option} must be a positive integer, got {value!r}")

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .base import widened
+
 GATE_CHANNELS = 32
 
 
@@ -151,7 +153,7 @@ class TemporalAttention(nn.Module):
 
     def forward(self, X: Tensor) -> Tensor:
         with torch.autocast(X.device.type, enabled=False):
-            features = X if X.dtype == torch.float64 else X.float()
+            features = widened(X)
             calibrated = features if self.spatial is None else features + self.spatial(features)
             if self.channel is not None:
                 calibrated = calibrated * self.channel(features).unsqueeze(-1)
@@ -162,7 +164,7 @@ class TemporalAttention(nn.Module):
     def weights(self, X: Tensor) -> AttentionWeights:
         """The weights of both attentions for clips (B, T, C, M), in float32 at least."""
         with torch.autocast(X.device.type, enabled=False):
-            features = X if X.dtype == torch.float64 else X.float()
+            features = widened(X)
             return AttentionWeights(
                 None if self.channel is None else self.channel(features),
                 None if self.spatial is None else self.spatial.weights(features),

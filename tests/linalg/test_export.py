@@ -64,6 +64,7 @@ def _export(name, exporter, path):
 
 
 @pytest.mark.filterwarnings("ignore")  # the exporters' own, about themselves
+@pytest.mark.fast_for("covariance", "svdpade by products", "isqrt")
 @pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
 @pytest.mark.parametrize("name", EXPORTED)
 def test_exported_functions_give_the_same_numbers(name, exporter, tmp_path):

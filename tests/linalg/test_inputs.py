@@ -12,7 +12,7 @@ from covpool_plugins.linalg import NewtonSchulz, covariance, covariance_sqrt, li
         (lambda: sqrtm(torch.eye(3), "exakt"), "unknown method 'exakt'; available: exact, "),
         (lambda: sqrtm(torch.eye(3), "svdpad"), "unknown method 'svdpad'; available: svdpade, "),
         (lambda: sqrtm(torch.eye(3), "isqrt", steps=3), "method 'isqrt' has no option 'steps'; its options: "),
-        (lambda: sqrtm(torch.eye(3), "isqrt", iterations=0), "iterations must be an integer >= 1, got 0"),
+        (lambda: sqrtm(torch.eye(3), "isqrt", iterations=0), "iterations must be a positive integer, got 0"),
         (lambda: NewtonSchulz(scaling="max"), "scaling must be one of trace, frobenius, spectral, got 'max'"),
         (lambda: sqrtm(torch.ones(2, 3)), r"square matrices \(..., C, C\), got shape \(2, 3\)"),
         (lambda: sqrtm(torch.ones(3)), r"got shape \(3,\)"),

@@ -29,6 +29,7 @@ def _check_compiled(function, shape, backend):
     assert relative_error(out, expected) < 1e-5 and relative_error(*grads) < 1e-4
 
 
+@pytest.mark.fast_for("svdpade", "isqrt", "mpa")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_compiles_without_graph_breaks(function, shape):
     _check_compiled(function, shape, "aot_eager")
@@ -54,6 +55,7 @@ def test_jacobian(function, shape, request):
     assert relative_error(torch.func.jacrev(function)(X), expected) < 1e-11
 
 
+@pytest.mark.fast_for("svdpade", "isqrt", "mpa")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_export_with_a_dynamic_batch(function, shape):
     class Wrapped(torch.nn.Module):

@@ -361,7 +361,7 @@ def test_autocast_changes_nothing(kind):
         (lambda: create_pool("cbp", 4, projection=2.5), OptionError, "projection must be a positive integer, got 2.5"),
         (lambda: create_pool("cbp", 4, seed=-1), OptionError, r"seed must be an integer from 0 to .*, got -1"),
         (lambda: create_pool("cbp", 4, route="dft"), OptionError, "one of auto, matrix, fft, got 'dft'"),
-        (lambda: create_pool("cbp", 4, eps=0), OptionError, "0 < eps < 1, got 0"),
+        (lambda: create_pool("cbp", 4, eps=0), OptionError, r"must be a number in \(0, 1\), got 0"),
         (lambda: create_pool("lrbp", 4, filters=0), OptionError, "filters must be a positive integer, got 0"),
         (lambda: create_pool("lrbp", 4, rank=3), OptionError, "rank must be a positive even integer, got 3"),
         (lambda: create_pool("lrbp", 4, rank=0), OptionError, "rank must be a positive even integer, got 0"),

@@ -28,6 +28,7 @@ def _export(pool, exporter, path):
 
 
 @pytest.mark.filterwarnings("ignore")  # the exporters' own, about themselves
+@pytest.mark.fast_for("isqrt", "cbp", "crosscov")
 @pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
 @pytest.mark.parametrize("name", EXPORTABLE)
 def test_exported_pools_give_the_same_vectors(name, exporter, tmp_path):

@@ -346,16 +346,16 @@ def test_options_are_listed():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: create_pool("svpn", 8, alpha=0), "svpn: alpha must be 0 < alpha <= 1, got 0"),
-        (lambda: create_pool("svpn", 8, alpha=1.5), "svpn: alpha must be 0 < alpha <= 1, got 1.5"),
-        (lambda: create_pool("svpn", 8, eps=-1), "svpn: eps must be 0 <= eps < 1, got -1"),
-        (lambda: create_pool("svpn", 8, iterations=0), "svpn: iterations must be an integer >= 1, got 0"),
+        (lambda: create_pool("svpn", 8, alpha=0), r"svpn: alpha must be a number in \(0, 1\], got 0"),
+        (lambda: create_pool("svpn", 8, alpha=1.5), r"svpn: alpha must be a number in \(0, 1\], got 1.5"),
+        (lambda: create_pool("svpn", 8, eps=-1), r"svpn: eps must be a number in \[0, 1\), got -1"),
+        (lambda: create_pool("svpn", 8, iterations=0), "svpn: iterations must be a positive integer, got 0"),
         (lambda: create_pool("svpn", 8, n=9), "svpn: n must be an integer from 1 to 8 or None, got 9"),
         (lambda: create_pool("svpn", 8, n=True), "svpn: n must be an integer from 1 to 8 or None, got True"),
         (lambda: create_pool("svpn", 8, n=2), "svpn: n=2 needs iterations >= 2, got 1"),
         (lambda: create_pool("svpn", 8, n=None), "svpn: n=None needs iterations >= 2, got 1"),
         (lambda: create_pool("svpn", 8, start="zeros"), "svpn: start must be one of learned, ones, got 'zeros'"),
-        (lambda: create_pool("svpn", 8, svNum=1), "pool 'svpn' has no option 'svNum'; those of its parts: alpha"),
+        (lambda: create_pool("svpn", 8, svNum=1), "pool 'svpn' has no option 'svNum'; its options: alpha"),
         (
             lambda: create_pool("crosscov", 8, reduce_channels=(6, 4), iterations=2, n=5),
             "svpn: n must be an integer from 1 to 4 or None, got 5",
@@ -378,11 +378,11 @@ def test_options_are_listed():
         ),
         (
             lambda: create_pool("crosscov", 8, normalization="none", n=1),
-            "pool 'crosscov' has no option 'n'; those of its normalization: none",
+            "pool 'crosscov' has no option 'n'; its options: reduce_channels",
         ),
         (
             lambda: create_pool("crosscov", 8, iteration=1),
-            "pool 'crosscov' has no option 'iteration'; those of its normalization: alpha, iterations, n, start, eps",
+            "pool 'crosscov' has no option 'iteration'; its options: alpha, iterations, n, start, eps",
         ),
         (
             lambda: SingularValuePower(6, 5).function(torch.ones(2, 5, 6)),

@@ -387,7 +387,7 @@ def test_method_by_default_is_the_released_one():
         (
             lambda: create_pool("temporal", 5, spatial_attention="no"),
             OptionError,
-            "attention is switched by True or False, got 'no'",
+            "spatial attention must be True or False, got 'no'",
         ),
         (lambda: create_pool("temporal", 5, step=3), OptionError, "method NewtonSchulz has no option 'step'"),
         (lambda: create_pool("temporal", 5)(torch.ones(2, 4, 3, 3)), ShapeError, r"temporal pool: .* \(2, 4, 3, 3\)"),

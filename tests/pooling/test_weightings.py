@@ -272,12 +272,12 @@ def test_dropout_compiles_for_training():
 @pytest.mark.parametrize(
     "name, options, message",
     [
-        ("democratic", {"gamma": 1.5}, "democratic: gamma must be a number with 0 <= gamma <= 1, got 1.5"),
+        ("democratic", {"gamma": 1.5}, r"democratic: gamma must be a number in \[0, 1\], got 1.5"),
         ("democratic", {"gamma": True}, "democratic: gamma must be .* got True"),
         ("democratic", {"iterations": 0}, "democratic: iterations must be a positive integer, got 0"),
-        ("democratic", {"damping": 0}, "democratic: damping must be a number with 0 < damping <= 1, got 0"),
+        ("democratic", {"damping": 0}, r"democratic: damping must be a number in \(0, 1\], got 0"),
         ("democratic", {"tau": 0.5}, "pool 'democratic' has no option 'tau'; .*: gamma, iterations, damping"),
-        ("dropcov", {"rate": 1.0}, "dropcov: rate must be None or a number with 0 <= rate < 1, got 1.0"),
+        ("dropcov", {"rate": 1.0}, r"dropcov: rate must be a number in \[0, 1\), got 1.0"),
         ("dropcov", {"rate": "auto"}, "dropcov: rate must be .* got 'auto'"),
         ("dropcov", {"adaptive": 1}, "dropcov: adaptive must be True or False, got 1"),
     ],

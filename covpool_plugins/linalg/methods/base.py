@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from ...checks import check_choice, check_integer
 from ...errors import ExportError, OptionError
 from ...tables import Table
 from .._dual import Matrix
@@ -129,9 +131,9 @@ class IterativeMethod(Method):
     lyapunov_iterations: int = 9
 
     def __post_init__(self) -> None:
-        check_choice(self, "scaling", get_args(Scaling))
-        check_choice(self, "gradient", get_args(Gradient))
-        check_at_least(self, "lyapunov_iterations", 1)
+        check_field(self, "scaling", check_choice, get_args(Scaling))
+        check_field(self, "gradient", check_choice, get_args(Gradient))
+        check_field(self, "lyapunov_iterations", check_integer, 1)
 
     def evaluate(self, B: Matrix, wanted: Wanted) -> Matrix:
         """The root of B, its inverse, or the factor F with root = at_zero I + B F; eigenvalues of B in [0, 1]."""
@@ -208,22 +210,6 @@ def _accepted(function: str) -> tuple[type[Method], ...]:
     return of_a_kind.get(function, ()) + tuple(type(known) for _, known in TABLES[function].items())
 
 
-def check_choice(method: object, option: str, allowed: tuple[str, ...]) -> None:
-    """Raise unless an option is one of the allowed names."""
-    value = getattr(method, option)
-    if value not in allowed:
-        raise OptionError(f"{type(method).__name__}: {option} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def check_at_least(method: object, option: str, least: int) -> None:
-    """Raise unless an option is an integer not below ``least``."""
-    value = getattr(method, option)
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise OptionError(f"{type(method).__name__}: {option} must be an integer >= {least}, got {value!r}")
-
-
-def check_between(method: object, option: str, low: float, high: float) -> None:
-    """Raise unless an option is a number with low < value < high."""
-    value = getattr(method, option)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value < high:
-        raise OptionError(f"{type(method).__name__}: {option} must be between {low:g} and {high:g}, got {value!r}")
+def check_field(method: object, option: str, check: Callable[..., None], *allowed: object) -> None:
+    """Check an option of a method by one of :mod:`covpool_plugins.checks`."""
+    check(f"{type(method).__name__}: {option}", getattr(method, option), *allowed)

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import torch
 
+from ...checks import check_integer, check_number
 from .._dual import Dual, Matrix, affine, combination, inverse_positive
-from .base import SQUARE_ROOTS, Gradient, IterativeMethod, Wanted, check_at_least, check_between
+from .base import SQUARE_ROOTS, Gradient, IterativeMethod, Wanted, check_field
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class DenmanBeavers(IterativeMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_between(self, "ridge", 0, 1)
-        check_at_least(self, "iterations", 1)
+        check_field(self, "ridge", check_number, "(0, 1)")
+        check_field(self, "iterations", check_integer, 1)
 
     def evaluate(self, B: Matrix, wanted: Wanted) -> Matrix:
         dtype = B.value.dtype if isinstance(B, Dual) else B.dtype

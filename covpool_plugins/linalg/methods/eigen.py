@@ -24,15 +24,14 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from ...checks import check_choice, check_integer, check_number
 from .base import (
     INVERSE_ROOTS,
     SQUARE_ROOTS,
     EigenMethod,
     Route,
     SpectralMethod,
-    check_at_least,
-    check_between,
-    check_choice,
+    check_field,
     sum_or_infinity,
 )
 
@@ -61,7 +60,7 @@ class Exact(EigenMethod):
     route: Route = "auto"
 
     def __post_init__(self) -> None:
-        check_choice(self, "route", get_args(Route))
+        check_field(self, "route", check_choice, get_args(Route))
 
     def matmul_only(self, function: str) -> bool:
         return self.route == "products"
@@ -99,7 +98,7 @@ class SVDTaylor(EigenMethod):
     degree: int = 100
 
     def __post_init__(self) -> None:
-        check_at_least(self, "degree", 0)
+        check_field(self, "degree", check_integer, 0)
 
     def factor(self, first: Tensor, second: Tensor) -> Tensor:
         return _partial_sum(first, second, self.degree)
@@ -120,7 +119,7 @@ class SVDPI(EigenMethod):
     iterations: int = 19
 
     def __post_init__(self) -> None:
-        check_at_least(self, "iterations", 1)
+        check_field(self, "iterations", check_integer, 1)
 
     def factor(self, first: Tensor, second: Tensor) -> Tensor:
         return _partial_sum(first, second, self.iterations)
@@ -139,7 +138,7 @@ class SVDTrunc(EigenMethod):
     cap: float = 1e10
 
     def __post_init__(self) -> None:
-        check_between(self, "cap", 0, float("inf"))
+        check_field(self, "cap", check_number, "(0, inf)")
 
     def factor(self, first: Tensor, second: Tensor) -> Tensor:
         gap = (first - second).abs() * (first + second)
@@ -161,7 +160,7 @@ class SVDTopN(EigenMethod):
     n: int = 206
 
     def __post_init__(self) -> None:
-        check_at_least(self, "n", 1)
+        check_field(self, "n", check_integer, 1)
 
     def truncate(self, eigenvalues: Tensor) -> Tensor:
         dropped = eigenvalues.shape[-1] - self.n
@@ -202,7 +201,7 @@ class ExactInverse(SpectralMethod):
     route: Route = "auto"
 
     def __post_init__(self) -> None:
-        check_choice(self, "route", get_args(Route))
+        check_field(self, "route", check_choice, get_args(Route))
 
     def matmul_only(self, function: str) -> bool:
         return self.route == "products"

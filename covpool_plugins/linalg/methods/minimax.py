@@ -10,9 +10,9 @@ from itertools import pairwise
 
 import torch
 
-from ...errors import OptionError
+from ...checks import check_choice, check_integer, check_number
 from .._dual import Matrix
-from .base import INVERSE_ROOTS, SQUARE_ROOTS, IterativeMethod, Scaling, Wanted, check_at_least, check_between
+from .base import INVERSE_ROOTS, SQUARE_ROOTS, IterativeMethod, Scaling, Wanted, check_field
 from .newton_schulz import coupled_steps
 
 DEGREES = (3, 5, 7, 9)
@@ -56,10 +56,9 @@ class Minimax(IterativeMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_between(self, "smallest", 0, 1)
-        check_at_least(self, "steps", 1)
-        if self.degree not in DEGREES:
-            raise OptionError(f"Minimax: degree must be one of {', '.join(map(str, DEGREES))}, got {self.degree!r}")
+        check_field(self, "smallest", check_number, "(0, 1)")
+        check_field(self, "steps", check_integer, 1)
+        check_field(self, "degree", check_choice, DEGREES)
 
     def matmul_only(self, function: str) -> bool:
         return True

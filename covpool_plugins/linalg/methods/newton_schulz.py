@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...checks import check_integer
 from .._dual import Matrix, affine, polynomials, product
-from .base import INVERSE_ROOTS, SQUARE_ROOTS, IterativeMethod, Scaling, Wanted, check_at_least
+from .base import INVERSE_ROOTS, SQUARE_ROOTS, IterativeMethod, Scaling, Wanted, check_field
 
 NEWTON_SCHULZ_STEP = (1.5, -0.5)
 
@@ -73,7 +74,7 @@ class NewtonSchulz(IterativeMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, "iterations", 1)
+        check_field(self, "iterations", check_integer, 1)
 
     def matmul_only(self, function: str) -> bool:
         return True

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import SQUARE_ROOTS, EigenMethod, check_at_least
+from ...checks import check_integer
+from .base import SQUARE_ROOTS, EigenMethod, check_field
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class SVDNewton(EigenMethod):
     iterations: int = 10
 
     def __post_init__(self) -> None:
-        check_at_least(self, "iterations", 1)
+        check_field(self, "iterations", check_integer, 1)
 
     def coefficients(self, values: Tensor, others: Tensor) -> Tensor:
         b, unit = _shares(values)

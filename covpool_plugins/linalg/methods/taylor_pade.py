@@ -10,8 +10,9 @@ from math import comb
 
 import torch
 
+from ...checks import check_integer
 from .._dual import Matrix, affine, inverse_positive, polynomials, solve_positive
-from .base import INVERSE_ROOTS, SQUARE_ROOTS, Gradient, IterativeMethod, Wanted, check_at_least
+from .base import INVERSE_ROOTS, SQUARE_ROOTS, Gradient, IterativeMethod, Wanted, check_field
 
 Coefficients = tuple[Fraction, ...]
 
@@ -95,7 +96,7 @@ class MTP(IterativeMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, "degree", 1)
+        check_field(self, "degree", check_integer, 1)
 
     @property
     def at_zero(self) -> float:  # type: ignore[override]
@@ -137,7 +138,7 @@ class MPA(IterativeMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, "degree", 1)
+        check_field(self, "degree", check_integer, 1)
 
     @property
     def at_zero(self) -> float:  # type: ignore[override]
