@@ -45,8 +45,9 @@ def test_contributions_sum_to_the_score_in_float64(name: str, positions: int) ->
     weight = torch.randn(pool.out_features, dtype=torch.float64)
     shares, score, base = contributions(by_entries(pool, X), X, weight)
     assert shares.shape == (positions,)
-    # A pool that is almost homogeneous (svpn, by its eps) leaves that much to the quadrature.
-    torch.testing.assert_close(shares.sum().item(), score - base, rtol=COMPLETE if name == "svpn" else 1e-5, atol=0)
+    # Pools that are almost homogeneous, but for the eps of svPN, are taken for homogeneous.
+    tolerance = COMPLETE if name in ("svpn", "crosscov") else 1e-5
+    torch.testing.assert_close(shares.sum().item(), score - base, rtol=tolerance, atol=0)
     torch.testing.assert_close(score, (pool.represent(X) @ weight).item(), rtol=1e-12, atol=0)
 
 
@@ -195,7 +196,7 @@ class SquashedPool(Pool):
     """Not homogeneous in the features, and not zero for none."""
 
     def __init__(self) -> None:
-        super().__init__("squashed", 12, 12)
+        super().__init__(12, pool_type="squashed")
 
     def represent(self, X: Tensor) -> Tensor:
         return (0.5 + X.var(dim=-1, correction=0)).log()

@@ -192,6 +192,7 @@ def test_device_and_dtype():
     assert small(dtype=torch.float64)(photos().double()).dtype == torch.float64
 
 
+@pytest.mark.fast_for("svdpade", "isqrt", "mpa", "cbp", "temporal")
 @pytest.mark.parametrize("head", HEADS)
 def test_compiles(head):
     model = small(head).eval()
