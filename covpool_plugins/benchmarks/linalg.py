@@ -26,8 +26,8 @@ from ..linalg import (
     resolve_method,
     sqrtm,
 )
-from ..linalg._tensors import symmetrize
 from ..linalg.routes import ROUTES
+from ..linalg.tensors import symmetrize
 from .baselines import BASELINES, ISQRT, MPA, SVD_PADE, published_inverse_root
 from .measure import Function, correlated_features, exact_root_and_gradient, seeded_gradient, value_and_gradient
 from .modes import MODES, Mode, add_common_arguments, check_output, environment, positive

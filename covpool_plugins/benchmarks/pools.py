@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..linalg import packed_size
 from ..pooling import POOLS, create_pool, list_pools, pool_options
-from ..pooling.reduction import DEFAULT_CHANNELS, build_reduction
+from ..pooling.reduction import DEFAULT_CHANNELS, ConvReduction
 from .baselines import BASELINES, ISQRT, MPA, SVD_PADE, Baseline
 from .measure import Function, correlated_features
 from .modes import MODES, Mode, add_common_arguments, check_output, environment, positive
@@ -29,7 +29,7 @@ class PublishedPool(nn.Module):
 
     def __init__(self, in_channels: int, reduce_channels: int | None, baseline: Baseline) -> None:
         super().__init__()
-        self.reduction = build_reduction(in_channels, reduce_channels)
+        self.reduction = ConvReduction(in_channels, reduce_channels) if reduce_channels else nn.Identity()
         self.baseline = baseline
         self.out_features = packed_size(reduce_channels or in_channels)
 
@@ -45,7 +45,7 @@ class NoPool(nn.Module):
 
     def __init__(self, in_channels: int, reduce_channels: int | None) -> None:
         super().__init__()
-        self.reduction = build_reduction(in_channels, reduce_channels)
+        self.reduction = ConvReduction(in_channels, reduce_channels) if reduce_channels else nn.Identity()
         self.out_features = packed_size(reduce_channels or in_channels)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Differentiable functions of symmetric positive semi-definite matrices: tensors in, tensors out, torch only."""
 
 from .covariance import covariance, smaller_covariance
+from .covariance_power import covariance_powm
 from .covariance_square_root import Compute, Vectorize, check_root_options, covariance_sqrt
 from .lyapunov import EigenLyapunov, NewtonSchulzLyapunov, lyapunov
 from .methods import (
@@ -54,6 +55,7 @@ __all__ = [
     "Vectorize",
     "check_root_options",
     "covariance",
+    "covariance_powm",
     "covariance_sqrt",
     "expm_neg",
     "inv_sqrtm",

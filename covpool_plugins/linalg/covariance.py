@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._tensors import autocast_off, check_features, symmetrize, transpose, working_dtype
+from .tensors import autocast_off, check_features, symmetrize, transpose, working_dtype
 
 
 def covariance(X: Tensor, centered: bool = True) -> Tensor:

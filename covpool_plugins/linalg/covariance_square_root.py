@@ -18,15 +18,6 @@ import torch
 from torch import Tensor
 
 from ..checks import check_choice
-from ._tensors import (
-    autocast_off,
-    check_features,
-    first_derivative_only,
-    guarded_eigh,
-    symmetrize,
-    transpose,
-    working_dtype,
-)
 from .covariance import Covariance, Gram, center, rounding_of_mean, zero_where_constant
 from .methods.base import EigenMethod, Gradient, IterativeMethod, Method, resolve_method
 from .methods.eigen import ExactInverse
@@ -34,6 +25,16 @@ from .packing import pack_triu, packed_square, unpack_gradient, unpacked_gradien
 from .routes import PRODUCTS, uses_products
 from .spectral import SpectralDerivative, SpectralFunction, basis_derivative, null_threshold
 from .square_root import is_zero, positive_scale, root_of_symmetric
+from .tensors import (
+    autocast_off,
+    check_features,
+    first_derivative_only,
+    guarded_eigh,
+    power_of_two,
+    symmetrize,
+    transpose,
+    working_dtype,
+)
 
 Compute = Literal["mixed", "float32", "float64"]
 Vectorize = Literal["full", "triu"]
@@ -88,7 +89,7 @@ def _routed_root(X: Tensor, method: Method, centered: bool, compute: Compute, ve
         return root.to(X.dtype)
     assert isinstance(method, IterativeMethod)
     # The root is homogeneous; features near one keep the powers of their scale that occur within range.
-    unit = _power_of_two(work)
+    unit = power_of_two(work)
     root = unit * _iterative_root(work / unit, method, centered)
     return (pack_triu(root) if vectorize == "triu" else root).to(X.dtype)
 
@@ -97,12 +98,6 @@ def check_root_options(compute: str, vectorize: str) -> None:
     """Raise :class:`OptionError` unless both are options of :func:`covariance_sqrt`."""
     check_choice("compute", compute, COMPUTES)
     check_choice("vectorize", vectorize, VECTORIZES)
-
-
-def _power_of_two(X: Tensor) -> Tensor:
-    """The power of two below the largest entry of each X (..., C, M), shape (..., 1, 1); one for zeros."""
-    largest = X.detach().abs().amax(dim=(-2, -1), keepdim=True)
-    return torch.where(largest > 0, 2.0 ** torch.floor(torch.log2(largest)), torch.ones_like(largest))
 
 
 def _iterative_root(X: Tensor, method: IterativeMethod, centered: bool) -> Tensor:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..checks import check_integer
 from ..errors import ShapeError
-from ._tensors import autocast_off, check_floating, check_square, guarded_eigh, symmetrize, transpose, working_dtype
 from .methods.base import LYAPUNOV, Method, check_field, resolve_method
 from .spectral import null_threshold
+from .tensors import autocast_off, check_floating, check_square, guarded_eigh, symmetrize, transpose, working_dtype
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from torch import Tensor
 from ..checks import check_integer
 from ..errors import OptionError
 from ._dual import solve_positive
-from ._tensors import autocast_off, check_square, first_derivative_only, guarded_eigh, symmetrize, working_dtype
 from .methods.base import (
     LOGARITHMS,
     EigenMethod,
@@ -28,6 +27,7 @@ from .methods.base import (
     check_field,
     resolve_method,
 )
+from .tensors import autocast_off, check_square, first_derivative_only, guarded_eigh, symmetrize, working_dtype
 
 
 def powm(A: Tensor, p: float | Tensor) -> Tensor:
@@ -136,10 +136,18 @@ class Power(SpectralMethod):
         quotient = torch.where(tie, self.p, quotient)
         return high ** (self.p - 1) * torch.where(low == 0, 1.0, quotient)
 
+    @property
+    def derivatives_at_zero(self) -> float:
+        if isinstance(self.p, Tensor) or self.p < 1:
+            return 0
+        return float("inf") if self.p == int(self.p) or self.p >= 4 else 1
+
     def derivative(self, eigenvalues: Tensor, order: int) -> Tensor | None:
         factor: float | Tensor = 1.0
         for k in range(order):
             factor *= self.p - k
+        if isinstance(factor, float) and factor == 0:
+            return torch.zeros_like(eigenvalues)
         return factor * eigenvalues ** (self.p - order)
 
 
@@ -154,6 +162,10 @@ class NegativeExponential(SpectralMethod):
         low, gap = torch.minimum(first, second), (first - second).abs()
         tie = gap == 0
         return torch.exp(-low) * torch.where(tie, -1.0, torch.expm1(-gap) / torch.where(tie, 1.0, gap))
+
+    @property
+    def derivatives_at_zero(self) -> float:
+        return float("inf")
 
     def derivative(self, eigenvalues: Tensor, order: int) -> Tensor | None:
         return torch.exp(-eigenvalues)
@@ -250,7 +262,11 @@ class SpectralFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, G: Tensor, *_: Tensor) -> tuple[Tensor, None]:
         A, values, U = ctx.saved_tensors
-        return SpectralDerivative.apply(symmetrize(G), A, values, U, ctx.function), None
+        grad = SpectralDerivative.apply(symmetrize(G), A, values, U, ctx.function)
+        if ctx.function.derivatives_at_zero < 2 and torch.is_grad_enabled() and _any_zero(values):
+            # Finite along features that keep the rank, but no function of the matrix alone.
+            grad = first_derivative_only(grad, "a function of a matrix with zero eigenvalues", A, G)
+        return grad, None
 
 
 class SpectralDerivative(torch.autograd.Function):
@@ -285,6 +301,13 @@ class SpectralDerivative(torch.autograd.Function):
         return along_G, first_derivative_only(along_A, "a second derivative", A, G, H), None, None, None
 
 
+def _any_zero(values: Tensor) -> bool:
+    """Whether there is an eigenvalue that is zero, where that can be asked; under vmap it cannot."""
+    if torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(values):
+        return False
+    return bool((values == 0).any())
+
+
 def basis_derivative(E: Tensor, values: Tensor, function: SpectralMethod) -> Tensor:
     """K ∘ E for E = Uᵀ G U, with what a method adds to it; ``values`` are the roots s for an eigen method, else λ."""
     D = E * function.coefficients(values, values)
@@ -296,7 +319,7 @@ def basis_derivative(E: Tensor, values: Tensor, function: SpectralMethod) -> Ten
 
 
 def second_divided_differences(values: Tensor, function: SpectralMethod) -> Tensor:
-    """f[λ_i, λ_j, λ_k] (..., n, n, n) for λ (..., n); zero where two of them are.
+    """f[λ_i, λ_j, λ_k] (..., n, n, n) for λ (..., n); zero where two of them are, unless f has derivatives there.
 
     Of three eigenvalues, the two that differ most are divided by; where even these are close (relative 1e-3), the
     series around the mean is used instead: f''/2 + f''''/24 · Σ d² / 2 with the deviations d.
@@ -305,8 +328,8 @@ def second_divided_differences(values: Tensor, function: SpectralMethod) -> Tens
         torch.broadcast_tensors(values[..., :, None, None], values[..., None, :, None], values[..., None, None, :])
     )
     low, middle, high = triples.sort(dim=0).values.unbind(0)
-    two_zero = middle == 0
-    low, middle, high = (torch.where(two_zero, one, v) for one, v in ((1.0, low), (1.0, middle), (1.0, high)))
+    two_zero = (middle == 0) & (function.derivatives_at_zero < 2)
+    low, middle, high = (torch.where(two_zero, 1.0, value) for value in (low, middle, high))
     mean = (low + middle + high) / 3
     deviations = ((low - mean) ** 2 + (middle - mean) ** 2 + (high - mean) ** 2) / 2
     second, fourth = function.derivative(mean, 2), function.derivative(mean, 4)

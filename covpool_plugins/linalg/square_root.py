@@ -9,7 +9,11 @@ from torch import Tensor
 
 from ..errors import OptionError
 from ._dual import Dual
-from ._tensors import (
+from .lyapunov import newton_schulz_solution
+from .methods.base import IterativeMethod, Method, Wanted, resolve_method
+from .routes import PRODUCTS, uses_products
+from .spectral import SpectralFunction
+from .tensors import (
     autocast_off,
     check_square,
     finite_matrices,
@@ -17,10 +21,6 @@ from ._tensors import (
     symmetrize,
     working_dtype,
 )
-from .lyapunov import newton_schulz_solution
-from .methods.base import IterativeMethod, Method, Wanted, resolve_method
-from .routes import PRODUCTS, uses_products
-from .spectral import SpectralFunction
 
 
 def sqrtm(A: Tensor, method: str | Method = "exact", **options: Any) -> Tensor:

@@ -8,9 +8,19 @@ from .compact_bilinear import CompactBilinearPool
 from .covariance_pool import CovariancePool
 from .cross_covariance import CrossCovariancePool
 from .democratic import DemocraticWeighting
+from .elementwise import SignedRootL2
 from .low_rank_bilinear import LowRankBilinearPool, low_rank_factors
 from .moment import MomentPool
+from .normalizations import (
+    MatrixLogarithm,
+    MatrixPower,
+    MatrixRoot,
+    Normalization,
+    Plain,
+    ScalingEigenBranch,
+)
 from .reduction import REDUCTIONS
+from .singular_value_power import SingularValuePower
 from .temporal import TemporalPool
 
 __all__ = [
@@ -25,8 +35,16 @@ __all__ = [
     "CrossCovariancePool",
     "DemocraticWeighting",
     "LowRankBilinearPool",
+    "MatrixLogarithm",
+    "MatrixPower",
+    "MatrixRoot",
     "MomentPool",
+    "Normalization",
+    "Plain",
     "Pool",
+    "ScalingEigenBranch",
+    "SignedRootL2",
+    "SingularValuePower",
     "Spectrum",
     "TemporalPool",
     "create_pool",

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ..checks import check_choice, check_integer
 from ..errors import ExportError, OptionError, ShapeError
 from ..linalg import smaller_covariance
+from ..linalg.tensors import check_floating, guarded_eigh, working_dtype
 from ..tables import Table
-from .reduction import build_reduction, reduced_channels
+from .reduction import REDUCTIONS, reduced_channels
 
 InputFormat = Literal["NCHW", "NHWC", "NLC"]
 INPUT_FORMATS: tuple[str, ...] = get_args(InputFormat)
@@ -27,8 +28,11 @@ class Spectrum(NamedTuple):
         eigenvalues: the min(C, M) largest, descending, (B, min(C, M)).
         condition_number: largest over smallest of the eigenvalues that can be told from zero, (B,); infinite for
             zero features.
-        effective_rank: exp of the entropy of the eigenvalues as shares of their sum (Roy & Vetterli, 2007), (B,).
+        effective_rank: exp of the entropy of the eigenvalues as shares of their sum (Roy & Vetterli, 2007), (B,); zero
+            for zero features.
         rank: how many eigenvalues can be told from zero, (B,).
+
+    All but the rank are NaN for features that are not finite.
     """
 
     eigenvalues: Tensor
@@ -44,9 +48,10 @@ class Spectrum(NamedTuple):
         significant = eigenvalues > eigenvalues.shape[-1] * torch.finfo(eigenvalues.dtype).eps * largest
         smallest = torch.where(significant, eigenvalues, torch.inf).amin(-1)
         shares = eigenvalues / torch.where(largest == 0, 1.0, eigenvalues.sum(-1, keepdim=True))
-        entropy = -torch.xlogy(shares, shares).sum(-1)
+        effective = torch.where(largest[:, 0] == 0, 0.0, torch.exp(-torch.xlogy(shares, shares).sum(-1)))
         condition = torch.where(largest[:, 0] == 0, torch.inf, largest[:, 0] / smallest)
-        return cls(eigenvalues, condition, entropy.exp(), significant.sum(-1))
+        condition = torch.where(largest[:, 0].isnan(), torch.nan, condition)
+        return cls(eigenvalues, condition, effective, significant.sum(-1))
 
 
 class Pool(nn.Module):
@@ -76,6 +81,7 @@ class Pool(nn.Module):
     """
 
     default_channels: ClassVar[int | None] = None
+    default_reductions: ClassVar[tuple[str, str]] = ("conv-bn-relu", "linear-ln")  # for maps, for tokens
     # Keyword parameters that are no options: a row of the table or the caller's own arguments decide them.
     not_options: ClassVar[tuple[str, ...]] = ("pool_type", "device", "dtype")
 
@@ -105,9 +111,12 @@ class Pool(nn.Module):
         self.num_prefix_tokens = num_prefix_tokens
         self.channels = reduced_channels(in_channels, reduce_channels)
         self.out_features = self.channels
-        self.reduction = build_reduction(
-            in_channels, reduce_channels, reduction, input_fmt=input_fmt, device=device, dtype=dtype
-        )
+        if reduction is not None and reduce_channels is None:
+            raise OptionError(f"reduction={reduction!r} needs reduce_channels, got None")
+        self.reduction: nn.Module = nn.Identity()
+        if reduce_channels is not None:
+            kind = REDUCTIONS[reduction or self.default_reductions[input_fmt == "NLC"]]
+            self.reduction = kind(in_channels, self.channels, device=device, dtype=dtype)
 
     @property
     def is_exportable(self) -> bool:
@@ -131,6 +140,7 @@ class Pool(nn.Module):
 
     def to_maps(self, x: Tensor) -> Tensor:
         """View of the input as maps (B, C, H, W); N tokens become N x 1 positions."""
+        check_floating(x, f"input of the {self.pool_type} pool")
         channels_at = -1 if self.input_fmt in ("NHWC", "NLC") else 1
         if x.ndim != len(self.input_fmt) or x.shape[channels_at] != self.in_channels:
             raise ShapeError(
@@ -147,9 +157,16 @@ class Pool(nn.Module):
 
     @torch.no_grad()
     def spectrum(self, x: Tensor) -> Spectrum:
-        """Eigenvalues of the covariance of ``features(x)``, and what they tell of its condition."""
+        """Eigenvalues of the covariance of ``features(x)``, and what they tell of its condition.
+
+        The features are those of the mode that the pool is in; running statistics are left as they are.
+        """
+        before = [(buffer, buffer.clone()) for buffer in self.buffers()]
         X = self.features(x)
-        return Spectrum.of(torch.linalg.eigvalsh(smaller_covariance(X.double())))
+        for buffer, value in before:
+            buffer.copy_(value)
+        values, _ = guarded_eigh(smaller_covariance(X.double()))
+        return Spectrum.of(values)
 
     def __prepare_scriptable__(self) -> Pool:
         raise ExportError(
@@ -172,10 +189,20 @@ class Pool(nn.Module):
                     break
         return [name for name in dict.fromkeys(names) if name not in cls.not_options]
 
+    @classmethod
+    def part_options(cls, **decided: Any) -> list[str]:
+        """Names of the options of the parts that a row of the table decides on."""
+        return []
+
+    @classmethod
+    def takes_method(cls, **decided: Any) -> bool:
+        """Whether the matrix method is an option, with what a row of the table decides."""
+        return False
+
 
 def widened(X: Tensor) -> Tensor:
     """X in float32 at least."""
-    return X if X.dtype == torch.float64 else X.float()
+    return X.to(working_dtype(X.dtype))
 
 
 PoolFactory = Callable[..., Pool]
@@ -191,11 +218,23 @@ def list_pools(exportable: bool = False) -> list[str]:
     return [name for name in POOLS if not exportable or create_pool(name, 4, device="meta").is_exportable]
 
 
-def pool_options(name: str) -> list[str]:
-    """Names of the options that a pool itself takes, without those of its matrix method."""
+def pool_options(name: str, of_parts: bool = True, method: Any = None) -> list[str]:
+    """Names of the options that a pool takes.
+
+    Args:
+        name: one of :func:`list_pools`.
+        of_parts: those of its parts too, for example of its matrix method; they come first.
+        method: the matrix method, where the pool leaves it open.
+    """
     row = POOLS[name]
     kind: type[Pool] = row.func if isinstance(row, partial) else row  # type: ignore[assignment]
-    return kind.options()
+    decided = dict(row.keywords) if isinstance(row, partial) else {}
+    if not of_parts:
+        return kind.options()
+    open_method = kind.takes_method(**decided)
+    if open_method and method is not None:
+        decided["method"] = method
+    return [*(["method"] if open_method else []), *kind.part_options(**decided), *kind.options()]
 
 
 def create_pool(
@@ -218,10 +257,8 @@ def create_pool(
         UnknownNameError: for a name that is not in the table.
         OptionError: for an option that the pool does not take.
     """
-    factory = POOLS[name]
-    known = pool_options(name)
-    unknown = [option for option in options if option not in known]
-    takes_options_of_parts = inspect.signature(factory).parameters.get("options")
-    if unknown and takes_options_of_parts is None:
-        raise OptionError(f"pool {name!r} has no option {unknown[0]!r}; its options: {', '.join(known)}")
-    return factory(in_channels, device=device, dtype=dtype, **options)
+    known = pool_options(name, method=options.get("method"))
+    for option in options:
+        if option not in known:
+            raise OptionError(f"pool {name!r} has no option {option!r}; its options: {', '.join(known)}")
+    return POOLS[name](in_channels, device=device, dtype=dtype, **options)

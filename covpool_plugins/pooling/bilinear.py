@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_integer
 from ..errors import ShapeError
+from ..linalg.tensors import autocast_off
 from .base import InputFormat, Pool
 from .elementwise import SignedRootL2
 
@@ -45,6 +47,7 @@ class BilinearPool(Pool):
     ) -> None:
         del device, dtype  # no parameters; taken so that every pool is built alike
         second = in_channels if second_channels is None else second_channels
+        check_integer("second_channels", second)
         layout: dict[str, Any] = {"input_fmt": input_fmt, "num_prefix_tokens": num_prefix_tokens}
         super().__init__(in_channels, pool_type="bilinear", **layout)
         self.out_features = in_channels * second
@@ -70,7 +73,7 @@ class BilinearPool(Pool):
                 "bilinear pool: expected inputs with the same batch and positions, got features "
                 f"{tuple(X.shape)} and {tuple(Y.shape)}"
             )
-        with torch.autocast(X.device.type, enabled=False):
+        with autocast_off(X.device.type):
             dtype = torch.promote_types(torch.promote_types(X.dtype, Y.dtype), torch.float32)
             product = X.to(dtype) @ Y.to(dtype).transpose(1, 2) / X.shape[-1]
             return self.elementwise(product.flatten(1)).to(torch.promote_types(X.dtype, Y.dtype))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_flag, check_number
+from ..linalg.tensors import autocast_off
 from .base import POOLS, widened
 from .covariance_pool import CovariancePool
 from .normalizations import Plain
@@ -63,7 +64,7 @@ class AdaptiveChannelDropout(nn.Module):
         wide = widened(X)
         if not self.adaptive or self.rate == 0:
             return torch.full_like(wide[..., 0], self.rate)
-        with torch.autocast(X.device.type, enabled=False):
+        with autocast_off(X.device.type):
             # Neither measure depends on the scale; without it the squares leave the range of float32 early.
             largest = wide.abs().amax((-2, -1), keepdim=True)
             wide = wide / torch.where(largest < torch.finfo(wide.dtype).tiny, 1.0, largest)

@@ -9,8 +9,12 @@ from torch import Tensor
 
 from ..checks import check_choice, check_integer, is_integer
 from ..errors import OptionError
+from ..linalg.tensors import autocast_off, power_of_two
 from .base import POOLS, Pool, widened
 from .elementwise import SignedRootL2
+
+# All hashes drawn for D numbers stay below a smaller bound with at most this probability.
+UNLIKELY = 1e-9
 
 SketchRoute = Literal["auto", "matrix", "fft"]
 
@@ -92,6 +96,19 @@ class CompactBilinearPool(Pool):
         for signs in (self.s1, self.s2):
             signs.copy_(2 * torch.randint(0, 2, signs.shape, generator=generator, device="cpu") - 1)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Refuses hashes that were drawn for vectors of another length, as far as they tell."""
+        hashes = [state_dict[prefix + name] for name in ("h1", "h2") if prefix + name in state_dict]
+        if len(hashes) == 2 and not hashes[0].is_meta:
+            drawn, length = torch.cat(hashes), int(max(h.max() for h in hashes)) + 1
+            unlikely = (length / self.out_features) ** drawn.numel() < UNLIKELY
+            if length > self.out_features or unlikely:
+                error_messages = args[-1]
+                error_messages.append(
+                    f"cbp: the hashes go up to {length - 1}, which does not fit projection={self.out_features}"
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def represent(self, X: Tensor) -> Tensor:
         return self.elementwise(self.sketch(X)).to(X.dtype)
 
@@ -100,9 +117,12 @@ class CompactBilinearPool(Pool):
 
     def sketch(self, X: Tensor) -> Tensor:
         """The tensor sketch (B, D) of X Xᵀ for features (B, C, M), before the element-wise step; float32 at least."""
-        with torch.autocast(X.device.type, enabled=False):
+        with autocast_off(X.device.type):
             wide = widened(X)
-            return self._by_matrix(wide) if self._takes_matrix(X) else self._by_fft(wide)
+            # A power of two does not round; products of large features would leave the range.
+            scale = power_of_two(wide)
+            sketch = self._by_matrix(wide / scale) if self._takes_matrix(X) else self._by_fft(wide / scale)
+            return sketch * scale.squeeze(-1).square()
 
     def _takes_matrix(self, X: Tensor) -> bool:
         if self.route == "auto" and torch.onnx.is_in_onnx_export():

@@ -5,15 +5,17 @@ Each row of the table names its parts; the options of the parts are options of t
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_flag
 from ..errors import OptionError
-from ..linalg import Compute, Method, Vectorize, check_root_options, list_methods, packed_size
+from ..linalg import Compute, Method, Vectorize, check_root_options, list_methods, packed_size, resolve_method
 from .base import POOLS, Pool
 from .elementwise import SignedRootL2
 from .normalizations import (
@@ -35,7 +37,7 @@ class CovariancePool(Pool):
 
     Args:
         in_channels: channels of the input.
-        method: name or object of the square-root method, for the normalisation by a root.
+        method: name or object of the square-root method, for the normalisation by a root; ``svdpade`` by default.
         pool_type: the name in messages; that of the method by default.
         weighting: class of a module (B, C, M) -> (B, C, M) on the features.
         normalization: class of the :class:`Normalization`.
@@ -51,12 +53,13 @@ class CovariancePool(Pool):
     """
 
     default_channels = DEFAULT_CHANNELS
+    default_method: ClassVar[str | Method] = "svdpade"
     not_options = (*Pool.not_options, "weighting", "normalization", "elementwise")
 
     def __init__(
         self,
         in_channels: int,
-        method: str | Method = "svdpade",
+        method: str | Method | None = None,
         *,
         pool_type: str | None = None,
         weighting: type[nn.Module] | None = None,
@@ -70,6 +73,10 @@ class CovariancePool(Pool):
         **options: Any,
     ) -> None:
         check_root_options(compute, vectorize)
+        check_flag("centered", centered)
+        if method is not None and normalization is not MatrixRoot:
+            raise OptionError(f"{normalization.__name__} takes no square-root method, got {method!r}")
+        method = method or self.default_method
         name = pool_type or (method if isinstance(method, str) else type(method).__name__)
         common = {option: options.pop(option) for option in Pool.options() if option in options}
         super().__init__(in_channels, pool_type=name, device=device, dtype=dtype, **common)
@@ -78,12 +85,14 @@ class CovariancePool(Pool):
         self.compute = compute
         self.vectorize = vectorize
         context = {"channels": self.channels, "method": method, "device": device, "dtype": dtype}
+        known = self.part_options(method, weighting, normalization, elementwise)
+        for option in options:
+            if option not in known:
+                listed = ", ".join([*known, *self.options()])
+                raise OptionError(f"pool {name!r} has no option {option!r}; its options: {listed}")
         self.weighting = build_part(weighting, options, context)
         self.elementwise = build_part(elementwise, options, context)
         self.normalization = build_part(normalization, options, context)
-        if options:
-            known = ", ".join([*part_options(weighting, normalization, elementwise), *self.options()])
-            raise OptionError(f"pool {name!r} has no option {next(iter(options))!r}; its options: {known}")
 
     @property
     def method(self) -> Method | None:
@@ -102,10 +111,36 @@ class CovariancePool(Pool):
         return self.normalization(self.weighting(X), self.centered, self.compute, self.vectorize)
 
     def represent(self, X: Tensor) -> Tensor:
-        return self.elementwise(self.entries(X))
+        return self.elementwise(self.entries(X)).to(X.dtype)
+
+    @classmethod
+    def part_options(
+        cls,
+        method: str | Method | None = None,
+        weighting: type[nn.Module] | None = None,
+        normalization: type[Normalization] = MatrixRoot,
+        elementwise: type[nn.Module] | None = None,
+        **decided: Any,
+    ) -> list[str]:
+        names = options_of(weighting, normalization, elementwise)
+        if normalization is MatrixRoot:
+            names = [
+                *names,
+                *(field.name for field in dataclasses.fields(resolve_method(method or cls.default_method))),
+            ]
+        return names
+
+    @classmethod
+    def takes_method(
+        cls,
+        method: str | Method | None = None,
+        normalization: type[Normalization] = MatrixRoot,
+        **decided: Any,
+    ) -> bool:
+        return method is None and normalization is MatrixRoot
 
 
-def part_options(*kinds: type[nn.Module] | None) -> list[str]:
+def options_of(*kinds: type[nn.Module] | None) -> list[str]:
     """Names of the options that classes of parts take."""
     parameters = [p for kind in kinds if kind for p in inspect.signature(kind).parameters.values()]
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in CONTEXT]
@@ -117,7 +152,7 @@ def build_part(kind: type[nn.Module] | None, options: dict[str, Any], context: d
         return nn.Identity()
     parameters = inspect.signature(kind).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    taken = {name: options.pop(name) for name in list(options) if takes_all or name in part_options(kind)}
+    taken = {name: options.pop(name) for name in list(options) if takes_all or name in options_of(kind)}
     return kind(**taken, **{name: value for name, value in context.items() if name in parameters})
 
 
@@ -135,7 +170,7 @@ _PARTS: dict[str, dict[str, Any]] = {
     "powcov": {"normalization": MatrixPower},
     "logcov": {"normalization": MatrixLogarithm},
     "bcnn": {"normalization": Plain, **_BILINEAR},
-    "ibcnn": {"normalization": MatrixRoot, "method": "exact", **_BILINEAR},
+    "ibcnn": {"normalization": MatrixRoot, **_BILINEAR},
 }
 for _name, _parts in _PARTS.items():
     POOLS.add(_name, partial(CovariancePool, pool_type=_name, **_parts))

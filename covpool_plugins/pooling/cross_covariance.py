@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from ..checks import check_choice
 from ..errors import OptionError
+from ..linalg.tensors import autocast_off, transpose
 from .base import POOLS, InputFormat, Pool, widened
-from .covariance_pool import part_options
-from .reduction import build_reduction, reduced_channels
-from .singular_value_power import SingularValuePower, centered_features, product, transpose
+from .covariance_pool import options_of
+from .reduction import REDUCTIONS, reduced_channels
+from .singular_value_power import SingularValuePower, centered_features, product
 
 CrossNormalization = Literal["svpn", "none"]
 NORMALIZATIONS: tuple[str, ...] = get_args(CrossNormalization)
@@ -67,21 +68,25 @@ class CrossCovariancePool(Pool):
             num_prefix_tokens=num_prefix_tokens,
         )
         self.out_features = rows * columns
-        known = part_options(SingularValuePower) if normalization == "svpn" else []
+        known = self.part_options(normalization)
         for name in options:
             if name not in known:
                 listed = ", ".join([*known, *self.options()])
                 raise OptionError(f"pool 'crosscov' has no option {name!r}; its options: {listed}")
         self.both_channels = (rows, columns)
         self.centered = centered
+        if reduction is not None and reduce_channels is None:
+            raise OptionError(f"reduction={reduction!r} needs reduce_channels, got None")
+        kind = REDUCTIONS[reduction or self.default_reductions[input_fmt == "NLC"]]
         reduced = () if reduce_channels is None else self.both_channels
-        self.reductions = nn.ModuleList(
-            build_reduction(in_channels, count, reduction, input_fmt=input_fmt, device=device, dtype=dtype)
-            for count in reduced
-        )
+        self.reductions = nn.ModuleList(kind(in_channels, count, device=device, dtype=dtype) for count in reduced)
         self.normalization: SingularValuePower | None = None
         if normalization == "svpn":
             self.normalization = SingularValuePower(rows, columns, **options, device=device, dtype=dtype)
+
+    @classmethod
+    def part_options(cls, normalization: str = "svpn", **decided: Any) -> list[str]:
+        return options_of(SingularValuePower) if normalization == "svpn" else []
 
     def features(self, x: Tensor) -> Tensor:
         """Both reductions (B, C₁ + C₂, M), or the input itself (B, C, M) without them."""
@@ -92,7 +97,7 @@ class CrossCovariancePool(Pool):
 
     def represent(self, X: Tensor) -> Tensor:
         Y, Z = X.split(self.both_channels, dim=1) if len(self.reductions) else (X, X)
-        with torch.autocast(X.device.type, enabled=False):
+        with autocast_off(X.device.type):
             Yc, Zc = (centered_features(widened(part), self.centered) for part in (Y, Z))
             Yc = Yc / X.shape[-1]
             if self.normalization is None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_integer, check_number
+from ..linalg.tensors import autocast_off, power_of_two
 from .base import POOLS, widened
 from .covariance_pool import CovariancePool
 from .elementwise import SignedRootL2
@@ -62,11 +63,9 @@ class DemocraticWeighting(nn.Module):
     def _scaled_weights(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (B, M) for the features divided by their scale, and that scale (B, 1)."""
         wide = widened(X)
-        with torch.autocast(X.device.type, enabled=False):
+        with autocast_off(X.device.type):
             limits = torch.finfo(wide.dtype)
-            largest = wide.detach().abs().amax((-2, -1), keepdim=True)
-            # A power of two, so that scaling does not round; a constant, so that its square is in no gradient.
-            scale = 2.0 ** torch.where(largest < limits.tiny, 1.0, largest).log2().floor()
+            scale = power_of_two(wide)
             Y = wide / scale
             dead = Y.detach().square().sum(-2) <= limits.eps**2
             K = (Y.transpose(-2, -1) @ Y).square()

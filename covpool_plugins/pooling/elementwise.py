@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_number
+from ..linalg.tensors import autocast_off
 from .base import widened
 
 
@@ -24,10 +25,12 @@ class SignedRootL2(nn.Module):
         self.eps = float(eps)
 
     def forward(self, v: Tensor) -> Tensor:
-        with torch.autocast(v.device.type, enabled=False):
+        with autocast_off(v.device.type):
             wide = widened(v)
             signed = wide.sign() * (wide.abs() + self.eps).sqrt()
-            return nn.functional.normalize(signed, dim=-1).to(v.dtype)
+            # The squares in the length of a vector leave the range before its entries do.
+            largest = signed.detach().abs().amax(dim=-1, keepdim=True)
+            return nn.functional.normalize(signed / torch.where(largest > 0, largest, 1.0), dim=-1).to(v.dtype)
 
     def extra_repr(self) -> str:
         return f"eps={self.eps:g}"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..checks import check_integer, is_integer
 from ..errors import OptionError, ShapeError
 from ..linalg import covariance
+from ..linalg.tensors import autocast_off
 from .base import POOLS, Pool, widened
 
 
@@ -28,9 +29,9 @@ class LowRankBilinearPool(Pool):
         in_channels: channels of the input.
         filters: K, the length of the vector; 200 is the paper's number for CUB-200.
         rank: r, even: r/2 positive and r/2 negative directions per filter.
-        reduction: name of the reduction; ``projection`` is the paper's, linear and without bias. Its 100 channels, the
-            default, are the columns m of the projection P that the filters share (the paper's co-decomposition).
-        common: ``reduce_channels``, ``input_fmt`` and the others of :class:`Pool`.
+        common: ``reduce_channels``, ``reduction``, ``input_fmt`` and the others of :class:`Pool`. The defaults, 100
+            channels by the linear ``projection`` without bias, are the paper's: it has m = 100 columns, which the
+            filters share (co-decomposition).
 
     Attributes:
         factors: U, (K, 2, r/2, C): the positive directions of each filter, then the negative ones.
@@ -42,6 +43,7 @@ class LowRankBilinearPool(Pool):
     """
 
     default_channels = 100
+    default_reductions = ("projection", "projection")
 
     def __init__(
         self,
@@ -49,14 +51,13 @@ class LowRankBilinearPool(Pool):
         *,
         filters: int = 200,
         rank: int = 8,
-        reduction: str = "projection",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **common: Any,
     ) -> None:
         check_integer("lrbp: filters", filters)
         check_rank(rank)
-        super().__init__(in_channels, pool_type="lrbp", reduction=reduction, device=device, dtype=dtype, **common)
+        super().__init__(in_channels, pool_type="lrbp", device=device, dtype=dtype, **common)
         self.out_features = filters
         self.rank = rank
         self.factors = nn.Parameter(torch.empty(filters, 2, rank // 2, self.channels, device=device, dtype=dtype))
@@ -84,7 +85,7 @@ class LowRankBilinearPool(Pool):
             nn.init.normal_(self.factors, std=self.factors.shape[-1] ** -0.5)
 
     def represent(self, X: Tensor) -> Tensor:
-        with torch.autocast(X.device.type, enabled=False):
+        with autocast_off(X.device.type):
             wide = widened(X)
             directions = self.factors.to(wide.dtype).flatten(0, 2)
             if wide.shape[1] < wide.shape[2]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..checks import check_choice, check_integer, is_integer
 from ..errors import OptionError
 from ..linalg import smaller_covariance
+from ..linalg.tensors import autocast_off
 from .base import POOLS, Pool, Spectrum, widened
 
 FirstOrder = Literal["mean", "token"]
@@ -93,7 +94,7 @@ class MomentPool(Pool):
 
     def represent(self, X: Tensor) -> Tensor:
         wide = widened(X)
-        with torch.autocast(X.device.type, enabled=False):
+        with autocast_off(X.device.type):
             mean = wide[:, : self.in_channels].mean(-1)
             second = self.convolve(self.cross_covariances(wide[:, self.in_channels :])).flatten(1)
             return torch.cat([mean, second], dim=1).to(X.dtype)

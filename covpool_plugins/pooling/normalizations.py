@@ -25,20 +25,21 @@ from ..linalg import (
     Method,
     Vectorize,
     covariance,
+    covariance_powm,
     covariance_sqrt,
     expm_neg,
     logm,
     pack_triu,
-    powm,
     resolve_method,
     smaller_covariance,
 )
+from ..linalg.tensors import autocast_off, working_dtype
 
 
 class Normalization(nn.Module):
     """Features (B, C, M) to vectors: a function of their covariance.
 
-    A subclass gives ``function``, or ``forward`` where features go there in fewer steps.
+    A subclass gives ``function``, or ``of_features`` or ``forward`` where features go there in fewer steps.
     """
 
     def __init__(self) -> None:
@@ -53,12 +54,15 @@ class Normalization(nn.Module):
         """The function of covariances (B, C, C), computed in the precision they come in."""
         raise NotImplementedError
 
+    def of_features(self, X: Tensor, centered: bool) -> Tensor:
+        """The function of the covariances of features (B, C, M), computed in the precision they come in."""
+        return self.function(covariance(X, centered))
+
     def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
-        """Vectors (B, width) in the dtype of ``X``; ``mixed`` computes covariance and function in float64."""
-        wide = X.float() if compute == "float32" else X.double()
-        with torch.autocast(X.device.type, enabled=False):
-            F = self.function(covariance(wide, centered))
-        return (pack_triu(F) if vectorize == "triu" else F.flatten(1)).to(X.dtype)
+        """Vectors (B, width) in float32 at least; ``mixed`` computes covariance and function in float64."""
+        with autocast_off(X.device.type):
+            F = self.of_features(X.float() if compute == "float32" else X.double(), centered)
+        return (pack_triu(F) if vectorize == "triu" else F.flatten(1)).to(working_dtype(X.dtype))
 
 
 class MatrixRoot(Normalization):
@@ -94,6 +98,11 @@ class Plain(Normalization):
     def function(self, A: Tensor) -> Tensor:
         return A
 
+    def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
+        # ONNX's older exporter writes a packing of float64 matrices that onnxruntime refuses to load.
+        narrow = compute == "mixed" and torch.onnx.is_in_onnx_export()
+        return super().forward(X, centered, "float32" if narrow else compute, vectorize)
+
 
 class MatrixPower(Normalization):
     """The power A^p, 0 < p <= 1; one half is the square root of MPN-COV.
@@ -119,11 +128,12 @@ class MatrixPower(Normalization):
         """The exponent; a 0-dimensional tensor with gradient if it is learned."""
         return self.fixed_p if self.logit_p is None else self.logit_p.sigmoid()
 
-    def function(self, A: Tensor) -> Tensor:
-        return powm(A, self.p)
+    def of_features(self, X: Tensor, centered: bool) -> Tensor:
+        return covariance_powm(X, self.p, centered)
 
     def extra_repr(self) -> str:
-        return f"p={self.fixed_p:g}, learn_p={self.logit_p is not None}"
+        learned = self.logit_p is not None and not self.logit_p.is_meta
+        return f"p={float(self.p) if learned else self.fixed_p:.4g}, learn_p={self.logit_p is not None}"
 
 
 class MatrixLogarithm(Normalization):
@@ -164,7 +174,7 @@ class ScalingEigenBranch(Normalization):
     def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
         root = covariance_sqrt(X, "exact", centered=centered, compute=compute, vectorize=vectorize).flatten(1)
         wide = X.float() if compute == "float32" else X.double()
-        with torch.autocast(X.device.type, enabled=False):
+        with autocast_off(X.device.type):
             A = smaller_covariance(wide, centered)
             # ‖A^(1/2) exp(-A)‖² = tr(A exp(-2 A)), which the eigenvalues determine.
             squared = (A * expm_neg(2 * A)).sum((-2, -1)).unsqueeze(-1)

@@ -69,18 +69,3 @@ def reduced_channels(in_channels: int, reduce_channels: int | str | None) -> int
     if not isinstance(reduce_channels, int) or not is_integer(reduce_channels):
         raise OptionError(f"reduce_channels must be a positive integer or None, got {reduce_channels!r}")
     return reduce_channels
-
-
-def build_reduction(
-    in_channels: int,
-    reduce_channels: int | str | None,
-    reduction: str | None = None,
-    *,
-    input_fmt: str = "NCHW",
-    **factory: Any,
-) -> nn.Module:
-    """Module on maps (B, C, H, W), by name; the identity for ``reduce_channels=None``."""
-    if reduce_channels is None:
-        return nn.Identity()
-    kind = REDUCTIONS[reduction or ("linear-ln" if input_fmt == "NLC" else "conv-bn-relu")]
-    return kind(in_channels, reduced_channels(in_channels, reduce_channels), **factory)

@@ -21,6 +21,7 @@ from ..checks import check_choice, check_integer, check_number, is_integer
 from ..errors import OptionError, ShapeError
 from ..linalg import Compute, Vectorize, covariance, pack_triu
 from ..linalg.covariance import center, rounding_of_mean
+from ..linalg.tensors import autocast_off, power_of_two, transpose, working_dtype
 from .base import POOLS, widened
 from .covariance_pool import CovariancePool
 from .normalizations import Normalization
@@ -92,23 +93,30 @@ class SingularValuePower(Normalization):
         self.weight: nn.Parameter | None = None
         if start == "learned":
             # A generator of its own: pools built twice are the same pool, and the global generator is left alone.
-            drawn = torch.randn(channels, generator=torch.Generator().manual_seed(0), device="cpu")
-            self.weight = nn.Parameter(drawn.to(device=device, dtype=dtype or torch.get_default_dtype()))
+            self.weight = nn.Parameter(torch.empty(channels, device=device, dtype=dtype))
+            self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The vector that the power iteration begins at when nothing has been learned."""
+        if self.weight is not None and not self.weight.is_meta:
+            generator = torch.Generator("cpu").manual_seed(0)
+            self.weight.copy_(torch.randn(self.shape[0], generator=generator, device="cpu"))
 
     @property
     def is_exportable(self) -> bool:
         return True
 
     def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
-        """Vectors (B, width) in the dtype of ``X``; ``mixed`` needs no float64 here, there is no decomposition."""
+        """Vectors (B, width) in float32 at least; ``mixed`` needs no float64 here, there is no decomposition."""
         wide = X.double() if compute == "float64" else widened(X)
-        with torch.autocast(X.device.type, enabled=False):
+        with autocast_off(X.device.type):
             if X.shape[-1] > X.shape[-2]:
                 F = self.function(covariance(wide, centered))
             else:
                 Xc = centered_features(wide, centered)
                 F = self.of_product(Xc / X.shape[-1], Xc)
-        return (pack_triu(F) if vectorize == "triu" else F.flatten(1)).to(X.dtype)
+        return (pack_triu(F) if vectorize == "triu" else F.flatten(1)).to(working_dtype(X.dtype))
 
     def function(self, A: Tensor) -> Tensor:
         """The normalised matrices (..., C₁, C₂), computed in the precision they come in.
@@ -118,33 +126,35 @@ class SingularValuePower(Normalization):
         """
         if A.shape[-2:] != self.shape:
             raise ShapeError(f"svpn: expected matrices (..., {self.shape[0]}, {self.shape[1]}), got {tuple(A.shape)}")
-        with torch.autocast(A.device.type, enabled=False):
-            scale = _power_of_two(A)
-            V, QV, powers, f = self._parts(A / scale, None, scale)
+        with autocast_off(A.device.type):
+            scale = power_of_two(A)
+            scaled = A / scale
+            V, QV, powers, f = self._parts(scaled, None, self.eps * scale ** (self.alpha - 1))
             low_rank = product(QV * (powers - f), transpose(V))
-            return low_rank if self.n is None else f * A + low_rank
+            return scale**self.alpha * (low_rank if self.n is None else f * scaled + low_rank)
 
     def of_product(self, L: Tensor, R: Tensor) -> Tensor:
         """``function(L Rᵀ)`` for L (..., C₁, M) and R (..., C₂, M): the product is formed once, with the result."""
-        with torch.autocast(L.device.type, enabled=False):
-            scale_of_L, scale_of_R = _power_of_two(L), _power_of_two(R)
+        with autocast_off(L.device.type):
+            scale_of_L, scale_of_R = power_of_two(L), power_of_two(R)
             left, right = L / scale_of_L, R / scale_of_R
-            scale = scale_of_L * scale_of_R
-            V, QV, powers, f = self._parts(left, right, scale)
-            low_rank = QV * (powers - f)
-            if self.n is None:
-                return product(low_rank, transpose(V))
-            return product(torch.cat([scale * f * left, low_rank], -1), transpose(torch.cat([right, V], -1)))
+            # Powers of each scale, because their product may leave the range.
+            eps = self.eps * scale_of_L ** (self.alpha - 1) * scale_of_R ** (self.alpha - 1)
+            V, QV, powers, f = self._parts(left, right, eps)
+            columns = QV * (powers - f)
+            if self.n is not None:
+                columns, V = torch.cat([f * left, columns], -1), torch.cat([right, V], -1)
+            return scale_of_L**self.alpha * scale_of_R**self.alpha * product(columns, transpose(V))
 
-    def _parts(self, L: Tensor, R: Tensor | None, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """V, Q V, σ^(α-1) (..., 1, n) and f (..., 1, 1), for Q = scale L Rᵀ or scale L. No rest makes f zero."""
+    def _parts(self, L: Tensor, R: Tensor | None, eps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """V, Q V, σ^(α-1) (..., 1, n) and f (..., 1, 1), for Q = L Rᵀ or L of about unit size. No rest makes f zero."""
         V, QV, found, last = self._triplets(L, R)
-        powers = _power(scale * found, self.alpha - 1)
+        powers = _power(found, self.alpha - 1)
         if self.n is None:
-            return V, scale * QV, powers, torch.zeros_like(last)
+            return V, QV, powers, torch.zeros_like(last)
         empty = last <= 0
-        damped = _power(scale * last, 1 - self.alpha) + self.eps
-        return V, scale * QV, powers, torch.where(empty, 0.0, 1 / torch.where(empty, 1.0, damped))
+        damped = _power(last, 1 - self.alpha) + eps
+        return V, QV, powers, torch.where(empty, 0.0, 1 / torch.where(empty, 1.0, damped))
 
     def _triplets(self, L: Tensor, R: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """V (..., C₂, n), Q V (..., C₁, n), the singular values (..., 1, n) and the last that is not zero (..., 1, 1).
@@ -193,7 +203,7 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def forward(A: Tensor, B: Tensor) -> Tensor:
-        with torch.autocast(A.device.type, enabled=False):
+        with autocast_off(A.device.type):
             return A @ B
 
     @staticmethod
@@ -210,11 +220,6 @@ class Product(torch.autograd.Function):
 def product(A: Tensor, B: Tensor) -> Tensor:
     """A B for A (..., n, m) and B (..., m, k) with the same leading dimensions, never in a lower precision."""
     return Product.apply(A, B)
-
-
-def transpose(A: Tensor) -> Tensor:
-    """Aᵀ, by an operation that both ONNX exporters know; ``.mT`` is none."""
-    return A.transpose(-2, -1)
 
 
 def centered_features(X: Tensor, centered: bool) -> Tensor:
@@ -241,12 +246,6 @@ def _power(values: Tensor, exponent: float) -> Tensor:
     """values^exponent; zero, without gradient, where they are zero."""
     null = values <= 0
     return torch.where(null, 0.0, torch.where(null, 1.0, values) ** exponent)
-
-
-def _power_of_two(Q: Tensor) -> Tensor:
-    """The power of two below the largest entry of each Q, (..., 1, 1), by which its products stay in range."""
-    largest = Q.detach().abs().amax(dim=(-2, -1), keepdim=True)
-    return torch.where(largest > 0, 2.0 ** torch.floor(torch.log2(largest)), torch.ones_like(largest))
 
 
 POOLS.add("svpn", partial(CovariancePool, pool_type="svpn", normalization=SingularValuePower))

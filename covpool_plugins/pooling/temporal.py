@@ -10,13 +10,12 @@ from torch import Tensor
 from ..checks import check_choice, check_flag, check_integer
 from ..errors import ShapeError
 from ..linalg import Method, NewtonSchulz
-from .base import POOLS, InputFormat
+from .base import POOLS
 from .covariance_pool import CovariancePool
 from .temporal_attention import GATE_CHANNELS, AttentionWeights, TemporalAttention
 
 Level = Literal["video", "frame"]
 LEVELS: tuple[str, ...] = get_args(Level)
-RELEASED_METHOD = NewtonSchulz(iterations=3)
 
 
 @POOLS.register("temporal")
@@ -41,9 +40,8 @@ class TemporalPool(CovariancePool):
         spatial_attention: gather positions of each frame by how the two frames before correspond.
         temporal_convolution: convolve the calibrated features along the frames.
         gate_channels: hidden width of the channel attention; 32 in the released code, for 8 channels.
-        reduction: ``conv-bn-relu-twice`` (through 256 channels, as released; default for maps), ``conv-bn-relu`` or
-            ``linear-ln`` (default for tokens).
-        options: of the method, for example ``iterations=5``, and others of :class:`CovariancePool`.
+        options: of the method, for example ``iterations=5``, and others of :class:`CovariancePool`. The reduction of
+            maps is by default ``conv-bn-relu-twice`` (through 256 channels, as released).
 
     Source: Gao, Wang, Zhang, Hu & Li, "Temporal-attentive Covariance Pooling Networks for Video Recognition",
     NeurIPS 2021; Song, Sebe & Wang, "Fast Differentiable Matrix Square Root", ICLR 2022, for ``method="mpa"``.
@@ -53,10 +51,13 @@ class TemporalPool(CovariancePool):
         ShapeError: for a batch that is no whole number of clips.
     """
 
+    default_reductions = ("conv-bn-relu-twice", "linear-ln")
+    default_method = NewtonSchulz(iterations=3)
+
     def __init__(
         self,
         in_channels: int,
-        method: str | Method = RELEASED_METHOD,
+        method: str | Method | None = None,
         *,
         frames: int = 1,
         level: Level = "video",
@@ -64,8 +65,6 @@ class TemporalPool(CovariancePool):
         spatial_attention: bool = True,
         temporal_convolution: bool = True,
         gate_channels: int = GATE_CHANNELS,
-        reduction: str | None = None,
-        input_fmt: InputFormat = "NCHW",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **options: Any,
@@ -80,8 +79,6 @@ class TemporalPool(CovariancePool):
             in_channels,
             method,
             pool_type="temporal",
-            reduction=reduction or ("linear-ln" if input_fmt == "NLC" else "conv-bn-relu-twice"),
-            input_fmt=input_fmt,
             device=device,
             dtype=dtype,
             **options,

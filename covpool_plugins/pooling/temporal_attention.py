@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..linalg.tensors import autocast_off
 from .base import widened
 
 GATE_CHANNELS = 32
@@ -152,7 +153,7 @@ class TemporalAttention(nn.Module):
         self.convolution = TemporalConvolution(channels, frames, **factory) if convolution else None
 
     def forward(self, X: Tensor) -> Tensor:
-        with torch.autocast(X.device.type, enabled=False):
+        with autocast_off(X.device.type):
             features = widened(X)
             calibrated = features if self.spatial is None else features + self.spatial(features)
             if self.channel is not None:
@@ -163,7 +164,7 @@ class TemporalAttention(nn.Module):
 
     def weights(self, X: Tensor) -> AttentionWeights:
         """The weights of both attentions for clips (B, T, C, M), in float32 at least."""
-        with torch.autocast(X.device.type, enabled=False):
+        with autocast_off(X.device.type):
             features = widened(X)
             return AttentionWeights(
                 None if self.channel is None else self.channel(features),

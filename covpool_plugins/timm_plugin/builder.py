@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -32,7 +33,7 @@ def create_model(
     pretrained: bool = False,
     num_classes: int = 1000,
     head_kwargs: dict[str, Any] | None = None,
-    reduce_channels: int | None = None,
+    reduce_channels: int | str | None = "default",
     last_stride: int | None = None,
     global_pool: str | None = None,
     drop_rate: float = 0.0,
@@ -50,7 +51,8 @@ def create_model(
             backbone's or a whole second-order model's; what fits of the head is loaded).
         num_classes: outputs; 0 returns the pooled vector.
         head_kwargs: options of the pool and its matrix method, for example ``dict(vectorize='full', iterations=7)``.
-        reduce_channels: short for ``head_kwargs=dict(reduce_channels=...)``.
+        reduce_channels: short for ``head_kwargs=dict(reduce_channels=...)``; ``None`` or, because ``timm.create_model``
+            drops arguments that are ``None``, 0 leaves the reduction out.
         last_stride: 1 removes the stride of the last stage (14x14 positions at 224, as in CVPR 2018); the default
             keeps timm's (7x7, as in ICCV 2021).
         global_pool: '' returns the unpooled map (with ``num_classes=0``); a head's name overrides ``head``.
@@ -80,15 +82,26 @@ def create_model(
     model = entrypoint(pretrained=pretrained, num_classes=0, global_pool="", **source, **timm_kwargs)
     if last_stride == 1:
         _remove_added_dilation(model)
-    options = dict(head_kwargs or {})
-    if reduce_channels is not None:
-        options["reduce_channels"] = reduce_channels
+    options = _head_options(head_kwargs, reduce_channels)
     new_head = _build_head(model, name, num_classes, pool_type, drop_rate, options)
     attach_head(model, new_head, num_classes)
     model.pretrained_cfg = model.default_cfg = _describe_weights(model.pretrained_cfg, f"{name}_{head}")
     if pretrained and (pretrained_cfg_overlay or not isinstance(pretrained_cfg, (str, type(None)))):
         _load_head(model, cfg, num_classes, source["cache_dir"])
     return model
+
+
+def _head_options(head_kwargs: Any, reduce_channels: int | str | None) -> dict[str, Any]:
+    """Options of the pool, from both places."""
+    if not isinstance(head_kwargs, (Mapping, type(None))):
+        raise OptionError(f"head_kwargs must be a dictionary of options, got {head_kwargs!r}")
+    options = dict(head_kwargs or {})
+    if reduce_channels != "default":
+        wanted = reduce_channels or None
+        if options.setdefault("reduce_channels", wanted) != wanted:
+            other = options["reduce_channels"]
+            raise OptionError(f"reduce_channels={reduce_channels!r}, but head_kwargs have reduce_channels={other!r}")
+    return options
 
 
 def _build_head(

@@ -62,7 +62,7 @@ class SecondOrderHead(nn.Module):
         _check_classes(num_classes, self.pool_type if pool_type is None else pool_type)
         if pool_type is not None and pool_type != self.pool_type:
             if pool_type:
-                shared = pool_options(pool_type)
+                shared = pool_options(pool_type, of_parts=False)
                 self.pool_options = {k: v for k, v in self.pool_options.items() if k in shared}
             self._build_pool(pool_type, device, dtype)
         self._build_classifier(num_classes, device, dtype)

@@ -1,6 +1,8 @@
 """ONNX, by both exporters: every method that takes matrix products only, and a clear refusal from every other."""
 
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -91,3 +93,20 @@ def test_the_newer_exporter_names_the_decomposition(tmp_path):
     # It tries other ways of recording the graph when one raises, so what is left is its own message.
     with pytest.raises(torch.onnx.errors.OnnxExporterError, match="eigh"):
         _export("sqrtm-exact", "dynamo", tmp_path / "function.onnx")
+
+
+def test_exports_in_a_fresh_process():
+    """What is computed once must not be computed of the fake tensors of an export."""
+    program = """
+import torch
+from covpool_plugins.linalg import Minimax, covariance_sqrt
+
+class Function(torch.nn.Module):
+    def forward(self, X):
+        return covariance_sqrt(X, "minimax") + covariance_sqrt(X, Minimax(steps=4))
+
+X = torch.randn(2, 4, 9)
+exported = torch.export.export(Function(), (X,)).module()
+torch.testing.assert_close(exported(X), Function()(X))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

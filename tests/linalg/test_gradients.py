@@ -6,7 +6,18 @@ import pytest
 import torch
 from support.matrices import SPECTRA, features, relative_error, with_spectrum
 
-from covpool_plugins.linalg import IterativeMethod, covariance, covariance_sqrt, list_methods, resolve_method, sqrtm
+from covpool_plugins.linalg import (
+    IterativeMethod,
+    covariance,
+    covariance_powm,
+    covariance_sqrt,
+    expm_neg,
+    list_methods,
+    logm,
+    powm,
+    resolve_method,
+    sqrtm,
+)
 from covpool_plugins.linalg.methods.base import Scaling
 
 METHODS = {name: resolve_method(name) for name in list_methods()}
@@ -188,3 +199,33 @@ def test_root_is_homogeneous_so_its_gradient_is_complete(method):
     (grad,) = torch.autograd.grad(score, X)
     tolerance = 1e-2 if method == "denman_beavers" else 1e-10  # its ridge is not homogeneous in the null space
     assert relative_error(((X - X.mean(-1, keepdim=True)) * grad).sum(), score.detach()) < tolerance
+
+
+@pytest.mark.parametrize("centered", [True, False])
+@pytest.mark.parametrize("shape", [(5, 4), (4, 6)])
+@pytest.mark.parametrize("p", [0.5, 0.8])
+def test_powers_of_the_covariance_of_features(shape, centered, p):
+    X = features(*shape, batch=1).requires_grad_()
+    assert relative_error(covariance_powm(X, p, centered), powm(covariance(X, centered), p)) < 1e-12
+    assert torch.autograd.gradcheck(lambda X: covariance_powm(X, p, centered), X)
+    assert torch.autograd.gradgradcheck(lambda X: covariance_powm(X, p, centered), X, atol=1e-4)
+
+
+@pytest.mark.parametrize("function", [lambda A: powm(A, 0.5), lambda A: powm(A, 1.5), sqrtm, logm])
+def test_second_derivatives_that_a_singular_matrix_does_not_have_are_refused(function):
+    X = features(5, 3, batch=1).requires_grad_()
+    (grad,) = torch.autograd.grad(function(covariance(X)).sum(), X, create_graph=True)
+    with pytest.raises(RuntimeError, match="a matrix with zero eigenvalues has no further derivative"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("function", [expm_neg, lambda A: powm(A, 1), lambda A: powm(A, 2), lambda A: powm(A, 3)])
+def test_derivatives_at_zero_eigenvalues(function):
+    X = features(5, 3, batch=1).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda X: function(covariance(X)), X)
+    A = torch.diag(torch.tensor([1.0, 0.5, 0.0, 0.0], dtype=torch.float64)).requires_grad_()
+    (grad,) = torch.autograd.grad(function(A).diagonal()[3], A)
+    step = torch.zeros(4, 4, dtype=torch.float64)
+    step[3, 3] = 1e-7
+    slope = (function(A.detach() + step) - function(A.detach()))[3, 3] / 1e-7
+    assert grad[3, 3] == pytest.approx(slope.item(), abs=1e-6)

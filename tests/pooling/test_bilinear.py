@@ -104,8 +104,9 @@ def test_sketch_derivatives(route):
 def test_automatic_route_handles_fewer_numbers(projection, positions, taken, monkeypatch):
     pool = CompactBilinearPool(12, projection=projection)
     for route in ROUTES:
-        monkeypatch.setattr(pool, f"_by_{route}", lambda X, route=route: route)
-    assert pool.sketch(features(12, positions)) == taken
+        value = torch.full((2, projection), float(ROUTES.index(route)))
+        monkeypatch.setattr(pool, f"_by_{route}", lambda X, value=value: value)
+    assert torch.all((pool.sketch(features(12, positions)) == 0) == (ROUTES.index(taken) == 0))
 
 
 @pytest.mark.filterwarnings("ignore")  # the exporter's own, about itself
@@ -357,6 +358,7 @@ def test_autocast_changes_nothing(kind):
 @pytest.mark.parametrize(
     "call, error, message",
     [
+        (lambda: BilinearPool(4, -1), OptionError, "second_channels must be a positive integer, got -1"),
         (lambda: create_pool("cbp", 4, projection=0), OptionError, "projection must be a positive integer, got 0"),
         (lambda: create_pool("cbp", 4, projection=2.5), OptionError, "projection must be a positive integer, got 2.5"),
         (lambda: create_pool("cbp", 4, seed=-1), OptionError, r"seed must be an integer from 0 to .*, got -1"),

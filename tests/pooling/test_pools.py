@@ -8,8 +8,8 @@ from support.matrices import relative_error
 from torch import nn
 
 from covpool_plugins.errors import ExportError
-from covpool_plugins.linalg import covariance_sqrt, list_methods
-from covpool_plugins.pooling import REDUCTIONS, CovariancePool, create_pool, list_pools
+from covpool_plugins.linalg import NewtonSchulz, covariance_sqrt, list_methods
+from covpool_plugins.pooling import REDUCTIONS, CovariancePool, create_pool, list_pools, pool_options
 
 POOLS = list_pools()
 LAYOUTS = {
@@ -146,11 +146,23 @@ def test_traces_and_says_that_it_cannot_be_scripted(name):
             lambda: create_pool("gap", 4, reduce_channels=2),
             "pool 'gap' has no option 'reduce_channels'; its options: ",
         ),
-        (lambda: create_pool("isqrt", 4, iteration=3), "method 'isqrt' has no option 'iteration'"),
+        (lambda: create_pool("isqrt", 4, iteration=3), "pool 'isqrt' has no option 'iteration'; its options: scaling"),
         (
             lambda: create_pool("isqrt", 4, reduce_channels=0),
             "reduce_channels must be a positive integer or None, got 0",
         ),
+        (lambda: create_pool("isqrt", 0), "in_channels must be a positive integer, got 0"),
+        (lambda: create_pool("gap", None), "in_channels must be a positive integer, got None"),
+        (lambda: create_pool("isqrt", 4, num_prefix_tokens=-1), "num_prefix_tokens must be an integer >= 0, got -1"),
+        (lambda: create_pool("isqrt", 4, num_prefix_tokens="1"), "num_prefix_tokens must be an integer >= 0, got '1'"),
+        (lambda: create_pool("isqrt", 4, centered="no"), "centered must be True or False, got 'no'"),
+        (lambda: create_pool("isqrt", 4, method="mpa"), "pool 'isqrt' has no option 'method'"),
+        (lambda: create_pool("powcov", 4, method="mpa"), "pool 'powcov' has no option 'method'"),
+        (lambda: create_pool("isqrt", 4, pool_type="x"), "pool 'isqrt' has no option 'pool_type'"),
+        (lambda: create_pool("isqrt", 4, weighting=3), "pool 'isqrt' has no option 'weighting'"),
+        (lambda: create_pool("bcnn", 4, reduction="conv-bn-relu"), "reduction='conv-bn-relu' needs reduce_channels"),
+        (lambda: create_pool("bcnn", 4)(torch.ones(2, 4, 3, 3).long()), "must be real floating point, got torch.int64"),
+        (lambda: create_pool("bcnn", 4)([1.0]), "must be a tensor, got list"),
         (lambda: create_pool("isqrt", 4, reduction="conv"), "unknown reduction 'conv'; available: conv-bn-relu, "),
         (lambda: create_pool("isqrt", 4, vectorize="tril"), "vectorize must be one of full, triu, got 'tril'"),
         (lambda: create_pool("isqrt", 4, compute="half"), "compute must be one of mixed, float32, float64, got 'half'"),
@@ -169,3 +181,62 @@ def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_listed_options_are_taken(name):
+    with torch.device("meta"):
+        pool = create_pool(name, 4)
+    assert all(p.is_meta for p in pool.parameters())
+    options = pool_options(name)
+    assert len(set(options)) == len(options)
+    assert not {"pool_type", "weighting", "device", "dtype"} & set(options)
+    assert set(pool_options(name, of_parts=False)) <= set(options)
+
+
+def test_options_of_the_method_that_a_pool_leaves_open():
+    assert pool_options("isqrt")[0] == "scaling" and "iterations" in pool_options("isqrt")
+    assert {"alpha", "n", "start"} <= set(pool_options("svpn")) and "p" in pool_options("powcov")
+    assert "method" in pool_options("ibcnn") and "method" not in pool_options("svdpade")
+    pool = create_pool("ibcnn", 4, method="isqrt", iterations=3)
+    assert pool.method == NewtonSchulz(iterations=3)
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_shapes_without_data(name):
+    pool = create_pool(name, 12, device="meta").eval()
+    assert pool(maps().to("meta")).shape == (2, pool.out_features)
+
+
+@pytest.mark.parametrize("name", ["bcnn", "ibcnn", "cbp", "democratic"])
+@pytest.mark.parametrize("scale, dtype", [(300.0, torch.float16), (3e18, torch.float32), (1e-18, torch.float32)])
+def test_vectors_of_length_one_at_any_scale(name, scale, dtype):
+    vectors = create_pool(name, 12)((maps() * scale).to(dtype)).double()
+    assert torch.allclose(vectors.norm(dim=1), torch.ones(2, dtype=torch.float64), atol=1e-2)
+
+
+def test_a_sketch_is_the_same_by_both_routes_at_any_scale():
+    for scale in (1.0, 1e17):
+        by_matrix, by_fft = (create_pool("cbp", 12, route=route)(maps() * scale) for route in ("matrix", "fft"))
+        assert relative_error(by_fft, by_matrix) < 1e-3
+
+
+def test_hashes_of_another_length_are_refused():
+    state = {d: create_pool("cbp", 32, projection=d).state_dict() for d in (64, 256)}
+    for own, other in ((64, 256), (256, 64)):
+        pool = create_pool("cbp", 32, projection=own)
+        pool.load_state_dict(state[own])
+        with pytest.raises(RuntimeError, match=f"does not fit projection={own}"):
+            pool.load_state_dict(state[other])
+
+
+def test_spectrum_changes_nothing_and_survives_a_bad_sample():
+    pool = create_pool("svdpade", 12).train()
+    before = copy.deepcopy(pool.state_dict())
+    x = torch.cat([maps(), torch.full((1, 12, 4, 5), torch.nan), torch.zeros(1, 12, 4, 5)])
+    pool.spectrum(x)
+    assert pool.training and all(torch.equal(before[key], value) for key, value in pool.state_dict().items())
+    found = create_pool("gap", 12).spectrum(x)
+    assert torch.isfinite(found.eigenvalues[:2]).all() and torch.isnan(found.eigenvalues[2]).all()
+    assert torch.isnan(found.condition_number[2]) and torch.isnan(found.effective_rank[2])
+    assert found.effective_rank[3] == 0 and found.rank[3] == 0 and torch.isinf(found.condition_number[3])

@@ -394,3 +394,20 @@ def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["svpn", "crosscov"])
+@pytest.mark.parametrize("scale", [1e-18, 1e-13, 1e15, 1e18])
+@pytest.mark.parametrize("positions", [9, 60])
+def test_gradients_at_the_ends_of_the_range(name, scale, positions):
+    X = torch.randn(2, 12, positions, dtype=torch.float64)
+    pool = create_pool(name, 12, reduce_channels=None)
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        inputs = (X.to(dtype) * scale).requires_grad_()
+        wide = copy.deepcopy(pool).to(dtype)
+        # Of a size that neither the vectors nor the gradients leave the range with.
+        loss = (wide.represent(inputs) / scale).sum()
+        found[dtype] = torch.autograd.grad(loss, [inputs, wide.normalization.weight])
+    for narrow, exact in zip(*found.values(), strict=True):
+        assert relative_error(narrow, exact) < 1e-4

@@ -389,7 +389,11 @@ def test_method_by_default_is_the_released_one():
             OptionError,
             "spatial attention must be True or False, got 'no'",
         ),
-        (lambda: create_pool("temporal", 5, step=3), OptionError, "method NewtonSchulz has no option 'step'"),
+        (
+            lambda: create_pool("temporal", 5, step=3),
+            OptionError,
+            "pool 'temporal' has no option 'step'; its options: method",
+        ),
         (lambda: create_pool("temporal", 5)(torch.ones(2, 4, 3, 3)), ShapeError, r"temporal pool: .* \(2, 4, 3, 3\)"),
     ],
 )

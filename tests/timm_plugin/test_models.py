@@ -211,7 +211,7 @@ def test_compiles(head):
         (lambda: small(last_stride=3), "last_stride must be 1, 2 or None"),
         (lambda: small(last_stride=1, output_stride=8), "not beside output_stride"),
         (lambda: small(global_pool=""), "use num_classes=0, got 5"),
-        (lambda: small(head_kwargs={"iterations": 3}), "method 'svdpade' has no option 'iterations'"),
+        (lambda: small(head_kwargs={"iterations": 3}), "pool 'svdpade' has no option 'iterations'; its options: route"),
         (lambda: covpool_plugins.create_model("vit_tiny_patch16_224"), "'vit_tiny_patch16_224' ends in shape"),
         (lambda: covpool_plugins.create_model("convnext_atto"), "'convnext_atto' has a head of its own"),
     ],

@@ -46,12 +46,22 @@ class SpectralMethod(Method):
         raise NotImplementedError
 
     def coefficients(self, values: Tensor, others: Tensor) -> Tensor:
-        """K for all pairs of ``values`` (..., n) and ``others`` (..., m), shape (..., n, m); zero for two zeros."""
+        """K for all pairs of ``values`` (..., n) and ``others`` (..., m), shape (..., n, m).
+
+        Zero for two zeros, unless the function has a derivative there.
+        """
         first, second = values.unsqueeze(-1), others.unsqueeze(-2)
+        if self.derivatives_at_zero > 0:
+            return self.divided_differences(first, second)
         both_zero = (first == 0) & (second == 0)
         return torch.where(
             both_zero, 0.0, self.divided_differences(torch.where(both_zero, torch.ones_like(first), first), second)
         )
+
+    @property
+    def derivatives_at_zero(self) -> float:
+        """How many finite derivatives the function has where the eigenvalue is zero."""
+        return 0
 
     def derivative(self, eigenvalues: Tensor, order: int) -> Tensor | None:
         """The second or fourth derivative of f; ``None`` for a gradient that is no derivative of f."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import groupby
 
 import torch
 
@@ -91,22 +90,20 @@ def best_odd_polynomial(low: float, high: float, degree: int) -> tuple[list[floa
         return coefficients, max(
             abs(1 - sum(c * x ** (2 * k + 1) for k, c in enumerate(coefficients))) for x in (low, high)
         )
-    with torch.inference_mode(False), torch.no_grad():
-        cpu = torch.device("cpu")
-        cosines = torch.cos(torch.pi * torch.arange(terms + 1, dtype=torch.float64, device=cpu) / terms)
-        points = (high + low) / 2 - (high - low) / 2 * cosines
-        grid = _dense_grid(low, high)
-        powers = 2 * torch.arange(terms, dtype=torch.float64, device=cpu) + 1
-        signs = (-1.0) ** torch.arange(terms + 1, dtype=torch.float64, device=cpu)
-        for _ in range(50):
-            system = torch.cat([points[:, None] ** powers, signs[:, None]], dim=1)
-            *coefficients, level = torch.linalg.solve(system, torch.ones(terms + 1, dtype=torch.float64)).tolist()
-            error = 1 - (grid[:, None] ** powers) @ torch.tensor(coefficients, dtype=torch.float64)
-            new = _alternation(grid, error, terms + 1)
-            if error.abs().max() <= abs(level) * (1 + 1e-9) or torch.equal(new, points):
-                break
-            points = new
-    return coefficients, float(error.abs().max())
+    # Numbers, also while torch.export replaces tensors by fake ones.
+    cosines = [math.cos(math.pi * k / terms) for k in range(terms + 1)]
+    points = [(high + low) / 2 - (high - low) / 2 * cosine for cosine in cosines]
+    grid = _dense_grid(low, high)
+    for _ in range(50):
+        rows = [[x ** (2 * k + 1) for k in range(terms)] + [(-1.0) ** i] for i, x in enumerate(points)]
+        *coefficients, level = _solve(rows, [1.0] * (terms + 1))
+        error = [1 - sum(c * x ** (2 * k + 1) for k, c in enumerate(coefficients)) for x in grid]
+        largest = max(map(abs, error))
+        new = _alternation(grid, error, terms + 1)
+        if largest <= abs(level) * (1 + 1e-9) or new == points:
+            break
+        points = new
+    return coefficients, largest
 
 
 def limit_polynomial(terms: int) -> list[float]:
@@ -120,18 +117,31 @@ def limit_polynomial(terms: int) -> list[float]:
     return total
 
 
-def _dense_grid(low: float, high: float, size: int = 20001) -> torch.Tensor:
+# Numbers, not tensors: torch.export replaces the tensors of what it runs by ones without values.
+
+
+def _dense_grid(low: float, high: float, size: int = 20001) -> list[float]:
     """Points dense at both ends of the interval and, for a wide one, at small values."""
-    share = 0.5 - 0.5 * torch.cos(torch.pi * torch.linspace(0, 1, size, dtype=torch.float64, device="cpu"))
-    return low * (high / low) ** share
+    return [low * (high / low) ** (0.5 - 0.5 * math.cos(math.pi * k / (size - 1))) for k in range(size)]
 
 
-def _alternation(grid: torch.Tensor, error: torch.Tensor, count: int) -> torch.Tensor:
+def _alternation(grid: list[float], error: list[float], count: int) -> list[float]:
     """The point of largest error of each run of one sign; the ``count`` last runs have them all."""
-    change = torch.nonzero(torch.sign(error[1:]) != torch.sign(error[:-1])).flatten() + 1
-    bounds: Sequence[int] = [0, *change.tolist(), len(grid)]
-    peaks = [start + int(error[start:end].abs().argmax()) for start, end in pairwise(bounds)]
-    return grid[torch.tensor(peaks[-count:])]
+    runs = [list(run) for _, run in groupby(range(len(grid)), key=lambda k: error[k] >= 0)]
+    return [grid[max(run, key=lambda k: abs(error[k]))] for run in runs[-count:]]
+
+
+def _solve(rows: list[list[float]], right: list[float]) -> list[float]:
+    """x with Σ_j rows_ij x_j = right_i, by elimination with pivots."""
+    table = [[*row, value] for row, value in zip(rows, right, strict=True)]
+    for k in range(len(table)):
+        pivot = max(range(k, len(table)), key=lambda i: abs(table[i][k]))
+        table[k], table[pivot] = table[pivot], table[k]
+        table[k] = [value / table[k][k] for value in table[k]]
+        for i, row in enumerate(table):
+            if i != k:
+                table[i] = [value - row[k] * other for value, other in zip(row, table[k], strict=True)]
+    return [row[-1] for row in table]
 
 
 SQUARE_ROOTS.add("minimax", Minimax())

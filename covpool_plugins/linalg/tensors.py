@@ -53,6 +53,15 @@ def symmetrize(G: Tensor) -> Tensor:
     return (G + transpose(G)).mul_(0.5)
 
 
+def power_of_two(X: Tensor) -> Tensor:
+    """The power of two below the largest entry of each X (..., n, m), shape (..., 1, 1); one for zeros.
+
+    Dividing by it does not round, and keeps products in range; it is a constant to the gradient.
+    """
+    largest = X.detach().abs().amax(dim=(-2, -1), keepdim=True)
+    return torch.where(largest > 0, 2.0 ** torch.floor(torch.log2(largest)), torch.ones_like(largest))
+
+
 def finite_matrices(A: Tensor) -> Tensor:
     """True for each matrix of A (..., n, n) that holds finite numbers only; shape (..., 1, 1)."""
     # The extremes carry NaN along, and take a tenth of the time of a test of every entry.
@@ -90,7 +99,8 @@ class FirstDerivativeOnly(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, H: Tensor) -> Any:
-        raise RuntimeError(f"{ctx.method} has no further derivative; 'exact' and gradient='exact' have a second one")
+        hint = "" if isinstance(ctx.method, str) else "; 'exact' and gradient='exact' have a second one"
+        raise RuntimeError(f"{ctx.method} has no further derivative{hint}")
 
 
 def first_derivative_only(gradient: Tensor, method: object, *sources: Tensor) -> Tensor:
