@@ -240,3 +240,16 @@ def test_spectrum_changes_nothing_and_survives_a_bad_sample():
     assert torch.isfinite(found.eigenvalues[:2]).all() and torch.isnan(found.eigenvalues[2]).all()
     assert torch.isnan(found.condition_number[2]) and torch.isnan(found.effective_rank[2])
     assert found.effective_rank[3] == 0 and found.rank[3] == 0 and torch.isinf(found.condition_number[3])
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e18])
+@pytest.mark.parametrize("name", POOLS)
+def test_ends_of_the_range(name, scale):
+    options = {} if name == "gap" else {"reduce_channels": None}
+    pool = create_pool(name, 12, **options)
+    x = (maps() * scale).requires_grad_()
+    out = pool(x)
+    # A loss of the size that ordinary features would have: its gradient is within range where the pool's are.
+    size = out.detach().abs().amax().clamp_min(1e-30)
+    grads = torch.autograd.grad((out / size).sum(), [x, *pool.parameters()], allow_unused=True)
+    assert torch.isfinite(out).all() and all(g is None or torch.isfinite(g).all() for g in grads)
