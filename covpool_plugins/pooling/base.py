@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_choice, check_integer
-from ..errors import ExportError, OptionError, ShapeError
+from ..errors import OptionError, ShapeError
 from ..linalg import smaller_covariance
 from ..linalg.tensors import check_floating, guarded_eigh, working_dtype
 from ..tables import Table
 from .reduction import REDUCTIONS, reduced_channels
+from .scripting import PoolInPython
 
 InputFormat = Literal["NCHW", "NHWC", "NLC"]
 INPUT_FORMATS: tuple[str, ...] = get_args(InputFormat)
@@ -168,11 +169,8 @@ class Pool(nn.Module):
         values, _ = guarded_eigh(smaller_covariance(X.double()))
         return Spectrum.of(values)
 
-    def __prepare_scriptable__(self) -> Pool:
-        raise ExportError(
-            f"torch.jit.script cannot compile the {self.pool_type} pool; use torch.compile, torch.export or "
-            "torch.jit.trace"
-        )
+    def __prepare_scriptable__(self) -> nn.Module:
+        return PoolInPython(self)
 
     def extra_repr(self) -> str:
         return f"{self.pool_type!r}, {self.in_channels} -> {self.out_features}, input_fmt={self.input_fmt!r}"
@@ -216,6 +214,12 @@ def list_pools(exportable: bool = False) -> list[str]:
         exportable: only those that export to ONNX as they are by default.
     """
     return [name for name in POOLS if not exportable or create_pool(name, 4, device="meta").is_exportable]
+
+
+def pool_classes() -> list[type[Pool]]:
+    """The classes that the rows of the table build."""
+    rows = [row for _, row in POOLS.items()]
+    return list(dict.fromkeys(row.func if isinstance(row, partial) else row for row in rows))  # type: ignore[misc]
 
 
 def pool_options(name: str, of_parts: bool = True, method: Any = None) -> list[str]:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 
+from ..checks import check_choice, check_integer
 from ..errors import OptionError
 from ..pooling import create_pool, list_pools, pool_options
+from ..pooling.base import InputFormat, pool_classes
+
+ClassToken = Literal["drop", "fuse"]
+
+
+# For torch.fx a pool is a leaf: its custom gradients cannot be traced.
+for _pool in pool_classes():
+    register_notrace_module(_pool)
 
 
 def list_heads() -> list[str]:
@@ -17,14 +27,22 @@ def list_heads() -> list[str]:
 
 
 class SecondOrderHead(nn.Module):
-    """Pool, dropout, linear classifier, with the interface timm expects of a classifier head.
+    """Norm, pool, dropout, linear classifier, with the interface timm expects of a classifier head.
 
     Args:
-        in_features: channels of the backbone's last feature map.
+        in_features: channels of the backbone's last features.
         num_classes: outputs of the classifier; 0 leaves it out.
         pool_type: name of the pool; the empty string leaves pooling out, which needs ``num_classes=0``.
         drop_rate: dropout before the classifier.
         pool_options: options for :func:`covpool_plugins.create_pool`.
+        input_fmt: ``NCHW``, ``NHWC`` or ``NLC``.
+        num_prefix_tokens: class and register tokens in front, which are not pooled.
+        class_token: ``drop`` it, or ``fuse`` it: appended to the pooled vector, so that the logits are the sum of those
+            of the class token and those of the second-order vector, as in So-ViT.
+        norm: what normalises the features before they are pooled.
+
+    Raises:
+        OptionError: for an option outside its range.
     """
 
     def __init__(
@@ -34,13 +52,24 @@ class SecondOrderHead(nn.Module):
         pool_type: str = "svdpade",
         drop_rate: float = 0.0,
         pool_options: dict[str, Any] | None = None,
+        *,
+        input_fmt: InputFormat = "NCHW",
+        num_prefix_tokens: int = 0,
+        class_token: ClassToken = "drop",
+        norm: nn.Module | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         _check_classes(num_classes, pool_type)
+        check_choice("class_token", class_token, get_args(ClassToken))
+        if class_token == "fuse" and not num_prefix_tokens:
+            raise OptionError("class_token='fuse' needs a backbone with a class token, got one without")
         self.in_features = in_features
         self.pool_options = dict(pool_options or {})
+        self.layout: dict[str, Any] = {"input_fmt": input_fmt, "num_prefix_tokens": num_prefix_tokens}
+        self.fuse_token = class_token == "fuse"
+        self.norm: nn.Module = norm or nn.Identity()
         self.dropout = nn.Dropout(drop_rate)
         self._build_pool(pool_type, device, dtype)
         self._build_classifier(num_classes, device, dtype)
@@ -69,13 +98,13 @@ class SecondOrderHead(nn.Module):
         self.train(self.training)
 
     def _build_pool(self, pool_type: str, device: torch.device | None, dtype: torch.dtype | None) -> None:
-        self.pool_type = pool_type
-        self.num_features = self.in_features
-        self.global_pool: nn.Module = nn.Identity()
+        pool: nn.Module = Unpooled()
+        width = self.in_features
         if pool_type:
-            pool = create_pool(pool_type, self.in_features, device=device, dtype=dtype, **self.pool_options)
-            self.global_pool = pool
-            self.num_features = pool.out_features
+            options = self.layout | self.pool_options
+            pool = create_pool(pool_type, self.in_features, device=device, dtype=dtype, **options)
+            width = int(pool.out_features) + self.fuse_token * self.in_features  # type: ignore[arg-type]
+        self.pool_type, self.global_pool, self.num_features = pool_type, pool, width
 
     def _build_classifier(self, num_classes: int, device: torch.device | None, dtype: torch.dtype | None) -> None:
         self.fc: nn.Module = nn.Identity()
@@ -83,15 +112,23 @@ class SecondOrderHead(nn.Module):
             self.fc = nn.Linear(self.num_features, num_classes, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.global_pool(x)
-        if not self.pool_type:
+        x = self.norm(x)
+        vector = self.global_pool(x)
+        if len(self.pool_type) == 0:
             return x
-        x = self.dropout(x)
-        return x if pre_logits else self.fc(x)
+        if self.fuse_token:
+            vector = torch.cat([vector, x[:, 0]], dim=1)
+        vector = self.dropout(vector)
+        return vector if pre_logits else self.fc(vector)
+
+
+class Unpooled(nn.Identity):
+    """In place of a pool; timm reads the empty name off it."""
+
+    pool_type = ""
 
 
 def _check_classes(num_classes: int, pool_type: str) -> None:
-    if num_classes < 0:
-        raise OptionError(f"num_classes must not be negative, got {num_classes}")
+    check_integer("num_classes", num_classes, 0)
     if num_classes and not pool_type:
         raise OptionError(f"global_pool='' leaves nothing to classify: use num_classes=0, got {num_classes}")

@@ -1,4 +1,4 @@
-"""The registered models: every head on these backbones, named ``<timm backbone>_<head>``."""
+"""The registered models, named ``<timm backbone>_<head>``."""
 
 from __future__ import annotations
 
@@ -9,20 +9,39 @@ from typing import Any
 from timm.models import generate_default_cfgs, get_pretrained_cfg, register_model
 from torch import nn
 
+from . import own_backbones
 from .builder import CLASSIFIER, create_model
 from .head import list_heads
 
-BACKBONES_WITH_EVERY_HEAD = ("resnet18", "resnet50")
+BACKBONES_WITH_EVERY_HEAD = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+# The papers' other backbones, and today's common ones.
+BACKBONES = (
+    "alexnet",
+    "vgg16_bn",
+    "densenet121",
+    "inception_v3",
+    "resnet18_cifar",
+    "resnext50_32x4d",
+    "efficientnet_b0",
+    "regnety_032",
+    "convnext_tiny",
+    "swin_tiny_patch4_window7_224",
+    "vit_small_patch16_224",
+    "deit_small_patch16_224",
+)
+COMMON_HEADS = ("svdpade", "isqrt", "mpa", "seb")
 
+assert own_backbones  # registered before they are looked up
 __all__: list[str] = []
 default_cfgs: dict[str, Any] = {}
 
 
 def registered_models() -> Iterator[tuple[str, str, str]]:
     """(model name, backbone, head) of every registered model."""
-    for backbone in BACKBONES_WITH_EVERY_HEAD:
-        for head in list_heads():
-            yield f"{backbone}_{head}", backbone, head
+    for backbones, heads in ((BACKBONES_WITH_EVERY_HEAD, list_heads()), (BACKBONES, COMMON_HEADS)):
+        for backbone in backbones:
+            for head in heads:
+                yield f"{backbone}_{head}", backbone, head
 
 
 def _entrypoint(name: str, backbone: str, head: str) -> Callable[..., nn.Module]:
@@ -38,7 +57,8 @@ def _description(name: str, backbone: str) -> Any:
     """The backbone's description without its weights: those are no weights of the whole model."""
     cfg = get_pretrained_cfg(backbone)
     assert cfg is not None
-    cfg = replace(cfg, classifier=CLASSIFIER, tag=None, url="", file=None, hf_hub_id=None, hf_hub_filename=None)
+    nowhere = dict.fromkeys(("tag", "file", "state_dict", "hf_hub_id", "hf_hub_filename"))
+    cfg = replace(cfg, classifier=CLASSIFIER, url="", source=None, **nowhere)  # type: ignore[arg-type]
     return generate_default_cfgs({name: cfg})[name]
 
 

@@ -4,78 +4,129 @@ The instance gets a subclass of its class whose ``forward_head`` ends in the sec
 state-dict keys, feature extraction, parameter groups and ``isinstance`` checks stay timm's.
 """
 
+# TorchScript compiles these methods: no annotations of attributes, no properties, no super().
+
 from __future__ import annotations
 
-from typing import Any
+import types
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .head import SecondOrderHead
+from .backbones import Place
+
+if TYPE_CHECKING:
+    from .head import SecondOrderHead
 
 
 class SecondOrderModel:
-    """Mixed into the class of a timm model whose pooling and classifier are disabled; ``head`` takes their place."""
+    """Mixed into the class of a timm model whose pooling and classifier are disabled."""
 
-    head: SecondOrderHead
+    if TYPE_CHECKING:
+        head: SecondOrderHead
+        layer_groups: str | None
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits (B, num_classes) for the backbone's last map; the pooled vector with ``pre_logits``."""
-        x = super().forward_head(x, pre_logits=True)  # type: ignore[misc]
-        return self.head(x, pre_logits=pre_logits)
-
+    @torch.jit.ignore
     def get_classifier(self, name_only: bool = False) -> str | nn.Module:
         """The classifier, or its name."""
-        return "head.fc" if name_only else self.head.fc
+        name = f"{head_name(self)}.fc"
+        return name if name_only else self.get_submodule(name)  # type: ignore[attr-defined]
 
+    @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier, and the pool when ``global_pool`` names another one ('' for none)."""
         reference = next(self.parameters())  # type: ignore[attr-defined]
-        self.head.reset(num_classes, global_pool, reference.device, reference.dtype)
-        _describe(self, num_classes)
+        getattr(self, head_name(self)).reset(num_classes, global_pool, reference.device, reference.dtype)
+        describe(self, num_classes)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's groups of layers; with ``layer_groups='head'`` the classifier and all the rest."""
+        if self.layer_groups == "head":
+            from .layer_groups import head_and_rest
+
+            return head_and_rest(f"{head_name(self)}.fc")
+        return super().group_matcher(coarse)  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
         # The class is made at run time: pickle and deepcopy find it again through the backbone's own class.
-        return _new_instance, (type(self).__mro__[2],), self.__dict__
+        return _new_instance, (type(self).__mro__[3], place_of(self)), self.__dict__
 
 
+class HeadAfter(SecondOrderModel):
+    """The head takes what the backbone's ``forward_head`` leaves without pooling and classifier."""
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits (B, num_classes) for the backbone's features; the pooled vector with ``pre_logits``."""
+        return self.head(self.backbone_forward_head(x, True), pre_logits)  # type: ignore[attr-defined]
+
+
+class HeadInstead(SecondOrderModel):
+    """The head takes the backbone's features."""
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits (B, num_classes) for the backbone's features; the pooled vector with ``pre_logits``."""
+        return self.head(x, pre_logits)
+
+
+class HeadBeside(SecondOrderModel):
+    """The head takes the backbone's features; the name ``head`` belongs to some of the backbone's layers."""
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits (B, num_classes) for the backbone's features; the pooled vector with ``pre_logits``."""
+        return self.second_order_head(x, pre_logits)  # type: ignore[attr-defined]
+
+
+PLACES: dict[Place, type[SecondOrderModel]] = {"after": HeadAfter, "instead": HeadInstead, "beside": HeadBeside}
 _classes: dict[Any, type[nn.Module]] = {}
 
 
-def second_order_class(backbone_class: type[nn.Module]) -> type[nn.Module]:
-    """The second-order subclass of a timm model class; the same object for the same class."""
-    if backbone_class not in _classes:
-        name, bases = f"SecondOrder{backbone_class.__name__}", (SecondOrderModel, backbone_class)
-        _classes[backbone_class] = type(name, bases, {"__module__": backbone_class.__module__})
-    return _classes[backbone_class]
+def place_of(model: Any) -> Place:
+    """Where a second-order model has its head."""
+    return next(place for place, mixin in PLACES.items() if isinstance(model, mixin))
 
 
-def attach_head(model: nn.Module, head: SecondOrderHead, num_classes: int) -> None:
-    """Turn a timm model built with ``num_classes=0, global_pool=''`` into a second-order one, in place."""
-    model.__class__ = second_order_class(type(model))
-    model.head = head
-    _describe(model, num_classes)
+def head_name(model: Any) -> str:
+    """The name of the head in a second-order model."""
+    return "second_order_head" if isinstance(model, HeadBeside) else "head"
 
 
-def _describe(model: Any, num_classes: int) -> None:
+def second_order_class(backbone_class: type[nn.Module], place: Place) -> type[nn.Module]:
+    """The second-order subclass of a timm model class; the same object for the same arguments."""
+    if (backbone_class, place) not in _classes:
+        body: dict[str, Any] = {"__module__": backbone_class.__module__}
+        if place == "after":
+            function: Any = backbone_class.forward_head  # type: ignore[attr-defined]
+            body["backbone_forward_head"] = _under_another_name(function, "backbone_forward_head")
+        name, bases = f"SecondOrder{backbone_class.__name__}", (PLACES[place], backbone_class)
+        _classes[backbone_class, place] = type(name, bases, body)
+    return _classes[backbone_class, place]
+
+
+def attach_head(model: nn.Module, head: SecondOrderHead, num_classes: int, place: Place) -> None:
+    """Turn a timm model built without classifier and pooling into a second-order one, in place."""
+    model.__class__ = second_order_class(type(model), place)
+    setattr(model, head_name(model), head)
+    model.layer_groups = None  # type: ignore[assignment]
+    describe(model, num_classes)
+
+
+def describe(model: Any, num_classes: int) -> None:
+    """Set what timm reads off a model about its classifier."""
     model.num_classes = num_classes
-    model.head_hidden_size = model.head.num_features
+    model.head_hidden_size = getattr(model, head_name(model)).num_features
 
 
-def _new_instance(backbone_class: type[nn.Module]) -> nn.Module:
-    made = second_order_class(backbone_class)
+def _new_instance(backbone_class: type[nn.Module], place: Place) -> nn.Module:
+    made = second_order_class(backbone_class, place)
     return made.__new__(made)
 
 
-def last_map(model: nn.Module, in_chans: int, size: tuple[int, int]) -> torch.Size:
-    """Shape of what ``forward_head`` is left with when pooling and classifier are disabled, without computing it."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    parameter = next(model.parameters())
-    was_training = model.training
-    model.eval()
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        x = torch.empty(1, in_chans, *size, device=parameter.device, dtype=parameter.dtype)
-        shape = model.forward_head(model.forward_features(x), pre_logits=True).shape  # type: ignore[operator]
-    model.train(was_training)
-    return shape
+def _under_another_name(function: Any, name: str) -> Any:
+    """A copy of the function: TorchScript refuses two methods whose functions have the same name."""
+    copy = types.FunctionType(
+        function.__code__, function.__globals__, name, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__, copy.__annotations__ = function.__kwdefaults__, function.__annotations__
+    return copy

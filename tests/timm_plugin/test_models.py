@@ -42,14 +42,15 @@ def test_registered_models_train(name, backbone, head):
 
 
 def test_registered_names():
-    names = [name for name, _, _ in registered_models()]
+    backbones = {name: backbone for name, backbone, _ in registered_models()}
+    names = list(backbones)
     assert set(names) >= {f"{b}_{h}" for b in ("resnet18", "resnet50") for h in HEADS}
     assert set(timm.list_models(names)) == set(names)
     assert timm.list_models(names, pretrained=True) == []
     for name in names:
         cfg = timm.get_pretrained_cfg(name)
         assert (cfg.architecture, cfg.classifier) == (name, "head.fc") and not cfg.has_weights
-        assert cfg.first_conv == "conv1"
+        assert cfg.first_conv == timm.get_pretrained_cfg(backbones[name]).first_conv
 
 
 def test_import_takes_no_optional_package_and_warns_of_nothing():
@@ -207,13 +208,22 @@ def test_compiles(head):
         (lambda: small("svdpad"), "unknown pool 'svdpad'; available: svdpade, "),
         (lambda: covpool_plugins.create_model("resnet81"), "unknown timm backbone 'resnet81'; available: resnet18, "),
         (lambda: covpool_plugins.create_model("resnet18.nope"), "unknown timm weights 'resnet18.nope'; available: "),
-        (lambda: small(num_classes=-1), "num_classes must not be negative, got -1"),
+        (lambda: small(num_classes=-1), "num_classes must be an integer >= 0, got -1"),
         (lambda: small(last_stride=3), "last_stride must be 1, 2 or None"),
         (lambda: small(last_stride=1, output_stride=8), "not beside output_stride"),
         (lambda: small(global_pool=""), "use num_classes=0, got 5"),
         (lambda: small(head_kwargs={"iterations": 3}), "pool 'svdpade' has no option 'iterations'; its options: route"),
-        (lambda: covpool_plugins.create_model("vit_tiny_patch16_224"), "'vit_tiny_patch16_224' ends in shape"),
-        (lambda: covpool_plugins.create_model("convnext_atto"), "'convnext_atto' has a head of its own"),
+        (lambda: covpool_plugins.create_model("pit_ti_224"), r"'pit_ti_224' hands its head the shape \(B, 1, 256\)"),
+        (lambda: covpool_plugins.create_model("coat_tiny"), "'coat_tiny' hands 3 tensors to its head"),
+        (lambda: covpool_plugins.create_model("inception_v3", last_stride=1), "'inception_v3' has no last stride"),
+        (lambda: small(class_token="fuse"), "class_token='fuse' needs a backbone with a class token"),
+        (lambda: small(class_token="add"), "class_token must be one of drop, fuse, got 'add'"),
+        (lambda: small(layer_groups="all"), "layer_groups must be one of None, head, got 'all'"),
+        (lambda: small(head_kwargs=3), "head_kwargs must be a dictionary of options, got 3"),
+        (
+            lambda: small(head_kwargs={"reduce_channels": 4}),
+            "reduce_channels=16, but head_kwargs have reduce_channels=4",
+        ),
     ],
 )
 def test_bad_input(call, message):

@@ -1,0 +1,174 @@
+"""What a timm backbone hands to its head, found out by asking it.
+
+A backbone is built with its classifier and, where timm allows that, its pooling disabled. What then comes out of its
+``forward_head`` (or, where the model keeps all of its head in one module, goes into it) is what a second-order head
+takes: maps in either order or tokens, several positions of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from timm.layers import ClNormMlpClassifierHead, NormMlpClassifierHead
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from ..errors import ShapeError
+from ..pooling.base import InputFormat
+
+# Where the head goes: after what the backbone's forward_head does without its classifier, in place of all of it, or
+# in place of it under a name of its own, because the backbone uses the name ``head`` for features.
+Place = Literal["after", "instead", "beside"]
+FEWEST_POSITIONS = 2
+Size = tuple[int, int, int]
+
+# Modules behind the feature map, by class of the backbone, that pooling by covariance leaves without a use.
+WITHOUT_USE = {"VGG": ("pre_logits",)}
+
+
+class HeadInput(NamedTuple):
+    """What a second-order head gets from a backbone.
+
+    Attributes:
+        place: where the head goes.
+        channels: of the maps or tokens.
+        input_fmt: ``NCHW``, ``NHWC`` or ``NLC``.
+        num_prefix_tokens: class and register tokens in front, ``NLC`` only.
+        norm: what the backbone's own head normalises the features by; the new head keeps it.
+        positions: how many there are for an image of the size that the backbone was built for.
+    """
+
+    place: Place
+    channels: int
+    input_fmt: InputFormat
+    num_prefix_tokens: int
+    norm: nn.Module | None
+    positions: int
+
+
+def build_unpooled(entrypoint: Callable[..., nn.Module], **arguments: Any) -> nn.Module:
+    """The backbone without classifier, and without pooling where its family can do without."""
+    try:
+        model = entrypoint(num_classes=0, global_pool="", **arguments)
+    except AssertionError:  # how timm's families say that they cannot
+        model = entrypoint(num_classes=0, **arguments)
+    for name in WITHOUT_USE.get(type(model).__name__, ()):
+        setattr(model, name, nn.Identity())
+    return model
+
+
+def head_input(model: nn.Module, name: str, in_chans: int | None = None) -> HeadInput:
+    """Find out what the head gets, without computing it.
+
+    Args:
+        model: the backbone, of :func:`build_unpooled`.
+        name: in messages.
+        in_chans: channels of its images; those of its description by default.
+
+    Raises:
+        ShapeError: if that is nothing that a covariance can be taken of, saying what it is.
+    """
+    own = getattr(model, "head", None)
+    own = own if isinstance(own, nn.Module) and not isinstance(own, nn.Identity) else None
+    size = input_size(model, in_chans)
+    features, head_was_called = _features(model, own, size)
+    pooling_head = own is not None and (hasattr(own, "global_pool") or isinstance(own, ClNormMlpClassifierHead))
+    found: Any = features
+    if not pooling_head:
+        found = _behind_forward_head(model, features, size)
+        if _layout(model, found) is None:
+            found, pooling_head = features, True
+    layout = _layout(model, found)
+    if layout is None:
+        raise ShapeError(f"backbone {name!r} {_described(found)}; a second-order head takes maps or tokens of an image")
+    channels, input_fmt, prefix, positions = layout
+    place: Place = "beside" if head_was_called else "instead" if pooling_head else "after"
+    norm = own.norm if pooling_head and isinstance(own, (NormMlpClassifierHead, ClNormMlpClassifierHead)) else None
+    if pooling_head and type(own) is nn.Sequential:  # MetaFormer
+        norm = getattr(own, "norm", None)
+    return HeadInput(place, channels, input_fmt, prefix, norm, positions)
+
+
+def _features(model: nn.Module, own: nn.Module | None, size: Size) -> tuple[Any, bool]:
+    """Shapes of what ``forward_features`` gives, and whether it calls the module named ``head`` on the way."""
+    called: list[bool] = []
+    hook = own.register_forward_hook(lambda *_: called.append(True)) if own is not None else None
+    try:
+        shapes = _shapes(without_data(model, size, lambda x: model.forward_features(x)))  # type: ignore[operator]
+    finally:
+        if hook is not None:
+            hook.remove()
+    return shapes, bool(called)
+
+
+def _behind_forward_head(model: nn.Module, features: Any, size: Size) -> Any:
+    if not isinstance(features, torch.Size):
+        return features
+
+    def run(x: torch.Tensor) -> Any:
+        return model.forward_head(model.forward_features(x), pre_logits=True)  # type: ignore[operator]
+
+    return _shapes(without_data(model, size, run))
+
+
+def without_data(model: nn.Module, size: Size, run: Callable[[torch.Tensor], Any]) -> Any:
+    """``run`` with two images of that size, in eval mode; nothing is computed but shapes, where that is possible."""
+    parameter = next(model.parameters())
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            try:
+                with FakeTensorMode(allow_non_fake_inputs=True):
+                    return run(torch.empty(2, *size, device=parameter.device, dtype=parameter.dtype))
+            except DataDependentOutputException:  # a few models look at numbers
+                return run(torch.zeros(2, *size, device=parameter.device, dtype=parameter.dtype))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def input_size(model: nn.Module, in_chans: int | None = None) -> Size:
+    """Channels, height and width of the images that the model was built for."""
+    channels, height, width = model.pretrained_cfg["input_size"]  # type: ignore[index]
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(model, "img_size", None)
+    if isinstance(size, int):
+        height = width = size
+    elif size is not None:
+        height, width = size
+    return in_chans or channels, height, width
+
+
+def _shapes(output: Any) -> Any:
+    if isinstance(output, torch.Tensor):
+        return output.shape
+    if isinstance(output, dict):
+        return [_shapes(one) for one in output.values()]
+    return [_shapes(one) for one in output]
+
+
+def _layout(model: nn.Module, shape: Any) -> tuple[int, InputFormat, int, int] | None:
+    """Channels, layout, prefix tokens and positions, if these are maps or tokens of more than one position."""
+    if not isinstance(shape, torch.Size) or len(shape) not in (3, 4):
+        return None
+    widths = (getattr(model, "num_features", None), getattr(model, "head_hidden_size", None))
+    fmt: InputFormat
+    if len(shape) == 3:
+        fmt, channels = "NLC", shape[2]
+        prefix = getattr(model, "num_prefix_tokens", None)
+        prefix = int(hasattr(model, "cls_token")) if prefix is None else prefix
+        positions = shape[1] - prefix
+    else:
+        last = getattr(model, "output_fmt", None) == "NHWC" or (shape[3] in widths and shape[1] not in widths)
+        fmt, prefix, channels = "NHWC" if last else "NCHW", 0, shape[3 if last else 1]
+        positions = math.prod(shape[1:]) // channels
+    return (channels, fmt, prefix, positions) if positions >= FEWEST_POSITIONS else None
+
+
+def _described(shape: Any) -> str:
+    if not isinstance(shape, torch.Size):
+        return f"hands {len(shape)} tensors to its head"
+    return f"hands its head the shape (B, {', '.join(map(str, shape[1:]))}), which has no positions"
