@@ -100,6 +100,7 @@ def create_model(
         num_prefix_tokens=found.num_prefix_tokens,
         class_token=class_token,
         norm=found.norm,
+        own_pool_type=head,
         device=parameter.device,
         dtype=parameter.dtype,
     )

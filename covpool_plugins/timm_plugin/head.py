@@ -40,6 +40,7 @@ class SecondOrderHead(nn.Module):
         class_token: ``drop`` it, or ``fuse`` it: appended to the pooled vector, so that the logits are the sum of those
             of the class token and those of the second-order vector, as in So-ViT.
         norm: what normalises the features before they are pooled.
+        own_pool_type: the pool that a head without one gets with its next classifier; ``pool_type`` by default.
 
     Raises:
         OptionError: for an option outside its range.
@@ -57,6 +58,7 @@ class SecondOrderHead(nn.Module):
         num_prefix_tokens: int = 0,
         class_token: ClassToken = "drop",
         norm: nn.Module | None = None,
+        own_pool_type: str | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -70,6 +72,8 @@ class SecondOrderHead(nn.Module):
         self.layout: dict[str, Any] = {"input_fmt": input_fmt, "num_prefix_tokens": num_prefix_tokens}
         self.fuse_token = class_token == "fuse"
         self.norm: nn.Module = norm or nn.Identity()
+        self.own_pool_type = own_pool_type or pool_type or "svdpade"
+        self.options_are_for = pool_type or self.own_pool_type
         self.dropout = nn.Dropout(drop_rate)
         self._build_pool(pool_type, device, dtype)
         self._build_classifier(num_classes, device, dtype)
@@ -83,16 +87,15 @@ class SecondOrderHead(nn.Module):
     ) -> None:
         """New classifier; the pool and what it has learned stay unless another ``pool_type`` is named.
 
-        A new pool takes over those of the old one's options that it has too (``reduce_channels``, ...). Device and
-        dtype are those of the head's parameters unless given.
+        A new pool takes over those of the old one's options that it has too (``reduce_channels``, ...). A head without a
+        pool gets the one it was made for. Device and dtype are those of the head's parameters unless given.
         """
         reference = next(self.parameters(), torch.empty(0))
         device, dtype = device or reference.device, dtype or reference.dtype
+        if pool_type is None and num_classes and not self.pool_type:
+            pool_type = self.own_pool_type
         _check_classes(num_classes, self.pool_type if pool_type is None else pool_type)
         if pool_type is not None and pool_type != self.pool_type:
-            if pool_type:
-                shared = pool_options(pool_type, of_parts=False)
-                self.pool_options = {k: v for k, v in self.pool_options.items() if k in shared}
             self._build_pool(pool_type, device, dtype)
         self._build_classifier(num_classes, device, dtype)
         self.train(self.training)
@@ -101,8 +104,11 @@ class SecondOrderHead(nn.Module):
         pool: nn.Module = Unpooled()
         width = self.in_features
         if pool_type:
-            options = self.layout | self.pool_options
-            pool = create_pool(pool_type, self.in_features, device=device, dtype=dtype, **options)
+            options = dict(self.pool_options)
+            if pool_type != self.options_are_for:
+                shared = pool_options(pool_type, of_parts=False)
+                options = {name: value for name, value in options.items() if name in shared}
+            pool = create_pool(pool_type, self.in_features, device=device, dtype=dtype, **self.layout | options)
             width = int(pool.out_features) + self.fuse_token * self.in_features  # type: ignore[arg-type]
         self.pool_type, self.global_pool, self.num_features = pool_type, pool, width
 

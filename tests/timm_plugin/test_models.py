@@ -100,6 +100,18 @@ def test_reset_classifier_keeps_the_pool_device_dtype_and_mode():
     assert model.head_hidden_size == model.num_features and model.num_classes == 3
 
 
+def test_a_head_without_pool_gets_its_own_again():
+    model = small("isqrt", head_kwargs={"iterations": 3})
+    model.reset_classifier(0, "")
+    model.reset_classifier(4)
+    assert model(photos()).shape == (2, 4) and model.head.global_pool.method.iterations == 3
+    model = small("isqrt", num_classes=0, global_pool="")
+    model.reset_classifier(4)
+    assert model.head.pool_type == "isqrt"
+    model.reset_classifier(4, "svdpi")
+    assert model.head.global_pool.method.iterations == 19 and model.head.global_pool.channels == 16
+
+
 @pytest.mark.parametrize("arguments", [(3, ""), (-3,), (3, "svdpad")])
 def test_a_refused_reset_changes_nothing(arguments):
     model = small().eval()
