@@ -64,7 +64,9 @@ def _drop_last_pooling(model: nn.Module, in_chans: int | None) -> bool:
         return False
     parent, _, child = names[0].rpartition(".")
     setattr(model.get_submodule(parent), child, nn.Identity())
-    for stage in getattr(model, "feature_info", None) or []:
-        if stage["reduction"] == 32:
-            stage["reduction"] = 16
+    stages: Any = getattr(model, "feature_info", None) or []
+    coarsest = max((stage["reduction"] for stage in stages), default=0)
+    for stage in stages:
+        if stage["reduction"] == coarsest:
+            stage["reduction"] = coarsest // 2
     return True
