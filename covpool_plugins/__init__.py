@@ -5,9 +5,9 @@ import importlib
 from typing import Any
 
 from .pooling import create_pool, list_pools
-from .timm_plugin import create_model, list_heads
+from .timm_plugin import create_model, list_heads, save_for_hub
 
-__all__ = ["create_model", "create_pool", "list_heads", "list_pools"]
+__all__ = ["create_model", "create_pool", "list_heads", "list_pools", "save_for_hub"]
 __version__ = "0.1.0"
 
 # Imported when first used: a config finds them as type='covpool_plugins.<Name>', and timm users need no MMPretrain.

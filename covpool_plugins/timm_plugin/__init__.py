@@ -2,7 +2,8 @@
 
 from .builder import create_model
 from .head import SecondOrderHead, list_heads
+from .hub import save_for_hub
 from .second_order_models import registered_models
 from .subclass import SecondOrderModel
 
-__all__ = ["SecondOrderHead", "SecondOrderModel", "create_model", "list_heads", "registered_models"]
+__all__ = ["SecondOrderHead", "SecondOrderModel", "create_model", "list_heads", "registered_models", "save_for_hub"]

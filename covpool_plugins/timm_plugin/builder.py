@@ -24,6 +24,7 @@ from .subclass import attach_head, head_name
 from .weights import load_head, quiet_about_the_head, report
 
 CLASSIFIER = "head.fc"
+DEFAULT_CLASSES = 1000
 LAYER_GROUPS = (None, "head")
 
 
@@ -32,7 +33,7 @@ def create_model(
     head: str = "svdpade",
     *,
     pretrained: bool = False,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     head_kwargs: dict[str, Any] | None = None,
     reduce_channels: int | str | None = "default",
     last_stride: int | None = None,
@@ -52,7 +53,7 @@ def create_model(
         head: one of :func:`list_heads`.
         pretrained: load weights: timm's for the backbone, or those that ``pretrained_cfg_overlay`` names (a plain
             backbone's or a whole second-order model's; what fits of the head is loaded).
-        num_classes: outputs; 0 returns the pooled vector.
+        num_classes: outputs; 0 returns the pooled vector. The default is 1000, or that of a given description.
         head_kwargs: options of the pool and its matrix method, for example ``dict(vectorize='full', iterations=7)``.
         reduce_channels: short for ``head_kwargs=dict(reduce_channels=...)``; ``None`` or, because ``timm.create_model``
             drops arguments that are ``None``, 0 leaves the reduction out.
@@ -81,6 +82,9 @@ def create_model(
     check_choice("layer_groups", layer_groups, LAYER_GROUPS)
     options = _head_options(head_kwargs, reduce_channels)
     cfg = resolve_pretrained_cfg(name, pretrained_cfg or tag or None, pretrained_cfg_overlay)
+    given = pretrained_cfg_overlay or not isinstance(pretrained_cfg, (str, type(None)))
+    if num_classes is None:
+        num_classes = int(cfg.num_classes) if given and cfg.num_classes is not None else DEFAULT_CLASSES
     source = dict(pretrained=pretrained, pretrained_cfg=cfg, cache_dir=timm_kwargs.pop("cache_dir", None))
     entrypoint = model_entrypoint(name)
     if features_only:
@@ -106,10 +110,12 @@ def create_model(
     )
     attach_head(model, new_head, num_classes, found.place)
     model.layer_groups = layer_groups  # type: ignore[assignment]
+    model.second_order_arguments = dict(  # type: ignore[assignment]
+        backbone=name, last_stride=last_stride, class_token=class_token, layer_groups=layer_groups, **timm_kwargs
+    )
     model.pretrained_cfg = model.default_cfg = _described(model, f"{name}_{head}")  # type: ignore[assignment]
     if pretrained:
-        whole = pretrained_cfg_overlay or not isinstance(pretrained_cfg, (str, type(None)))
-        loaded = load_head(model, cfg.to_dict(), num_classes, source["cache_dir"]) if whole else []
+        loaded = load_head(model, cfg.to_dict(), num_classes, source["cache_dir"]) if given else []
         report(model, loaded, str(cfg.file or cfg.hf_hub_id or cfg.url or name))
     return model
 

@@ -87,8 +87,8 @@ class SecondOrderHead(nn.Module):
     ) -> None:
         """New classifier; the pool and what it has learned stay unless another ``pool_type`` is named.
 
-        A new pool takes over those of the old one's options that it has too (``reduce_channels``, ...). A head without a
-        pool gets the one it was made for. Device and dtype are those of the head's parameters unless given.
+        A new pool takes over those of the old one's options that it has too (``reduce_channels``, ...). A head without
+        a pool gets the one it was made for. Device and dtype are those of the head's parameters unless given.
         """
         reference = next(self.parameters(), torch.empty(0))
         device, dtype = device or reference.device, dtype or reference.dtype
@@ -104,13 +104,17 @@ class SecondOrderHead(nn.Module):
         pool: nn.Module = Unpooled()
         width = self.in_features
         if pool_type:
-            options = dict(self.pool_options)
-            if pool_type != self.options_are_for:
-                shared = pool_options(pool_type, of_parts=False)
-                options = {name: value for name, value in options.items() if name in shared}
+            options = self.options_for(pool_type)
             pool = create_pool(pool_type, self.in_features, device=device, dtype=dtype, **self.layout | options)
             width = int(pool.out_features) + self.fuse_token * self.in_features  # type: ignore[arg-type]
         self.pool_type, self.global_pool, self.num_features = pool_type, pool, width
+
+    def options_for(self, pool_type: str) -> dict[str, Any]:
+        """Those of the head's options that a pool takes; those of a method belong to the pool they were given for."""
+        if pool_type == self.options_are_for:
+            return dict(self.pool_options)
+        shared = pool_options(pool_type, of_parts=False)
+        return {name: value for name, value in self.pool_options.items() if name in shared}
 
     def _build_classifier(self, num_classes: int, device: torch.device | None, dtype: torch.dtype | None) -> None:
         self.fc: nn.Module = nn.Identity()

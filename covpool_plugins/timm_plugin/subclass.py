@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones import Place
+from .layer_groups import head_and_rest
 
 if TYPE_CHECKING:
     from .head import SecondOrderHead
@@ -44,8 +45,6 @@ class SecondOrderModel:
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's groups of layers; with ``layer_groups='head'`` the classifier and all the rest."""
         if self.layer_groups == "head":
-            from .layer_groups import head_and_rest
-
             return head_and_rest(f"{head_name(self)}.fc")
         return super().group_matcher(coarse)  # type: ignore[misc]
 

@@ -1,0 +1,85 @@
+"""Folders that ``timm.create_model('local-dir:...')`` loads: weights as safetensors, and how to build the model."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+from timm.models import register_model
+from timm.models._hub import save_config_for_hf
+from torch import nn
+
+from ..errors import OptionError
+from ..files import write_atomically
+from .builder import create_model
+from .second_order_models import default_cfgs
+from .subclass import SecondOrderModel, head_name
+
+# Arguments of the factory that say where a model is, or where its weights came from, and not what it is.
+NO_PART_OF_THE_MODEL = ("device", "dtype", "pretrained_model_args", "pretrained_strict", "num_classes", "global_pool")
+
+
+@register_model
+def second_order(
+    pretrained: bool = False, backbone: str = "resnet18", head: str = "svdpade", **kwargs: Any
+) -> nn.Module:
+    """Any timm backbone with any head, for ``local-dir:`` folders of combinations that have no name of their own."""
+    return create_model(backbone, head, pretrained=pretrained, **kwargs)
+
+
+def save_for_hub(model: nn.Module, directory: Path | str) -> Path:
+    """Write ``config.json`` and ``model.safetensors``.
+
+    ``timm.create_model('local-dir:DIR', pretrained=True)`` gives the model with the same logits. The folder can be
+    loaded with another number of classes or of input channels too, and pushed to a hub as it is.
+
+    Args:
+        model: of :func:`covpool_plugins.create_model` or a registered name.
+        directory: created as needed; files of these names in it are replaced, each at once.
+
+    Raises:
+        OptionError: for another model, or one that was built with something that JSON cannot express.
+    """
+    if not isinstance(model, SecondOrderModel):
+        raise OptionError(f"save_for_hub takes a second-order model, got {type(model).__name__}")
+    directory = Path(directory)
+    architecture, arguments = _reconstruction(model)
+    config = _config(model, architecture, arguments)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}  # type: ignore[attr-defined]
+    content = safetensors.torch.save(tensors, metadata={"format": "pt"})
+    # The description last: a folder without it is not taken for a model.
+    write_atomically(directory / "model.safetensors", lambda file: file.write(content))
+    write_atomically(directory / "config.json", lambda file: file.write(json.dumps(config, indent=2).encode()))
+    return directory
+
+
+def _reconstruction(model: Any) -> tuple[str, dict[str, Any]]:
+    """The registered name to build the model by, and its arguments."""
+    head = getattr(model, head_name(model))
+    pool_type = head.pool_type or head.own_pool_type
+    arguments = {k: v for k, v in model.second_order_arguments.items() if k not in NO_PART_OF_THE_MODEL}
+    backbone = arguments.pop("backbone")
+    arguments["head_kwargs"] = head.options_for(pool_type)
+    arguments = {k: v for k, v in arguments.items() if v is not None and v != {}}
+    name = f"{backbone}_{pool_type}"
+    if name in default_cfgs and timm.is_model(name):
+        return name, arguments
+    return "second_order", {"backbone": backbone, "head": pool_type, **arguments}
+
+
+def _config(model: Any, architecture: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    described = copy.copy(model)
+    described._model_args = {}
+    described.pretrained_cfg = {**model.pretrained_cfg, "architecture": architecture}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        try:
+            save_config_for_hf(described, str(path), model_args=arguments)
+        except ValueError as error:
+            raise OptionError(f"save_for_hub: {error}") from None
+        return json.loads(path.read_text())

@@ -1,0 +1,199 @@
+"""What timm promises of a model, on one small backbone of every kind: maps in both orders, tokens, own heads."""
+
+import copy
+import logging
+
+import pytest
+import timm
+import torch
+from support.matrices import relative_error
+from timm.layers import set_scriptable
+from timm.models import get_notrace_functions, get_notrace_modules
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+import covpool_plugins
+from covpool_plugins.timm_plugin.backbones import input_size
+
+# backbone -> layout of what the head gets
+FAMILIES = {
+    "resnet10t": "NCHW",
+    "test_efficientnet": "NCHW",
+    "mobilenetv3_small_050": "NCHW",
+    "test_convnext": "NCHW",
+    "regnetx_002": "NCHW",
+    "test_mambaout": "NHWC",
+    "test_vit": "NLC",
+    "levit_128s": "NLC",
+    "resnet18_cifar": "NCHW",
+}
+FIXED_SIZE = ("test_vit", "levit_128s")
+
+
+def build(backbone, head="isqrt", **options):
+    options = {"num_classes": 5, "reduce_channels": 8, **options}
+    return covpool_plugins.create_model(backbone, head, **options)
+
+
+def images(model, batch=2):
+    return torch.randn(batch, *input_size(model))
+
+
+@pytest.fixture(params=FAMILIES)
+def backbone(request):
+    return request.param
+
+
+def test_layout_and_training_step_in_bfloat16(backbone):
+    model = build(backbone, "svdpade")
+    pool = model.get_submodule(model.get_classifier(name_only=True).rpartition(".")[0]).global_pool
+    assert pool.input_fmt == FAMILIES[backbone] and pool.num_prefix_tokens == getattr(model, "num_prefix_tokens", 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(images(model)).float().square().mean()
+    loss.backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()] == []
+
+
+def test_head_interface(backbone):
+    model = build(backbone).eval()
+    x = images(model)
+    features = model.forward_features(x)
+    vector = model.forward_head(features, pre_logits=True)
+    assert vector.shape == (2, model.head_hidden_size) and model.num_classes == 5
+    assert torch.equal(model.get_classifier()(vector), model(x))
+    name = model.get_classifier(name_only=True)
+    assert model.pretrained_cfg["classifier"] == name and f"{name}.weight" in model.state_dict()
+    unpooled = build(backbone, num_classes=0, global_pool="").eval()
+    assert build(backbone, num_classes=0).eval()(x).shape == vector.shape
+    model.reset_classifier(0, "")
+    assert model(x).shape == unpooled(x).shape and model(x).ndim == len(FAMILIES[backbone])
+    model.reset_classifier(3, "gap")
+    assert model(x).shape == (2, 3)
+
+
+def test_intermediates_are_the_backbones(backbone):
+    model = build(backbone).eval()
+    plain = timm.create_model(backbone, num_classes=0).eval()
+    _, unexpected = plain.load_state_dict(model.state_dict(), strict=False)
+    assert all(key.startswith(("head.", "second_order_head.")) for key in unexpected)
+    if not hasattr(model, "forward_intermediates"):
+        return
+    x = images(model)
+    last, maps = model.forward_intermediates(x, indices=1)
+    expected = plain.forward_intermediates(x, indices=1)
+    assert torch.equal(maps[0], expected[1][0]) and torch.equal(last, expected[0])
+    assert torch.equal(last, model.forward_features(x))
+
+
+def test_features_only(backbone):
+    outputs = build(backbone, features_only=True, out_indices=[-1])(torch.randn(2, *input_size(build(backbone))))
+    assert len(outputs) == 1 and outputs[0].ndim == 4
+
+
+def test_gradient_checkpointing(backbone):
+    model = build(backbone).eval()
+    x = images(model)
+    expected = torch.autograd.grad(model(x).sum(), model.get_classifier().weight)[0]
+    model.set_grad_checkpointing(True)
+    found = torch.autograd.grad(model(x).sum(), model.get_classifier().weight)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_layer_decay_and_weight_decay(backbone):
+    model = build(backbone)
+    groups = param_groups_layer_decay(model, layer_decay=0.5)
+    scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    assert len(scales) == len(list(model.parameters())) and len(set(scales.values())) > 2
+    assert scales[id(model.get_classifier().weight)] == 1.0
+    groups = param_groups_layer_decay(build(backbone, layer_groups="head"), layer_decay=0.05)
+    assert sorted({group["lr_scale"] for group in groups}) == [0.05, 1.0]
+    undecayed = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    assert len(param_groups_weight_decay(model, no_weight_decay_list=undecayed)) == 2
+
+
+def test_copies_devices_and_dtypes(backbone):
+    model = build(backbone).eval()
+    x = images(model)
+    assert torch.equal(copy.deepcopy(model)(x), model(x))
+    assert all(p.is_meta for p in build(backbone, device="meta").parameters())
+    assert build(backbone, dtype=torch.float64)(x.double()).dtype == torch.float64
+    one = build(backbone, in_chans=1)
+    assert one(x[:, :1]).shape == (2, 5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scripts_and_traces(backbone):
+    with set_scriptable(True):
+        model = build(backbone).eval()
+    x = images(model)
+    scripted = torch.jit.script(model)
+    assert relative_error(scripted(x), model(x)) < 1e-5
+    scripted(x).sum().backward()
+    assert model.get_classifier().weight.grad is not None
+    assert relative_error(torch.jit.trace(model, x)(x), model(x)) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("backbone", ["resnet10t", "test_convnext", "test_vit"])
+def test_fx(backbone):
+    model = build(backbone).eval()
+    x = images(model)
+    options = {"leaf_modules": list(get_notrace_modules()), "autowrap_functions": list(get_notrace_functions())}
+    _, nodes = get_graph_node_names(model, tracer_kwargs=options)
+    graph = create_feature_extractor(model, return_nodes=[nodes[-1]], tracer_kwargs=options)
+    assert torch.equal(graph(x)[nodes[-1]], model(x))
+
+
+@pytest.mark.fast_for("resnet10t", "test_vit")
+@pytest.mark.parametrize("backbone", FAMILIES)
+def test_compiles_and_exports_with_a_dynamic_batch(backbone):
+    model = build(backbone).eval()
+    x = images(model)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert relative_error(compiled(x), model(x)) < 1e-4
+    sizes = {0: torch.export.Dim("batch", min=1, max=64)}
+    if backbone in ("resnet10t", "test_efficientnet"):
+        sizes |= {2: 32 * torch.export.Dim("rows", min=2, max=8), 3: 32 * torch.export.Dim("columns", min=2, max=8)}
+    example, other = images(model, 3), images(model, 4)
+    if len(sizes) > 1:
+        example, other = example[..., :96, :128], other[..., :128, :96]
+    program = torch.export.export(model, (example,), dynamic_shapes=(sizes,)).module()
+    assert relative_error(program(other), model(other)) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.fast_for("resnet10t")
+@pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
+@pytest.mark.parametrize("backbone", ["resnet10t", "test_convnext", "test_vit"])
+def test_onnx(backbone, exporter, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    model = build(backbone, head_kwargs={"compute": "float32"}).eval()
+    x = images(model, 3)
+    if exporter == "dynamo":
+        shapes = ({0: torch.export.Dim("batch")},)
+        torch.onnx.export(model, (x,), tmp_path / "m.onnx", dynamo=True, dynamic_shapes=shapes, verbose=False)
+    else:
+        axes = {"x": {0: "batch"}}
+        torch.onnx.export(model, (x,), tmp_path / "m.onnx", dynamo=False, input_names=["x"], dynamic_axes=axes)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    x = images(model, 2)
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert relative_error(torch.from_numpy(found), model(x)) < 1e-4
+
+
+def test_class_token_is_fused_by_the_sum_of_two_classifiers():
+    model = build("test_vit", class_token="fuse").eval()
+    x = images(model)
+    tokens = model.forward_features(x)
+    pool, fc = model.head.global_pool, model.head.fc
+    width = pool.out_features
+    expected = pool(tokens) @ fc.weight[:, :width].mT + tokens[:, 0] @ fc.weight[:, width:].mT + fc.bias
+    assert relative_error(model(x), expected) < 1e-5
+    assert model.head_hidden_size == width + model.num_features
+
+
+def test_image_size_of_tokens():
+    model = build("test_vit", img_size=96)
+    assert input_size(model) == (3, 96, 96) and model(images(model)).shape == (2, 5)

@@ -1,0 +1,73 @@
+"""Folders that timm loads by ``local-dir:``."""
+
+import json
+import logging
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import covpool_plugins
+from covpool_plugins.errors import OptionError
+
+CASES = {
+    "registered": lambda: timm.create_model("resnet18_isqrt", num_classes=5, reduce_channels=16, last_stride=1),
+    "options": lambda: covpool_plugins.create_model(
+        "resnet10t", "isqrt", num_classes=5, head_kwargs={"reduce_channels": 8, "iterations": 3, "vectorize": "full"}
+    ),
+    "tokens": lambda: covpool_plugins.create_model(
+        "test_vit", "svdpade", num_classes=5, reduce_channels=8, class_token="fuse", img_size=64
+    ),
+    "norm": lambda: covpool_plugins.create_model("test_convnext", "seb", num_classes=5, reduce_channels=8),
+    "hashes": lambda: covpool_plugins.create_model(
+        "resnet10t", "cbp", num_classes=5, head_kwargs={"projection": 64, "seed": 3}
+    ),
+}
+
+
+def photos(channels=3):
+    return torch.randn(2, channels, 64, 64)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_logits(case, tmp_path, caplog):
+    model = CASES[case]().eval()
+    covpool_plugins.save_for_hub(model, tmp_path / "folder")
+    assert sorted(p.name for p in (tmp_path / "folder").iterdir()) == ["config.json", "model.safetensors"]
+    with caplog.at_level(logging.WARNING):
+        again = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval()
+    assert caplog.text == ""
+    x = photos()
+    assert torch.equal(again(x), model(x)) and list(again.state_dict()) == list(model.state_dict())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_another_number_of_classes_or_channels(case, tmp_path):
+    model = CASES[case]().eval()
+    covpool_plugins.save_for_hub(model, tmp_path)
+    other = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=3).eval()
+    x = photos()
+    assert other(x).shape == (2, 3)
+    assert torch.equal(
+        other.forward_head(other.forward_features(x), True), model.forward_head(model.forward_features(x), True)
+    )
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=1)(photos(1)).shape == (2, 5)
+    maps = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, features_only=True, out_indices=[-1])(x)
+    assert len(maps) == 1
+
+
+def test_a_head_that_was_replaced_is_saved_as_it_is(tmp_path):
+    model = CASES["options"]()
+    model.reset_classifier(3, "mpa")
+    covpool_plugins.save_for_hub(model.eval(), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_args"]["head"] == "mpa"
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    x = photos()
+    assert torch.equal(again(x), model(x))
+
+
+def test_other_models_are_refused(tmp_path):
+    with pytest.raises(OptionError, match="takes a second-order model, got Linear"):
+        covpool_plugins.save_for_hub(nn.Linear(2, 2), tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()

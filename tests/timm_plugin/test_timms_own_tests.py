@@ -1,0 +1,54 @@
+"""timm's own tests of models, run on ours: TIMM_CHECKOUT is the folder of its checkout or unpacked sdist.
+
+pip download --no-deps --no-binary :all: timm && tar xzf timm-*.tar.gz
+TIMM_CHECKOUT=timm-1.0.31 python -m pytest -m slow tests/timm_plugin/test_timms_own_tests.py
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from covpool_plugins.timm_plugin import registered_models
+
+CHECKOUT = os.environ.get("TIMM_CHECKOUT")
+# Every backbone, and every head.
+BACKBONES = [name for name, backbone, head in registered_models() if head == "isqrt" and backbone != "resnet152"]
+NAMES = [*BACKBONES, *(name for name, backbone, head in registered_models() if backbone == "resnet18")]
+# It wants the pooled vector of a transformer to be as long as a token.
+KNOWN = re.compile(r"test_model_default_cfgs_non_std\[1-(vit|deit)_small_patch16_224_isqrt\]")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHECKOUT is None, reason="needs TIMM_CHECKOUT")
+def test_timms_own_tests_of_models(tmp_path):
+    # Beside the checkout's own timm folder the tests would import that one.
+    shutil.copytree(Path(str(CHECKOUT)) / "tests", tmp_path / "tests")
+    chosen = " or ".join(f"{name}]" for name in dict.fromkeys(NAMES))
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-rf",
+        "-n",
+        "2",
+        "--import-mode=importlib",
+        "-p",
+        "no:cacheprovider",
+    ]
+    run = subprocess.run(
+        [*command, "tests/test_models.py", "-k", chosen.replace("]", "")],
+        cwd=tmp_path,
+        env={**os.environ, "TORCH_BACKEND": "covpool_plugins", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    failed = re.findall(r"^FAILED (\S+)", run.stdout, re.MULTILINE)
+    print(run.stdout[-500:])
+    assert " passed" in run.stdout, run.stdout[-3000:] + run.stderr[-3000:]
+    assert [name for name in failed if not KNOWN.search(name)] == []
