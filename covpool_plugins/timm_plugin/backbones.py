@@ -117,7 +117,8 @@ def _behind_forward_head(model: nn.Module, features: Any, size: Size) -> Any:
 def without_data(model: nn.Module, size: Size, run: Callable[[torch.Tensor], Any]) -> Any:
     """``run`` with two images of that size, in eval mode; nothing is computed but shapes, where that is possible."""
     parameter = next(model.parameters())
-    modes = {module: module.training for module in model.modules()}
+    # Some models keep what they compute, here tensors without data, in buffers and attributes.
+    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
@@ -127,8 +128,10 @@ def without_data(model: nn.Module, size: Size, run: Callable[[torch.Tensor], Any
             except DataDependentOutputException:  # a few models look at numbers
                 return run(torch.zeros(2, *size, device=parameter.device, dtype=parameter.dtype))
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for module, attributes, buffers in before:
+            vars(module).update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
 
 
 def input_size(model: nn.Module, in_chans: int | None = None) -> Size:

@@ -21,7 +21,7 @@ from .backbones import head_input
 from .head import ClassToken, SecondOrderHead
 from .strides import build_with_last_stride
 from .subclass import attach_head, head_name
-from .weights import load_head, quiet_about_the_head, report
+from .weights import load_head, report, watch_loading
 
 CLASSIFIER = "head.fc"
 DEFAULT_CLASSES = 1000
@@ -82,15 +82,21 @@ def create_model(
     check_choice("layer_groups", layer_groups, LAYER_GROUPS)
     options = _head_options(head_kwargs, reduce_channels)
     cfg = resolve_pretrained_cfg(name, pretrained_cfg or tag or None, pretrained_cfg_overlay)
-    given = pretrained_cfg_overlay or not isinstance(pretrained_cfg, (str, type(None)))
+    described = pretrained_cfg_overlay or not isinstance(pretrained_cfg, (str, type(None)))
     if num_classes is None:
-        num_classes = int(cfg.num_classes) if given and cfg.num_classes is not None else DEFAULT_CLASSES
+        num_classes = int(cfg.num_classes) if described and cfg.num_classes is not None else DEFAULT_CLASSES
+    given = described and cfg.has_weights
+    if described and not given:
+        # timm's scripts hand over the description of our model, which has no weights: then the backbone's are meant.
+        cfg = resolve_pretrained_cfg(name, tag or None, pretrained_cfg_overlay)
     source = dict(pretrained=pretrained, pretrained_cfg=cfg, cache_dir=timm_kwargs.pop("cache_dir", None))
     entrypoint = model_entrypoint(name)
     if features_only:
         return entrypoint(features_only=True, **source, **timm_kwargs)
 
-    with quiet_about_the_head("head"):
+    if pretrained and given:
+        source["pretrained_strict"] = False  # the head's keys are none of the backbone's
+    with watch_loading("head") as loading:
         model = build_with_last_stride(entrypoint, name, last_stride, {**source, **timm_kwargs})
     found = head_input(model, name, timm_kwargs.get("in_chans"))
     parameter = next(model.parameters())
@@ -116,7 +122,7 @@ def create_model(
     model.pretrained_cfg = model.default_cfg = _described(model, f"{name}_{head}")  # type: ignore[assignment]
     if pretrained:
         loaded = load_head(model, cfg.to_dict(), num_classes, source["cache_dir"]) if given else []
-        report(model, loaded, str(cfg.file or cfg.hf_hub_id or cfg.url or name))
+        report(model, loading, loaded, str(cfg.file or cfg.hf_hub_id or cfg.url or name))
     return model
 
 

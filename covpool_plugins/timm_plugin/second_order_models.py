@@ -30,6 +30,9 @@ BACKBONES = (
     "deit_small_patch16_224",
 )
 COMMON_HEADS = ("svdpade", "isqrt", "mpa", "seb")
+# What the bilinear papers fine-tune.
+BILINEAR_BACKBONES = ("vgg16",)
+BILINEAR_HEADS = ("bcnn", "cbp")
 
 assert own_backbones  # registered before they are looked up
 __all__: list[str] = []
@@ -38,7 +41,11 @@ default_cfgs: dict[str, Any] = {}
 
 def registered_models() -> Iterator[tuple[str, str, str]]:
     """(model name, backbone, head) of every registered model."""
-    for backbones, heads in ((BACKBONES_WITH_EVERY_HEAD, list_heads()), (BACKBONES, COMMON_HEADS)):
+    for backbones, heads in (
+        (BACKBONES_WITH_EVERY_HEAD, list_heads()),
+        (BACKBONES, COMMON_HEADS),
+        (BILINEAR_BACKBONES, BILINEAR_HEADS),
+    ):
         for backbone in backbones:
             for head in heads:
                 yield f"{backbone}_{head}", backbone, head

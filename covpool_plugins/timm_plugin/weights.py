@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from timm.models import load_pretrained
 from torch import Tensor, nn
 
+from ..errors import OptionError
 from .subclass import head_name
 
 _logger = logging.getLogger(__name__)
@@ -38,36 +40,63 @@ def load_head(model: nn.Module, cfg: dict[str, Any], num_classes: int, cache_dir
     return loaded
 
 
-def report(model: nn.Module, loaded: list[str], source: str) -> None:
-    """One line: what of the model comes from the source, by module, and what is fresh."""
-    head = head_name(model)
-    keys = list(model.state_dict())
-    backbone = [key for key in keys if not key.startswith(f"{head}.")]
-    parts = ", ".join(dict.fromkeys(key.split(".")[0] for key in backbone))
-    fresh = [key for key in keys if key not in backbone and key not in loaded]
-    _logger.info(
-        "weights of %s: loaded all %d of the backbone (%s); head: loaded %s; fresh %s",
-        source,
-        len(backbone),
-        parts,
-        ", ".join(loaded) or "nothing",
-        ", ".join(fresh) or "nothing",
-    )
+@dataclass
+class Loading:
+    """What timm said of loading weights into a backbone."""
+
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
 
 
 @contextmanager
-def quiet_about_the_head(name: str) -> Iterator[None]:
-    """Without timm's warning of unexpected keys, where all of them are the head's, which is loaded afterwards."""
+def watch_loading(head: str) -> Iterator[Loading]:
+    """Listen to timm's log while it loads, and keep back its warning of keys that are the head's, loaded afterwards."""
+    found = Loading()
+    level = _timm_logger.level
+    threshold = _timm_logger.getEffectiveLevel()
 
-    def wanted(record: logging.LogRecord) -> bool:
+    def listen(record: logging.LogRecord) -> bool:
         said = record.getMessage()
-        if not said.startswith("Unexpected keys ("):
-            return True
-        keys = said[len("Unexpected keys (") :].partition(")")[0].split(", ")
-        return not all(key.startswith(f"{name}.") for key in keys)
+        keys = said.partition("(")[2].partition(")")[0].split(", ")
+        if said.startswith("Missing keys ("):
+            found.missing += keys
+        elif said.startswith("Unexpected keys ("):
+            found.unexpected += keys
+            if all(key.startswith(f"{head}.") for key in keys):
+                return False
+        return record.levelno >= threshold
 
-    _timm_logger.addFilter(wanted)
+    _timm_logger.addFilter(listen)
+    _timm_logger.setLevel(min(threshold, logging.INFO))
     try:
-        yield
+        yield found
     finally:
-        _timm_logger.removeFilter(wanted)
+        _timm_logger.setLevel(level)
+        _timm_logger.removeFilter(listen)
+
+
+def report(model: nn.Module, loading: Loading, loaded: list[str], source: str) -> None:
+    """One line: what of the model comes from the source, and what is fresh.
+
+    Raises:
+        OptionError: if nothing of the backbone does.
+    """
+    head = head_name(model)
+    keys = list(model.state_dict())
+    backbone = [key for key in keys if not key.startswith(f"{head}.")]
+    missing = set(loading.missing)
+    # PyTorch does not count these as missing.
+    missing |= {key.replace("running_mean", "num_batches_tracked") for key in missing}
+    taken = [key for key in backbone if key not in missing]
+    if backbone and not taken:
+        raise OptionError(f"the weights of {source} fit no tensor of the backbone, whose first is {backbone[0]!r}")
+    fresh = [key for key in keys if key not in taken and key not in loaded]
+    _logger.info(
+        "weights of %s: loaded %d of the backbone's %d tensors (%s); head: loaded %s; fresh %s",
+        source,
+        len(taken),
+        len(backbone),
+        ", ".join(dict.fromkeys(key.split(".")[0] for key in taken)),
+        ", ".join(loaded) or "nothing",
+        ", ".join(fresh) or "nothing",
+    )

@@ -194,6 +194,13 @@ def test_class_token_is_fused_by_the_sum_of_two_classifiers():
     assert model.head_hidden_size == width + model.num_features
 
 
+def test_what_a_backbone_computes_once_has_numbers():
+    model = build("convit_tiny")
+    assert all(type(buffer) is torch.Tensor for buffer in model.buffers())
+    model(images(model, 1)).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
 def test_image_size_of_tokens():
     model = build("test_vit", img_size=96)
     assert input_size(model) == (3, 96, 96) and model(images(model)).shape == (2, 5)

@@ -67,6 +67,13 @@ def test_a_head_that_was_replaced_is_saved_as_it_is(tmp_path):
     assert torch.equal(again(x), model(x))
 
 
+def test_a_model_without_classifier(tmp_path):
+    model = covpool_plugins.create_model("resnet10t", "isqrt", num_classes=0, reduce_channels=8).eval()
+    covpool_plugins.save_for_hub(model, tmp_path)
+    x = photos()
+    assert torch.equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(x), model(x))
+
+
 def test_other_models_are_refused(tmp_path):
     with pytest.raises(OptionError, match="takes a second-order model, got Linear"):
         covpool_plugins.save_for_hub(nn.Linear(2, 2), tmp_path / "folder")

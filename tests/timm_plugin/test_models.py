@@ -166,6 +166,38 @@ def test_pretrained_weights_of_a_plain_backbone(tmp_path, suffix, caplog):
     assert "loaded nothing; fresh head.global_pool.reduction.conv.weight" in caplog.text
 
 
+def test_the_description_of_a_model_stands_for_its_backbones_weights(tmp_path, monkeypatch):
+    """As timm's train.py hands it over with --pretrained."""
+    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "plain.pth")
+    cfg = timm.get_pretrained_cfg("resnet18")
+    monkeypatch.setattr(cfg, "file", str(tmp_path / "plain.pth"))
+    monkeypatch.setattr("covpool_plugins.timm_plugin.builder.resolve_pretrained_cfg", _resolver(cfg))
+    description = timm.get_pretrained_cfg("resnet18_svdpade").to_dict()
+    model = timm.create_model("resnet18_svdpade", pretrained=True, pretrained_cfg=description, reduce_channels=8)
+    plain = torch.load(tmp_path / "plain.pth")
+    assert torch.equal(model.layer1[0].conv1.weight, plain["layer1.0.conv1.weight"])
+
+
+def _resolver(backbones):
+    def resolve(name, pretrained_cfg, overlay):
+        return timm.models.resolve_pretrained_cfg(name, pretrained_cfg, overlay) if pretrained_cfg else backbones
+
+    return resolve
+
+
+def test_weights_of_another_network(tmp_path, caplog):
+    overlay = {"file": str(tmp_path / "other.pth")}
+    state = small().state_dict()
+    torch.save({k: v for k, v in state.items() if not k.startswith("layer4.")}, overlay["file"])
+    with caplog.at_level(logging.INFO, "covpool_plugins"):
+        small(pretrained=True, pretrained_cfg_overlay=overlay)
+    count = sum(not key.startswith(("head.", "layer4.")) for key in state)
+    assert f"loaded {count} of the backbone's" in caplog.text and "fresh layer4.0.conv1.weight" in caplog.text
+    torch.save(nn.Linear(2, 2).state_dict(), overlay["file"])
+    with pytest.raises(ValueError, match=r"other.pth fit no tensor of the backbone, whose first is 'conv1"):
+        small(pretrained=True, pretrained_cfg_overlay=overlay)
+
+
 def test_pretrained_weights_of_a_whole_model(tmp_path, caplog):
     whole = small().eval()
     torch.save(whole.state_dict(), tmp_path / "whole.pth")
@@ -203,6 +235,15 @@ def test_copies_and_pickles(tmp_path):
 def test_device_and_dtype():
     assert all(p.is_meta for p in small(device="meta").parameters())
     assert small(dtype=torch.float64)(photos().double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_training_step_in_bfloat16_has_finite_gradients(head):
+    model = small(head)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(photos())
+    nn.functional.cross_entropy(logits.float(), torch.tensor([0, 3])).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()] == []
 
 
 @pytest.mark.fast_for("svdpade", "isqrt", "mpa", "cbp", "temporal")

@@ -1,0 +1,157 @@
+"""The recipes for timm's train.py: options that it has, models that exist, and the published rates in every epoch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import timm
+import yaml
+from timm.models import group_parameters
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from torch import nn
+
+import covpool_plugins
+from covpool_plugins.timm_plugin.layer_groups import head_and_rest
+
+FOLDER = Path(__file__).parents[2] / "configs" / "timm"
+OPTIONS = (Path(__file__).parent / "train_options.txt").read_text().split("\n")[1:-1]
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+class Published(NamedTuple):
+    """A row of the released scripts' recipes; the rate is divided by 10 after each of ``steps`` epochs."""
+
+    classes: int
+    size: int
+    batch: int
+    rate: float
+    epochs: int
+    steps: tuple[int, ...]
+    weight_decay: float
+    factor: int = 1
+    clip: float | None = 5.0
+    frozen: bool = False
+
+
+PUBLISHED = {
+    "imagenet_resnet50_svdpade": Published(1000, 224, 256, 0.0794, 60, (30, 45), 1e-4),
+    "imagenet_resnet50_isqrt": Published(1000, 224, 160, 0.1, 65, (30, 45, 60), 1e-4, clip=None),
+    "imagenet_alexnet_svdpade": Published(1000, 224, 128, 0.0794, 30, (10, 20), 5e-4),
+    "inaturalist_resnet50_svdpade": Published(8142, 224, 256, 0.0794, 60, (30, 45), 1e-4),  # ours
+    "cub_resnet50_seb": Published(200, 448, 10, 3e-3, 200, (50, 100), 1e-4, 20),
+    "cars_resnet50_seb": Published(196, 448, 10, 3e-3, 200, (50, 100), 1e-4, 10),
+    "aircraft_resnet50_seb": Published(100, 448, 8, 3e-3, 50, (21, 40), 1e-3, 5),
+    "cub_resnet50_isqrt": Published(200, 448, 10, 1.2e-3, 100, (), 1e-3, 5, None),
+    "cub_vgg16_bn_isqrt": Published(200, 448, 10, 3e-3, 40, (20,), 1e-4, 20, None),
+    "cub_vgg16_bcnn_stage1": Published(200, 448, 40, 1e-3, 100, (), 5e-4, 1000, None, True),
+    "cub_vgg16_bcnn_stage2": Published(200, 448, 10, 1e-3, 200, (), 5e-4, 1, None),
+}
+
+
+def recipe(name: str) -> dict[str, Any]:
+    return yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+
+
+def every_model() -> list[str]:
+    return sorted({recipe(name)["model"] for name in NAMES})
+
+
+class Stand(nn.Module):
+    """A backbone and a classifier, with the groups of the model that a recipe asks for."""
+
+    def __init__(self, layer_groups: str | None) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)
+        self.head = nn.ModuleDict({"fc": nn.Linear(2, 2)})
+        self.layer_groups = layer_groups
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        assert self.layer_groups == "head"
+        return head_and_rest("head.fc")
+
+
+def test_there_is_a_published_row_for_every_recipe():
+    assert sorted(PUBLISHED) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_are_those_of_train_py(name):
+    """Their names; and no number that YAML takes for text, as it does ``1e-4``."""
+    options = recipe(name)
+    assert set(options) <= set(OPTIONS)
+    for value in options.values():
+        for one in value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]:
+            assert not (isinstance(one, str) and re.match(r"[-+.\d]", one)), one
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_published_settings(name):
+    options, row = recipe(name), PUBLISHED[name]
+    assert options["device_modules"] == ["covpool_plugins"] and options["experiment"] == name
+    assert options["num_classes"] == row.classes and options["input_size"] == [3, row.size, row.size]
+    assert options["batch_size"] == row.batch and options["weight_decay"] == row.weight_decay
+    assert options.get("clip_grad") == row.clip
+    assert (options["opt"], options["momentum"]) == ("momentum", 0.9)  # timm's "sgd" is Nesterov's
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_published_rates_in_every_epoch(name):
+    options, row = recipe(name), PUBLISHED[name]
+    model = Stand(options.get("model_kwargs", {}).get("layer_groups"))
+    arguments = SimpleNamespace(**options)
+    optimizer = create_optimizer_v2(model, **optimizer_kwargs(arguments))
+    scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(arguments))
+    assert epochs == row.epochs
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for epoch in range(epochs):
+        rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        expected = row.rate / 10 ** sum(epoch >= step for step in row.steps)
+        rest = {} if row.frozen else dict.fromkeys(("conv.weight", "conv.bias", "bn.weight", "bn.bias"), expected)
+        head = dict.fromkeys(("head.fc.weight", "head.fc.bias"), row.factor * expected)
+        assert rates == pytest.approx(rest | head, rel=1e-9), epoch
+        scheduler.step(epoch + 1)
+    assert model.conv.weight.requires_grad is not row.frozen
+    decays = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays["head.fc.weight"] == row.weight_decay and decays["head.fc.bias"] == 0
+
+
+@pytest.mark.parametrize("model", every_model())
+def test_the_model_is_registered(model):
+    assert timm.is_model(model)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_model_takes_its_arguments(name):
+    options = recipe(name)
+    backbone, _, head = options["model"].rpartition("_")
+    arguments = options.get("model_kwargs", {})
+    model = covpool_plugins.create_model(backbone, head, num_classes=options["num_classes"], device="meta", **arguments)
+    assert model.get_classifier().out_features == options["num_classes"]
+    if arguments.get("layer_groups"):
+        classifier = model.get_classifier(name_only=True)
+        groups = group_parameters(model, model.group_matcher())
+        assert set(groups[1]) == {f"{classifier}.weight", f"{classifier}.bias"} and len(groups) == 2
+
+
+def test_frozen_layers_have_no_statistics_that_would_move():
+    """Layer decay stops the parameters of the backbone, not the running averages of batch norm."""
+    frozen = [recipe(name) for name in NAMES if "layer_decay_no_opt_scale" in recipe(name)]
+    for options in frozen:
+        backbone, _, head = options["model"].rpartition("_")
+        model = covpool_plugins.create_model(backbone, head, device="meta")
+        assert not list(model.buffers())
+    assert frozen
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_header_and_readme_name_it(name):
+    lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
+    assert max(map(len, lines)) <= 120
+    header = " ".join(line for line in lines if line.startswith("#"))
+    assert f"train.py -c configs/timm/{name}.yaml " in header
+    assert f"| [{name}.yaml]({name}.yaml) |" in (FOLDER / "README.md").read_text()
