@@ -27,7 +27,7 @@ FAMILIES = {
     "levit_128s": "NLC",
     "resnet18_cifar": "NCHW",
 }
-FIXED_SIZE = ("test_vit", "levit_128s")
+pytestmark = pytest.mark.fast_for("resnet10t", "test_convnext", "test_mambaout", "test_vit")
 
 
 def build(backbone, head="isqrt", **options):
