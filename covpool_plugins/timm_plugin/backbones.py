@@ -73,14 +73,11 @@ def head_input(model: nn.Module, name: str, in_chans: int | None = None) -> Head
     """
     own = getattr(model, "head", None)
     own = own if isinstance(own, nn.Module) and not isinstance(own, nn.Identity) else None
-    size = input_size(model, in_chans)
-    features, head_was_called = _features(model, own, size)
     pooling_head = own is not None and (hasattr(own, "global_pool") or isinstance(own, ClNormMlpClassifierHead))
-    found: Any = features
-    if not pooling_head:
-        found = _behind_forward_head(model, features, size)
-        if _layout(model, found) is None:
-            found, pooling_head = features, True
+    features, left, head_was_called = _outputs(model, own, input_size(model, in_chans), not pooling_head)
+    found = features if pooling_head else left
+    if _layout(model, found) is None:
+        found, pooling_head = features, True
     layout = _layout(model, found)
     if layout is None:
         raise ShapeError(f"backbone {name!r} {_described(found)}; a second-order head takes maps or tokens of an image")
@@ -92,26 +89,21 @@ def head_input(model: nn.Module, name: str, in_chans: int | None = None) -> Head
     return HeadInput(place, channels, input_fmt, prefix, norm, positions)
 
 
-def _features(model: nn.Module, own: nn.Module | None, size: Size) -> tuple[Any, bool]:
-    """Shapes of what ``forward_features`` gives, and whether it calls the module named ``head`` on the way."""
+def _outputs(model: Any, own: nn.Module | None, size: Size, head_too: bool) -> tuple[Any, Any, bool]:
+    """Shapes of what ``forward_features`` gives and of what ``forward_head`` leaves of it, from one run; and whether
+    ``forward_features`` calls the module named ``head``."""
     called: list[bool] = []
     hook = own.register_forward_hook(lambda *_: called.append(True)) if own is not None else None
-    try:
-        shapes = _shapes(without_data(model, size, lambda x: model.forward_features(x)))  # type: ignore[operator]
-    finally:
+
+    def run(x: torch.Tensor) -> tuple[Any, Any]:
+        features = model.forward_features(x)
         if hook is not None:
             hook.remove()
-    return shapes, bool(called)
+        one = isinstance(features, torch.Tensor)
+        return features, model.forward_head(features, pre_logits=True) if head_too and one else features
 
-
-def _behind_forward_head(model: nn.Module, features: Any, size: Size) -> Any:
-    if not isinstance(features, torch.Size):
-        return features
-
-    def run(x: torch.Tensor) -> Any:
-        return model.forward_head(model.forward_features(x), pre_logits=True)  # type: ignore[operator]
-
-    return _shapes(without_data(model, size, run))
+    features, left = without_data(model, size, run)
+    return _shapes(features), _shapes(left), bool(called)
 
 
 def without_data(model: nn.Module, size: Size, run: Callable[[torch.Tensor], Any]) -> Any:
