@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 # Imported when first used: a config finds them as type='covpool_plugins.<Name>', and timm users need no MMPretrain.
 MMPRETRAIN_CLASSES = {
+    "AlexNetBN": "mmpretrain_plugin.alexnet_bn",
     "CovariancePooling": "mmpretrain_plugin.covariance_pooling",
     "SecondOrderClsHead": "mmpretrain_plugin.second_order_cls_head",
 }

@@ -13,7 +13,8 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="Fail to import ``MultiScaleDeformableAttention``")
     require_extra("mmpretrain.models", "mmpretrain")
 
+from .alexnet_bn import AlexNetBN
 from .covariance_pooling import CovariancePooling
 from .second_order_cls_head import SecondOrderClsHead
 
-__all__ = ["CovariancePooling", "SecondOrderClsHead"]
+__all__ = ["AlexNetBN", "CovariancePooling", "SecondOrderClsHead"]
