@@ -14,7 +14,11 @@ __version__ = "0.1.0"
 MMPRETRAIN_CLASSES = {
     "AlexNetBN": "mmpretrain_plugin.alexnet_bn",
     "CovariancePooling": "mmpretrain_plugin.covariance_pooling",
+    "MatrixSqrt": "mmpretrain_plugin.matrix_sqrt",
     "SecondOrderClsHead": "mmpretrain_plugin.second_order_cls_head",
+    "SpectrumHook": "mmpretrain_plugin.spectrum_hook",
+    "StanfordDogs": "mmpretrain_plugin.stanford_dogs",
+    "SwitchMethodHook": "mmpretrain_plugin.switch_method_hook",
 }
 
 

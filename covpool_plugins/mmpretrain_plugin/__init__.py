@@ -1,4 +1,4 @@
-"""Necks and heads for MMPretrain, in its own registry.
+"""Necks, heads, hooks, layers and data sets for MMPretrain.
 
 Every class here is also ``covpool_plugins.<Name>``, so that a config can name it as ``type='covpool_plugins.<Name>'``
 without ``custom_imports``; a new one needs its row in ``covpool_plugins.MMPRETRAIN_CLASSES`` for that.
@@ -15,6 +15,18 @@ with warnings.catch_warnings():
 
 from .alexnet_bn import AlexNetBN
 from .covariance_pooling import CovariancePooling
+from .matrix_sqrt import MatrixSqrt
 from .second_order_cls_head import SecondOrderClsHead
+from .spectrum_hook import SpectrumHook
+from .stanford_dogs import StanfordDogs
+from .switch_method_hook import SwitchMethodHook
 
-__all__ = ["AlexNetBN", "CovariancePooling", "SecondOrderClsHead"]
+__all__ = [
+    "AlexNetBN",
+    "CovariancePooling",
+    "MatrixSqrt",
+    "SecondOrderClsHead",
+    "SpectrumHook",
+    "StanfordDogs",
+    "SwitchMethodHook",
+]

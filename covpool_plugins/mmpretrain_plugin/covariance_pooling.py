@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ShapeError
 from ..pooling import Pool, create_pool
+from .active_method import adopt_method
 from .channels import stage_channels
 
 
@@ -48,6 +49,7 @@ class CovariancePooling(BaseModule):
         pools = [create_pool(method, channels, **options) for channels in stage_channels("in_channels", in_channels)]
         self.pool: nn.Module = pools[0] if isinstance(in_channels, int) else nn.ModuleList(pools)
         self.out_channels = sum(pool.out_features for pool in pools)
+        self.register_load_state_dict_pre_hook(adopt_method)  # of a run with SwitchMethodHook
 
     @overload
     def forward(self, inputs: Tensor) -> Tensor: ...

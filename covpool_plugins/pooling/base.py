@@ -162,10 +162,14 @@ class Pool(nn.Module):
 
         The features are those of the mode that the pool is in; running statistics are left as they are.
         """
-        before = [(buffer, buffer.clone()) for buffer in self.buffers()]
-        X = self.features(x)
-        for buffer, value in before:
-            buffer.copy_(value)
+        kept = [(module, dict(module._buffers)) for module in self.modules()]
+        for module, buffers in kept:  # others, not changed ones: a backward pass may still need them
+            module._buffers.update({k: None if v is None else v.clone() for k, v in buffers.items()})
+        try:
+            X = self.features(x)
+        finally:
+            for module, buffers in kept:
+                module._buffers.update(buffers)
         values, _ = guarded_eigh(smaller_covariance(X.double()))
         return Spectrum.of(values)
 

@@ -6,13 +6,16 @@ eigenvalues, and trains to NaN. So a scripted model holds the parameters of its 
 
 # No postponed annotations here: TorchScript reads those of ignored functions as they are.
 
+import copy
 import itertools
+import weakref
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 _keys = itertools.count()
-_pools: dict[int, nn.Module] = {}
+_pools: "weakref.WeakValueDictionary[int, nn.Module]" = weakref.WeakValueDictionary()
 
 
 @torch.jit.ignore
@@ -30,8 +33,12 @@ class PoolInPython(nn.Module):
     scripted model replaces its buffers when it is moved, move the model before it is scripted.
     """
 
+    # The scripted module keeps the pool alive, in a list because children are compiled.
+    __jit_ignored_attributes__ = ["kept"]  # noqa: RUF012
+
     def __init__(self, pool: nn.Module) -> None:
         super().__init__()
+        self.kept = [pool]
         self.key = next(_keys)
         _pools[self.key] = pool
         _share(pool, self)
@@ -39,9 +46,18 @@ class PoolInPython(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return _call(self.key, self.training, x)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # A copy has a pool of its own again.
+        return _itself, (self.kept[0],)
+
+
+def _itself(pool: nn.Module) -> nn.Module:
+    return pool
+
 
 def _share(source: nn.Module, target: nn.Module) -> None:
     """Give ``target`` the parameters and buffers of ``source``, in modules of the same names that do nothing."""
+    target.training = source.training
     for name, parameter in source.named_parameters(recurse=False):
         target.register_parameter(name, parameter)
     for name, buffer in source.named_buffers(recurse=False):
@@ -50,3 +66,14 @@ def _share(source: nn.Module, target: nn.Module) -> None:
         carrier = nn.Module()
         _share(child, carrier)
         target.add_module(name, carrier)
+
+
+def shallow_copy(module: nn.Module) -> nn.Module:
+    """The same modules once more around the same parameters and buffers: to change one leaves the other as it is."""
+    twin = copy.copy(module.__dict__)
+    new = module.__class__.__new__(module.__class__)
+    new.__dict__.update(twin)
+    for name in ("_parameters", "_buffers"):
+        new.__dict__[name] = dict(twin[name])
+    new.__dict__["_modules"] = {name: child and shallow_copy(child) for name, child in twin["_modules"].items()}
+    return new

@@ -37,6 +37,7 @@ class HeadInput(NamedTuple):
         channels: of the maps or tokens.
         input_fmt: ``NCHW``, ``NHWC`` or ``NLC``.
         num_prefix_tokens: class and register tokens in front, ``NLC`` only.
+        class_token: whether the first of the prefix tokens is one.
         norm: what the backbone's own head normalises the features by; the new head keeps it.
         positions: how many there are for an image of the size that the backbone was built for.
     """
@@ -45,6 +46,7 @@ class HeadInput(NamedTuple):
     channels: int
     input_fmt: InputFormat
     num_prefix_tokens: int
+    class_token: bool
     norm: nn.Module | None
     positions: int
 
@@ -86,7 +88,8 @@ def head_input(model: nn.Module, name: str, in_chans: int | None = None) -> Head
     norm = own.norm if pooling_head and isinstance(own, (NormMlpClassifierHead, ClNormMlpClassifierHead)) else None
     if pooling_head and type(own) is nn.Sequential:  # MetaFormer
         norm = getattr(own, "norm", None)
-    return HeadInput(place, channels, input_fmt, prefix, norm, positions)
+    class_token = prefix > 0 and getattr(model, "cls_token", None) is not None
+    return HeadInput(place, channels, input_fmt, prefix, class_token, norm, positions)
 
 
 def _outputs(model: Any, own: nn.Module | None, size: Size, head_too: bool) -> tuple[Any, Any, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import timm
@@ -14,17 +15,21 @@ from timm.models import (
 )
 from torch import nn
 
-from ..checks import check_choice
+from ..checks import check_choice, check_flag, check_number
 from ..errors import OptionError, UnknownNameError
 from ..pooling import POOLS
-from .backbones import head_input
-from .head import ClassToken, SecondOrderHead
+from .backbones import HeadInput, head_input
+from .head import SecondOrderHead
 from .strides import build_with_last_stride
 from .subclass import attach_head, head_name
-from .weights import load_head, report, watch_loading
+from .weights import load_head, one_line_errors, report, watch_loading
 
 CLASSIFIER = "head.fc"
 DEFAULT_CLASSES = 1000
+# Options of the pool that follow from the backbone.
+FOUND_OUT = ("in_channels", "input_fmt", "num_prefix_tokens", "device", "dtype")
+# Registered names that are no backbones.
+SECOND_ORDER_NAMES: set[str] = set()
 LAYER_GROUPS = (None, "head")
 
 
@@ -37,7 +42,7 @@ def create_model(
     head_kwargs: dict[str, Any] | None = None,
     reduce_channels: int | str | None = "default",
     last_stride: int | None = None,
-    class_token: ClassToken = "drop",
+    fuse_class_token: bool = False,
     layer_groups: str | None = None,
     global_pool: str | None = None,
     drop_rate: float = 0.0,
@@ -59,28 +64,33 @@ def create_model(
             drops arguments that are ``None``, 0 leaves the reduction out.
         last_stride: 1 removes the stride of the last stage (14x14 positions at 224, as in CVPR 2018); the default
             keeps timm's (7x7, as in ICCV 2021).
-        class_token: of a backbone of tokens: ``drop``, or ``fuse`` its logits with the second-order ones (So-ViT).
+        fuse_class_token: add the logits of the backbone's class token to the second-order ones, as in So-ViT.
         layer_groups: ``head`` makes two groups for timm's layer decay, the classifier and all the rest, so that
             ``layer_decay=0.05`` gives the classifier 20 times the learning rate of the rest; by default timm's groups.
         global_pool: '' returns the unpooled features (with ``num_classes=0``); a head's name overrides ``head``.
         drop_rate: dropout before the classifier.
         features_only: timm's feature extractor for the plain backbone.
-        timm_kwargs: everything else that ``timm.create_model`` takes.
+        timm_kwargs: what else the backbone takes (``in_chans``, ``img_size``, ``drop_path_rate``, ``device``, ...).
 
     Raises:
         UnknownNameError: for an unknown backbone or head.
         OptionError: for an option that head or backbone does not take.
         ShapeError: for a backbone whose features a covariance cannot be taken of.
     """
+    if ":" in str(backbone):
+        raise OptionError(f"create_model takes the name of a backbone; use timm.create_model for {backbone!r}")
     name, tag = split_model_name_tag(str(backbone))
-    if not timm.is_model(name):
-        raise UnknownNameError("timm backbone", name, timm.list_models())
+    if not timm.is_model(name) or name in SECOND_ORDER_NAMES:
+        plain = [known for known in timm.list_models() if known not in SECOND_ORDER_NAMES]
+        raise UnknownNameError("timm backbone", name, plain)
     weights = get_arch_pretrained_cfgs(name)
     if tag and f"{name}.{tag}" not in weights:
         raise UnknownNameError("timm weights", backbone, weights)
     POOLS[head]  # a typo is reported before the backbone is built
     check_choice("layer_groups", layer_groups, LAYER_GROUPS)
-    options = _head_options(head_kwargs, reduce_channels)
+    saved = timm_kwargs.get("pretrained_model_args") or {}
+    options = _head_options(head_kwargs, saved.get("head_kwargs"), reduce_channels)
+    check_number("drop_rate", drop_rate, "[0, 1)")
     cfg = resolve_pretrained_cfg(name, pretrained_cfg or tag or None, pretrained_cfg_overlay)
     described = pretrained_cfg_overlay or not isinstance(pretrained_cfg, (str, type(None)))
     if num_classes is None:
@@ -94,9 +104,10 @@ def create_model(
     if features_only:
         return entrypoint(features_only=True, **source, **timm_kwargs)
 
-    if pretrained and given:
-        source["pretrained_strict"] = False  # the head's keys are none of the backbone's
-    with watch_loading("head") as loading:
+    if pretrained and given and cfg.num_classes == 0:
+        # timm is strict about the keys, which are the head's too, where the numbers of classes agree.
+        source["pretrained_cfg"] = replace(cfg, num_classes=DEFAULT_CLASSES)
+    with watch_loading("head") as loading, one_line_errors(cfg if pretrained and given else None):
         model = build_with_last_stride(entrypoint, name, last_stride, {**source, **timm_kwargs})
     found = head_input(model, name, timm_kwargs.get("in_chans"))
     parameter = next(model.parameters())
@@ -108,7 +119,7 @@ def create_model(
         options,
         input_fmt=found.input_fmt,
         num_prefix_tokens=found.num_prefix_tokens,
-        class_token=class_token,
+        fuse_class_token=_class_token(fuse_class_token, found, name),
         norm=found.norm,
         own_pool_type=head,
         device=parameter.device,
@@ -117,28 +128,46 @@ def create_model(
     attach_head(model, new_head, num_classes, found.place)
     model.layer_groups = layer_groups  # type: ignore[assignment]
     model.second_order_arguments = dict(  # type: ignore[assignment]
-        backbone=name, last_stride=last_stride, class_token=class_token, layer_groups=layer_groups, **timm_kwargs
+        backbone=name,
+        last_stride=last_stride,
+        fuse_class_token=fuse_class_token,
+        layer_groups=layer_groups,
+        **timm_kwargs,
     )
-    model.pretrained_cfg = model.default_cfg = _described(model, f"{name}_{head}")  # type: ignore[assignment]
+    model.pretrained_cfg = model.default_cfg = _described(model, f"{name}_{head}", cfg.num_classes)  # type: ignore[assignment]
     if pretrained:
-        loaded = load_head(model, cfg.to_dict(), num_classes, source["cache_dir"]) if given else []
-        report(model, loading, loaded, str(cfg.file or cfg.hf_hub_id or cfg.url or name))
+        # Average pooling can go on with a plain backbone's classifier, where no norm stands between the two.
+        usable = new_head.pool_type == "gap" and found.norm is None and isinstance(cfg.classifier, str)
+        classifier = str(cfg.classifier) if usable else None
+        found_in = load_head(model, cfg.to_dict(), num_classes, source["cache_dir"], classifier) if given else ([], [])
+        report(model, loading, *found_in, str(cfg.file or cfg.hf_hub_id or cfg.url or name))
     return model
 
 
-def _head_options(head_kwargs: Any, reduce_channels: int | str | None) -> dict[str, Any]:
-    """Options of the pool, from both places."""
+def _head_options(head_kwargs: Any, saved: Any, reduce_channels: int | str | None) -> dict[str, Any]:
+    """Options of the pool: those that a hub folder was saved with, and those given in two places."""
     if not isinstance(head_kwargs, (Mapping, type(None))):
         raise OptionError(f"head_kwargs must be a dictionary of options, got {head_kwargs!r}")
-    options = dict(head_kwargs or {})
+    for option in FOUND_OUT:
+        if option in (head_kwargs or {}):
+            raise OptionError(f"head_kwargs have {option!r}, which follows from the backbone")
+    given = {} if head_kwargs == saved else dict(head_kwargs or {})
     if reduce_channels != "default":
         wanted = reduce_channels or None
-        if options.setdefault("reduce_channels", wanted) != wanted:
-            other = options["reduce_channels"]
+        if given.setdefault("reduce_channels", wanted) != wanted:
+            other = given["reduce_channels"]
             raise OptionError(f"reduce_channels={reduce_channels!r}, but head_kwargs have reduce_channels={other!r}")
-    return options
+    return dict(saved or {}) | given
 
 
-def _described(model: nn.Module, architecture: str) -> dict[str, Any]:
+def _class_token(fuse: bool, found: HeadInput, name: str) -> bool:
+    check_flag("fuse_class_token", fuse)
+    if fuse and not found.class_token:
+        raise OptionError(f"fuse_class_token needs a backbone with a class token, got {name!r}")
+    return fuse
+
+
+def _described(model: nn.Module, architecture: str, num_classes: int | None) -> dict[str, Any]:
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    return {**cfg, "architecture": architecture, "classifier": f"{head_name(model)}.fc"}
+    names = {"architecture": architecture, "classifier": f"{head_name(model)}.fc"}
+    return {**cfg, **names, "num_classes": num_classes}

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from ..checks import check_choice, check_integer
+from ..checks import check_integer
 from ..errors import OptionError
 from ..pooling import create_pool, list_pools, pool_options
 from ..pooling.base import InputFormat, pool_classes
-
-ClassToken = Literal["drop", "fuse"]
-
 
 # For torch.fx a pool is a leaf: its custom gradients cannot be traced.
 for _pool in pool_classes():
@@ -37,8 +34,8 @@ class SecondOrderHead(nn.Module):
         pool_options: options for :func:`covpool_plugins.create_pool`.
         input_fmt: ``NCHW``, ``NHWC`` or ``NLC``.
         num_prefix_tokens: class and register tokens in front, which are not pooled.
-        class_token: ``drop`` it, or ``fuse`` it: appended to the pooled vector, so that the logits are the sum of those
-            of the class token and those of the second-order vector, as in So-ViT.
+        fuse_class_token: append the class token to the pooled vector, so that the logits are the sum of those of the
+            class token and those of the second-order vector, as in So-ViT.
         norm: what normalises the features before they are pooled.
         own_pool_type: the pool that a head without one gets with its next classifier; ``pool_type`` by default.
 
@@ -56,7 +53,7 @@ class SecondOrderHead(nn.Module):
         *,
         input_fmt: InputFormat = "NCHW",
         num_prefix_tokens: int = 0,
-        class_token: ClassToken = "drop",
+        fuse_class_token: bool = False,
         norm: nn.Module | None = None,
         own_pool_type: str | None = None,
         device: torch.device | None = None,
@@ -64,13 +61,10 @@ class SecondOrderHead(nn.Module):
     ) -> None:
         super().__init__()
         _check_classes(num_classes, pool_type)
-        check_choice("class_token", class_token, get_args(ClassToken))
-        if class_token == "fuse" and not num_prefix_tokens:
-            raise OptionError("class_token='fuse' needs a backbone with a class token, got one without")
         self.in_features = in_features
         self.pool_options = dict(pool_options or {})
         self.layout: dict[str, Any] = {"input_fmt": input_fmt, "num_prefix_tokens": num_prefix_tokens}
-        self.fuse_token = class_token == "fuse"
+        self.fuse_token = fuse_class_token
         self.norm: nn.Module = norm or nn.Identity()
         self.own_pool_type = own_pool_type or pool_type or "svdpade"
         self.options_are_for = pool_type or self.own_pool_type
@@ -87,8 +81,9 @@ class SecondOrderHead(nn.Module):
     ) -> None:
         """New classifier; the pool and what it has learned stay unless another ``pool_type`` is named.
 
-        A new pool takes over those of the old one's options that it has too (``reduce_channels``, ...). A head without
-        a pool gets the one it was made for. Device and dtype are those of the head's parameters unless given.
+        A new pool takes over those of the old one's options that it has too (``reduce_channels``, ...), and a reduction
+        that is the same. A head without a pool gets the one it was made for, fresh. Device and dtype are those of the
+        head's parameters unless given.
         """
         reference = next(self.parameters(), torch.empty(0))
         device, dtype = device or reference.device, dtype or reference.dtype
@@ -107,6 +102,9 @@ class SecondOrderHead(nn.Module):
             options = self.options_for(pool_type)
             pool = create_pool(pool_type, self.in_features, device=device, dtype=dtype, **self.layout | options)
             width = int(pool.out_features) + self.fuse_token * self.in_features  # type: ignore[arg-type]
+            learned = getattr(getattr(self, "global_pool", None), "reduction", None)
+            if learned is not None and str(learned) == str(pool.reduction):
+                pool.reduction = learned
         self.pool_type, self.global_pool, self.num_features = pool_type, pool, width
 
     def options_for(self, pool_type: str) -> dict[str, Any]:

@@ -16,12 +16,15 @@ from torch import nn
 
 from ..errors import OptionError
 from ..files import write_atomically
-from .builder import create_model
+from .builder import SECOND_ORDER_NAMES, create_model
 from .second_order_models import default_cfgs
 from .subclass import SecondOrderModel, head_name
 
 # Arguments of the factory that say where a model is, or where its weights came from, and not what it is.
 NO_PART_OF_THE_MODEL = ("device", "dtype", "pretrained_model_args", "pretrained_strict", "num_classes", "global_pool")
+
+
+SECOND_ORDER_NAMES.add("second_order")
 
 
 @register_model
@@ -36,19 +39,26 @@ def save_for_hub(model: nn.Module, directory: Path | str) -> Path:
     """Write ``config.json`` and ``model.safetensors``.
 
     ``timm.create_model('local-dir:DIR', pretrained=True)`` gives the model with the same logits. The folder can be
-    loaded with another number of classes or of input channels too, and pushed to a hub as it is.
+    loaded with another number of classes or of input channels too, and pushed to a hub as it is. Dropout rates are not
+    kept, and a model of another dtype than float32 needs ``dtype=`` when it is loaded.
 
     Args:
         model: of :func:`covpool_plugins.create_model` or a registered name.
         directory: created as needed; files of these names in it are replaced, each at once.
 
     Raises:
-        OptionError: for another model, or one that was built with something that JSON cannot express.
+        OptionError: for another model, one that its arguments do not build again (a reparameterized one, say, or one
+            with an argument that JSON cannot express), one without data, or a ``directory`` that is a file.
     """
     if not isinstance(model, SecondOrderModel):
         raise OptionError(f"save_for_hub takes a second-order model, got {type(model).__name__}")
     directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise OptionError(f"save_for_hub: {str(directory)!r} is no folder")
+    if any(tensor.is_meta for tensor in model.state_dict().values()):  # type: ignore[attr-defined]
+        raise OptionError("save_for_hub: the model is on the meta device and has no data")
     architecture, arguments = _reconstruction(model)
+    _check_that_it_builds_again(model, architecture, arguments)
     config = _config(model, architecture, arguments)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}  # type: ignore[attr-defined]
     content = safetensors.torch.save(tensors, metadata={"format": "pt"})
@@ -65,11 +75,21 @@ def _reconstruction(model: Any) -> tuple[str, dict[str, Any]]:
     arguments = {k: v for k, v in model.second_order_arguments.items() if k not in NO_PART_OF_THE_MODEL}
     backbone = arguments.pop("backbone")
     arguments["head_kwargs"] = head.options_for(pool_type)
-    arguments = {k: v for k, v in arguments.items() if v is not None and v != {}}
+    if not head.pool_type:
+        arguments["global_pool"] = ""
+    arguments = {k: v for k, v in arguments.items() if v is not None and v != {} and v is not False}
     name = f"{backbone}_{pool_type}"
     if name in default_cfgs and timm.is_model(name):
         return name, arguments
     return "second_order", {"backbone": backbone, "head": pool_type, **arguments}
+
+
+def _check_that_it_builds_again(model: Any, architecture: str, arguments: dict[str, Any]) -> None:
+    again = timm.create_model(architecture, num_classes=model.num_classes, device="meta", **arguments)
+    saved, built = ({k: v.shape for k, v in m.state_dict().items()} for m in (model, again))
+    for key in [*saved, *built]:
+        if saved.get(key) != built.get(key):
+            raise OptionError(f"save_for_hub: {architecture!r} would be built otherwise than this model, see {key!r}")
 
 
 def _config(model: Any, architecture: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -82,4 +102,6 @@ def _config(model: Any, architecture: str, arguments: dict[str, Any]) -> dict[st
             save_config_for_hf(described, str(path), model_args=arguments)
         except ValueError as error:
             raise OptionError(f"save_for_hub: {error}") from None
-        return json.loads(path.read_text())
+        config = json.loads(path.read_text())
+    config["model_args"] = arguments  # timm adds the backbone's own pooling, which is switched off
+    return config

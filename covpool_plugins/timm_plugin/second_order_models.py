@@ -10,7 +10,7 @@ from timm.models import generate_default_cfgs, get_pretrained_cfg, register_mode
 from torch import nn
 
 from . import own_backbones
-from .builder import CLASSIFIER, create_model
+from .builder import CLASSIFIER, SECOND_ORDER_NAMES, create_model
 from .head import list_heads
 
 BACKBONES_WITH_EVERY_HEAD = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -71,6 +71,7 @@ def _description(name: str, backbone: str) -> Any:
 
 def _register_all() -> None:
     for name, backbone, head in registered_models():
+        SECOND_ORDER_NAMES.add(name)
         default_cfgs[name] = _description(name, backbone)  # register_model reads it: first this, then that
         globals()[name] = register_model(_entrypoint(name, backbone, head))
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checks import check_choice
 from ..errors import OptionError
 from .backbones import build_unpooled, input_size, without_data
 
@@ -25,8 +26,11 @@ def build_with_last_stride(
     Raises:
         OptionError: for another ``last_stride``, beside ``output_stride``, or for a backbone that keeps its stride.
     """
-    if last_stride not in (None, 1, 2) or (last_stride == 1 and "output_stride" in arguments):
-        raise OptionError(f"last_stride must be 1, 2 or None, and not beside output_stride, got {last_stride!r}")
+    check_choice("last_stride", last_stride, (None, 1, 2))
+    if last_stride == 1 and "output_stride" in arguments:
+        raise OptionError(
+            f"last_stride=1 stands for an output_stride, got output_stride={arguments['output_stride']!r} too"
+        )
     if last_stride != 1:
         return build_unpooled(entrypoint, **arguments)
     try:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..pooling.scripting import shallow_copy
 from .backbones import Place
 from .layer_groups import head_and_rest
 
@@ -35,11 +36,22 @@ class SecondOrderModel:
         return name if name_only else self.get_submodule(name)  # type: ignore[attr-defined]
 
     @torch.jit.ignore
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier, and the pool when ``global_pool`` names another one ('' for none)."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
+        """Replace the classifier, and the pool when ``global_pool`` names another one ('' for none).
+
+        ``reset_other`` leaves out the norm in front of the pool, as where timm prunes the stages before it.
+        """
         reference = next(self.parameters())  # type: ignore[attr-defined]
-        getattr(self, head_name(self)).reset(num_classes, global_pool, reference.device, reference.dtype)
+        head = getattr(self, head_name(self))
+        head.reset(num_classes, global_pool, reference.device, reference.dtype)
+        if reset_other:
+            head.norm = nn.Identity()
         describe(self, num_classes)
+
+    @torch.jit.ignore
+    def __prepare_scriptable__(self) -> nn.Module:
+        # torch puts what stands for a pool into the model that it is given.
+        return shallow_copy(self)  # type: ignore[arg-type]
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from timm.models import load_pretrained
@@ -15,29 +17,71 @@ from ..errors import OptionError
 from .subclass import head_name
 
 _logger = logging.getLogger(__name__)
+# What torch and timm raise for files that are no weights, or those of another network.
+UNREADABLE = (OSError, EOFError, KeyError, AttributeError, RuntimeError, ValueError, pickle.UnpicklingError)
+MOST_SAID = 200
 _timm_logger = logging.getLogger("timm.models._builder")
 
 
-def load_head(model: nn.Module, cfg: dict[str, Any], num_classes: int, cache_dir: Any) -> list[str]:
+def load_head(
+    model: nn.Module, cfg: dict[str, Any], num_classes: int, cache_dir: Any, plain_classifier: str | None = None
+) -> tuple[list[str], list[str]]:
     """Second look at the weights for what fits the head; timm has loaded the backbone and left the rest.
 
-    Returns the keys that were loaded.
+    Args:
+        model: the second-order model.
+        cfg: the description of the weights.
+        num_classes: of the model.
+        cache_dir: timm's.
+        plain_classifier: name of a plain backbone's classifier, for a head that it fits (average pooling).
+
+    Returns:
+        The keys of the head that were loaded, and those of the head that the weights have.
     """
     head = head_name(model)
     wanted = {f"{head}.{key}": value.shape for key, value in model.get_submodule(head).state_dict().items()}
     loaded: list[str] = []
+    held: list[str] = []
 
     def keep_fitting(state_dict: dict[str, Tensor], _: nn.Module) -> dict[str, Tensor]:
+        for part in ("weight", "bias"):
+            if plain_classifier and f"{plain_classifier}.{part}" in state_dict:
+                state_dict.setdefault(f"{head}.fc.{part}", state_dict[f"{plain_classifier}.{part}"])
+        held.extend(k for k in state_dict if k.startswith(f"{head}."))
         fitting = {k: v for k, v in state_dict.items() if k in wanted and v.shape == wanted[k]}
         if f"{head}.fc.weight" not in fitting:  # a bias means nothing without its weight
             fitting.pop(f"{head}.fc.bias", None)
         loaded.extend(fitting)
         return model.state_dict() | fitting
 
-    load_pretrained(
-        model, cfg | {"classifier": None, "first_conv": None}, num_classes, filter_fn=keep_fitting, cache_dir=cache_dir
-    )
-    return loaded
+    cfg = cfg | {"classifier": None, "first_conv": None}
+    in_chans = (cfg.get("input_size") or (3,))[0]  # that of the weights: the backbone is loaded, nothing is converted
+    load_pretrained(model, cfg, num_classes, in_chans, filter_fn=keep_fitting, cache_dir=cache_dir)
+    return loaded, held
+
+
+def _is_of_a_pool(key: str) -> bool:
+    return ".global_pool." in key and not key.endswith("num_batches_tracked")  # a number, which fits anywhere
+
+
+@contextmanager
+def one_line_errors(cfg: Any) -> Iterator[None]:
+    """Errors of loading the weights of a description as one line that names the file; for ``None`` errors as they are.
+
+    Raises:
+        OptionError: instead of what a missing or unreadable file raises.
+    """
+    if cfg is not None and cfg.file and not Path(cfg.file).exists():
+        raise OptionError(f"no weights at {str(cfg.file)!r}")
+    try:
+        yield
+    except UNREADABLE as error:
+        if cfg is None or isinstance(error, OptionError):
+            raise
+        said = " ".join(str(error).split())[:MOST_SAID] or type(error).__name__
+        raise OptionError(
+            f"the weights at {str(cfg.file or cfg.url or cfg.hf_hub_id)!r} cannot be loaded: {said}"
+        ) from error
 
 
 @dataclass
@@ -66,17 +110,21 @@ def watch_loading(head: str) -> Iterator[Loading]:
                 return False
         return record.levelno >= threshold
 
+    disabled = logging.root.manager.disable
+    threshold = max(threshold, disabled + 1)
+    logging.disable(logging.NOTSET)
     _timm_logger.addFilter(listen)
     _timm_logger.setLevel(min(threshold, logging.INFO))
     try:
         yield found
     finally:
+        logging.disable(disabled)
         _timm_logger.setLevel(level)
         _timm_logger.removeFilter(listen)
 
 
-def report(model: nn.Module, loading: Loading, loaded: list[str], source: str) -> None:
-    """One line: what of the model comes from the source, and what is fresh.
+def report(model: nn.Module, loading: Loading, loaded: list[str], held: list[str], source: str) -> None:
+    """One line: what of the model comes from the source, and what is fresh; a warning if a head in it was of no use.
 
     Raises:
         OptionError: if nothing of the backbone does.
@@ -91,6 +139,8 @@ def report(model: nn.Module, loading: Loading, loaded: list[str], source: str) -
     if backbone and not taken:
         raise OptionError(f"the weights of {source} fit no tensor of the backbone, whose first is {backbone[0]!r}")
     fresh = [key for key in keys if key not in taken and key not in loaded]
+    if any(_is_of_a_pool(key) for key in held) and not any(_is_of_a_pool(key) for key in loaded):
+        _logger.warning("weights of %s: nothing of the pool in them fits this head", source)
     _logger.info(
         "weights of %s: loaded %d of the backbone's %d tensors (%s); head: loaded %s; fresh %s",
         source,

@@ -14,6 +14,16 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def no_scope_left_behind():
+    """A runner sets MMEngine's default scope for good."""
+    yield
+    if "mmengine" in sys.modules:
+        from mmengine.registry import DefaultScope
+
+        DefaultScope._instance_dict.clear()
+
+
 @pytest.fixture(scope="session")
 def textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Columns, rows and checks, with noise: ``train`` has 6 images of each, ``val`` 4."""

@@ -245,6 +245,9 @@ def test_spectrum_changes_nothing_and_survives_a_bad_sample():
     x = torch.cat([maps(), torch.full((1, 12, 4, 5), torch.nan), torch.zeros(1, 12, 4, 5)])
     pool.spectrum(x)
     assert pool.training and all(torch.equal(before[key], value) for key, value in pool.state_dict().items())
+    out = pool(maps())
+    pool.spectrum(maps())
+    out.sum().backward()  # nothing that it needs was changed
     found = create_pool("gap", 12).spectrum(x)
     assert torch.isfinite(found.eigenvalues[:2]).all() and torch.isnan(found.eigenvalues[2]).all()
     assert torch.isnan(found.condition_number[2]) and torch.isnan(found.effective_rank[2])

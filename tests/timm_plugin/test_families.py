@@ -184,7 +184,7 @@ def test_onnx(backbone, exporter, tmp_path):
 
 
 def test_class_token_is_fused_by_the_sum_of_two_classifiers():
-    model = build("test_vit", class_token="fuse").eval()
+    model = build("test_vit", fuse_class_token=True).eval()
     x = images(model)
     tokens = model.forward_features(x)
     pool, fc = model.head.global_pool, model.head.fc
@@ -204,3 +204,20 @@ def test_what_a_backbone_computes_once_has_numbers():
 def test_image_size_of_tokens():
     model = build("test_vit", img_size=96)
     assert input_size(model) == (3, 96, 96) and model(images(model)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("backbone", ["test_convnext", "test_mambaout", "test_byobnet", "resnet10t", "test_vit"])
+def test_pruned_to_its_first_stages(backbone):
+    model = build(backbone).eval()
+    x = images(model)
+    wanted = model.forward_intermediates(x, indices=[1], intermediates_only=True)[0]
+    model.prune_intermediate_layers([1])
+    assert torch.equal(model.forward_intermediates(x, indices=[1], intermediates_only=True)[0], wanted)
+    assert model.num_classes == 0 and model(x).ndim > 2
+
+
+def test_register_tokens_are_no_class_token():
+    with pytest.raises(ValueError, match="needs a backbone with a class token"):
+        build("vit_little_patch16_reg4_gap_256", fuse_class_token=True, img_size=64, depth=1)
+    without = build("test_vit", class_token=False)
+    assert without.head.global_pool.num_prefix_tokens == 0 and without(images(without)).shape == (2, 5)

@@ -17,7 +17,7 @@ CASES = {
         "resnet10t", "isqrt", num_classes=5, head_kwargs={"reduce_channels": 8, "iterations": 3, "vectorize": "full"}
     ),
     "tokens": lambda: covpool_plugins.create_model(
-        "test_vit", "svdpade", num_classes=5, reduce_channels=8, class_token="fuse", img_size=64
+        "test_vit", "svdpade", num_classes=5, reduce_channels=8, fuse_class_token=True, img_size=64
     ),
     "norm": lambda: covpool_plugins.create_model("test_convnext", "seb", num_classes=5, reduce_channels=8),
     "hashes": lambda: covpool_plugins.create_model(
@@ -72,6 +72,35 @@ def test_a_model_without_classifier(tmp_path):
     covpool_plugins.save_for_hub(model, tmp_path)
     x = photos()
     assert torch.equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(x), model(x))
+
+
+def test_a_head_beside_the_backbones_layers(tmp_path):
+    model = covpool_plugins.create_model("selecsls42", "isqrt", num_classes=5, reduce_channels=8).eval()
+    covpool_plugins.save_for_hub(model, tmp_path)
+    x = photos()
+    assert torch.equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(x), model(x))
+
+
+def test_options_at_loading_go_before_those_saved(tmp_path):
+    model = CASES["registered"]()
+    covpool_plugins.save_for_hub(model, tmp_path)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, head_kwargs={"iterations": 7})
+    assert again.head.global_pool.method.iterations == 7
+    assert torch.equal(again.get_classifier().weight, model.get_classifier().weight)
+    other = timm.create_model(f"local-dir:{tmp_path}", reduce_channels=8)
+    assert other.head.global_pool.channels == 8
+
+
+def test_what_cannot_be_built_again_is_refused(tmp_path):
+    model = covpool_plugins.create_model("repvgg_a0", "isqrt", num_classes=5, reduce_channels=8)
+    with pytest.raises(OptionError, match="'second_order' would be built otherwise than this model"):
+        covpool_plugins.save_for_hub(timm.utils.reparameterize_model(model), tmp_path / "folder")
+    with pytest.raises(OptionError, match="on the meta device"):
+        covpool_plugins.save_for_hub(covpool_plugins.create_model("resnet10t", device="meta"), tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OptionError, match="file' is no folder"):
+        covpool_plugins.save_for_hub(CASES["options"](), tmp_path / "file")
 
 
 def test_other_models_are_refused(tmp_path):

@@ -262,15 +262,27 @@ def test_compiles(head):
         (lambda: covpool_plugins.create_model("resnet81"), "unknown timm backbone 'resnet81'; available: resnet18, "),
         (lambda: covpool_plugins.create_model("resnet18.nope"), "unknown timm weights 'resnet18.nope'; available: "),
         (lambda: small(num_classes=-1), "num_classes must be an integer >= 0, got -1"),
-        (lambda: small(last_stride=3), "last_stride must be 1, 2 or None"),
-        (lambda: small(last_stride=1, output_stride=8), "not beside output_stride"),
+        (lambda: small(last_stride=3), "last_stride must be one of None, 1, 2, got 3"),
+        (
+            lambda: small(last_stride=1, output_stride=8),
+            "last_stride=1 stands for an output_stride, got output_stride=8 too",
+        ),
         (lambda: small(global_pool=""), "use num_classes=0, got 5"),
         (lambda: small(head_kwargs={"iterations": 3}), "pool 'svdpade' has no option 'iterations'; its options: route"),
         (lambda: covpool_plugins.create_model("pit_ti_224"), r"'pit_ti_224' hands its head the shape \(B, 1, 256\)"),
         (lambda: covpool_plugins.create_model("coat_tiny"), "'coat_tiny' hands 3 tensors to its head"),
         (lambda: covpool_plugins.create_model("inception_v3", last_stride=1), "'inception_v3' has no last stride"),
-        (lambda: small(class_token="fuse"), "class_token='fuse' needs a backbone with a class token"),
-        (lambda: small(class_token="add"), "class_token must be one of drop, fuse, got 'add'"),
+        (lambda: small(fuse_class_token=True), "fuse_class_token needs a backbone with a class token, got 'resnet10t'"),
+        (lambda: small(fuse_class_token="yes"), "fuse_class_token must be True or False, got 'yes'"),
+        (lambda: small(drop_rate=1.5), r"drop_rate must be a number in \[0, 1\), got 1.5"),
+        (lambda: small(head_kwargs={"input_fmt": "NHWC"}), "head_kwargs have 'input_fmt', which follows from"),
+        (lambda: covpool_plugins.create_model("resnet18_isqrt"), "unknown timm backbone 'resnet18_isqrt'"),
+        (lambda: covpool_plugins.create_model("local-dir:hub"), "use timm.create_model for 'local-dir:hub'"),
+        (lambda: small(pretrained=True, pretrained_cfg_overlay={"file": "no.pth"}), "no weights at 'no.pth'"),
+        (
+            lambda: small(pretrained=True, pretrained_cfg_overlay={"file": __file__}),
+            "the weights at '.*test_models.py' cannot be loaded",
+        ),
         (lambda: small(layer_groups="all"), "layer_groups must be one of None, head, got 'all'"),
         (lambda: small(head_kwargs=3), "head_kwargs must be a dictionary of options, got 3"),
         (
@@ -283,3 +295,49 @@ def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("strict_family", ["mobilenetv3_small_050"])
+def test_families_that_set_strictness_themselves(strict_family, tmp_path):
+    plain = timm.create_model(strict_family, num_classes=5)
+    torch.save(plain.state_dict(), tmp_path / "plain.pth")
+    overlay = {"file": str(tmp_path / "plain.pth")}
+    model = covpool_plugins.create_model(
+        strict_family, "isqrt", reduce_channels=8, pretrained=True, pretrained_cfg_overlay=overlay
+    )
+    assert torch.equal(model.conv_stem.weight, plain.conv_stem.weight)
+
+
+def test_average_pooling_goes_on_with_a_plain_classifier(tmp_path):
+    plain = timm.create_model(SMALL, num_classes=5).eval()
+    torch.save(plain.state_dict(), tmp_path / "plain.pth")
+    overlay = {"file": str(tmp_path / "plain.pth")}
+    model = small("gap", pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    assert relative_error(model(photos()), plain(photos())) < 1e-6
+
+
+def test_another_pool_keeps_the_reduction_that_is_the_same():
+    model = small("isqrt")
+    learned = model.head.global_pool.reduction
+    model.reset_classifier(3, "svdpade")
+    assert model.head.global_pool.reduction is learned
+    model.reset_classifier(3, "temporal")  # reduces twice
+    assert model.head.global_pool.reduction is not learned
+
+
+def test_a_head_that_does_not_fit_is_warned_of(tmp_path, caplog):
+    torch.save(small(reduce_channels=8).state_dict(), tmp_path / "whole.pth")
+    small("cbp", pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "whole.pth")})
+    assert "nothing of the pool in them fits this head" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_scripting_leaves_the_model_as_it_is():
+    model = small("isqrt").eval()
+    expected = model(photos())
+    scripted = torch.jit.script(model)
+    assert not any(module.training for module in [*model.modules(), *scripted.modules()])
+    assert torch.equal(scripted(photos()), expected) and torch.equal(model(photos()), expected)
+    assert type(model.head.global_pool) is type(small("isqrt").head.global_pool)
+    twin, x = copy.deepcopy(model).double(), photos().double()
+    assert torch.equal(twin(x), model.double()(x))

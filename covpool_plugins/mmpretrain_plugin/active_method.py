@@ -1,0 +1,91 @@
+"""Which square-root method a neck pools by, as a part of its state dict.
+
+Only a neck that :func:`keep_method` was called for has that entry; state dicts of others stay as they are. It holds
+the method itself, name and options as text, so that a checkpoint is read right without the config that made it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from ..errors import OptionError
+from ..linalg import Method, list_methods, resolve_method
+from .necks import pools_with_root
+
+KEY = "active_method"
+# Bytes of the text. A fixed number: averaged copies and checkpoints of other methods then fit each other.
+WIDTH = 256
+
+
+def encode(method: Method) -> Tensor:
+    """Name and options of a method as text, padded with spaces to (WIDTH,) bytes.
+
+    Raises:
+        OptionError: for a method that is not in the table.
+    """
+    names = [name for name in list_methods("sqrtm") if type(resolve_method(name)) is type(method)]
+    if not names:
+        raise OptionError(f"a checkpoint cannot tell {method}; methods with a name: {', '.join(list_methods('sqrtm'))}")
+    text = json.dumps([names[0], dataclasses.asdict(method)])
+    if len(text) > WIDTH:
+        raise OptionError(f"a checkpoint cannot tell {method}: {len(text)} characters, at most {WIDTH} are stored")
+    return torch.tensor(list(text.ljust(WIDTH).encode()), dtype=torch.uint8)
+
+
+def decode(stored: Tensor) -> Method:
+    """The method that :func:`encode` wrote.
+
+    Raises:
+        OptionError: if that is no method of this version.
+    """
+    try:
+        name, options = json.loads(bytes(stored.tolist()))
+        return resolve_method(name, **options)
+    except (ValueError, TypeError) as error:
+        raise OptionError(f"the checkpoint's {KEY} is none of this version ({error})") from error
+
+
+def keep_method(neck: nn.Module, device: torch.device | None = None) -> None:
+    """Make the method of a neck a part of its state dict.
+
+    Raises:
+        OptionError: if the neck takes no matrix square root.
+    """
+    if not hasattr(neck, KEY):
+        neck.register_buffer(KEY, encode(pools_with_root(neck)[0][1]).to(device))
+        neck.register_load_state_dict_pre_hook(adopt_method)
+
+
+def switch_method(neck: nn.Module, method: Method) -> bool:
+    """Let all pools of a neck take a method; whether that is another one than before.
+
+    The buffer is written in place: an average of the model may hold on to it.
+    """
+    pools = pools_with_root(neck)
+    changed = any(before != method for _, before in pools)
+    for pool, _ in pools:
+        pool.method = method
+    neck.get_buffer(KEY).copy_(encode(method))
+    return changed
+
+
+def adopt_method(neck: nn.Module, state_dict: dict[str, Any], prefix: str, *unused: Any) -> None:
+    """Before a neck loads a state dict: take the method from it, if it holds one.
+
+    For :meth:`torch.nn.Module.register_load_state_dict_pre_hook`. A state dict without that entry changes nothing.
+    """
+    stored = state_dict.get(prefix + KEY)
+    if stored is not None:
+        method = decode(stored)
+        if not hasattr(neck, KEY):
+            neck.register_buffer(KEY, torch.zeros_like(stored))
+        if switch_method(neck, method):
+            print_log(f"the neck pools by {method}, as the checkpoint says", logger="current")
+    elif hasattr(neck, KEY):
+        state_dict[prefix + KEY] = neck.get_buffer(KEY)

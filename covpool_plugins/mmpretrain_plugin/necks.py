@@ -1,0 +1,50 @@
+"""Where hooks find the neck of a model and its pools."""
+
+from __future__ import annotations
+
+from mmengine.model import is_model_wrapper
+from torch import nn
+
+from ..errors import OptionError
+from ..linalg import Method
+from ..pooling import CovariancePool, Pool
+
+
+def find_neck(model: nn.Module, path: str) -> nn.Module:
+    """The submodule of a model that pools, with what wraps the model for distributed training taken off.
+
+    Raises:
+        OptionError: if the model has no such submodule, or that has no pool in it.
+    """
+    while is_model_wrapper(model):
+        model = model.get_submodule("module")
+    try:
+        neck = model.get_submodule(path) if path else None
+    except AttributeError:
+        neck = None
+    if neck is None:
+        parts = ", ".join(name for name, _ in model.named_children())
+        raise OptionError(f"the model has no {path!r}; its parts: {parts or 'none'}")
+    if not pools_of(neck):
+        raise OptionError(f"the model's {path!r} is a {type(neck).__name__} and has no pool of covpool_plugins in it")
+    return neck
+
+
+def pools_of(neck: nn.Module) -> list[Pool]:
+    """The pools of a neck, one per stage."""
+    return [module for module in neck.modules() if isinstance(module, Pool)]
+
+
+def pools_with_root(neck: nn.Module) -> list[tuple[CovariancePool, Method]]:
+    """The pools of a neck and the method of the matrix square root that each takes.
+
+    Raises:
+        OptionError: if a pool takes no matrix square root.
+    """
+    found = []
+    for pool in pools_of(neck):
+        method = pool.method if isinstance(pool, CovariancePool) else None
+        if not isinstance(pool, CovariancePool) or method is None:
+            raise OptionError(f"the pool {pool.pool_type!r} has no matrix square root whose method could be another")
+        found.append((pool, method))
+    return found

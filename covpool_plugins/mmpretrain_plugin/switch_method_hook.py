@@ -1,0 +1,88 @@
+"""Training with one square-root method first, and with another from some epoch on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.model import BaseAveragedModel
+from mmengine.registry import HOOKS
+from mmengine.runner import IterBasedTrainLoop, Runner
+from torch import nn
+
+from ..checks import check_integer
+from ..errors import OptionError
+from ..linalg import Method, resolve_method
+from .active_method import encode, keep_method, switch_method
+from .necks import find_neck, pools_with_root
+
+
+@HOOKS.register_module()
+class SwitchMethodHook(Hook):
+    """Train the first ``begin`` epochs with the method of the config, all later ones with another.
+
+    The hybrid protocol: the fast Newton-Schulz iteration first, an exact root for the last epochs. The neck's state
+    dict has an entry ``active_method`` with this hook, and only then: runs resume and checkpoints are tested with the
+    method that they were left with. Averaged copies of the model (``EMAHook``) switch too.
+
+    Args:
+        begin: how many epochs to train with the method of the config; 0 switches at once.
+        method: name or object of the method from then on, one of
+            ``covpool_plugins.linalg.list_methods('sqrtm')``.
+        options: options of that method, for example ``dict(iterations=7)``.
+        neck: which part of the model pools.
+
+    Source: Song, Sebe & Wang, "Why Approximate Matrix Square Root Outperforms Accurate SVD in Global Covariance
+    Pooling?", ICCV 2021.
+
+    Raises:
+        UnknownNameError, OptionError: when built with a method or an option that does not exist, or with ``begin``
+            out of its range; before training for a model without a neck that takes matrix square roots, and for
+            a loop that does not count epochs.
+    """
+
+    priority = "ABOVE_NORMAL"  # before EMAHook copies the model
+
+    def __init__(
+        self,
+        begin: int,
+        method: str | Method,
+        options: dict[str, Any] | None = None,
+        neck: str = "neck",
+    ) -> None:
+        check_integer("SwitchMethodHook: begin", begin, 0)
+        self.begin = begin
+        self.method = resolve_method(method, **(options or {}))
+        encode(self.method)  # says now, not after ``begin`` epochs, that a checkpoint could not hold it
+        self.neck = neck
+        self._first: tuple[nn.Module, Method] | None = None
+
+    def before_run(self, runner: Runner) -> None:
+        neck = find_neck(runner.model, self.neck)
+        if self._first is None or self._first[0] is not neck:  # a runner that trains and then tests comes here twice
+            self._first = neck, pools_with_root(neck)[0][1]
+        device = next(runner.model.parameters()).device
+        for each in self._necks(runner):
+            keep_method(each, device)
+
+    def before_train(self, runner: Runner) -> None:
+        if isinstance(runner.train_loop, IterBasedTrainLoop):
+            raise OptionError("SwitchMethodHook counts epochs; it needs train_cfg=dict(by_epoch=True, max_epochs=…)")
+        if self.begin >= runner.max_epochs:
+            runner.logger.warning(
+                f"SwitchMethodHook: begin={self.begin} is not reached in {runner.max_epochs} epochs, "
+                f"{self.method} will not be used"
+            )
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        assert self._first is not None
+        method = self.method if runner.epoch >= self.begin else self._first[1]
+        changed = [switch_method(neck, method) for neck in self._necks(runner)]
+        if changed[0]:
+            runner.logger.info(f"the {self.neck} pools by {method} from epoch {runner.epoch + 1} on")
+
+    def _necks(self, runner: Runner) -> list[nn.Module]:
+        """Of the model, and of its averages."""
+        averages = [getattr(hook, "ema_model", None) for hook in runner.hooks]
+        models = [runner.model, *(average.module for average in averages if isinstance(average, BaseAveragedModel))]
+        return [find_neck(model, self.neck) for model in models]

@@ -1,0 +1,230 @@
+"""SwitchMethodHook and its neighbours in runs of MMEngine's runner; the spectra are in test_spectrum_hook.py."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmpretrain.engine.hooks import EMAHook
+from support.small_runs import (
+    BATCHES,
+    EPOCHS,
+    Losses,
+    Noise,
+    a_runner,
+    different,
+    load,
+    pools,
+    resume,
+    tiny,
+    warnings_of,
+)
+from torch import nn
+
+from covpool_plugins.errors import OptionError, UnknownNameError
+from covpool_plugins.linalg import EigenMethod, NewtonSchulz, SVDPade, SVDTopN
+from covpool_plugins.mmpretrain_plugin.active_method import KEY, decode, encode
+from covpool_plugins.mmpretrain_plugin.runner import weights_only_checkpoints
+from covpool_plugins.mmpretrain_plugin.spectrum_hook import SpectrumHook
+from covpool_plugins.mmpretrain_plugin.switch_method_hook import SwitchMethodHook
+
+BEFORE, AFTER = NewtonSchulz(iterations=3), SVDPade()
+SWITCH = dict(type="SwitchMethodHook", begin=1, method="svdpade")
+EMA = dict(type=EMAHook, momentum=0.3)
+
+
+class MethodOfEpoch(Hook):
+    """The method that each iteration ran with, by epoch."""
+
+    def __init__(self):
+        self.methods = {}
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.methods.setdefault(runner.epoch, set()).update(p.method for p in pools(runner.model))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Three epochs with the switch after the first and an EMA copy."""
+    work_dir = tmp_path_factory.mktemp("full")
+    seen = MethodOfEpoch()
+    runner = a_runner(work_dir, SWITCH, EMA, seen)
+    runner.train()
+    return work_dir, runner, seen
+
+
+def test_the_method_changes_with_the_epoch(uninterrupted):
+    work_dir, _, seen = uninterrupted
+    assert seen.methods == {0: {BEFORE}, 1: {AFTER}, 2: {AFTER}}
+    stored = [load(work_dir / f"epoch_{n}.pth")["state_dict"][f"neck.{KEY}"] for n in (1, 2, 3)]
+    assert [decode(one) for one in stored] == [BEFORE, AFTER, AFTER]
+
+
+def test_the_average_switches_too(uninterrupted):
+    work_dir, runner, _ = uninterrupted
+    (ema,) = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
+    assert [pool.method for pool in pools(ema.ema_model.module)] == [AFTER]
+    assert decode(ema.ema_model.module.neck.get_buffer(KEY)) == AFTER
+    for epoch, method in ((1, BEFORE), (2, AFTER)):
+        averaged = load(work_dir / f"epoch_{epoch}.pth")["ema_state_dict"]
+        assert decode(averaged[f"module.neck.{KEY}"]) == method
+
+
+@pytest.mark.parametrize("averaged_buffers", [False, True])
+@pytest.mark.parametrize("begin", [1, 2])
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_resuming_gives_the_weights_of_one_run(epoch, begin, averaged_buffers, tmp_path):
+    hooks = [dict(SWITCH, begin=begin), dict(EMA, update_buffers=averaged_buffers)]
+    a_runner(tmp_path / "full", *hooks).train()
+    seen = MethodOfEpoch()
+    resume(tmp_path / "full" / f"epoch_{epoch}.pth", tmp_path / "resumed", *hooks, seen)
+    assert seen.methods == {n: {AFTER if n >= begin else BEFORE} for n in range(epoch, EPOCHS)}
+    full, resumed = (load(tmp_path / name / f"epoch_{EPOCHS}.pth") for name in ("full", "resumed"))
+    assert different(full["state_dict"], resumed["state_dict"]) == []
+    assert different(full["ema_state_dict"], resumed["ema_state_dict"]) == []
+
+
+def test_the_methods_train_differently(tmp_path):
+    a_runner(tmp_path / "with", SWITCH).train()
+    a_runner(tmp_path / "without").train()
+    first, last = (
+        [load(tmp_path / name / f"epoch_{n}.pth")["state_dict"] for name in ("without", "with")] for n in (1, EPOCHS)
+    )
+    # The hook is the only one to add a key, and changes nothing before it switches.
+    assert different(*first) == [f"neck.{KEY}"]
+    assert "head.weight" in different(*last)
+    assert not any(KEY in key for key in last[0])
+
+
+@pytest.mark.parametrize("ema", [[], [EMA]], ids=["", "EMA"])
+@pytest.mark.parametrize("epoch, method", [(1, BEFORE), (2, AFTER), (3, AFTER)])
+def test_a_checkpoint_is_tested_with_its_method(epoch, method, ema, uninterrupted, tmp_path):
+    work_dir, _, _ = uninterrupted
+    path = work_dir / f"epoch_{epoch}.pth"
+    runner = a_runner(tmp_path, SWITCH, *ema, load_from=str(path))
+    with weights_only_checkpoints():
+        assert runner.test() == {"count": 8.0}
+    assert [pool.method for pool in pools(runner.model)] == [method]
+    alone = tiny() if method == BEFORE else tiny(method="svdpade")
+    weights = {name: value for name, value in load(path)["state_dict"].items() if KEY not in name}
+    alone.load_state_dict(weights)
+    expected = alone.eval()(Noise().images, None)
+    (metric,) = runner.test_evaluator.metrics
+    torch.testing.assert_close(torch.stack(metric.logits), torch.stack([row["logits"] for row in expected]))
+
+
+def test_without_a_runner_the_checkpoint_says_which_method(uninterrupted):
+    weights = load(uninterrupted[0] / "epoch_2.pth")["state_dict"]
+    model = tiny()
+    model.load_state_dict(weights)
+    assert [pool.method for pool in pools(model)] == [AFTER]
+    assert different(model.state_dict(), weights) == []
+
+
+def test_a_run_begun_without_the_hook_goes_on_with_it(tmp_path):
+    a_runner(tmp_path / "without").train()
+    runner = resume(tmp_path / "without" / "epoch_1.pth", tmp_path / "resumed", SWITCH)
+    assert [pool.method for pool in pools(runner.model)] == [AFTER]
+
+
+def test_training_then_testing_in_one_runner(tmp_path):
+    runner = a_runner(tmp_path, SWITCH)
+    runner.train()
+    runner.test()
+    assert [pool.method for pool in pools(runner.model)] == [AFTER]
+    (hook,) = [hook for hook in runner.hooks if isinstance(hook, SwitchMethodHook)]
+    assert hook._first[1] == BEFORE
+
+
+def test_all_stages_switch_with_options(tmp_path):
+    runner = a_runner(tmp_path, dict(SWITCH, method="svdtopn", options=dict(n=2), begin=0), model=tiny(stages=2))
+    seen = MethodOfEpoch()
+    runner.register_hook(seen)
+    runner.train()
+    assert len(pools(runner.model)) == 2
+    assert seen.methods == {n: {SVDTopN(n=2)} for n in range(EPOCHS)}
+    assert [key for key in runner.model.state_dict() if KEY in key] == [f"neck.{KEY}"]
+
+
+@pytest.fixture
+def process_group(monkeypatch):
+    for name, value in {"LOCAL_RANK": "0", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)  # MMEngine sets what it does not find
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_within_a_wrapper_for_distributed_training(process_group, tmp_path):
+    wrapper = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
+    cfg = dict(model_wrapper_cfg=wrapper)
+    runner = a_runner(tmp_path, SWITCH, EMA, dict(type=SpectrumHook, interval=2), launcher="pytorch", cfg=cfg)
+    assert isinstance(runner.model, nn.parallel.DistributedDataParallel)
+    runner.train()
+    assert [pool.method for pool in pools(runner.model)] == [AFTER]
+    measured = runner.message_hub.get_scalar("train/spectrum/neck0/condition_number")
+    assert len(measured.data[0]) == EPOCHS * BATCHES // 2
+
+
+def test_methods_as_text():
+    for method in (BEFORE, AFTER, SVDTopN(n=2)):
+        assert decode(encode(method)) == method
+    for text in ("no json", '["svdpad", {}]', '["isqrt", {"iterations": 0}]', '["isqrt", {"itertions": 2}]', "[1]"):
+        stored = torch.tensor(list(text.ljust(256).encode()), dtype=torch.uint8)
+        with pytest.raises(OptionError, match=f"the checkpoint's {KEY} is none of this version"):
+            decode(stored)
+
+
+class Nameless(EigenMethod):
+    pass
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        (dict(begin=-1, method="svdpade"), OptionError, "begin must be an integer >= 0, got -1"),
+        (dict(begin=1.5, method="svdpade"), OptionError, "begin .* got 1.5"),
+        (dict(begin=True, method="svdpade"), OptionError, "begin .* got True"),
+        (dict(begin=1, method="svdpad"), UnknownNameError, "'svdpad'; available: svdpade"),
+        (dict(begin=1, method="isqrt", options=dict(iteration=3)), OptionError, "no option 'iteration'"),
+        (dict(begin=1, method=Nameless()), OptionError, "a checkpoint cannot tell Nameless"),
+    ],
+)
+def test_bad_switches(options, error, message):
+    with pytest.raises(error, match=message):
+        HOOKS.build(dict(type="SwitchMethodHook", **options))
+
+
+@pytest.mark.parametrize(
+    "hook, neck, message",
+    [
+        (SWITCH, dict(method="logcov"), "the pool 'logcov' has no matrix square root"),
+        (SWITCH, dict(method="seb"), "the pool 'seb' has no matrix square root"),
+        (dict(SWITCH, neck="nek"), {}, "the model has no 'nek'; its parts: .*backbone, neck, head"),
+        (dict(SWITCH, neck=""), {}, "the model has no ''"),
+        (dict(SWITCH, neck="head"), {}, "the model's 'head' is a Linear and has no pool"),
+        (dict(type=SpectrumHook, neck="nek"), {}, "the model has no 'nek'"),
+        (dict(type=SpectrumHook, neck="head"), {}, "the model's 'head' is a Linear and has no pool"),
+    ],
+)
+def test_models_that_do_not_fit(hook, neck, message, tmp_path):
+    losses = Losses()
+    with pytest.raises(OptionError, match=message):
+        a_runner(tmp_path, hook, losses, model=tiny(**neck)).train()
+    assert losses.values == []
+
+
+def test_a_loop_without_epochs(tmp_path):
+    loop = dict(by_epoch=False, max_iters=3)
+    with pytest.raises(OptionError, match="SwitchMethodHook counts epochs"):
+        a_runner(tmp_path, SWITCH, loop=loop).train()
+    with pytest.raises(OptionError, match="SpectrumHook: by_epoch=True needs"):
+        a_runner(tmp_path, dict(type=SpectrumHook, by_epoch=True), loop=loop).train()
+
+
+@pytest.mark.parametrize("begin, warned", [(EPOCHS - 1, False), (EPOCHS, True)])
+def test_a_switch_that_never_comes_is_said(begin, warned, tmp_path):
+    runner = a_runner(tmp_path, dict(SWITCH, begin=begin))
+    messages = warnings_of(runner)
+    runner.train()
+    assert any(f"begin={begin} is not reached in {EPOCHS} epochs" in message for message in messages) == warned
