@@ -88,14 +88,8 @@ class SpectrumHook(Hook):
         """
         assert isinstance(pool, Pool)
         self._remove(stage)  # a second call in the same iteration, as for a recomputation, is none of ours
-        # Up to torch 2.10 a weight that autocast casts here, without gradient, would have none in the forward pass.
-        cached = torch.is_autocast_cache_enabled()
-        torch.set_autocast_cache_enabled(False)
-        try:
-            spectrum = pool.spectrum(inputs[0])
-        finally:
-            torch.set_autocast_cache_enabled(cached)
-        self._measured |= {f"neck{stage}/{name}": value for name, value in summary(spectrum).items()}
+        values = summary(pool.spectrum(inputs[0]))
+        self._measured |= {f"neck{stage}/{name}": value for name, value in values.items()}
 
     def _remove(self, *stages: int) -> None:
         for stage in stages:

@@ -165,9 +165,13 @@ class Pool(nn.Module):
         kept = [(module, dict(module._buffers)) for module in self.modules()]
         for module, buffers in kept:  # others, not changed ones: a backward pass may still need them
             module._buffers.update({k: None if v is None else v.clone() for k, v in buffers.items()})
+        # In some versions of torch a weight that autocast casts without gradient has none in the forward pass after it.
+        cached = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)
         try:
             X = self.features(x)
         finally:
+            torch.set_autocast_cache_enabled(cached)
             for module, buffers in kept:
                 module._buffers.update(buffers)
         values, _ = guarded_eigh(smaller_covariance(X.double()))
