@@ -165,6 +165,7 @@ def test_two_processes_train_and_their_loaders_have_workers(tmp_path):
         "    distributed.all_gather(grads, model.module.conv1.weight.grad)\n"
         "    assert torch.equal(*grads) and grads[0].norm() > 0\n"
         "    if distributed.get_rank() == 0: print('trained')\n"
+        "    distributed.barrier()\n"
         "    distributed.destroy_process_group()\n"
     )
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
