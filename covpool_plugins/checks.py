@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from .errors import OptionError
 
@@ -64,3 +64,14 @@ def check_flag(option: str, value: object) -> None:
     """
     if not isinstance(value, bool):
         raise OptionError(f"{option} must be True or False, got {value!r}")
+
+
+def check_known(owner: str, options: Iterable[str], known: Collection[str]) -> None:
+    """Raise unless all names of options are known.
+
+    Raises:
+        OptionError: naming ``owner``, the first unknown option and those that there are.
+    """
+    for option in options:
+        if option not in known:
+            raise OptionError(f"{owner} has no option {option!r}; its options: {', '.join(known)}")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_choice
 from ..errors import OptionError, UnknownNameError
 from ..linalg import EigenMethod, Exact
 from ..pooling import AveragePool, Pool
@@ -57,8 +58,7 @@ class ModelView:
         """
         if isinstance(model, ModelView):
             return model
-        if grad not in GRADIENTS:
-            raise OptionError(f"grad must be one of {', '.join(GRADIENTS)}, got {grad!r}")
+        check_choice("grad", grad, GRADIENTS)
         from_mmpretrain = hasattr(model, "data_preprocessor")
         preprocessing = (mmpretrain_preprocessing if from_mmpretrain else timm_preprocessing)(model)
         private = _private_copy(model)

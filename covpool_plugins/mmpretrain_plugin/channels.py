@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..checks import is_integer
 from ..errors import OptionError
 
 
@@ -14,6 +15,6 @@ def stage_channels(option: str, value: int | Sequence[int]) -> list[int]:
         OptionError: if that is not what ``value`` is.
     """
     stages = list(value) if isinstance(value, Sequence) else [value]
-    if not stages or any(isinstance(c, bool) or not isinstance(c, int) or c < 1 for c in stages):
+    if not stages or not all(is_integer(c) for c in stages):
         raise OptionError(f"{option} must be a positive integer or a list of them, got {value!r}")
     return stages

@@ -25,6 +25,7 @@ from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
+from ..checks import check_choice
 from ..errors import OptionError, UnknownNameError
 from ..files import write_atomically
 from .runner_errors import SetUp, one_line_errors
@@ -217,8 +218,7 @@ def _prepare(path: str | Path, cfg: Config, work_dir: str | Path | None, launche
 @contextmanager
 def _process_group(cfg: Config) -> Iterator[None]:
     """MMEngine sets up nccl by itself; without a GPU it has to find a gloo group and a wrapper without devices."""
-    if cfg.launcher not in LAUNCHERS:
-        raise OptionError(f"launcher must be one of {', '.join(LAUNCHERS)}, got {cfg.launcher!r}")
+    check_choice("launcher", cfg.launcher, LAUNCHERS)
     if cfg.launcher == "pytorch" and not torch.cuda.is_available():
         dist.init_process_group("gloo")
         cfg.setdefault(

@@ -11,6 +11,7 @@ from mmpretrain.models.heads import LinearClsHead
 from mmpretrain.registry import MODELS
 from torch import Tensor
 
+from ..checks import check_integer
 from ..errors import OptionError, ShapeError
 from ..linalg import Vectorize
 from ..pooling import CovariancePool
@@ -54,8 +55,8 @@ class SecondOrderClsHead(LinearClsHead):
             )
         if feature_channels is not None:
             in_channels = sum(_width(c, vectorize) for c in stage_channels("feature_channels", feature_channels))
-        elif isinstance(in_channels, bool) or not isinstance(in_channels, int) or in_channels < 1:
-            raise OptionError(f"in_channels must be a positive integer, got {in_channels!r}")
+        else:
+            check_integer("in_channels", in_channels)
         super().__init__(num_classes=num_classes, in_channels=in_channels, **kwargs)
         self.feature_channels = feature_channels
         self.vectorize = vectorize

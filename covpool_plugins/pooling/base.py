@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_choice, check_integer
+from ..checks import check_choice, check_integer, check_known
 from ..errors import OptionError, ShapeError
 from ..linalg import smaller_covariance
 from ..linalg.tensors import check_floating, guarded_eigh, working_dtype
@@ -112,12 +112,20 @@ class Pool(nn.Module):
         self.num_prefix_tokens = num_prefix_tokens
         self.channels = reduced_channels(in_channels, reduce_channels)
         self.out_features = self.channels
-        if reduction is not None and reduce_channels is None:
+        channels = () if reduce_channels is None else (self.channels,)
+        reductions = self.build_reductions(channels, reduction, device=device, dtype=dtype)
+        self.reduction: nn.Module = reductions[0] if reductions else nn.Identity()
+
+    def build_reductions(self, channels: tuple[int, ...], reduction: str | None, **factory: Any) -> list[nn.Module]:
+        """Reductions to so many channels each, by name or by default for the layout of the input.
+
+        Raises:
+            UnknownNameError, OptionError: for a reduction that does not exist, or one without channels.
+        """
+        if reduction is not None and not channels:
             raise OptionError(f"reduction={reduction!r} needs reduce_channels, got None")
-        self.reduction: nn.Module = nn.Identity()
-        if reduce_channels is not None:
-            kind = REDUCTIONS[reduction or self.default_reductions[input_fmt == "NLC"]]
-            self.reduction = kind(in_channels, self.channels, device=device, dtype=dtype)
+        kind = REDUCTIONS[reduction or self.default_reductions[self.input_fmt == "NLC"]]
+        return [kind(self.in_channels, count, **factory) for count in channels]
 
     @property
     def is_exportable(self) -> bool:
@@ -226,8 +234,15 @@ def list_pools(exportable: bool = False) -> list[str]:
 
 def pool_classes() -> list[type[Pool]]:
     """The classes that the rows of the table build."""
-    rows = [row for _, row in POOLS.items()]
-    return list(dict.fromkeys(row.func if isinstance(row, partial) else row for row in rows))  # type: ignore[misc]
+    return list(dict.fromkeys(_row(name)[0] for name in POOLS))
+
+
+def _row(name: str) -> tuple[type[Pool], dict[str, Any]]:
+    """The class that a row of the table builds, and what the row decides of its arguments."""
+    row: Any = POOLS[name]
+    if isinstance(row, partial):
+        return row.func, dict(row.keywords)  # type: ignore[return-value]
+    return row, {}
 
 
 def pool_options(name: str, of_parts: bool = True, method: Any = None) -> list[str]:
@@ -238,9 +253,7 @@ def pool_options(name: str, of_parts: bool = True, method: Any = None) -> list[s
         of_parts: those of its parts too, for example of its matrix method; they come first.
         method: the matrix method, where the pool leaves it open.
     """
-    row = POOLS[name]
-    kind: type[Pool] = row.func if isinstance(row, partial) else row  # type: ignore[assignment]
-    decided = dict(row.keywords) if isinstance(row, partial) else {}
+    kind, decided = _row(name)
     if not of_parts:
         return kind.options()
     open_method = kind.takes_method(**decided)
@@ -269,8 +282,5 @@ def create_pool(
         UnknownNameError: for a name that is not in the table.
         OptionError: for an option that the pool does not take.
     """
-    known = pool_options(name, method=options.get("method"))
-    for option in options:
-        if option not in known:
-            raise OptionError(f"pool {name!r} has no option {option!r}; its options: {', '.join(known)}")
+    check_known(f"pool {name!r}", options, pool_options(name, method=options.get("method")))
     return POOLS[name](in_channels, device=device, dtype=dtype, **options)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_flag
+from ..checks import check_flag, check_known
 from ..errors import OptionError
 from ..linalg import Compute, Method, Vectorize, check_root_options, list_methods, packed_size, resolve_method
 from .base import POOLS, Pool
@@ -86,10 +86,7 @@ class CovariancePool(Pool):
         self.vectorize = vectorize
         context = {"channels": self.channels, "method": method, "device": device, "dtype": dtype}
         known = self.part_options(method, weighting, normalization, elementwise)
-        for option in options:
-            if option not in known:
-                listed = ", ".join([*known, *self.options()])
-                raise OptionError(f"pool {name!r} has no option {option!r}; its options: {listed}")
+        check_known(f"pool {name!r}", options, [*known, *self.options()])
         self.weighting = build_part(weighting, options, context)
         self.elementwise = build_part(elementwise, options, context)
         self.normalization = build_part(normalization, options, context)
@@ -124,10 +121,8 @@ class CovariancePool(Pool):
     ) -> list[str]:
         names = options_of(weighting, normalization, elementwise)
         if normalization is MatrixRoot:
-            names = [
-                *names,
-                *(field.name for field in dataclasses.fields(resolve_method(method or cls.default_method))),
-            ]
+            chosen = resolve_method(method or cls.default_method)
+            names += [field.name for field in dataclasses.fields(chosen)]
         return names
 
     @classmethod

@@ -8,12 +8,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_choice
+from ..checks import check_choice, check_known
 from ..errors import OptionError
 from ..linalg.tensors import autocast_off, transpose
 from .base import POOLS, InputFormat, Pool, widened
 from .covariance_pool import options_of
-from .reduction import REDUCTIONS, reduced_channels
+from .reduction import reduced_channels
 from .singular_value_power import SingularValuePower, centered_features, product
 
 CrossNormalization = Literal["svpn", "none"]
@@ -68,18 +68,11 @@ class CrossCovariancePool(Pool):
             num_prefix_tokens=num_prefix_tokens,
         )
         self.out_features = rows * columns
-        known = self.part_options(normalization)
-        for name in options:
-            if name not in known:
-                listed = ", ".join([*known, *self.options()])
-                raise OptionError(f"pool 'crosscov' has no option {name!r}; its options: {listed}")
+        check_known("pool 'crosscov'", options, [*self.part_options(normalization), *self.options()])
         self.both_channels = (rows, columns)
         self.centered = centered
-        if reduction is not None and reduce_channels is None:
-            raise OptionError(f"reduction={reduction!r} needs reduce_channels, got None")
-        kind = REDUCTIONS[reduction or self.default_reductions[input_fmt == "NLC"]]
         reduced = () if reduce_channels is None else self.both_channels
-        self.reductions = nn.ModuleList(kind(in_channels, count, device=device, dtype=dtype) for count in reduced)
+        self.reductions = nn.ModuleList(self.build_reductions(reduced, reduction, device=device, dtype=dtype))
         self.normalization: SingularValuePower | None = None
         if normalization == "svpn":
             self.normalization = SingularValuePower(rows, columns, **options, device=device, dtype=dtype)

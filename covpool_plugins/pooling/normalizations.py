@@ -6,9 +6,9 @@ class                             function of the covariance A                so
 :class:`MatrixRoot`               A^(1/2) by any method of ``linalg``         CVPR 2018, ICCV 2021, ...
 :class:`Plain`                    A itself                                    Lin et al., B-CNN, ICCV 2015
 :class:`MatrixPower`              A^p, p fixed or learned                     Li et al., MPN-COV, ICCV 2017
-:class:`MatrixLogarithm`          log(A + ε tr(A)/C I)                        Ionescu et al., ICCV 2015
+:class:`MatrixLogarithm`          log(I + A / ε)                              Ionescu et al., ICCV 2015
 :class:`ScalingEigenBranch`       A^(1/2), its small eigenvalues scaled up    Song et al., T-PAMI 2022
-:class:`SingularValuePower`        powers of the n largest singular values     Xie et al., So-ViT, 2021
+:class:`SingularValuePower`       powers of the n largest singular values     Xie et al., So-ViT, 2021
 ================================  ==========================================  ====================================
 """
 
@@ -61,7 +61,7 @@ class Normalization(nn.Module):
     def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
         """Vectors (B, width) in float32 at least; ``mixed`` computes covariance and function in float64."""
         with autocast_off(X.device.type):
-            F = self.of_features(X.float() if compute == "float32" else X.double(), centered)
+            F = self.of_features(_working(X, compute), centered)
         return (pack_triu(F) if vectorize == "triu" else F.flatten(1)).to(working_dtype(X.dtype))
 
 
@@ -173,11 +173,15 @@ class ScalingEigenBranch(Normalization):
 
     def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
         root = covariance_sqrt(X, "exact", centered=centered, compute=compute, vectorize=vectorize).flatten(1)
-        wide = X.float() if compute == "float32" else X.double()
         with autocast_off(X.device.type):
-            A = smaller_covariance(wide, centered)
+            A = smaller_covariance(_working(X, compute), centered)
             # ‖A^(1/2) exp(-A)‖² = tr(A exp(-2 A)), which the eigenvalues determine.
             squared = (A * expm_neg(2 * A)).sum((-2, -1)).unsqueeze(-1)
             zero = squared <= 0
             scale = 1 + torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
         return root * scale.to(X.dtype)
+
+
+def _working(X: Tensor, compute: Compute) -> Tensor:
+    """Features in the precision in which their covariance is taken and decomposed."""
+    return X.float() if compute == "float32" else X.double()

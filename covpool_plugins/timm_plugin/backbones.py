@@ -25,6 +25,9 @@ Place = Literal["after", "instead", "beside"]
 FEWEST_POSITIONS = 2
 Size = tuple[int, int, int]
 
+# Heads whose norm stands in front of their other layers; MetaFormer's is a plain sequence.
+NORM_FIRST = (NormMlpClassifierHead, ClNormMlpClassifierHead, nn.Sequential)
+
 # Modules behind the feature map, by class of the backbone, that pooling by covariance leaves without a use.
 WITHOUT_USE = {"VGG": ("pre_logits",)}
 
@@ -39,7 +42,6 @@ class HeadInput(NamedTuple):
         num_prefix_tokens: class and register tokens in front, ``NLC`` only.
         class_token: whether the first of the prefix tokens is one.
         norm: what the backbone's own head normalises the features by; the new head keeps it.
-        positions: how many there are for an image of the size that the backbone was built for.
     """
 
     place: Place
@@ -48,7 +50,6 @@ class HeadInput(NamedTuple):
     num_prefix_tokens: int
     class_token: bool
     norm: nn.Module | None
-    positions: int
 
 
 def build_unpooled(entrypoint: Callable[..., nn.Module], **arguments: Any) -> nn.Module:
@@ -83,13 +84,11 @@ def head_input(model: nn.Module, name: str, in_chans: int | None = None) -> Head
     layout = _layout(model, found)
     if layout is None:
         raise ShapeError(f"backbone {name!r} {_described(found)}; a second-order head takes maps or tokens of an image")
-    channels, input_fmt, prefix, positions = layout
+    channels, input_fmt, prefix = layout
     place: Place = "beside" if head_was_called else "instead" if pooling_head else "after"
-    norm = own.norm if pooling_head and isinstance(own, (NormMlpClassifierHead, ClNormMlpClassifierHead)) else None
-    if pooling_head and type(own) is nn.Sequential:  # MetaFormer
-        norm = getattr(own, "norm", None)
+    norm = getattr(own, "norm", None) if pooling_head and isinstance(own, NORM_FIRST) else None
     class_token = prefix > 0 and getattr(model, "cls_token", None) is not None
-    return HeadInput(place, channels, input_fmt, prefix, class_token, norm, positions)
+    return HeadInput(place, channels, input_fmt, prefix, class_token, norm)
 
 
 def _outputs(model: Any, own: nn.Module | None, size: Size, head_too: bool) -> tuple[Any, Any, bool]:
@@ -143,13 +142,11 @@ def input_size(model: nn.Module, in_chans: int | None = None) -> Size:
 def _shapes(output: Any) -> Any:
     if isinstance(output, torch.Tensor):
         return output.shape
-    if isinstance(output, dict):
-        return [_shapes(one) for one in output.values()]
-    return [_shapes(one) for one in output]
+    return [_shapes(one) for one in (output.values() if isinstance(output, dict) else output)]
 
 
-def _layout(model: nn.Module, shape: Any) -> tuple[int, InputFormat, int, int] | None:
-    """Channels, layout, prefix tokens and positions, if these are maps or tokens of more than one position."""
+def _layout(model: nn.Module, shape: Any) -> tuple[int, InputFormat, int] | None:
+    """Channels, layout and prefix tokens, if these are maps or tokens of more than one position."""
     if not isinstance(shape, torch.Size) or len(shape) not in (3, 4):
         return None
     widths = (getattr(model, "num_features", None), getattr(model, "head_hidden_size", None))
@@ -163,7 +160,7 @@ def _layout(model: nn.Module, shape: Any) -> tuple[int, InputFormat, int, int] |
         last = getattr(model, "output_fmt", None) == "NHWC" or (shape[3] in widths and shape[1] not in widths)
         fmt, prefix, channels = "NHWC" if last else "NCHW", 0, shape[3 if last else 1]
         positions = math.prod(shape[1:]) // channels
-    return (channels, fmt, prefix, positions) if positions >= FEWEST_POSITIONS else None
+    return (channels, fmt, prefix) if positions >= FEWEST_POSITIONS else None
 
 
 def _described(shape: Any) -> str:

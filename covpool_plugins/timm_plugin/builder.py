@@ -77,15 +77,7 @@ def create_model(
         OptionError: for an option that head or backbone does not take.
         ShapeError: for a backbone whose features a covariance cannot be taken of.
     """
-    if ":" in str(backbone):
-        raise OptionError(f"create_model takes the name of a backbone; use timm.create_model for {backbone!r}")
-    name, tag = split_model_name_tag(str(backbone))
-    if not timm.is_model(name) or name in SECOND_ORDER_NAMES:
-        plain = [known for known in timm.list_models() if known not in SECOND_ORDER_NAMES]
-        raise UnknownNameError("timm backbone", name, plain)
-    weights = get_arch_pretrained_cfgs(name)
-    if tag and f"{name}.{tag}" not in weights:
-        raise UnknownNameError("timm weights", backbone, weights)
+    name, tag = _known_backbone(backbone)
     POOLS[head]  # a typo is reported before the backbone is built
     check_choice("layer_groups", layer_groups, LAYER_GROUPS)
     saved = timm_kwargs.get("pretrained_model_args") or {}
@@ -107,7 +99,7 @@ def create_model(
     if pretrained and given and cfg.num_classes == 0:
         # timm is strict about the keys, which are the head's too, where the numbers of classes agree.
         source["pretrained_cfg"] = replace(cfg, num_classes=DEFAULT_CLASSES)
-    with watch_loading("head") as loading, one_line_errors(cfg if pretrained and given else None):
+    with watch_loading() as missing, one_line_errors(cfg if pretrained and given else None):
         model = build_with_last_stride(entrypoint, name, last_stride, {**source, **timm_kwargs})
     found = head_input(model, name, timm_kwargs.get("in_chans"))
     parameter = next(model.parameters())
@@ -136,12 +128,23 @@ def create_model(
     )
     model.pretrained_cfg = model.default_cfg = _described(model, f"{name}_{head}", cfg.num_classes)  # type: ignore[assignment]
     if pretrained:
-        # Average pooling can go on with a plain backbone's classifier, where no norm stands between the two.
-        usable = new_head.pool_type == "gap" and found.norm is None and isinstance(cfg.classifier, str)
-        classifier = str(cfg.classifier) if usable else None
-        found_in = load_head(model, cfg.to_dict(), num_classes, source["cache_dir"], classifier) if given else ([], [])
-        report(model, loading, *found_in, str(cfg.file or cfg.hf_hub_id or cfg.url or name))
+        loaded = _load_head(model, cfg, source["cache_dir"]) if given else ([], [])
+        report(model, missing, *loaded, str(cfg.file or cfg.hf_hub_id or cfg.url or name))
     return model
+
+
+def _known_backbone(backbone: str) -> tuple[str, str]:
+    """Name and tag of a timm model that is none of ours."""
+    if ":" in str(backbone):
+        raise OptionError(f"create_model takes the name of a backbone; use timm.create_model for {backbone!r}")
+    name, tag = split_model_name_tag(str(backbone))
+    if not timm.is_model(name) or name in SECOND_ORDER_NAMES:
+        plain = [known for known in timm.list_models() if known not in SECOND_ORDER_NAMES]
+        raise UnknownNameError("timm backbone", name, plain)
+    weights = get_arch_pretrained_cfgs(name)
+    if tag and f"{name}.{tag}" not in weights:
+        raise UnknownNameError("timm weights", backbone, weights)
+    return name, tag
 
 
 def _head_options(head_kwargs: Any, saved: Any, reduce_channels: int | str | None) -> dict[str, Any]:
@@ -158,6 +161,13 @@ def _head_options(head_kwargs: Any, saved: Any, reduce_channels: int | str | Non
             other = given["reduce_channels"]
             raise OptionError(f"reduce_channels={reduce_channels!r}, but head_kwargs have reduce_channels={other!r}")
     return dict(saved or {}) | given
+
+
+def _load_head(model: Any, cfg: Any, cache_dir: Any) -> tuple[list[str], list[str]]:
+    head: SecondOrderHead = model.get_submodule(head_name(model))
+    # Average pooling can go on with a plain backbone's classifier, where no norm stands between the two.
+    usable = head.pool_type == "gap" and isinstance(head.norm, nn.Identity) and isinstance(cfg.classifier, str)
+    return load_head(model, cfg.to_dict(), model.num_classes, cache_dir, cfg.classifier if usable else None)
 
 
 def _class_token(fuse: bool, found: HeadInput, name: str) -> bool:

@@ -16,32 +16,15 @@ CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
 # register_model reads this when it decorates a function below. No weights have been published.
+SHARED: dict[str, Any] = dict(url="", interpolation="bilinear", classifier="fc")
+IMAGENET: dict[str, Any] = dict(
+    num_classes=1000, input_size=(3, 224, 224), crop_pct=0.875, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD
+)
+CIFAR10: dict[str, Any] = dict(num_classes=10, input_size=(3, 32, 32), crop_pct=1.0, mean=CIFAR10_MEAN, std=CIFAR10_STD)
 default_cfgs = generate_default_cfgs(
     {
-        "alexnet": dict(
-            url="",
-            num_classes=1000,
-            input_size=(3, 224, 224),
-            pool_size=(13, 13),
-            crop_pct=0.875,
-            interpolation="bilinear",
-            mean=IMAGENET_DEFAULT_MEAN,
-            std=IMAGENET_DEFAULT_STD,
-            first_conv="layer1.conv",
-            classifier="fc",
-        ),
-        "resnet18_cifar": dict(
-            url="",
-            num_classes=10,
-            input_size=(3, 32, 32),
-            pool_size=(4, 4),
-            crop_pct=1.0,
-            interpolation="bilinear",
-            mean=CIFAR10_MEAN,
-            std=CIFAR10_STD,
-            first_conv="conv1",
-            classifier="fc",
-        ),
+        "alexnet": dict(**SHARED, **IMAGENET, pool_size=(13, 13), first_conv="layer1.conv"),
+        "resnet18_cifar": dict(**SHARED, **CIFAR10, pool_size=(4, 4), first_conv="conv1"),
     }
 )
 

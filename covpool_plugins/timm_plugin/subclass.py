@@ -89,6 +89,7 @@ class HeadBeside(SecondOrderModel):
         return self.second_order_head(x, pre_logits)  # type: ignore[attr-defined]
 
 
+HEAD_NAMES = ("head", "second_order_head")
 PLACES: dict[Place, type[SecondOrderModel]] = {"after": HeadAfter, "instead": HeadInstead, "beside": HeadBeside}
 _classes: dict[Any, type[nn.Module]] = {}
 
@@ -100,7 +101,7 @@ def place_of(model: Any) -> Place:
 
 def head_name(model: Any) -> str:
     """The name of the head in a second-order model."""
-    return "second_order_head" if isinstance(model, HeadBeside) else "head"
+    return HEAD_NAMES[isinstance(model, HeadBeside)]
 
 
 def second_order_class(backbone_class: type[nn.Module], place: Place) -> type[nn.Module]:
@@ -119,7 +120,6 @@ def attach_head(model: nn.Module, head: SecondOrderHead, num_classes: int, place
     """Turn a timm model built without classifier and pooling into a second-order one, in place."""
     model.__class__ = second_order_class(type(model), place)
     setattr(model, head_name(model), head)
-    model.layer_groups = None  # type: ignore[assignment]
     describe(model, num_classes)
 
 

@@ -6,7 +6,6 @@ import logging
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from timm.models import load_pretrained
 from torch import Tensor, nn
 
 from ..errors import OptionError
-from .subclass import head_name
+from .subclass import HEAD_NAMES, head_name
 
 _logger = logging.getLogger(__name__)
 # What torch and timm raise for files that are no weights, or those of another network.
@@ -84,18 +83,13 @@ def one_line_errors(cfg: Any) -> Iterator[None]:
         ) from error
 
 
-@dataclass
-class Loading:
-    """What timm said of loading weights into a backbone."""
-
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-
-
 @contextmanager
-def watch_loading(head: str) -> Iterator[Loading]:
-    """Listen to timm's log while it loads, and keep back its warning of keys that are the head's, loaded afterwards."""
-    found = Loading()
+def watch_loading() -> Iterator[list[str]]:
+    """The keys that timm's log says are missing while it loads a backbone.
+
+    Its warning of unexpected keys is kept back if all of them are the head's, which is loaded afterwards.
+    """
+    missing: list[str] = []
     level = _timm_logger.level
     threshold = _timm_logger.getEffectiveLevel()
 
@@ -103,11 +97,9 @@ def watch_loading(head: str) -> Iterator[Loading]:
         said = record.getMessage()
         keys = said.partition("(")[2].partition(")")[0].split(", ")
         if said.startswith("Missing keys ("):
-            found.missing += keys
-        elif said.startswith("Unexpected keys ("):
-            found.unexpected += keys
-            if all(key.startswith(f"{head}.") for key in keys):
-                return False
+            missing.extend(keys)
+        elif said.startswith("Unexpected keys (") and all(key.split(".")[0] in HEAD_NAMES for key in keys):
+            return False
         return record.levelno >= threshold
 
     disabled = logging.root.manager.disable
@@ -116,14 +108,14 @@ def watch_loading(head: str) -> Iterator[Loading]:
     _timm_logger.addFilter(listen)
     _timm_logger.setLevel(min(threshold, logging.INFO))
     try:
-        yield found
+        yield missing
     finally:
         logging.disable(disabled)
         _timm_logger.setLevel(level)
         _timm_logger.removeFilter(listen)
 
 
-def report(model: nn.Module, loading: Loading, loaded: list[str], held: list[str], source: str) -> None:
+def report(model: nn.Module, said_missing: list[str], loaded: list[str], held: list[str], source: str) -> None:
     """One line: what of the model comes from the source, and what is fresh; a warning if a head in it was of no use.
 
     Raises:
@@ -132,7 +124,7 @@ def report(model: nn.Module, loading: Loading, loaded: list[str], held: list[str
     head = head_name(model)
     keys = list(model.state_dict())
     backbone = [key for key in keys if not key.startswith(f"{head}.")]
-    missing = set(loading.missing)
+    missing = set(said_missing)
     # PyTorch does not count these as missing.
     missing |= {key.replace("running_mean", "num_batches_tracked") for key in missing}
     taken = [key for key in backbone if key not in missing]

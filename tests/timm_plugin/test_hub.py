@@ -74,11 +74,12 @@ def test_a_model_without_classifier(tmp_path):
     assert torch.equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(x), model(x))
 
 
-def test_a_head_beside_the_backbones_layers(tmp_path):
+def test_a_head_beside_the_backbones_layers(tmp_path, caplog):
     model = covpool_plugins.create_model("selecsls42", "isqrt", num_classes=5, reduce_channels=8).eval()
     covpool_plugins.save_for_hub(model, tmp_path)
     x = photos()
     assert torch.equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(x), model(x))
+    assert caplog.text == ""
 
 
 def test_options_at_loading_go_before_those_saved(tmp_path):
