@@ -14,7 +14,6 @@ model = dict(
     head=dict(
         type="covpool_plugins.SecondOrderClsHead",
         num_classes=len(classes),
-        feature_channels=32,
         loss=dict(type="CrossEntropyLoss"),
     ),
 )

@@ -6,7 +6,7 @@ _base_ = "mmpretrain::resnet/resnet50_8xb32_in1k.py"
 
 model = dict(
     neck=dict(_delete_=True, type="covpool_plugins.CovariancePooling", method="svdpade", in_channels=2048),
-    head=dict(type="covpool_plugins.SecondOrderClsHead", in_channels=None, feature_channels=256),
+    head=dict(type="covpool_plugins.SecondOrderClsHead", in_channels=None),
 )
 
 optim_wrapper = dict(optimizer=dict(lr=0.0794), clip_grad=dict(max_norm=5))

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, overload
 
+import torch
 from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from ..errors import ShapeError
+from ..checks import check_flag, is_integer
+from ..errors import OptionError, ShapeError
 from ..pooling import Pool, create_pool
 from .active_method import adopt_method
-from .channels import stage_channels
 
 
 @MODELS.register_module()
@@ -25,6 +26,8 @@ class CovariancePooling(BaseModule):
     Args:
         in_channels: channels of the last stage, or a list with the channels of every stage.
         method: name of the pool, one of :func:`covpool_plugins.list_pools`.
+        cls_token: append the class token, the first of the prefix tokens, to the pooled vector: the logits of a linear
+            classifier are then the sum of those of the token and those of the second-order vector, as in So-ViT.
         init_cfg: MMEngine's initialisation config.
         options: options of the pool and of its matrix method, for example ``reduce_channels=128``,
             ``input_fmt='NLC'``, ``num_prefix_tokens=1``, ``iterations=3``.
@@ -42,13 +45,21 @@ class CovariancePooling(BaseModule):
         self,
         in_channels: int | Sequence[int],
         method: str = "svdpade",
+        cls_token: bool = False,
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        pools = [create_pool(method, channels, **options) for channels in stage_channels("in_channels", in_channels)]
+        stages = list(in_channels) if isinstance(in_channels, Sequence) else [in_channels]
+        if not stages or not all(is_integer(channels) for channels in stages):
+            raise OptionError(f"in_channels must be a positive integer or a list of them, got {in_channels!r}")
+        check_flag("cls_token", cls_token)
+        pools = [create_pool(method, channels, **options) for channels in stages]
+        if cls_token and not pools[0].num_prefix_tokens:
+            raise OptionError("cls_token=True needs input_fmt='NLC' and num_prefix_tokens of at least 1")
+        self.cls_token = cls_token
         self.pool: nn.Module = pools[0] if isinstance(in_channels, int) else nn.ModuleList(pools)
-        self.out_channels = sum(pool.out_features for pool in pools)
+        self.out_channels = sum(pool.out_features for pool in pools) + cls_token * sum(stages)
         self.register_load_state_dict_pre_hook(adopt_method)  # of a run with SwitchMethodHook
 
     @overload
@@ -61,10 +72,14 @@ class CovariancePooling(BaseModule):
         """Vectors (B, D) for a tensor, a tuple of them for a tuple of stages."""
         stages = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
         if isinstance(self.pool, Pool):
-            outputs: tuple[Tensor, ...] = (self.pool(stages[-1]),)
+            outputs: tuple[Tensor, ...] = (self._vector(self.pool, stages[-1]),)
         else:
             assert isinstance(self.pool, nn.ModuleList)
             if len(stages) != len(self.pool):
                 raise ShapeError(f"in_channels lists {len(self.pool)} stages, the backbone returned {len(stages)}")
-            outputs = tuple(pool(stage) for pool, stage in zip(self.pool, stages, strict=True))
+            outputs = tuple(self._vector(pool, stage) for pool, stage in zip(self.pool, stages, strict=True))
         return outputs[0] if isinstance(inputs, Tensor) else outputs
+
+    def _vector(self, pool: nn.Module, features: Tensor) -> Tensor:
+        vector = pool(features)
+        return torch.cat([vector, features[:, 0].to(vector.dtype)], dim=1) if self.cls_token else vector

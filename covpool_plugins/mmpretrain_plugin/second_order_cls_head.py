@@ -1,65 +1,63 @@
-"""A linear classifier that knows how long second-order vectors are."""
+"""A linear classifier that takes its width from the neck in front of it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from mmpretrain.models.heads import LinearClsHead
 from mmpretrain.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from ..checks import check_integer
 from ..errors import OptionError, ShapeError
-from ..linalg import Vectorize
-from ..pooling import CovariancePool
-from .channels import stage_channels
+from .covariance_pooling import CovariancePooling
 
 
 @MODELS.register_module()
 class SecondOrderClsHead(LinearClsHead):
     """``LinearClsHead`` for the vectors of ``CovariancePooling``; those of several stages are concatenated.
 
-    The width of the classifier is given directly, or follows from the channels that the covariance is taken over:
-    ``feature_channels=256`` stands for ``in_channels=32896``.
+    Without ``in_channels`` the classifier is built when the head becomes a part of a model with a neck, and is as wide
+    as the neck's vectors; a head that never does takes the width of its first input, as :class:`torch.nn.LazyLinear`.
 
     Args:
         num_classes: number of classes.
-        in_channels: numbers per image, as in ``LinearClsHead``.
-        feature_channels: instead of ``in_channels``, the channels of the covariance (the neck's ``reduce_channels``,
-            256 by default); a list when the neck pools several stages.
-        vectorize: as in the neck, ``triu`` for C(C+1)/2 or ``full`` for C² numbers; goes with ``feature_channels``.
+        in_channels: numbers per image, if not the neck's ``out_channels``.
         kwargs: ``loss``, ``topk``, ``cal_acc``, ``init_cfg`` of ``LinearClsHead``.
 
     Raises:
-        OptionError: when built with both or neither of ``in_channels`` and ``feature_channels``, or with what is not
-            positive.
-        ShapeError: in ``forward``, for features that are not (B, in_channels).
+        OptionError: when built with what is not positive; in a model whose neck does not tell its width.
+        ShapeError: in a model whose neck is a ``CovariancePooling`` of another width; in ``forward``, for features
+            that are not (B, in_channels).
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        in_channels: int | None = None,
-        *,
-        feature_channels: int | Sequence[int] | None = None,
-        vectorize: Vectorize = "triu",
-        **kwargs: Any,
-    ) -> None:
-        if (in_channels is None) == (feature_channels is None):
-            raise OptionError(
-                "SecondOrderClsHead takes one of in_channels and feature_channels, "
-                f"got in_channels={in_channels!r} and feature_channels={feature_channels!r}"
-            )
-        if feature_channels is not None:
-            in_channels = sum(_width(c, vectorize) for c in stage_channels("feature_channels", feature_channels))
-        else:
-            check_integer("in_channels", in_channels)
-        super().__init__(num_classes=num_classes, in_channels=in_channels, **kwargs)
-        self.feature_channels = feature_channels
-        self.vectorize = vectorize
+    def __init__(self, num_classes: int, in_channels: int | None = None, **kwargs: Any) -> None:
+        check_integer("SecondOrderClsHead: num_classes", num_classes)
+        if in_channels is not None:
+            check_integer("SecondOrderClsHead: in_channels", in_channels)
+        super().__init__(num_classes=num_classes, in_channels=in_channels or 1, **kwargs)
+        self.in_channels = in_channels
+        if in_channels is None:
+            self.fc: nn.Linear = nn.LazyLinear(num_classes)
+
+    def fit(self, neck: nn.Module | None) -> None:
+        """Take the width of a neck, or compare with it.
+
+        Raises:
+            OptionError, ShapeError: as in the description of the class.
+        """
+        width = getattr(neck, "out_channels", None)
+        if self.in_channels is None and isinstance(self.fc, nn.LazyLinear):
+            if not isinstance(width, int):
+                found = "no neck" if neck is None else f"the neck {type(neck).__name__}, which has no out_channels"
+                raise OptionError(f"SecondOrderClsHead: in_channels is needed, the model has {found}")
+            self.in_channels = width
+            self.fc = nn.Linear(width, self.num_classes)
+        elif isinstance(neck, CovariancePooling):
+            self._check_width(neck.out_channels)
 
     def pre_logits(self, feats: Tensor | Sequence[Tensor]) -> Tensor:
         """The vectors (B, in_channels) that the classifier takes."""
@@ -68,27 +66,23 @@ class SecondOrderClsHead(LinearClsHead):
             shapes = ", ".join(str(tuple(stage.shape)) for stage in stages)
             raise ShapeError(f"SecondOrderClsHead: expected vectors (B, D) from a neck, got {shapes}")
         vectors = torch.cat(stages, dim=1)
-        width = vectors.shape[1]
-        if width != self.in_channels:
-            raise ShapeError(
-                f"SecondOrderClsHead: the neck gives {width} numbers per image, the classifier takes "
-                f"{self.in_channels}; set the head's {self._fitting(width)}"
-            )
+        self._check_width(vectors.shape[1])
         return vectors
 
-    def _fitting(self, width: int) -> str:
-        """The option that makes the classifier ``width`` wide, in the words that it was built with."""
-        if self.feature_channels is None:
-            return f"in_channels={width}"
-        if isinstance(self.feature_channels, int):
-            for vectorize in sorted(get_args(Vectorize), key=lambda name: name != self.vectorize):
-                channels = math.isqrt(2 * width if vectorize == "triu" else width)  # C² < C (C+1) < (C+1)²
-                if channels > 0 and _width(channels, vectorize) == width:
-                    other = "" if vectorize == self.vectorize else f", vectorize={vectorize!r}"
-                    return f"feature_channels={channels}{other}"
-        return f"in_channels={width} instead of feature_channels"
+    def _check_width(self, width: int) -> None:
+        if self.in_channels not in (None, width):
+            raise ShapeError(
+                f"SecondOrderClsHead: the neck gives {width} numbers per image, in_channels is {self.in_channels}; "
+                f"leave it out or set it to {width}"
+            )
 
 
-def _width(channels: int, vectorize: Vectorize) -> int:
-    """Numbers in the vector of a covariance over ``channels``."""
-    return CovariancePool(channels, reduce_channels=None, vectorize=vectorize).out_features
+def _fit_to_neck(model: nn.Module, name: str, head: nn.Module | None) -> None:
+    """The model is the first to see both: MMPretrain builds heads without showing them the neck."""
+    if isinstance(head, SecondOrderClsHead):
+        neck = getattr(model, "neck", model)  # a container without necks is no model yet
+        if neck is None or (isinstance(neck, nn.Module) and neck is not model):
+            head.fit(neck)
+
+
+register_module_module_registration_hook(_fit_to_neck)

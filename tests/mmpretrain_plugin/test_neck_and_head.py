@@ -42,13 +42,12 @@ def random(*shape):
 @pytest.mark.parametrize("backbone, options", BACKBONES.values(), ids=BACKBONES)
 def test_a_classifier_trains_on_every_layout(backbone, options):
     torch.manual_seed(0)
-    stages = len(options["in_channels"]) if isinstance(options["in_channels"], list) else 1
     model = MODELS.build(
         dict(
             type="mmpretrain.ImageClassifier",
             backbone=dict(backbone, _scope_="mmpretrain"),
             neck=dict(type="covpool_plugins.CovariancePooling", reduce_channels=8, **options),
-            head=dict(type="covpool_plugins.SecondOrderClsHead", num_classes=3, feature_channels=[8] * stages),
+            head=dict(type="covpool_plugins.SecondOrderClsHead", num_classes=3),
         )
     )
     images, samples = random(4, 3, 64, 64), [DataSample().set_gt_label(label) for label in (0, 1, 2, 0)]
@@ -95,14 +94,57 @@ def test_without_mmpretrain_the_extra_is_named(monkeypatch):
         _ = covpool_plugins.CovariancePooling
 
 
+def classifier(neck, head, **backbone):
+    backbone = dict(type="ResNet", depth=18, out_indices=(2, 3), _scope_="mmpretrain") | backbone
+    return MODELS.build(dict(type="mmpretrain.ImageClassifier", backbone=backbone, neck=neck, head=head))
+
+
 @pytest.mark.parametrize("vectorize", ["triu", "full"])
-@pytest.mark.parametrize("channels", [8, [8, 8, 8]], ids=["one stage", "three stages"])
-def test_the_head_knows_the_width_of_the_neck(channels, vectorize):
-    stages = channels if isinstance(channels, list) else [channels]
-    neck = CovariancePooling(in_channels=channels, vectorize=vectorize)
-    head = SecondOrderClsHead(num_classes=5, feature_channels=channels, vectorize=vectorize)
+@pytest.mark.parametrize("channels", [512, [256, 512]], ids=["one stage", "two stages"])
+def test_the_head_takes_the_width_of_the_neck(channels, vectorize):
+    neck = CovariancePooling(in_channels=channels, vectorize=vectorize, reduce_channels=8)
+    model = classifier(neck, dict(type="covpool_plugins.SecondOrderClsHead", num_classes=5))
+    head = model.head
     assert head.in_channels == head.fc.in_features == neck.out_channels
-    assert head(neck(tuple(random(2, c, 5, 5) for c in stages))).shape == (2, 5)
+    assert type(head.fc) is torch.nn.Linear  # optimizers and MMDistributedDataParallel take no lazy one
+    model.init_weights()
+    assert head.fc.weight.std().item() == pytest.approx(0.01, rel=0.1)  # as LinearClsHead
+    assert model(random(2, 3, 64, 64)).shape == (2, 5)
+    other = classifier(CovariancePooling(in_channels=channels), SecondOrderClsHead(5))
+    assert other.head.in_channels == (1 if channels == 512 else 2) * 32896
+
+
+def test_a_head_alone_takes_the_width_of_its_input():
+    head = SecondOrderClsHead(num_classes=5)
+    assert head((random(2, 6), random(2, 4))).shape == (2, 5)
+    assert head.fc.in_features == 10
+
+
+def test_a_neck_that_tells_no_width():
+    neck, head = dict(type="mmpretrain.GlobalAveragePooling"), dict(type="covpool_plugins.SecondOrderClsHead")
+    with pytest.raises(OptionError, match="in_channels is needed, the model has the neck GlobalAveragePooling"):
+        classifier(neck, dict(head, num_classes=5))
+    with pytest.raises(OptionError, match="in_channels is needed, the model has no neck"):
+        classifier(None, dict(head, num_classes=5))
+    assert classifier(neck, dict(head, num_classes=5, in_channels=768))(random(2, 3, 64, 64)).shape == (2, 5)
+
+
+def test_a_width_that_is_not_the_necks_is_named_when_the_model_is_built():
+    head = dict(type="covpool_plugins.SecondOrderClsHead", num_classes=5, in_channels=2048)
+    with pytest.raises(ShapeError, match="neck gives 36 numbers per image, in_channels is 2048; leave it out or set"):
+        classifier(CovariancePooling(in_channels=512, reduce_channels=8), head)
+
+
+def test_the_class_token_is_classified_beside_the_vector():
+    options = dict(input_fmt="NLC", num_prefix_tokens=2, reduce_channels=4)
+    neck = CovariancePooling(in_channels=12, cls_token=True, **options).eval()
+    tokens = random(3, 18, 12)
+    (vector,) = neck((tokens,))
+    assert vector.shape == (3, neck.out_channels) == (3, 10 + 12)
+    assert torch.equal(vector, torch.cat([neck.pool(tokens), tokens[:, 0]], dim=1))
+    assert torch.equal(neck(tokens), vector)
+    two = CovariancePooling(in_channels=[12, 12], cls_token=True, **options)
+    assert sum(v.shape[1] for v in two((tokens, tokens))) == two.out_channels == 44
 
 
 def test_the_head_classifies_a_tensor_as_a_tuple():
@@ -118,13 +160,11 @@ def test_the_head_classifies_a_tensor_as_a_tuple():
         (lambda: CovariancePooling(0), OptionError, "in_channels .* got 0"),
         (lambda: CovariancePooling([]), OptionError, r"in_channels .* got \[\]"),
         (lambda: CovariancePooling(2.5), OptionError, "in_channels .* got 2.5"),
-        (lambda: SecondOrderClsHead(3, feature_channels=-3), OptionError, "feature_channels .* got -3"),
-        (lambda: SecondOrderClsHead(3, feature_channels=[8, 0]), OptionError, r"feature_channels .* got \[8, 0\]"),
-        (lambda: SecondOrderClsHead(3, feature_channels=True), OptionError, "feature_channels .* got True"),
+        (lambda: CovariancePooling(8, cls_token=True), OptionError, "needs input_fmt='NLC' and num_prefix_tokens"),
+        (lambda: CovariancePooling(8, cls_token=1), OptionError, "cls_token .* got 1"),
         (lambda: SecondOrderClsHead(3, in_channels=-3), OptionError, "in_channels .* got -3"),
-        (lambda: SecondOrderClsHead(3), OptionError, "one of in_channels and feature_channels"),
-        (lambda: SecondOrderClsHead(3, 10, feature_channels=4), OptionError, "in_channels=10 and feature_channels=4"),
-        (lambda: SecondOrderClsHead(3, feature_channels=4, vectorize="tril"), OptionError, "vectorize .* 'tril'"),
+        (lambda: SecondOrderClsHead(3, in_channels=True), OptionError, "in_channels .* got True"),
+        (lambda: SecondOrderClsHead(0), OptionError, "num_classes .* got 0"),
     ],
 )
 def test_bad_options(build, error, message):
@@ -138,25 +178,8 @@ def test_bad_options(build, error, message):
         (lambda: CovariancePooling(8)((random(2, 16, 4, 4),)), r"8 channels, got shape \(2, 16, 4, 4\)"),
         (lambda: CovariancePooling([8, 8])((random(2, 8, 4, 4),)), "lists 2 stages, the backbone returned 1"),
         (
-            lambda: SecondOrderClsHead(3, feature_channels=4)((random(2, 36),)),
-            "gives 36 .* takes 10; .*feature_channels=8$",
-        ),
-        (lambda: SecondOrderClsHead(3, 10)((random(2, 36),)), "gives 36 .* takes 10; .* in_channels=36$"),
-        (
-            lambda: SecondOrderClsHead(3, feature_channels=4, vectorize="full")((random(2, 36),)),
-            "gives 36 .* takes 16; .*feature_channels=6$",
-        ),
-        (
-            lambda: SecondOrderClsHead(3, feature_channels=4)((random(2, 64),)),
-            "gives 64 .* takes 10; .*feature_channels=8, vectorize='full'$",
-        ),
-        (
-            lambda: SecondOrderClsHead(3, feature_channels=4)((random(2, 37),)),
-            "gives 37 .*in_channels=37 instead of feature_channels$",
-        ),
-        (
-            lambda: SecondOrderClsHead(3, feature_channels=[4, 4])((random(2, 36),)),
-            "gives 36 .*in_channels=36 instead of feature_channels$",
+            lambda: SecondOrderClsHead(3, 10)((random(2, 36),)),
+            "gives 36 .* in_channels is 10; leave it out or set it to 36$",
         ),
         (lambda: SecondOrderClsHead(3, 10)((random(2, 10, 4, 4),)), r"expected vectors .* got \(2, 10, 4, 4\)"),
     ],
