@@ -1,0 +1,10 @@
+# Fine-tuning of iSQRT-COV (CVPR 2018): batch 10, a constant learning rate, five times as large for the classifier.
+optim_wrapper = dict(
+    optimizer=dict(type="SGD", lr=1.2e-3, momentum=0.9, weight_decay=1e-3),
+    paramwise_cfg=dict(custom_keys={"head.fc": dict(lr_mult=5)}),
+    clip_grad=dict(max_norm=5),
+)
+train_cfg = dict(by_epoch=True, max_epochs=100, val_interval=1)
+val_cfg = dict()
+test_cfg = dict()
+auto_scale_lr = dict(base_batch_size=10)

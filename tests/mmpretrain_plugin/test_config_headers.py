@@ -1,0 +1,74 @@
+"""Every config says what it is; the folders' tables and the model index follow from that.
+
+``COVPOOL_WRITE_CONFIG_TABLES=1 python -m pytest tests/mmpretrain_plugin/test_config_headers.py`` writes both.
+"""
+
+import os
+import re
+
+import pytest
+from mmengine.config import Config
+from support.config_headers import CONFIGS, INDEX, PATHS, headers, model_index, with_table
+
+from covpool_plugins import list_pools
+
+FOLDERS = sorted({header.path.parent for header in headers()})
+BACKBONES = ["alexnet", "vgg16bn", "resnet18", "resnet50", "resnet101", "densenet121", "inception-v3"]
+BACKBONES += ["convnext-tiny", "swin-tiny", "vit-small-p16"]
+FINE_GRAINED = ["svdpade", "isqrt", "mpa", "seb", "bcnn", "cbp", "dropcov"]
+WRITE = bool(os.environ.get("COVPOOL_WRITE_CONFIG_TABLES"))
+
+
+def up_to_date(path, text):
+    if WRITE:
+        path.write_text(text)
+    return path.read_text() == text
+
+
+@pytest.mark.parametrize("header", headers(), ids=lambda header: header.name)
+def test_a_header_is_true(header):
+    cfg = Config.fromfile(header.path)
+    assert cfg.model.neck.method in list_pools()
+    methods = {cfg.model.neck.method, *(hook["method"] for hook in cfg.get("custom_hooks", []) if "method" in hook)}
+    assert header.name.split("_")[1].removesuffix("-hybrid") in methods
+    processes, batch = re.search(r"_(\d+)xb(\d+)_", header.name).groups()
+    assert cfg.train_dataloader.batch_size == int(batch)
+    launched = 1
+    for number in re.findall(r"--n(?:nodes|proc-per-node) (\d+)", header.train):
+        launched *= int(number)
+    assert launched == int(processes)
+    assert f"tools/train.py configs/{header.path.relative_to(CONFIGS)}" in header.train
+    assert ("--launcher pytorch" in header.train) == (launched > 1)
+    for figure in re.findall(r"(\d+) epochs", header.recipe):
+        assert cfg.train_cfg.max_epochs == int(figure)
+    for figure in re.findall(r"[(]batch (\d+)", header.recipe):
+        assert "that of" in header.recipe or int(processes) * int(batch) == int(figure)
+    for figure in re.findall(r"learning rate ([\d.e-]+),", header.recipe):
+        assert cfg.optim_wrapper.optimizer.lr == float(figure)
+    for figure in re.findall(r"(\d+) times that for the classifier", header.recipe):
+        assert cfg.optim_wrapper.paramwise_cfg.custom_keys["head.fc"].lr_mult == int(figure)
+    for figures in re.findall(r"after ([\d, and]+)", header.recipe):
+        assert cfg.param_scheduler.milestones == [int(figure) for figure in re.findall(r"\d+", figures)]
+
+
+def test_no_two_configs_share_a_name():
+    assert len({path.stem for path in PATHS}) == len(PATHS)
+
+
+def test_the_networks_and_heads_of_the_papers_are_there():
+    names = {header.name.rsplit("_", 2)[0] + "_" + header.name.rsplit("_", 1)[1] for header in headers()}
+    wanted = {f"{backbone}_{head}_in1k" for backbone in BACKBONES for head in ("svdpade", "isqrt", "mpa")}
+    wanted |= {f"resnet50_{head}_{data}" for head in FINE_GRAINED for data in ("cub", "cars", "aircraft", "dogs")}
+    assert wanted - names == set()
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_folders_table_is_that_of_its_configs(folder):
+    readme = folder / "README.md"
+    text = readme.read_text()
+    assert up_to_date(readme, with_table(text, folder))
+    assert f"({folder.name}/README.md)" in (CONFIGS / "README.md").read_text()
+
+
+def test_the_model_index_is_that_of_the_configs():
+    assert up_to_date(INDEX, model_index())
