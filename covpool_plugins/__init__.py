@@ -4,6 +4,8 @@ import difflib
 import importlib
 from typing import Any
 
+from .after_import import on_import
+from .model_index import register_configs
 from .pooling import create_pool, list_pools
 from .timm_plugin import create_model, list_heads, save_for_hub
 
@@ -28,3 +30,6 @@ def __getattr__(name: str) -> Any:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     return getattr(importlib.import_module(f".{MMPRETRAIN_CLASSES[name]}", __name__), name)
+
+
+on_import("mmpretrain.apis.model", register_configs)

@@ -12,26 +12,25 @@ import inspect
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from ..checks import check_choice
 from ..errors import OptionError, UnknownNameError
 from ..files import write_atomically
-from .runner_errors import SetUp, one_line_errors
+from .epoch_seed_hook import EpochSeedHook
+from .processes import process_group, wrap_model
+from .runner_errors import one_line_errors
 from .safe_checkpoints import check_checkpoint, weights_only_checkpoints
 
-LAUNCHERS = ("none", "pytorch")
 # Read by the runner from the config, without being arguments of it.
 RUNNER_KEYS = {
     "activation_checkpointing",
@@ -50,12 +49,17 @@ def train(
     config: str | Path,
     *,
     work_dir: str | Path | None = None,
-    resume: str | None = None,
+    resume: str | Path | None = None,
     amp: bool = False,
     options: Sequence[str] = (),
     launcher: str = "none",
 ) -> None:
     """Train the model of a config; checkpoints and logs go to ``work_dir``.
+
+    A run that is resumed at the end of an epoch goes on as if it had never stopped: with the same config, as many
+    processes and workers, and operations that are deterministic (on a GPU: ``randomness.deterministic=True``) it ends
+    with the same weights, averages and optimizer state, bit for bit. That takes a ``train_cfg`` that counts epochs,
+    and gradients that are not accumulated from one epoch into the next.
 
     Args:
         config: path of an MMPretrain config.
@@ -67,25 +71,23 @@ def train(
 
     Raises:
         UnknownNameError, OptionError, OSError: for a config, a key or a checkpoint that does not fit.
+        SystemExit: instead, in a process that is not the first of several to raise one of these.
     """
-    cfg = load_config(config, options)
-    _require(config, cfg, "model", "train_dataloader", "train_cfg", "optim_wrapper")
-    _prepare(config, cfg, work_dir, launcher)
-    if amp:
-        if not torch.cuda.is_available():
-            raise OptionError("--amp needs a GPU, and none is available")
-        cfg.optim_wrapper.type = "AmpOptimWrapper"
-        cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
-    if resume is not None:
-        cfg.load_from = find_latest_checkpoint(cfg.work_dir) if resume == "auto" else resume
-        cfg.resume = cfg.load_from is not None
-    if cfg.get("load_from") is not None:
-        check_checkpoint(cfg.load_from, resume=cfg.get("resume", False))
-    with _process_group(cfg), weights_only_checkpoints(), one_line_errors(config, cfg) as set_up:
-        runner = _build_runner(cfg, set_up)
-        if cfg.get("resume"):
-            _load_strictly(runner)
-        runner.train()
+    with process_group(launcher):
+        cfg = load_config(config, options)
+        _require(config, cfg, "model", "train_dataloader", "train_cfg", "optim_wrapper")
+        _prepare(config, cfg, work_dir, launcher)
+        if amp:
+            if not torch.cuda.is_available():
+                raise OptionError("--amp needs a GPU, and none is available")
+            cfg.optim_wrapper.type = "AmpOptimWrapper"
+            cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+        _prepare_checkpoint(cfg, resume)
+        with weights_only_checkpoints(), one_line_errors(config, cfg, "train", "val") as set_up:
+            runner = _build_runner(cfg, set_up, EpochSeedHook())
+            if cfg.get("resume"):
+                _load_strictly(runner)
+            runner.train()
 
 
 def test(
@@ -104,26 +106,31 @@ def test(
         checkpoint: file with the weights; it has to fit the model entirely.
         out: JSON file for the metrics.
 
+    The weights are those that validation in training measured: the averages, if the config has an ``EMAHook`` that
+    evaluates them, as it does by default, or has none.
+
     Returns:
         The metrics by name, for example ``{'accuracy/top1': 92.5}`` in percent.
 
     Raises:
         UnknownNameError, OptionError, OSError: for a config, a key or a checkpoint that does not fit.
+        SystemExit: instead, in a process that is not the first of several to raise one of these.
     """
-    if out is not None:
-        _check_output(Path(out))
-    cfg = load_config(config, options)
-    _require(config, cfg, "model", "test_dataloader", "test_cfg", "test_evaluator")
-    _prepare(config, cfg, work_dir, launcher)
-    check_checkpoint(checkpoint)
-    cfg.load_from, cfg.resume = str(checkpoint), False
-    with _process_group(cfg), weights_only_checkpoints(), one_line_errors(config, cfg) as set_up:
-        runner = _build_runner(cfg, set_up)
-        _load_strictly(runner)
-        metrics = {name: float(value) for name, value in runner.test().items()}
-        if out is not None and is_main_process():
-            text = json.dumps(metrics, indent=2) + "\n"
-            write_atomically(out, lambda file: file.write(text.encode()))
+    with process_group(launcher):
+        if out is not None:
+            _check_output(Path(out))
+        cfg = load_config(config, options)
+        _require(config, cfg, "model", "test_dataloader", "test_cfg", "test_evaluator")
+        _prepare(config, cfg, work_dir, launcher)
+        check_checkpoint(checkpoint)
+        cfg.load_from, cfg.resume = str(checkpoint), False
+        with weights_only_checkpoints(), one_line_errors(config, cfg, "test") as set_up:
+            runner = _build_runner(cfg, set_up)
+            _load_strictly(runner)
+            metrics = {name: float(value) for name, value in runner.test().items()}
+            if out is not None and is_main_process():
+                text = json.dumps(metrics, indent=2) + "\n"
+                write_atomically(out, lambda file: file.write(text.encode()))
     return metrics
 
 
@@ -152,18 +159,27 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
         if key.split(".")[0] not in known:
             raise UnknownNameError("config key", key.split(".")[0], known)
     with one_line_errors("--cfg-options"):
-        cfg.merge_from_dict(_parse_options(options))
-    if any(option.startswith("data_root=") for option in options):
-        for part in ("train", "val", "test"):
-            _set_data_root(cfg.get(f"{part}_dataloader"), str(cfg.data_root))
+        overrides = _parse_options(options)
+        cfg.merge_from_dict(overrides)
+        if "data_root" in overrides:
+            for part in ("train", "val", "test"):
+                _set_data_root(cfg.get(f"{part}_dataloader"), str(cfg.data_root))
+            cfg.merge_from_dict(overrides)  # what was said of a single data set stays
     return cfg
 
 
 def _parse_options(options: Sequence[str]) -> dict[str, Any]:
     """Values as MMEngine reads them: numbers, booleans, ``None``, ``a,b`` and ``[(1,2),3]``."""
-    namespace = argparse.Namespace()
-    DictAction([], dest="options")(argparse.ArgumentParser(), namespace, list(options))
-    return namespace.options
+    values: dict[str, Any] = {}
+    for option in options:
+        namespace = argparse.Namespace()
+        try:
+            DictAction([], dest="options")(argparse.ArgumentParser(), namespace, [option])
+        except (RecursionError, AssertionError) as error:
+            allowed = "numbers, words, True, False, None, a,b and [(1,2),3]"
+            raise OptionError(f"--cfg-options cannot read {option!r}; values are {allowed}") from error
+        values.update(namespace.options)
+    return values
 
 
 def _set_data_root(node: Any, root: str) -> None:
@@ -197,6 +213,8 @@ def _check_output(path: Path) -> None:
 def _prepare(path: str | Path, cfg: Config, work_dir: str | Path | None, launcher: str) -> None:
     """Defaults of MMPretrain's own tools, made safe for any number of workers and for machines without a GPU."""
     cfg.launcher = launcher
+    if launcher != "none":
+        wrap_model(cfg)
     if work_dir is not None:
         cfg.work_dir = str(work_dir)
     elif cfg.get("work_dir") is None:
@@ -215,31 +233,26 @@ def _prepare(path: str | Path, cfg: Config, work_dir: str | Path | None, launche
             loader.persistent_workers = False
 
 
-@contextmanager
-def _process_group(cfg: Config) -> Iterator[None]:
-    """MMEngine sets up nccl by itself; without a GPU it has to find a gloo group and a wrapper without devices."""
-    check_choice("launcher", cfg.launcher, LAUNCHERS)
-    if cfg.launcher == "pytorch" and not torch.cuda.is_available():
-        dist.init_process_group("gloo")
-        cfg.setdefault(
-            "model_wrapper_cfg",
-            dict(
-                type="MMDistributedDataParallel",
-                broadcast_buffers=False,
-                find_unused_parameters=cfg.get("find_unused_parameters", False),
-            ),
-        )
-        cfg.model_wrapper_cfg.device_ids = None
-    try:
-        yield
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+def _prepare_checkpoint(cfg: Config, resume: str | Path | None) -> None:
+    """Which checkpoint a run begins with, and the seed of the run that it continues."""
+    if resume is not None:
+        cfg.load_from, cfg.resume = None if resume == "auto" else str(resume), True
+    if cfg.get("resume") and cfg.get("load_from") is None:
+        cfg.load_from = find_latest_checkpoint(cfg.work_dir)
+        cfg.resume = cfg.load_from is not None
+    if cfg.get("load_from") is None:
+        return
+    meta = check_checkpoint(cfg.load_from, resume=cfg.get("resume", False))
+    randomness = cfg.get("randomness") or {}
+    if cfg.get("resume") and randomness.get("seed") is None:
+        # MMEngine takes it over too, but only after it has built the samplers and the workers with another one.
+        cfg.randomness = dict(randomness, seed=meta.get("seed"))
 
 
-def _build_runner(cfg: Config, set_up: SetUp) -> Runner:
+def _build_runner(cfg: Config, *hooks: Hook) -> Runner:
     runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
-    runner.register_hook(set_up)
+    for hook in hooks:
+        runner.register_hook(hook)
     return runner
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import pickle
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from mmengine.runner import Runner
 from mmpretrain.registry import OPTIMIZERS as MMPRETRAIN_OPTIMIZERS
 
 from ..command_line import one_line
-from ..errors import OptionError, UnknownNameError
+from ..errors import OptionError, ShapeError, UnknownNameError
+from .config_faults import Fault, find_fault
 
 
 class SetUp(Hook):
@@ -74,13 +74,19 @@ class SetUp(Hook):
 
 
 @contextmanager
-def one_line_errors(where: str | Path, cfg: Config | None = None) -> Iterator[SetUp]:
+def one_line_errors(where: str | Path, cfg: Config | None = None, *first: str) -> Iterator[SetUp]:
     """What the config, the checkpoint or the data are at fault for, in one line.
 
-    Whatever is raised while a run is set up names ``where``; of what is raised later, only what the data explain.
+    Whatever is raised while a run is set up names ``where`` and, if that can be told, the key of the config; of what
+    is raised later, what the package itself refuses and what the data explain.
+
+    Args:
+        where: path of the config.
+        cfg: the config, once it is read.
+        first: which data loaders are used, for example ``'test'``.
 
     Raises:
-        OptionError: instead of the error that was raised within.
+        OptionError: instead of the error that was raised within; an ``OSError`` instead of an ``OSError``.
     """
     set_up = SetUp()
     try:
@@ -88,48 +94,24 @@ def one_line_errors(where: str | Path, cfg: Config | None = None) -> Iterator[Se
     except Exception as error:
         if set_up.done and (reason := set_up.explain(error)) is not None:
             raise OptionError(reason) from error
-        if set_up.done or isinstance(error, (ValueError, OSError, ImportError, pickle.UnpicklingError)):
+        bad_input = isinstance(error, (ValueError, OSError, ImportError, pickle.UnpicklingError))
+        ours = isinstance(error, (OptionError, ShapeError, UnknownNameError))
+        if set_up.done and not ours and "unexpected keyword argument" not in str(error):
             raise
-        if str(error) == "None is not a callable object" and cfg is not None:
-            _check_optimizer(cfg)
-        # str() of a KeyError is the repr of its message; the list of all keys that do not fit can be endless.
-        message = str(error.args[0]) if isinstance(error, KeyError) and error.args else one_line(error)
-        message = textwrap.shorten(message, 500, placeholder=" …")
-        raise OptionError(f"{where}: {message}{_suggestion(message, cfg)}") from error
+        fault = None
+        if cfg is not None and not isinstance(error, pickle.UnpicklingError):
+            fault = _optimizer_fault(error, cfg) or find_fault(error, cfg, first)
+        if fault is None and (bad_input or set_up.done):
+            raise
+        message = textwrap.shorten(one_line(error), 500, placeholder=" …") if fault is None else str(fault)
+        kind = type(error) if isinstance(error, OSError) else OptionError
+        raise kind(f"{where}: {message}") from error
 
 
-def _check_optimizer(cfg: Config) -> None:
-    """MMEngine calls an optimizer that it does not find ``None``."""
+def _optimizer_fault(error: Exception, cfg: Config) -> Fault | None:
+    """MMEngine calls an optimizer that it does not find ``None``, and says nothing else of it."""
+    if str(error) != "None is not a callable object":
+        return None
     name = cfg.optim_wrapper.get("optimizer", {}).get("type")
     known = {*OPTIMIZERS.module_dict, *MMPRETRAIN_OPTIMIZERS.module_dict}
-    if isinstance(name, str) and "." not in name and name not in known:
-        raise UnknownNameError("optimizer", name, known)
-
-
-def _suggestion(message: str, cfg: Config | None) -> str:
-    """For a misspelt class of ours or a misspelt key, the closest that exists."""
-    from .. import MMPRETRAIN_CLASSES
-
-    if found := re.search(r"covpool_plugins\.(\w+) is not in", message):
-        return _closest(found[1], MMPRETRAIN_CLASSES)
-    if found := re.search(r"unexpected keyword argument '(\w+)'", message):
-        return _closest(
-            found[1], {sibling for node in _holders(cfg, found[1]) for sibling in node if sibling != found[1]}
-        )
-    return ""
-
-
-def _closest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _holders(node: Any, key: str) -> Iterator[dict[str, Any]]:
-    """The parts of a config that have a key."""
-    if isinstance(node, (dict, Config)):
-        if key in node:
-            yield dict(node.items())
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            yield from _holders(child, key)
+    return Fault("optim_wrapper.optimizer", "type", name, str(UnknownNameError("optimizer", name, known)))

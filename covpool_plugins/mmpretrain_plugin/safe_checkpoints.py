@@ -45,19 +45,22 @@ def weights_only_checkpoints() -> Iterator[None]:
             os.environ[FORCE] = before
 
 
-def check_checkpoint(path: str | Path, *, resume: bool = False) -> None:
+def check_checkpoint(path: str | Path, *, resume: bool = False) -> dict[str, Any]:
     """Raise in one line what would otherwise fail deep inside a run.
 
     Args:
         path: a file, or an address with a scheme (``https://``, ``torchvision://``), which is left to MMEngine.
         resume: the run is to be continued, so the file has to hold the state of a run.
 
+    Returns:
+        What the checkpoint says of its run (``meta``); nothing for an address.
+
     Raises:
         FileNotFoundError: if there is no such file.
         OptionError: if it is not a checkpoint, or holds more than weights and the state of a run.
     """
     if "://" in str(path):
-        return
+        return {}
     if not Path(path).expanduser().is_file():
         raise FileNotFoundError(f"checkpoint {str(path)!r} does not exist")
     try:
@@ -71,14 +74,15 @@ def check_checkpoint(path: str | Path, *, resume: bool = False) -> None:
         raise OptionError(f"{path} is not a checkpoint, or is damaged") from error
     if not isinstance(checkpoint, dict):
         raise OptionError(f"{path} holds a {type(checkpoint).__name__}, not a state dict")
-    if not resume:
-        return
     meta = checkpoint.get("meta")
+    if not resume:
+        return meta if isinstance(meta, dict) else {}
     if not isinstance(meta, dict) or not {"message_hub", "optimizer"} <= checkpoint.keys():
         raise OptionError(f"{path} holds no run to resume; for its weights use --cfg-options load_from={path}")
     if "config" in meta:
         # MMEngine would run this text as Python.
         raise OptionError(f"{path} carries a config to be executed (meta['config']) and is not resumed")
+    return meta
 
 
 def _known_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:

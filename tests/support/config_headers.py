@@ -41,6 +41,10 @@ class Header:
         return DATA_SETS[self.name.rsplit("_", 1)[1]]
 
     @property
+    def short_recipe(self) -> str:
+        return self.recipe.split(" (")[0]
+
+    @property
     def venue(self) -> str:
         """The conference or journal, with which a paper's line ends."""
         return self.paper.rsplit(", ", 1)[1]
@@ -62,7 +66,7 @@ def headers() -> list[Header]:
 def table(folder: Path) -> str:
     rows = ["| config | published | recipe | paper |", "|---|---|---|---|"]
     rows += [
-        f"| [{header.name}]({header.path.name}) | {header.published} | {header.recipe.split(' (')[0]} | {header.venue} |"
+        f"| [{header.name}]({header.path.name}) | {header.published} | {header.short_recipe} | {header.venue} |"
         for header in headers()
         if header.path.parent == folder
     ]
