@@ -4,7 +4,8 @@ import difflib
 import importlib
 from typing import Any
 
-from .after_import import on_import
+from wrapt import register_post_import_hook
+
 from .model_index import register_configs
 from .pooling import create_pool, list_pools
 from .timm_plugin import create_model, list_heads, save_for_hub
@@ -32,4 +33,4 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f".{MMPRETRAIN_CLASSES[name]}", __name__), name)
 
 
-on_import("mmpretrain.apis.model", register_configs)
+register_post_import_hook(register_configs, "mmpretrain.apis.model")

@@ -31,6 +31,8 @@ class Parser(argparse.ArgumentParser):
             help="override parts of the config; data_root=DIR moves all its data sets",
         )
         self.add_argument("--launcher", choices=("none", "pytorch"), default="none", help="pytorch: run by torchrun")
+        # torch.distributed.launch, and so mim, passes it; the environment says the same.
+        self.add_argument("--local-rank", type=int, help=argparse.SUPPRESS)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
