@@ -10,7 +10,7 @@ def main() -> None:
         "--cfg-options data_root=data/imagenet",
     )
     parser.add_runner_arguments()
-    parser.add_argument("checkpoint", help="file with the weights")
+    parser.add_argument("checkpoint", help="file with the weights, or with averages of them, which are then tested")
     parser.add_argument("--out", metavar="FILE.json", help="write the metrics to this file")
     args = parser.parse_args()
 

@@ -15,7 +15,8 @@ def main() -> None:
         nargs="?",
         const="auto",
         metavar="CHECKPOINT",
-        help="continue from this checkpoint, or from the latest one in the folder when none is named",
+        help="continue from this checkpoint, or from the latest one in the folder when none is named; from the end of "
+        "an epoch a run goes on bit for bit as if it had never stopped",
     )
     parser.add_argument("--amp", action="store_true", help="train in mixed precision")
     args = parser.parse_args()

@@ -26,6 +26,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from ..errors import OptionError, UnknownNameError
 from ..files import write_atomically
+from .compiled_training import EagerUpdateHook
 from .epoch_seed_hook import EpochSeedHook
 from .processes import process_group, wrap_model
 from .runner_errors import one_line_errors
@@ -84,7 +85,7 @@ def train(
             cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
         _prepare_checkpoint(cfg, resume)
         with weights_only_checkpoints(), one_line_errors(config, cfg, "train", "val") as set_up:
-            runner = _build_runner(cfg, set_up, EpochSeedHook())
+            runner = _build_runner(cfg, set_up, EpochSeedHook(), EagerUpdateHook())
             if cfg.get("resume"):
                 _load_strictly(runner)
             runner.train()

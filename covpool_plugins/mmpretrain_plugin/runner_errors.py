@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import textwrap
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +18,8 @@ from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
 from mmpretrain.registry import OPTIMIZERS as MMPRETRAIN_OPTIMIZERS
 
-from ..command_line import one_line
 from ..errors import OptionError, ShapeError, UnknownNameError
-from .config_faults import Fault, find_fault
+from .config_faults import Fault, find_fault, message_of
 
 
 class SetUp(Hook):
@@ -27,7 +27,7 @@ class SetUp(Hook):
 
     def __init__(self) -> None:
         self.done = False
-        self.data_sets: list[Any] = []
+        self.loaders: list[Any] = []
         self.num_classes: int | None = None
 
     def before_train(self, runner: Runner) -> None:
@@ -37,11 +37,11 @@ class SetUp(Hook):
         self._begin(runner, runner.test_loop)
 
     def _begin(self, runner: Runner, *loops: Any) -> None:
-        self.data_sets = [loop.dataloader.dataset for loop in loops if loop is not None]
+        self.loaders = [loop.dataloader for loop in loops if loop is not None]
         model = getattr(runner.model, "module", runner.model)
         self.num_classes = getattr(getattr(model, "head", None), "num_classes", None)
-        for data_set in self.data_sets:
-            classes = (getattr(data_set, "metainfo", None) or {}).get("classes")
+        for loader in self.loaders:
+            classes = (getattr(loader.dataset, "metainfo", None) or {}).get("classes")
             if classes is not None and self.num_classes is not None and len(classes) > self.num_classes:
                 listed = textwrap.shorten(", ".join(map(str, classes)), 200, placeholder=" …")
                 raise OptionError(
@@ -49,6 +49,11 @@ class SetUp(Hook):
                     f"set model.head.num_classes={len(classes)}"
                 )
         self.done = True
+
+    def stop_workers(self) -> None:
+        """End persistent workers now: PyTorch waits five seconds for each that the garbage collector finds."""
+        for loader in self.loaders:
+            loader._iterator = None
 
     def explain(self, error: Exception) -> str | None:
         """What is wrong with the data, if that is where an error comes from."""
@@ -65,9 +70,9 @@ class SetUp(Hook):
 
     def _empty_file(self) -> str | None:
         """OpenCV does not say which file it was."""
-        for data_set in self.data_sets:
-            for index in range(len(data_set)):
-                path = data_set.get_data_info(index).get("img_path")
+        for loader in self.loaders:
+            for index in range(len(loader.dataset)):
+                path = loader.dataset.get_data_info(index).get("img_path")
                 if path is not None and os.path.isfile(path) and os.path.getsize(path) == 0:
                     return path
         return None
@@ -93,19 +98,23 @@ def one_line_errors(where: str | Path, cfg: Config | None = None, *first: str) -
         yield set_up
     except Exception as error:
         if set_up.done and (reason := set_up.explain(error)) is not None:
+            traceback.clear_frames(error.__traceback__)  # they hold the workers that are to end
             raise OptionError(reason) from error
         bad_input = isinstance(error, (ValueError, OSError, ImportError, pickle.UnpicklingError))
         ours = isinstance(error, (OptionError, ShapeError, UnknownNameError))
-        if set_up.done and not ours and "unexpected keyword argument" not in str(error):
-            raise
         fault = None
         if cfg is not None and not isinstance(error, pickle.UnpicklingError):
             fault = _optimizer_fault(error, cfg) or find_fault(error, cfg, first)
-        if fault is None and (bad_input or set_up.done):
+        if set_up.done and not ours:
+            # A bug, unless an option has only now come to the function that does not know it.
+            if fault is None or f"unexpected keyword argument '{fault.key}'" not in str(error):
+                raise
+        elif fault is None and (bad_input or set_up.done):
             raise
-        message = textwrap.shorten(one_line(error), 500, placeholder=" …") if fault is None else str(fault)
         kind = type(error) if isinstance(error, OSError) else OptionError
-        raise kind(f"{where}: {message}") from error
+        raise kind(f"{where}: {fault or message_of(error)}") from error
+    finally:
+        set_up.stop_workers()
 
 
 def _optimizer_fault(error: Exception, cfg: Config) -> Fault | None:

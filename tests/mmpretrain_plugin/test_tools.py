@@ -73,6 +73,11 @@ def test_data_root_moves_every_data_set(textures):
     loaders = [cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader]
     assert [loader.dataset.data_root for loader in loaders] == [str(textures)] * 3
     assert (cfg.model.neck.method, cfg.model.neck.iterations) == ("isqrt", 3)
+    cfg = runner.load_config(CONFIG, ["val_dataloader.dataset.data_root=elsewhere", f"data_root={textures}"])
+    assert (cfg.train_dataloader.dataset.data_root, cfg.val_dataloader.dataset.data_root) == (
+        str(textures),
+        "elsewhere",
+    )
 
 
 class RunsCode:
@@ -99,33 +104,84 @@ def test_bad_config_files(name, text, tmp_path, run_tool):
         assert ("nowhere.py" if name == "base.py" else name) in said
 
 
+# The option, and what is said of it after its key and value.
 BAD_OPTIONS = {
-    "model.neck.method=svdpad": "unknown pool 'svdpad'; available: svdpade",
-    "model.neck.iteration=3": "'iteration'",
-    "model.neck.in_channels=64": "expected NCHW with 64 channels",
-    "model.neck.reduce_channels=16": "the classifier takes 528; set the head's feature_channels=16",
+    "model.neck.method=svdpad": "='svdpad': unknown pool 'svdpad'; available: svdpade",
+    "model.neck.iteration=3": "=3: pool 'svdpade' has no option 'iteration'; its options: ",
+    "model.neck.in_channels=64": "=64: svdpade pool: expected NCHW with 64 channels, got shape (6, 128, 8, 8)",
+    "model.neck.reduce_channels=-16": "=-16: reduce_channels must be a positive integer or None",
+    "model.head.in_channels=100": "=100: SecondOrderClsHead: the neck gives 528 numbers per image",
+    "model.neck.type=covpool_plugins.CovarancePooling": (
+        "='covpool_plugins.CovarancePooling': unknown model 'covpool_plugins.CovarancePooling'; "
+        "available: covpool_plugins.CovariancePooling"
+    ),
+    "model.backbone.type=ResNettt": "='ResNettt': unknown model 'ResNettt'; available: ResNet",
+    "model.backbone.depth=19": "=19: invalid depth 19",
+    "model.nekc=isqrt": "='isqrt': unknown option of ImageClassifier 'nekc'; available: neck",
+    "optim_wrapper.optimizer.type=SGDD": "='SGDD': unknown optimizer 'SGDD'; available: SGD",
+    "optim_wrapper.optimizer.rate=1": "=1: unknown option of SGD 'rate'; available: ",
+    "optim_wrapper.type=Wrapper": "='Wrapper': unknown optimizer wrapper 'Wrapper'; available: OptimWrapper",
+    "param_scheduler.milestone=1": "=1: unknown option of MultiStepLR 'milestone'; available: milestones",
+    "train_cfg.max_epoch=1": "=1: unknown key 'max_epoch'; available: max_epochs",
+    "default_hooks.checkpoint.intervall=1": "=1: unknown key 'intervall'; available: interval",
+    "train_dataloader.batch_size=0": "=0: batch_size should be a positive integer value",
+    "train_dataloader.sampler.shufle=True": "=True: unknown option of DefaultSampler 'shufle'; available: shuffle",
+    "train_dataloader.dataset.pipeline.1.type=Crop": "='Crop': unknown transform 'Crop'; available: ",
+    "train_dataloader.dataset.data_prefix=trian": "='trian': {textures}/trian: No such file or directory",
+    "train_dataloader.dataset.ann_file=list.txt": "='list.txt': {textures}/list.txt: No such file or directory",
+    "train_dataloader.dataset.data_root=nowhere": "='nowhere': no such folder",
+    "val_dataloader.dataset.data_root=nowhere": "='nowhere': no such folder",
+    "val_evaluator.type=Acuracy": "='Acuracy': unknown metric 'Acuracy'; available: Accuracy",
+    "compile.backend=indctor": "='indctor': Invalid backend",
+}
+# Those that are said in other words.
+BAD_WORDS = {
     "model.head.num_classes=2": "3 classes (brick, grass, gravel), the model has 2; set model.head.num_classes=3",
-    "model.head.feature_channels=-3": "feature_channels must be a positive integer or a list of them, got -3",
-    "model.neck.type=covpool_plugins.CovarancePooling": "did you mean 'CovariancePooling'?",
-    "optim_wrapper.optimizer.type=SGDD": "unknown optimizer 'SGDD'; available: SGD",
-    "model.neck.type=covpool_plugins.Covariance": "covpool_plugins.Covariance is not in",
-    "model.nekc.method=isqrt": "'nekc'; did you mean 'neck'?",
     "modle.neck.method=isqrt": "unknown config key 'modle'; available: model",
     "model.neck.method": "KEY=VALUE, got 'model.neck.method'",
-    "optim_wrapper.optimizer.rate=1": "'rate'",
-    "param_scheduler.milestone=1": "'milestone'",
-    "train_cfg.max_epoch=1": "'max_epoch'; did you mean 'max_epochs'?",
-    "data_root=nowhere": "nowhere/train",
+    "custom_hooks=[dict(begin=1,end=2)]": "--cfg-options cannot read 'custom_hooks=[dict(begin=1,end=2)]'; values are ",
+    "data_root=nowhere": "train_dataloader.dataset.data_root='nowhere': no such folder",
     "load_from=nowhere.pth": "nowhere.pth",
 }
 
 
-@pytest.mark.parametrize("option, message", BAD_OPTIONS.items())
+@pytest.mark.parametrize("option, message", [*BAD_OPTIONS.items(), *BAD_WORDS.items()])
 def test_bad_options(option, message, textures, tmp_path, run_tool):
     options = ["--cfg-options", f"data_root={textures}", *SMALL, option]
     status, said = run_tool("train", CONFIG, "--work-dir", tmp_path, *options)
     assert status == 2 and said.count("\n") == 1
+    if option in BAD_OPTIONS:
+        message = f"{CONFIG}: {option.split('=')[0]}{message.format(textures=textures)}"
     assert message in said
+
+
+BAD_HOOKS = {
+    "dict(type='covpool_plugins.SwitchMethodHook', begin=-1, method='exact')": "custom_hooks.0.begin=-1: ",
+    "dict(type='covpool_plugins.SwitchMethodHook', begin=1, method='exat')": "custom_hooks.0.method='exat': unknown",
+    "dict(type='covpool_plugins.SwitchMethodHook', begin=1, method='isqrt', options=dict(iteration=3))": (
+        "custom_hooks.0.options.iteration=3: "
+    ),
+    "dict(type='covpool_plugins.SwitchMethodHook', begin=1, method='exact', neck='nekc')": (
+        "custom_hooks.0.neck='nekc': the model has no 'nekc'; its parts: data_preprocessor, backbone, neck, head"
+    ),
+    "dict(type='EMAHook', momentum=0.1), dict(type='SwitchHook', priority='LOW')": "custom_hooks.1.type='SwitchHook': ",
+}
+
+
+@pytest.mark.parametrize("hooks, message", BAD_HOOKS.items())
+def test_bad_hooks(hooks, message, textures, tmp_path, run_tool):
+    path = tmp_path / "config.py"
+    path.write_text(f"_base_ = {str(CONFIG)!r}\ncustom_hooks = [{hooks}]\n")
+    status, said = run_tool("train", path, "--work-dir", tmp_path, "--cfg-options", f"data_root={textures}", *SMALL)
+    assert status == 2 and said.count("\n") == 1
+    assert f"{path}: {message}" in said
+
+
+def test_the_test_set_is_blamed_in_a_test(trained, textures, tmp_path, run_tool):
+    """And not the validation set, which is the same."""
+    options = ["--cfg-options", "data_root=nowhere", "--work-dir", tmp_path]
+    status, said = run_tool("test", CONFIG, trained / "epoch_1.pth", *options)
+    assert status == 2 and "test_dataloader.dataset.data_root='nowhere': no such folder" in said
 
 
 def copied(textures, tmp_path, name, content):
@@ -269,14 +325,3 @@ def test_help_ends_with_an_example_that_exists(tool, monkeypatch, capsys):
     example = capsys.readouterr().out.split("example:")[1].split()
     assert example[:2] == ["python", f"tools/{tool}.py"]
     assert (ROOT / example[2]).is_file()
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one_model(textures, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29541"]
-    command += [ROOT / "tools" / "train.py", CONFIG, "--launcher", "pytorch", "--work-dir", tmp_path]
-    command += ["--cfg-options", f"data_root={textures}", *SMALL, "train_dataloader.batch_size=3"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
-    assert result.returncode == 0, result.stderr
-    assert load(tmp_path / "epoch_2.pth")["meta"]["iter"] == 6

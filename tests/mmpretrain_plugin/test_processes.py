@@ -1,0 +1,139 @@
+"""tools/train.py and tools/test.py in two processes, and the group that they form."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from support.small_configs import seen, small_config
+from support.small_runs import load
+
+from covpool_plugins.errors import OptionError
+from covpool_plugins.mmpretrain_plugin import processes, runner
+
+ROOT = Path(__file__).parents[2]
+BATCH = 6
+
+
+# One after the other in the same two processes: most of the time of a run goes into its imports.
+SEVERAL_TOOLS = """
+import json, runpy, sys
+for tool, arguments in json.loads(sys.argv[1]):
+    sys.argv = [tool, *arguments, "--launcher", "pytorch"]
+    try:
+        runpy.run_path(tool, run_name="__main__")
+    except SystemExit as done:
+        if done.code != 0:
+            raise
+"""
+
+
+def two_processes(script, *arguments):
+    """Run a script by torchrun on a CPU; the exit status and what came on stderr."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    paths = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
+    command = [str(one) for one in (*launch, script, *arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    return result.returncode, result.stderr
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with runs of one process (one) and of two with half its batch (two), and with their tests' metrics.
+
+    The last run of two processes has a bad config; ``stderr`` is what was said in all.
+    """
+    folder = tmp_path_factory.mktemp("runs")
+    config = small_config(folder / "config.py", batch_size=BATCH)
+    runner.train(config, work_dir=folder / "one")
+    runner.test(config, folder / "one" / "epoch_3.pth", work_dir=folder / "one", out=folder / "one.json")
+
+    half = ["--cfg-options", f"train_dataloader.batch_size={BATCH // 2}"]
+    odd = ["--cfg-options", "train_dataloader.dataset.size=11", "train_dataloader.num_workers=1"]
+    tools = [
+        ("train", [config, "--work-dir", folder / "two", *half]),
+        ("test", [config, folder / "one" / "epoch_3.pth", "--work-dir", folder / "two", "--out", folder / "two.json"]),
+        ("train", [config, "--work-dir", folder / "odd", *odd]),
+        ("train", [config, "--work-dir", folder / "bad", "--cfg-options", "model.neck.method=svdpad"]),
+    ]
+    calls = [(str(ROOT / "tools" / f"{tool}.py"), list(map(str, arguments))) for tool, arguments in tools]
+    (folder / "tools.py").write_text(SEVERAL_TOOLS)
+    status, said = two_processes(folder / "tools.py", json.dumps(calls))
+    assert status == 1, said
+    (folder / "stderr").write_text(said)
+    return folder
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(runs):
+    alone, *ranks = seen(runs / "one"), seen(runs / "two", 0), seen(runs / "two", 1)
+    assert len(alone) == len(ranks[0]) == len(ranks[1]) == 6
+    assert any(first["loss"] != second["loss"] for first, second in zip(*ranks, strict=True))
+    mean = [(first["loss"] + second["loss"]) / 2 for first, second in zip(*ranks, strict=True)]
+    assert mean == pytest.approx([step["loss"] for step in alone], rel=1e-6)
+    first, last = (load(runs / "one" / f"epoch_{n}.pth")["state_dict"] for n in (1, 3))
+    together = load(runs / "two" / "epoch_3.pth")["state_dict"]
+    for name, weight in last.items():
+        torch.testing.assert_close(together[name], weight, rtol=1e-6, atol=1e-7)
+        assert not torch.equal(first[name], weight)
+
+
+def test_two_processes_test_as_one(runs):
+    one, two = (json.loads((runs / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert one == two
+    assert 0 < one["accuracy/top1"] < 100  # of 9 images, which is no even number
+
+
+def test_a_data_set_of_odd_size(runs):
+    """Every process gets 6 of 11 images, one of them twice."""
+    first, second = seen(runs / "odd", 0), seen(runs / "odd", 1)
+    assert len(first) == len(second) == 3
+    assert load(runs / "odd" / "epoch_3.pth")["meta"]["iter"] == 3
+
+
+def test_one_of_several_processes_says_what_is_wrong(runs):
+    said = (runs / "stderr").read_text()
+    assert said.count("model.neck.method='svdpad': unknown pool 'svdpad'") == 1
+    assert "covpool_plugins/" not in said  # no traceback of ours
+    assert "Warning" not in said
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_how_a_model_is_wrapped(gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    cfg = Config(dict(find_unused_parameters=True))
+    processes.wrap_model(cfg)
+    expected = dict(type="MMDistributedDataParallel", find_unused_parameters=True, forward_sync_buffers=False)
+    # With a GPU MMEngine fills in the device of each process.
+    assert cfg.model_wrapper_cfg == (expected if gpu else dict(expected, device_ids=None))
+    cfg = Config(dict(model_wrapper_cfg=dict(type="MMDistributedDataParallel", broadcast_buffers=True)))
+    processes.wrap_model(cfg)
+    assert cfg.model_wrapper_cfg.forward_sync_buffers is True
+    assert "broadcast_buffers" not in cfg.model_wrapper_cfg
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_which_group_the_processes_form(gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    for name, value in dict(RANK=0, WORLD_SIZE=1, MASTER_ADDR="localhost", MASTER_PORT=0).items():
+        monkeypatch.setenv(name, str(value))
+    for _ in range(2):
+        with processes.process_group("pytorch"):
+            assert dist.is_initialized() == (not gpu)  # with a GPU MMEngine is to find none, and takes nccl
+            assert gpu or dist.get_backend() == "gloo"
+        assert not dist.is_initialized()
+    with processes.process_group("none"):
+        assert not dist.is_initialized()
+
+
+def test_bad_launchers(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(OptionError, match="launcher must be one of none, pytorch, got 'slurm'"):
+        runner.train("config.py", launcher="slurm")
+    with pytest.raises(OptionError, match=r"needs processes that torchrun starts, for example: python -m torch\."):
+        runner.train("config.py", launcher="pytorch")

@@ -1,0 +1,149 @@
+"""Training, resuming and testing with the tools' functions: bit for bit what one run gives."""
+
+import json
+import multiprocessing
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from support.small_configs import seen, small_config, validated
+from support.small_runs import load
+
+from covpool_plugins.mmpretrain_plugin import runner
+
+EMA = dict(type="EMAHook", momentum=0.3)
+SWITCH = dict(type="covpool_plugins.SwitchMethodHook", begin=1, method="svdpade")
+WARM_UP = dict(type="LinearLR", start_factor=0.1, by_epoch=False, end=4)
+STEPS = [WARM_UP, dict(type="MultiStepLR", milestones=[2])]
+COSINE = [WARM_UP, dict(type="CosineAnnealingLR", T_max=9, begin=1, by_epoch=True, convert_to_iter_based=True)]
+ADAM = dict(optimizer=dict(type="AdamW", lr=0.01))
+
+
+def assert_same(first, second, where="checkpoint"):
+    """Two nested containers hold the same numbers."""
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_same(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), where
+        for index, (one, other) in enumerate(zip(first, second, strict=True)):
+            assert_same(one, other, f"{where}.{index}")
+    else:
+        assert first == second, where
+
+
+def trained(path):
+    """What training made, of all that a checkpoint holds."""
+    checkpoint = load(path)
+    return {key: value for key, value in checkpoint.items() if key not in ("meta", "message_hub")}
+
+
+CYCLES = {
+    "dropout": dict(method="dropcov", hooks=[EMA], param_scheduler=STEPS),
+    "switch": dict(hooks=[SWITCH, EMA], param_scheduler=COSINE, optim_wrapper=ADAM),
+    "averaged buffers": dict(hooks=[SWITCH, dict(EMA, update_buffers=True)]),
+    "workers": dict(method="dropcov", workers=2),
+    "persistent workers": dict(method="dropcov", workers=2, persistent=True, hooks=[EMA]),
+    "no seed": dict(method="dropcov", workers=1, randomness=dict(seed=None)),
+}
+
+
+@pytest.mark.parametrize("name", CYCLES)
+def test_a_resumed_run_ends_as_one_run(name, tmp_path):
+    options = {"method": "isqrt", "hooks": [], **CYCLES[name]}
+    method, hooks = options.pop("method"), options.pop("hooks")
+    config = small_config(tmp_path / "config.py", method, *hooks, augment=True, **options)
+    runner.train(config, work_dir=tmp_path / "full")
+    runner.train(config, work_dir=tmp_path / "resumed", resume=tmp_path / "full" / "epoch_1.pth")
+    assert_same(trained(tmp_path / "full" / "epoch_3.pth"), trained(tmp_path / "resumed" / "epoch_3.pth"))
+    assert seen(tmp_path / "full")[3:] == seen(tmp_path / "resumed")
+
+
+@pytest.mark.parametrize("workers, persistent", [(0, False), (2, False), (2, True)])
+def test_every_epoch_is_augmented_anew(workers, persistent, tmp_path):
+    options, children = dict(workers=workers, persistent=persistent, augment=True), multiprocessing.active_children()
+    unshuffled = small_config(tmp_path / "config.py", "isqrt", **options)
+    no_shuffle = ["train_dataloader.sampler.shuffle=False"]
+    runner.train(unshuffled, work_dir=tmp_path / "run", options=no_shuffle)
+    sums = [one["images"] for one in seen(tmp_path / "run")]
+    assert len(set(sums)) == len(sums) == 9
+    assert set(multiprocessing.active_children()) <= set(children)  # persistent workers end with the run
+    if workers:  # workers draw the same numbers whether they live on or not
+        runner.train(
+            unshuffled,
+            work_dir=tmp_path / "other",
+            options=[*no_shuffle, f"train_dataloader.persistent_workers={not persistent}"],
+        )
+        assert [one["images"] for one in seen(tmp_path / "other")] == sums
+
+
+@pytest.mark.parametrize("workers, persistent", [(0, False), (2, True)])
+def test_it_takes_the_hook(workers, persistent, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "EpochSeedHook", Hook)
+    config = small_config(tmp_path / "config.py", workers=workers, persistent=persistent, augment=True)
+    runner.train(config, work_dir=tmp_path / "full")
+    runner.train(config, work_dir=tmp_path / "resumed", resume=tmp_path / "full" / "epoch_1.pth")
+    assert seen(tmp_path / "full")[3:] != seen(tmp_path / "resumed")
+
+
+def test_a_seed_that_nobody_chose_is_resumed(tmp_path):
+    config = small_config(tmp_path / "config.py", randomness=dict(seed=None, deterministic=False))
+    runner.train(config, work_dir=tmp_path / "full")
+    checkpoint = tmp_path / "full" / "epoch_2.pth"
+    cfg = runner.load_config(config)
+    runner._prepare_checkpoint(cfg, checkpoint)
+    assert cfg.randomness == dict(seed=load(checkpoint)["meta"]["seed"], deterministic=False)
+
+
+def test_compiled_and_plain_runs_continue_each_other(tmp_path):
+    config = small_config(tmp_path / "config.py", "dropcov", EMA, augment=True, param_scheduler=STEPS)
+    plain, compiled, back = (tmp_path / name for name in ("plain", "compiled", "back"))
+    options = ["compile.backend=eager"]
+    runner.train(config, work_dir=plain)
+    # Numbers that change with every iteration, as learning rates and logs, would be compiled in again and again.
+    with torch._dynamo.config.patch(recompile_limit=3, fail_on_recompile_limit_hit=True):
+        runner.train(config, work_dir=compiled, resume=plain / "epoch_1.pth", options=options)
+    runner.train(config, work_dir=back, resume=compiled / "epoch_2.pth")
+    for folder in (compiled, back):
+        assert_same(trained(folder / "epoch_3.pth"), trained(plain / "epoch_3.pth"))
+    tested = runner.test(config, compiled / "epoch_3.pth", work_dir=tmp_path, options=options)
+    assert tested == validated(plain)
+
+
+@pytest.mark.slow
+def test_the_tools_compile(tmp_path, run_tool):
+    """By the default backend; its runs too are resumed bit for bit."""
+    config = small_config(tmp_path / "config.py", "dropcov", EMA, augment=True)
+    options = ["--cfg-options", "compile=True"]
+    assert run_tool("train", config, "--work-dir", tmp_path / "full", *options)[0] == 0
+    resume = ["--resume", tmp_path / "full" / "epoch_1.pth"]
+    assert run_tool("train", config, "--work-dir", tmp_path / "resumed", *resume, *options)[0] == 0
+    last = tmp_path / "resumed" / "epoch_3.pth"
+    assert_same(trained(tmp_path / "full" / "epoch_3.pth"), trained(last))
+    out = tmp_path / "metrics.json"
+    assert run_tool("test", config, last, "--work-dir", tmp_path, "--out", out, *options)[0] == 0
+    assert json.loads(out.read_text()) == pytest.approx(validated(tmp_path / "full"), rel=1e-5)
+
+
+AVERAGES = {
+    "none": [],
+    "averages": [EMA],
+    "of MMEngine": [dict(EMA, type="mmengine.EMAHook")],
+    "weights": [dict(EMA, evaluate_on_ema=False, evaluate_on_origin=True)],
+    "with a switch": [SWITCH, dict(EMA, update_buffers=True)],
+}
+
+
+@pytest.mark.parametrize("name", AVERAGES)
+def test_the_weights_that_were_validated_are_tested(name, tmp_path):
+    config = small_config(tmp_path / "config.py", "isqrt", *AVERAGES[name])
+    runner.train(config, work_dir=tmp_path / "run")
+    tested = runner.test(config, tmp_path / "run" / "epoch_3.pth", work_dir=tmp_path / "test")
+    assert tested == validated(tmp_path / "run")
+    # A config without the averages tests them all the same: they are the checkpoint's weights.
+    without = small_config(tmp_path / "without.py", "isqrt")
+    stored = runner.test(without, tmp_path / "run" / "epoch_3.pth", work_dir=tmp_path / "other")
+    assert (stored == tested) == (name != "weights")
