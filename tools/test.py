@@ -12,6 +12,7 @@ def main() -> None:
     parser.add_runner_arguments()
     parser.add_argument("checkpoint", help="file with the weights, or with averages of them, which are then tested")
     parser.add_argument("--out", metavar="FILE.json", help="write the metrics to this file")
+    parser.add_argument("--tta", action="store_true", help="mean score of each picture and its mirror image")
     args = parser.parse_args()
 
     from covpool_plugins.mmpretrain_plugin.runner import test
@@ -21,6 +22,7 @@ def main() -> None:
         args.checkpoint,
         work_dir=args.work_dir,
         out=args.out,
+        tta=args.tta,
         options=args.cfg_options,
         launcher=args.launcher,
     )

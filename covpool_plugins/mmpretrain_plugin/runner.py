@@ -97,6 +97,7 @@ def test(
     *,
     work_dir: str | Path | None = None,
     out: str | Path | None = None,
+    tta: bool = False,
     options: Sequence[str] = (),
     launcher: str = "none",
 ) -> dict[str, float]:
@@ -106,6 +107,8 @@ def test(
         config, work_dir, options, launcher: as in :func:`train`.
         checkpoint: file with the weights; it has to fit the model entirely.
         out: JSON file for the metrics.
+        tta: test-time augmentation: the config's ``tta_pipeline`` and ``tta_model``, or else the mean of the scores of
+            each picture and of its mirror image.
 
     The weights are those that validation in training measured: the averages, if the config has an ``EMAHook`` that
     evaluates them, as it does by default, or has none.
@@ -123,6 +126,8 @@ def test(
         cfg = load_config(config, options)
         _require(config, cfg, "model", "test_dataloader", "test_cfg", "test_evaluator")
         _prepare(config, cfg, work_dir, launcher)
+        if tta:
+            _augment_test(cfg)
         check_checkpoint(checkpoint)
         cfg.load_from, cfg.resume = str(checkpoint), False
         with weights_only_checkpoints(), one_line_errors(config, cfg, "test") as set_up:
@@ -232,6 +237,16 @@ def _prepare(path: str | Path, cfg: Config, work_dir: str | Path | None, launche
         loader.setdefault("persistent_workers", True)
         if not loader.get("num_workers"):
             loader.persistent_workers = False
+
+
+def _augment_test(cfg: Config) -> None:
+    data_set = cfg.test_dataloader.dataset
+    if cfg.get("tta_pipeline") is None:
+        *before, pack = data_set.pipeline
+        flips = [dict(type="RandomFlip", prob=prob) for prob in (0.0, 1.0)]
+        cfg.tta_pipeline = [*before, dict(type="TestTimeAug", transforms=[flips, [pack]])]
+    data_set.pipeline = cfg.tta_pipeline
+    cfg.model = dict(cfg.get("tta_model") or dict(type="mmpretrain.AverageClsScoreTTA"), module=cfg.model)
 
 
 def _prepare_checkpoint(cfg: Config, resume: str | Path | None) -> None:

@@ -153,7 +153,7 @@ class Pool(nn.Module):
         channels_at = -1 if self.input_fmt in ("NHWC", "NLC") else 1
         if x.ndim != len(self.input_fmt) or x.shape[channels_at] != self.in_channels:
             raise ShapeError(
-                f"{self.pool_type} pool: expected {self.input_fmt} with {self.in_channels} channels, "
+                f"{self.pool_type} pool: expected {self.input_fmt} with in_channels={self.in_channels}, "
                 f"got shape {tuple(x.shape)}"
             )
         if self.input_fmt == "NLC":

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mmengine
 import pytest
 import torch
 
@@ -68,6 +69,26 @@ def test_resume_without_a_name_takes_the_latest(trained, textures, run_tool, tmp
     assert load(tmp_path / "epoch_3.pth")["meta"]["iter"] == 9
 
 
+def test_mirror_images_are_averaged(trained, textures, tmp_path, run_tool):
+    """As the scores that the plain test and the one of mirror images give."""
+    scores = {}
+    mirror = "dict(type='RandomFlip', prob=1.0), "
+    for name, flip, tta in [("plain", "", []), ("mirrored", mirror, []), ("both", "", ["--tta"])]:
+        config = tmp_path / f"{name}.py"
+        config.write_text(f"""
+_base_ = {str(CONFIG)!r}
+pipeline = [dict(type='LoadImageFromFile'), dict(type='CenterCrop', crop_size=64), {flip}dict(type='PackInputs')]
+test_dataloader = dict(dataset=dict(pipeline=pipeline))
+test_evaluator = dict(_delete_=True, type='mmengine.DumpResults', out_file_path={str(tmp_path / name)!r} + '.pkl')
+""")
+        arguments = [trained / "epoch_2.pth", "--work-dir", tmp_path, "--cfg-options", f"data_root={textures}"]
+        assert run_tool("test", config, *tta, *arguments) == (0, "")
+        predictions = mmengine.load(tmp_path / f"{name}.pkl")
+        scores[name] = torch.stack([one["pred_score"] for one in predictions])
+    assert not torch.allclose(scores["plain"], scores["mirrored"])
+    torch.testing.assert_close(scores["both"], (scores["plain"] + scores["mirrored"]) / 2)
+
+
 def test_data_root_moves_every_data_set(textures):
     cfg = runner.load_config(CONFIG, [f"data_root={textures}", "model.neck.method=isqrt", "model.neck.iterations=3"])
     loaders = [cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader]
@@ -108,7 +129,7 @@ def test_bad_config_files(name, text, tmp_path, run_tool):
 BAD_OPTIONS = {
     "model.neck.method=svdpad": "='svdpad': unknown pool 'svdpad'; available: svdpade",
     "model.neck.iteration=3": "=3: pool 'svdpade' has no option 'iteration'; its options: ",
-    "model.neck.in_channels=64": "=64: svdpade pool: expected NCHW with 64 channels, got shape (6, 128, 8, 8)",
+    "model.neck.in_channels=64": "=64: svdpade pool: expected NCHW with in_channels=64, got shape (6, 128, 8, 8)",
     "model.neck.reduce_channels=-16": "=-16: reduce_channels must be a positive integer or None",
     "model.head.in_channels=100": "=100: SecondOrderClsHead: the neck gives 528 numbers per image",
     "model.neck.type=covpool_plugins.CovarancePooling": (

@@ -374,7 +374,7 @@ def test_autocast_changes_nothing(kind):
         (
             lambda: BilinearPool(4, 5)(torch.ones(1, 4, 2, 2), torch.ones(1, 4, 2, 2)),
             ShapeError,
-            r"second input\) pool: expected NCHW with 5 channels, got shape \(1, 4, 2, 2\)",
+            r"second input\) pool: expected NCHW with in_channels=5, got shape \(1, 4, 2, 2\)",
         ),
         (
             lambda: BilinearPool(4)(torch.ones(1, 4, 2, 2), torch.ones(1, 4, 3, 3)),

@@ -161,5 +161,5 @@ def test_options_out_of_range(options, message):
 
 
 def test_wrong_shape():
-    with pytest.raises(ValueError, match=r"expected NLC with 12 channels, got shape \(2, 7, 11\)"):
+    with pytest.raises(ValueError, match=r"expected NLC with in_channels=12, got shape \(2, 7, 11\)"):
         create_pool("moment", 12, input_fmt="NLC")(torch.rand(2, 7, 11))
