@@ -175,7 +175,7 @@ def test_bad_options(build, error, message):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: CovariancePooling(8)((random(2, 16, 4, 4),)), r"8 channels, got shape \(2, 16, 4, 4\)"),
+        (lambda: CovariancePooling(8)((random(2, 16, 4, 4),)), r"in_channels=8, got shape \(2, 16, 4, 4\)"),
         (lambda: CovariancePooling([8, 8])((random(2, 8, 4, 4),)), "lists 2 stages, the backbone returned 1"),
         (
             lambda: SecondOrderClsHead(3, 10)((random(2, 36),)),
