@@ -177,8 +177,8 @@ def test_traces_and_scripts_with_its_own_gradient(name):
         (lambda: create_pool("isqrt", 4, compute="half"), "compute must be one of mixed, float32, float64, got 'half'"),
         (lambda: create_pool("isqrt", 4, input_fmt="NHCW"), "input_fmt must be one of NCHW, NHWC, NLC, got 'NHCW'"),
         (lambda: create_pool("isqrt", 4, num_prefix_tokens=1), "num_prefix_tokens=1 needs input_fmt='NLC', got 'NCHW'"),
-        (lambda: create_pool("isqrt", 4)(torch.ones(2, 5, 3, 3)), r"NCHW with 4 channels, got shape \(2, 5, 3, 3\)"),
-        (lambda: create_pool("gap", 4)(torch.ones(2, 4, 9)), r"NCHW with 4 channels, got shape \(2, 4, 9\)"),
+        (lambda: create_pool("isqrt", 4)(torch.ones(2, 5, 3, 3)), r"NCHW with in_channels=4, got shape \(2, 5, 3, 3\)"),
+        (lambda: create_pool("gap", 4)(torch.ones(2, 4, 9)), r"NCHW with in_channels=4, got shape \(2, 4, 9\)"),
         (lambda: create_pool("gap", 4)(torch.ones(2, 4, 0, 3)), r"no positions to pool over, got shape \(2, 4, 0, 3\)"),
         (
             lambda: create_pool("gap", 4, input_fmt="NLC", num_prefix_tokens=3)(torch.ones(2, 3, 4)),
