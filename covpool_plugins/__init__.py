@@ -18,10 +18,18 @@ MMPRETRAIN_CLASSES = {
     "AlexNetBN": "mmpretrain_plugin.alexnet_bn",
     "CovariancePooling": "mmpretrain_plugin.covariance_pooling",
     "MatrixSqrt": "mmpretrain_plugin.matrix_sqrt",
+    "NormSwap": "mmpretrain_plugin.norm_swap",
+    "PCANorm1d": "whitening",
+    "PCANorm2d": "whitening",
+    "PCANorm3d": "whitening",
     "SecondOrderClsHead": "mmpretrain_plugin.second_order_cls_head",
     "SpectrumHook": "mmpretrain_plugin.spectrum_hook",
     "StanfordDogs": "mmpretrain_plugin.stanford_dogs",
     "SwitchMethodHook": "mmpretrain_plugin.switch_method_hook",
+    "WhiteningErrorHook": "mmpretrain_plugin.whitening_error_hook",
+    "ZCANorm1d": "whitening",
+    "ZCANorm2d": "whitening",
+    "ZCANorm3d": "whitening",
 }
 
 

@@ -1,6 +1,6 @@
 """Measurements behind ``tools/benchmark.py``, one module per mode."""
 
-from . import linalg, operators, pools
+from . import convergence, linalg, operators, pools, whitening
 from .modes import MODES, Mode
 
-__all__ = ["MODES", "Mode", "linalg", "operators", "pools"]
+__all__ = ["MODES", "Mode", "convergence", "linalg", "operators", "pools", "whitening"]

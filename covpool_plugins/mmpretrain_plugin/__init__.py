@@ -16,17 +16,28 @@ with warnings.catch_warnings():
 from .alexnet_bn import AlexNetBN
 from .covariance_pooling import CovariancePooling
 from .matrix_sqrt import MatrixSqrt
+from .norm_layers import PCANorm1d, PCANorm2d, PCANorm3d, ZCANorm1d, ZCANorm2d, ZCANorm3d
+from .norm_swap import NormSwap
 from .second_order_cls_head import SecondOrderClsHead
 from .spectrum_hook import SpectrumHook
 from .stanford_dogs import StanfordDogs
 from .switch_method_hook import SwitchMethodHook
+from .whitening_error_hook import WhiteningErrorHook
 
 __all__ = [
     "AlexNetBN",
     "CovariancePooling",
     "MatrixSqrt",
+    "NormSwap",
+    "PCANorm1d",
+    "PCANorm2d",
+    "PCANorm3d",
     "SecondOrderClsHead",
     "SpectrumHook",
     "StanfordDogs",
     "SwitchMethodHook",
+    "WhiteningErrorHook",
+    "ZCANorm1d",
+    "ZCANorm2d",
+    "ZCANorm3d",
 ]

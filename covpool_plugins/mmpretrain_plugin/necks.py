@@ -10,14 +10,20 @@ from ..linalg import Method
 from ..pooling import CovariancePool, Pool
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """A model with what wraps it for distributed training taken off."""
+    while is_model_wrapper(model):
+        model = model.get_submodule("module")
+    return model
+
+
 def find_neck(model: nn.Module, path: str) -> nn.Module:
-    """The submodule of a model that pools, with what wraps the model for distributed training taken off.
+    """The submodule of a model, wrapped or not, that pools.
 
     Raises:
         OptionError: if the model has no such submodule, or that has no pool in it.
     """
-    while is_model_wrapper(model):
-        model = model.get_submodule("module")
+    model = unwrapped(model)
     try:
         neck = model.get_submodule(path) if path else None
     except AttributeError:

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
-import torch
-from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from ..checks import check_flag, check_integer
-from ..errors import OptionError
 from ..pooling import Pool, Spectrum
+from .measuring_hook import MeasuringHook
 from .necks import find_neck, pools_of
 
 
 @HOOKS.register_module()
-class SpectrumHook(Hook):
+class SpectrumHook(MeasuringHook):
     """Log how the covariances in the neck are conditioned, every so many iterations.
 
     For stage i of the neck the log, ``scalars.json`` and TensorBoard get ``spectrum/neck<i>/…``
@@ -45,55 +36,19 @@ class SpectrumHook(Hook):
             pools, and for ``by_epoch`` with a loop that does not count epochs.
     """
 
+    topic = "spectrum"
+
     def __init__(self, interval: int = 100, by_epoch: bool = False, neck: str = "neck") -> None:
-        check_integer("SpectrumHook: interval", interval)
-        check_flag("SpectrumHook: by_epoch", by_epoch)
-        self.interval = interval
-        self.by_epoch = by_epoch
+        super().__init__(interval, by_epoch)
         self.neck = neck
-        self._handles: dict[int, RemovableHandle] = {}
-        self._measured: dict[str, Tensor] = {}
+        self.unseen = f"stages not seen in the {neck}"
 
-    def before_train(self, runner: Runner) -> None:
-        find_neck(runner.model, self.neck)
-        if self.by_epoch and isinstance(runner.train_loop, IterBasedTrainLoop):
-            raise OptionError("SpectrumHook: by_epoch=True needs train_cfg=dict(by_epoch=True, max_epochs=…)")
+    def modules(self, model: nn.Module) -> dict[str, nn.Module]:
+        return {f"neck{stage}": pool for stage, pool in enumerate(pools_of(find_neck(model, self.neck)))}
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        if self.by_epoch:
-            due = batch_idx == 0 and self.every_n_epochs(runner, self.interval)
-        else:
-            due = self.every_n_train_iters(runner, self.interval)
-        if due:
-            for stage, pool in enumerate(pools_of(find_neck(runner.model, self.neck))):
-                self._handles[stage] = pool.register_forward_pre_hook(partial(self._measure, stage))
-
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
-    ) -> None:
-        if self._handles:  # those of pools that were not called
-            stages = ", ".join(map(str, self._handles))
-            runner.logger.warning(f"SpectrumHook: stages not seen in the {self.neck} (compiled or unused?): {stages}")
-            self._remove(*self._handles)
-        if is_main_process() and self._measured:
-            values = torch.stack(list(self._measured.values())).tolist()
-            for name, value in zip(self._measured, values, strict=True):
-                runner.message_hub.update_scalar(f"train/spectrum/{name}", value)
-        self._measured = {}
-
-    def _measure(self, stage: int, pool: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """In the forward pass, because the weights of the reduction are others when the iteration is over.
-
-        On all processes: a synchronized batch norm in the reduction waits for all of them.
-        """
-        assert isinstance(pool, Pool)
-        self._remove(stage)  # a second call in the same iteration, as for a recomputation, is none of ours
-        values = summary(pool.spectrum(inputs[0]))
-        self._measured |= {f"neck{stage}/{name}": value for name, value in values.items()}
-
-    def _remove(self, *stages: int) -> None:
-        for stage in stages:
-            self._handles.pop(stage).remove()
+    def measure(self, module: nn.Module, features: Tensor) -> dict[str, Tensor]:
+        assert isinstance(module, Pool)
+        return summary(module.spectrum(features))
 
 
 def summary(spectrum: Spectrum) -> dict[str, Tensor]:

@@ -1,9 +1,11 @@
 """Second-order heads on timm backbones, and their registered names."""
 
+from . import whitened_models
 from .builder import create_model
 from .head import SecondOrderHead, list_heads
 from .hub import save_for_hub
 from .second_order_models import registered_models
 from .subclass import SecondOrderModel
 
+assert whitened_models  # registers them
 __all__ = ["SecondOrderHead", "SecondOrderModel", "create_model", "list_heads", "registered_models", "save_for_hub"]

@@ -11,11 +11,13 @@ from mmengine.config import Config
 from support.config_headers import CONFIGS, INDEX, PATHS, headers, model_index, with_table
 
 from covpool_plugins import list_pools
+from covpool_plugins.whitening.swap import layer_types
 
 FOLDERS = sorted({header.path.parent for header in headers()})
 BACKBONES = ["alexnet", "vgg16bn", "resnet18", "resnet50", "resnet101", "densenet121", "inception-v3"]
 BACKBONES += ["convnext-tiny", "swin-tiny", "vit-small-p16"]
 FINE_GRAINED = ["svdpade", "isqrt", "mpa", "seb", "bcnn", "cbp", "dropcov"]
+WHITENING = ["zca-svdpi", "zca-exact", "pca-svdpi", "pca-exact"]
 WRITE = bool(os.environ.get("COVPOOL_WRITE_CONFIG_TABLES"))
 
 
@@ -25,12 +27,23 @@ def up_to_date(path, text):
     return path.read_text() == text
 
 
+def heads(cfg):
+    """What a config may have for ``<head>`` in its name: the pool, or the whitening layers and their method."""
+    if "method" in cfg.model.neck:
+        assert cfg.model.neck.method in list_pools()
+        switched = {f"{hook.method}-hybrid" for hook in cfg.get("custom_hooks", []) if "method" in hook}
+        return switched or {cfg.model.neck.method}
+    norms, where = cfg.model.backbone.get("rules", {}).values(), ""
+    if not norms:
+        norms, where = [cfg.model.backbone.norm_cfg], "-all"
+    names = {layer: layer[:3].lower() for layer in layer_types()}
+    return {f"{names[norm.type.removeprefix('covpool_plugins.')]}-{norm.method}{where}" for norm in norms}
+
+
 @pytest.mark.parametrize("header", headers(), ids=lambda header: header.name)
 def test_a_header_is_true(header):
     cfg = Config.fromfile(header.path)
-    assert cfg.model.neck.method in list_pools()
-    methods = {cfg.model.neck.method, *(hook["method"] for hook in cfg.get("custom_hooks", []) if "method" in hook)}
-    assert header.name.split("_")[1].removesuffix("-hybrid") in methods
+    assert header.name.split("_")[1] in heads(cfg)
     processes, batch = re.search(r"_(\d+)xb(\d+)_", header.name).groups()
     assert cfg.train_dataloader.batch_size == int(batch)
     launched = 1
@@ -59,6 +72,7 @@ def test_the_networks_and_heads_of_the_papers_are_there():
     names = {header.name.rsplit("_", 2)[0] + "_" + header.name.rsplit("_", 1)[1] for header in headers()}
     wanted = {f"{backbone}_{head}_in1k" for backbone in BACKBONES for head in ("svdpade", "isqrt", "mpa")}
     wanted |= {f"resnet50_{head}_{data}" for head in FINE_GRAINED for data in ("cub", "cars", "aircraft", "dogs")}
+    wanted |= {f"resnet18_{layer}_{data}" for layer in WHITENING for data in ("cifar10", "cifar100")}
     assert wanted - names == set()
 
 

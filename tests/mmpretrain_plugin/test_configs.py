@@ -26,10 +26,11 @@ def shrunk(path):
     if cfg.model.backbone.type == "SwinTransformer":
         cfg.model.backbone.pad_small_map = True
     cfg.model.head.num_classes = min(cfg.model.head.num_classes, CLASSES)
-    if "reduce_channels" not in cfg.model.neck and cfg.model.neck.method != "cbp":
+    if cfg.model.neck.get("method", "cbp") != "cbp" and "reduce_channels" not in cfg.model.neck:
         cfg.model.neck.reduce_channels = 32
     preprocessor = dict(cfg.data_preprocessor, num_classes=cfg.model.head.num_classes)
     size = 160 if cfg.model.backbone.type == "TIMMBackbone" else 96  # Inception would leave a single position
+    size = 32 if "cifar" in path.stem else size
     return cfg, MODELS.build(dict(cfg.model, data_preprocessor=preprocessor, _scope_="mmpretrain")), size
 
 

@@ -18,6 +18,8 @@ DATA_SETS = {
     "cars": "Stanford Cars",
     "aircraft": "FGVC-Aircraft",
     "dogs": "Stanford Dogs",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
 }
 
 

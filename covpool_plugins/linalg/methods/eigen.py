@@ -36,7 +36,7 @@ from .base import (
 )
 
 
-def _partial_sum(first: Tensor, second: Tensor, last: int) -> Tensor:
+def partial_sum(first: Tensor, second: Tensor, last: int) -> Tensor:
     """1 - x^(last + 1), the share of the geometric series up to x^last; one for ties, which are not divided by."""
     largest = torch.maximum(first, second)
     ratio = torch.minimum(first, second) / torch.where(largest == 0, 1.0, largest)
@@ -101,7 +101,7 @@ class SVDTaylor(EigenMethod):
         check_field(self, "degree", check_integer, 0)
 
     def factor(self, first: Tensor, second: Tensor) -> Tensor:
-        return _partial_sum(first, second, self.degree)
+        return partial_sum(first, second, self.degree)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class SVDPI(EigenMethod):
         check_field(self, "iterations", check_integer, 1)
 
     def factor(self, first: Tensor, second: Tensor) -> Tensor:
-        return _partial_sum(first, second, self.iterations)
+        return partial_sum(first, second, self.iterations)
 
 
 @dataclass(frozen=True)

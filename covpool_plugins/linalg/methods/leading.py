@@ -1,0 +1,118 @@
+"""Functions of the leading eigenvalues, zero for the others: the inverse root and the projector.
+
+The divided differences across the cut are f(λ_i) / (λ_i - λ_j), the derivative of the eigenvectors that are kept; that
+an eigenvalue may cross the cut has no derivative and none is attempted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...checks import check_integer, check_number
+from .base import SpectralMethod, check_field
+from .eigen import partial_sum
+
+
+@dataclass(frozen=True)
+class Leading(SpectralMethod):
+    """f on the leading eigenvalues.
+
+    Args:
+        energy: eigenvalues are kept, the largest first, until their sum has this share of the total.
+        components: at most so many are kept.
+        eps: added to every eigenvalue.
+        iterations: ``None`` for the exact gradient; else that of so many power iterations, which is the exact one
+            times 1 - x^(iterations + 1), x = λ_min / λ_max, off the diagonal. It is bounded where eigenvalues are
+            nearly equal. Exact ties within what is kept have the exact gradient.
+
+    Source: Wang et al., "Backpropagation-Friendly Eigendecomposition", NeurIPS 2019, eq. 9-12.
+    """
+
+    energy: float = 1.0
+    components: int | None = None
+    eps: float = 0.0
+    iterations: int | None = None
+
+    def __post_init__(self) -> None:
+        check_field(self, "energy", check_number, "(0, 1]")
+        check_field(self, "eps", check_number, "[0, inf)")
+        for option in ("components", "iterations"):
+            if getattr(self, option) is not None:
+                check_field(self, option, check_integer, 1)
+
+    def function(self, eigenvalues: Tensor) -> Tensor:
+        """f without the cut, at eigenvalues that have eps added."""
+        raise NotImplementedError
+
+    def differences(self, first: Tensor, second: Tensor) -> Tensor:
+        """The divided differences of f without the cut, at the same; broadcasts."""
+        raise NotImplementedError
+
+    def dropped(self, eigenvalues: Tensor) -> Tensor | None:
+        """True for the eigenvalues (..., n), ascending, that are left out; ``None`` if none can be."""
+        n, mask = eigenvalues.shape[-1], None
+        if self.energy < 1:
+            sums = eigenvalues.cumsum(-1)
+            total = sums[..., -1:]
+            mask = (total - sums >= self.energy * total) & (total > 0)
+        if self.components is not None and self.components < n:
+            rank = torch.arange(n, device=eigenvalues.device).expand_as(eigenvalues)
+            last = rank < n - self.components
+            mask = last if mask is None else mask | last
+        return mask
+
+    def values(self, eigenvalues: Tensor) -> Tensor:
+        shifted, dropped = eigenvalues + self.eps, self.dropped(eigenvalues)
+        f = self.function(shifted)
+        return f if dropped is None else torch.where(dropped, 0.0, f)
+
+    def divided_differences(self, first: Tensor, second: Tensor) -> Tensor:
+        return self.differences(first + self.eps, second + self.eps)
+
+    def coefficients(self, values: Tensor, others: Tensor) -> Tensor:
+        shifted, dropped = values + self.eps, self.dropped(values)
+        first, second = shifted.unsqueeze(-1), shifted.unsqueeze(-2)
+        K = self.differences(first, second)
+        if dropped is not None:
+            K = torch.where(dropped.unsqueeze(-1) | dropped.unsqueeze(-2), 0.0, K)
+            f = self.values(values)
+            gap = (first - second).abs()
+            across = (dropped.unsqueeze(-1) ^ dropped.unsqueeze(-2)) & (gap > 0)
+            K = torch.where(across, (f.unsqueeze(-1) + f.unsqueeze(-2)) / torch.where(across, gap, 1.0), K)
+        return K if self.iterations is None else K * partial_sum(first.sqrt(), second.sqrt(), self.iterations)
+
+    @property
+    def derivatives_at_zero(self) -> float:
+        return float("inf")
+
+
+@dataclass(frozen=True)
+class LeadingInverseRoot(Leading):
+    """(λ + eps)^(-1/2) for the leading eigenvalues: whitening."""
+
+    def function(self, eigenvalues: Tensor) -> Tensor:
+        return eigenvalues.rsqrt()
+
+    def differences(self, first: Tensor, second: Tensor) -> Tensor:
+        a, b = first.sqrt(), second.sqrt()
+        return (a * b * (a + b)).reciprocal_().neg_()
+
+    def derivative(self, eigenvalues: Tensor, order: int) -> Tensor | None:
+        if self.energy < 1 or self.components is not None or self.iterations is not None:
+            return None
+        shifted = eigenvalues + self.eps
+        return 0.75 * shifted**-2.5 if order == 2 else (105 / 16) * shifted**-4.5
+
+
+@dataclass(frozen=True)
+class LeadingProjector(Leading):
+    """One for the leading eigenvalues: the projector on their eigenvectors."""
+
+    def function(self, eigenvalues: Tensor) -> Tensor:
+        return torch.ones_like(eigenvalues)
+
+    def differences(self, first: Tensor, second: Tensor) -> Tensor:
+        return torch.zeros_like(first + second)

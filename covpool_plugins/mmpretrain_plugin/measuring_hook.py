@@ -1,0 +1,98 @@
+"""What the hooks that log numbers of some layers have in common."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import IterBasedTrainLoop, Runner
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..checks import check_flag, check_integer
+from ..errors import OptionError
+
+
+class MeasuringHook(Hook):
+    """Measure the input of some modules every so many iterations, and log ``<topic>/<module>/<number>``.
+
+    The input is that of the iteration, on the first process of a distributed training. Training is the same to the
+    last bit with and without such a hook. The log repeats the latest values until there are new ones; give it the
+    interval of the logger, or a multiple.
+
+    A subclass says which modules and which numbers.
+
+    Args:
+        interval: iterations between two measurements.
+        by_epoch: count epochs instead, and measure in the first iteration of one.
+
+    Raises:
+        OptionError: when built with an option out of its range; before training, for ``by_epoch`` with a loop that
+            does not count epochs.
+    """
+
+    topic: ClassVar[str]
+    unseen: str  # how the log says that modules were not called
+
+    def __init__(self, interval: int, by_epoch: bool) -> None:
+        check_integer(f"{type(self).__name__}: interval", interval)
+        check_flag(f"{type(self).__name__}: by_epoch", by_epoch)
+        self.interval = interval
+        self.by_epoch = by_epoch
+        self._handles: dict[str, RemovableHandle] = {}
+        self._measured: dict[str, Tensor] = {}
+
+    def modules(self, model: nn.Module) -> dict[str, nn.Module]:
+        """The modules to measure, by the names they have in the log.
+
+        Raises:
+            OptionError: if there is none.
+        """
+        raise NotImplementedError
+
+    def measure(self, module: nn.Module, features: Tensor) -> dict[str, Tensor]:
+        """0-dimensional tensors by name, for the input of a module; without gradient, and leaving no trace."""
+        raise NotImplementedError
+
+    def before_train(self, runner: Runner) -> None:
+        self.modules(runner.model)
+        if self.by_epoch and isinstance(runner.train_loop, IterBasedTrainLoop):
+            name = type(self).__name__
+            raise OptionError(f"{name}: by_epoch=True needs train_cfg=dict(by_epoch=True, max_epochs=…)")
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        if self.by_epoch:
+            due = batch_idx == 0 and self.every_n_epochs(runner, self.interval)
+        else:
+            due = self.every_n_train_iters(runner, self.interval)
+        if due:
+            for name, module in self.modules(runner.model).items():
+                self._handles[name] = module.register_forward_pre_hook(partial(self._measure, name))
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        if self._handles:  # those of modules that were not called
+            names = ", ".join(self._handles)
+            runner.logger.warning(f"{type(self).__name__}: {self.unseen} (compiled or unused?): {names}")
+            self._remove(*self._handles)
+        if is_main_process() and self._measured:
+            values = torch.stack(list(self._measured.values())).tolist()
+            for name, value in zip(self._measured, values, strict=True):
+                runner.message_hub.update_scalar(f"train/{self.topic}/{name}", value)
+        self._measured = {}
+
+    def _measure(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """In the forward pass, because the weights before it are others when the iteration is over.
+
+        On all processes: what is measured may be synchronized, and wait for all of them.
+        """
+        self._remove(name)  # a second call in the same iteration, as for a recomputation, is none of ours
+        self._measured |= {f"{name}/{what}": value for what, value in self.measure(module, inputs[0]).items()}
+
+    def _remove(self, *names: str) -> None:
+        for name in names:
+            self._handles.pop(name).remove()

@@ -1,0 +1,83 @@
+"""Networks with one whitening layer in place of a batch norm: ``timm.create_model('resnet18_cifar_zca')``.
+
+It stands after the first convolution of the first residual block, as in the experiments of Wang, Dang, Hu, Fua &
+Salzmann, "Backpropagation-Friendly Eigendecomposition", NeurIPS 2019. ``whiten`` is the pattern of other layers, as in
+:func:`covpool_plugins.whitening.swap_norm`, ``norm_kwargs`` are options of what comes instead. Weights of the network
+with batch norms load as well as those of the one that whitens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
+from timm.models.resnet import Bottleneck, ResNet
+from torch import nn
+
+from ..architectures import CifarResNet
+from ..whitening import PCANorm2d, ZCANorm2d, swap_norm
+from . import own_backbones
+
+FIRST_NORM = r"layer1\.0\.bn1"
+NOWHERE: dict[str, Any] = dict.fromkeys(("tag", "file", "state_dict", "hf_hub_id", "hf_hub_filename"))
+
+assert own_backbones  # registered before they are looked up
+__all__: list[str] = []
+default_cfgs: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Whitened:
+    """A network, its arguments, and what stands in place of its norm."""
+
+    backbone: str
+    network: Callable[..., nn.Module]
+    model_args: dict[str, Any]
+    norm: type[nn.Module]
+    norm_kwargs: dict[str, Any]
+    feature_cfg: dict[str, Any]
+
+
+GETTER: dict[str, Any] = dict(out_indices=(0, 1, 2, 3, 4), feature_cls="getter")
+RESNET50: dict[str, Any] = dict(block=Bottleneck, layers=(3, 4, 6, 3))
+# Matrices of 4x4 in ZCA, which did best in the paper.
+MODELS = {
+    "resnet18_cifar_zca": Whitened("resnet18_cifar", CifarResNet, {}, ZCANorm2d, dict(groups=16), GETTER),
+    "resnet18_cifar_pca": Whitened("resnet18_cifar", CifarResNet, {}, PCANorm2d, dict(n_components=16), GETTER),
+    "resnet50_zca": Whitened("resnet50", ResNet, RESNET50, ZCANorm2d, dict(groups=16), {}),
+}
+
+
+def _entrypoint(name: str, row: Whitened) -> Callable[..., nn.Module]:
+    def build(
+        pretrained: bool = False,
+        whiten: str = FIRST_NORM,
+        norm_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> nn.Module:
+        rule = {"type": row.norm, **row.norm_kwargs, **(norm_kwargs or {})}
+        return build_model_with_cfg(
+            lambda **model_args: swap_norm(row.network(**model_args), {whiten: rule}),
+            name,
+            pretrained,
+            feature_cfg=dict(row.feature_cfg),
+            **{**row.model_args, **kwargs},
+        )
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"``{row.backbone}`` with a ``{row.norm.__name__}`` in place of the norms that match ``whiten``."
+    return build
+
+
+def _register_all() -> None:
+    for name, row in MODELS.items():
+        cfg = get_pretrained_cfg(row.backbone)
+        assert cfg is not None
+        # timm's weights are no weights of this network.
+        default_cfgs[name] = generate_default_cfgs({name: replace(cfg, url="", source=None, **NOWHERE)})[name]
+        globals()[name] = register_model(_entrypoint(name, row))
+
+
+_register_all()

@@ -1,0 +1,145 @@
+"""Style transfer by second-order statistics: whiten the content, colour it with the style."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import check_integer, check_number
+from ..errors import OptionError, ShapeError, UnknownNameError
+from ..linalg import EigenMethod, Method, covariance, inv_sqrtm, list_methods, resolve_method, sqrtm
+from ..linalg.methods.base import SpectralMethod
+from ..linalg.tensors import autocast_off, check_floating, transpose, working_dtype
+
+
+def whitening_coloring(
+    content: Tensor,
+    style: Tensor,
+    alpha: float | Tensor = 1.0,
+    method: str | Method = "exact",
+    groups: int = 1,
+    eps: float = 0.0,
+) -> Tensor:
+    """Content features with the means and the covariances of the style features.
+
+    For each image and each group of channels, with content X and style Y at as many positions as they have,
+
+        Z = (Σ_Y)^½ (Σ_X + eps I)^-½ (X - mean(X)) + mean(Y),      result = alpha Z + (1 - alpha) X.
+
+    Each covariance is divided by its own number of positions, so that the statistics of Z are the style's whatever the
+    two sizes are; the released code of ICLR 2022 divides both by that of the content.
+
+    Directions in which the content does not vary stay constant: constant content, or content at one position, takes
+    the mean of the style. A constant style, or a style at one position, gives its mean everywhere.
+
+    Args:
+        content: features (B, C, H, W).
+        style: features (B, C, H', W'), or (1, C, H', W') for one style of all images.
+        alpha: how much of the style, in [0, 1]; or a learned tensor, with one number or with one for each image.
+        method: name or object of the method of the two roots, of ``list_methods('sqrtm')`` or
+            ``list_methods('inv_sqrtm')``. A root by eigen-decomposition without an inverse of its own
+            (``svdtaylor``) goes with the exact inverse; an iteration is used for both.
+        groups: the channels are split into so many groups, and correlations between these are left alone.
+        eps: added to the diagonal of the content's covariance. The iterative methods need it for content whose
+            covariance is singular; 1e-5 in the released code.
+
+    Returns:
+        Features (B, C, H, W) in the dtype of ``content``; gradients go to ``content``, ``style`` and ``alpha``.
+
+    Raises:
+        ShapeError, DtypeError: unless both are floating point feature maps of as many images and channels.
+        UnknownNameError, OptionError: for a method that does not exist, or an option out of its range.
+
+    Sources: Li et al., "Universal Style Transfer via Feature Transforms", NeurIPS 2017; Cho et al., "Image-to-Image
+    Translation via Group-wise Deep Whitening-and-Coloring Transformation", CVPR 2019 (groups); Song, Sebe & Wang,
+    "Fast Differentiable Matrix Square Root", ICLR 2022 (gradients by ``mpa`` and ``mtp``).
+    """
+    _check_maps(content, style)
+    check_integer("groups", groups)
+    check_number("eps", eps, "[0, inf)")
+    channels = content.shape[1]
+    if channels % groups:
+        raise OptionError(f"groups must divide the {channels} channels, got {groups}")
+    root, inverse = both_roots(method)
+    dtype = working_dtype(torch.promote_types(content.dtype, style.dtype))
+    share = _share_of_style(alpha, content, dtype)
+
+    X, Y = _grouped(content.to(dtype), groups), _grouped(style.to(dtype), groups)
+    content_mean, style_mean = X.mean(-1, keepdim=True), Y.mean(-1, keepdim=True)
+    S, W = sqrtm(covariance(Y), root), inv_sqrtm(covariance(X), inverse, eps=eps)
+    transfer = Product.apply(S.expand_as(W), W)
+    # The blend costs nothing on the matrices and the means.
+    blended = share * transfer + (1 - share) * torch.eye(transfer.shape[-1], dtype=dtype, device=transfer.device)
+    mean = share * style_mean + (1 - share) * content_mean
+    return (Product.apply(blended, X - content_mean) + mean).view(content.shape).to(content.dtype)
+
+
+def both_roots(method: str | Method) -> tuple[Method, Method]:
+    """The methods of the root and of the inverse root that one name, or one object, stands for.
+
+    Raises:
+        UnknownNameError, OptionError: for what is a method of neither.
+    """
+    if not isinstance(method, str):
+        return _counterpart(method, "sqrtm"), _counterpart(method, "inv_sqrtm")
+    known = {function: list_methods(function) for function in ("sqrtm", "inv_sqrtm")}
+    chosen = [resolve_method(method, function) for function, names in known.items() if method in names]
+    if not chosen:
+        raise UnknownNameError("method", method, {*known["sqrtm"], *known["inv_sqrtm"]})
+    if len(chosen) == 1:
+        return both_roots(chosen[0])
+    return chosen[0], chosen[1]
+
+
+def _counterpart(method: Method, function: str) -> Method:
+    """A method as it is, if it does for ``function``; the exact one instead of eigenvalues of the other function."""
+    wrong_root = isinstance(method, SpectralMethod) and isinstance(method, EigenMethod) != (function == "sqrtm")
+    return resolve_method("exact" if wrong_root else method, function)
+
+
+class Product(torch.autograd.Function):
+    """A @ B for batches of matrices, without autocast in forward and backward."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(A: Tensor, B: Tensor) -> Tensor:
+        with autocast_off(A.device.type):
+            return A @ B
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, Tensor]:
+        A, B = ctx.saved_tensors
+        return Product.apply(G, transpose(B)), Product.apply(transpose(A), G)
+
+
+def _grouped(maps: Tensor, groups: int) -> Tensor:
+    """(B, C, H, W) as (B, groups, C / groups, H W)."""
+    return maps.flatten(2).unflatten(1, (groups, -1))
+
+
+def _check_maps(content: Tensor, style: Tensor) -> None:
+    for name, maps in (("content", content), ("style", style)):
+        check_floating(maps, name)
+        if maps.ndim != 4 or 0 in maps.shape[1:]:
+            raise ShapeError(f"{name} must be features (B, C, H, W), got shape {tuple(maps.shape)}")
+    if style.shape[1] != content.shape[1] or style.shape[0] not in (1, content.shape[0]):
+        raise ShapeError(
+            f"style must have the {content.shape[1]} channels of the content, and one image or {content.shape[0]}, "
+            f"got shape {tuple(style.shape)}"
+        )
+
+
+def _share_of_style(alpha: float | Tensor, content: Tensor, dtype: torch.dtype) -> Tensor | float:
+    if not isinstance(alpha, Tensor):
+        check_number("alpha", alpha, "[0, 1]")
+        return alpha
+    if alpha.ndim > 1 or alpha.numel() not in (1, len(content)):
+        raise ShapeError(f"alpha must be one number or one for each of {len(content)}, got shape {tuple(alpha.shape)}")
+    return alpha.to(dtype).reshape(-1, 1, 1, 1)

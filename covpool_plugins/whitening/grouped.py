@@ -1,0 +1,225 @@
+"""Statistics of channel groups and a linear map per group, over all groups at once.
+
+A layer is three steps: :class:`GroupStatistics` gives the mean μ and the covariance Σ of each group; a matrix A and a
+shift b = β - A μ are computed from them, which are small; :class:`GroupedMap` gives A x + b. Together they take two
+products with the features forward and three backward, and keep nothing but the features.
+
+The functions have no ``setup_context``, which would make each call take longer than some of the products.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..linalg.tensors import autocast_off, first_derivative_only, symmetrize, working_dtype
+
+# With fewer positions, one product over all samples is faster than one for each image, for all the copying it takes.
+FEW_POSITIONS = 32
+# Numbers that are centred at a time on a CPU: they stay in its cache, and no memory is taken for all features.
+AT_A_TIME = 1 << 17
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """The precision of sums and of small matrices; Apple's GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def synchronized_group(sync: bool) -> dist.ProcessGroup | None:
+    """The process group over which statistics are reduced; ``None`` for one process."""
+    if not (sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return None
+    return dist.group.WORLD
+
+
+class GroupStatistics(torch.autograd.Function):
+    """The features by groups, and the mean and the covariance they have over batch, positions and processes.
+
+    Args:
+        x: features (B, C, ...) of any floating point type.
+        groups: G, into which the C = G d channels are divided.
+        process_group: over whose processes to sum; ``None`` for this one alone.
+
+    Returns:
+        Features (K, G, d, M), see :func:`to_groups`, in float32 or float64; mean (G, d, 1) and covariance (G, d, d) in
+        float64; the number of samples, of all processes, as a 0-dimensional tensor.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, groups: int, process_group: dist.ProcessGroup | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        with autocast_off(x.device.type):
+            wide, work, C = wide_dtype(x.device), working_dtype(x.dtype), x.shape[1]
+            # In two stages: a sum in another precision would convert all features first.
+            total = as_features(x).sum(2, dtype=work).sum(0, dtype=wide)
+            count = torch.full((1,), x.numel() / C, dtype=wide, device=x.device)
+            if process_group is not None:
+                message = torch.cat([total, count])
+                dist.all_reduce(message, group=process_group)
+                total, count = message.split([C, 1])
+            mean = (total / count).view(groups, -1, 1)
+            features = to_groups(x, groups, work)
+            covariance = centred_products(features, mean.to(work)).to(wide)
+            if process_group is not None:
+                dist.all_reduce(covariance, group=process_group)
+            count = count.view(()).clone()
+        ctx.process_group, ctx.like = process_group, like(x)
+        ctx.mark_non_differentiable(count)
+        ctx.save_for_backward(features, mean, count)
+        return features, mean, covariance / count, count
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, along_mean: Tensor, along_covariance: Tensor, _count: Tensor) -> tuple:
+        features, mean, count = ctx.saved_tensors
+        with autocast_off(grad.device.type):
+            if ctx.process_group is not None:
+                message = torch.cat([along_covariance, along_mean], dim=2)
+                dist.all_reduce(message, group=ctx.process_group)
+                along_covariance, along_mean = message.split([message.shape[1], 1], dim=2)
+            factor = symmetrize(along_covariance) * (2 / count)
+            shift = (along_mean / count - factor @ mean).to(grad.dtype)
+            factor = repeated(factor.to(grad.dtype), features)
+            if torch.is_grad_enabled():
+                grad = torch.baddbmm(flat(grad), factor, flat(features)).view(grad.shape) + shift
+                sources = (features, mean, along_covariance, along_mean)
+                grad = first_derivative_only(grad, "synchronised statistics", *sources) if ctx.process_group else grad
+            else:  # in place: it comes from GroupedMap, and nobody else has it
+                grad = grad.contiguous()
+                flat(grad).baddbmm_(factor, flat(features))
+                grad.add_(shift)
+            return to_features(grad, *ctx.like), None, None
+
+
+class GroupedMap(torch.autograd.Function):
+    """A x + b for features (K, G, d, M), matrices (G, d, d) and shifts (G, d, 1) in their precision.
+
+    The result has the (shape, dtype, memory format) ``like``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, A: Tensor, b: Tensor, like: tuple) -> Tensor:
+        ctx.save_for_backward(features, A)
+        with autocast_off(features.device.type):
+            y = torch.bmm(repeated(A, features), flat(features)).view(features.shape)
+            return to_features(y.add_(b), *like)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        features, A = ctx.saved_tensors
+        to_features_, to_A, to_b = ctx.needs_input_grad[:3]
+        with autocast_off(grad.device.type):
+            G = to_groups(grad, A.shape[0], features.dtype, parts=features.shape[0])
+            along_A = products(G, features) if to_A else None
+            along_b = G.sum(dim=(0, 3)).unsqueeze(-1) if to_b else None
+            along_features = None
+            if to_features_:
+                along_features = torch.bmm(repeated(A.transpose(1, 2), features), flat(G)).view(features.shape)
+            return along_features, along_A, along_b, None
+
+
+class AffineMap(torch.autograd.Function):
+    """γ W and β - γ W μ in a lower precision, for W (G, d, d), μ (G, d, 1), and γ, β (C,) or ``None`` for one and zero.
+
+    One function instead of a dozen operations, whose calls would take longer than the work.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, W: Tensor, mean: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(W, mean, weight)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        A = W.to(dtype, copy=True) if weight is None else (W * weight.view(mean.shape)).to(dtype)
+        b = torch.bmm(A.to(mean.dtype), mean)
+        return A, (-b if bias is None else bias.view(b.shape) - b).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, along_A: Tensor, along_b: Tensor) -> tuple:
+        W, mean, weight = ctx.saved_tensors
+        with autocast_off(W.device.type):
+            wide = along_b.to(W.dtype)
+            G = torch.baddbmm(along_A.to(W.dtype), wide, mean.transpose(1, 2), alpha=-1)
+            along_weight = None
+            if weight is not None:
+                gamma = weight.view(mean.shape).to(W.dtype)
+                along_weight = (G * W).sum(-1).flatten().to(weight.dtype)
+                G, wide = gamma * G, gamma * wide
+            along_mean = -torch.bmm(W.transpose(1, 2), wide)
+            along_bias = None if ctx.bias_dtype is None else along_b.flatten().to(ctx.bias_dtype)
+            return G, along_mean, along_weight, along_bias, None
+
+
+def like(x: Tensor) -> tuple[torch.Size, torch.dtype, torch.memory_format]:
+    """Shape, dtype and memory format; channels last where x is that and not also contiguous."""
+    memory_format = torch.contiguous_format
+    if x.ndim in (4, 5) and not x.is_contiguous():
+        last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+        if x.is_contiguous(memory_format=last):
+            memory_format = last
+    return x.shape, x.dtype, memory_format
+
+
+def as_features(x: Tensor) -> Tensor:
+    """(B, C, ...) as (B, C, M)."""
+    return x.flatten(2) if x.ndim > 2 else x.unsqueeze(-1)
+
+
+def to_groups(x: Tensor, groups: int, dtype: torch.dtype, parts: int | None = None) -> Tensor:
+    """Features (B, C, ...) as (K, G, d, M) in memory order, without copying them where that is possible.
+
+    K is the batch and M the positions where the features lie so, and the positions are enough for a product; otherwise
+    K is one and M all samples. Or K is the number of ``parts``.
+    """
+    features = as_features(x)
+    B, C, M = features.shape
+    if parts is not None:
+        by_batch = parts == B
+    elif torch.compiler.is_exporting():  # a layout for all sizes that the program may meet
+        by_batch = x.ndim > 2
+    else:
+        by_batch = features.is_contiguous() and M >= FEW_POSITIONS
+    if by_batch:
+        return features.to(dtype).contiguous().view(B, groups, C // groups, M)
+    return features.transpose(0, 1).to(dtype).contiguous().view(1, groups, C // groups, B * M)
+
+
+def to_features(X: Tensor, shape: torch.Size, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
+    """The reverse: (K, G, d, M) as features (B, C, ...) of that kind."""
+    if X.shape[0] == shape[0]:
+        # Not a view for autograd: activations in place follow, which a custom function's view forbids.
+        return torch.ops.aten._unsafe_view(X, shape).to(dtype).contiguous(memory_format=memory_format)
+    result = torch.empty(shape, dtype=dtype, device=X.device, memory_format=memory_format)
+    return result.copy_(X.reshape(shape[1], shape[0], *shape[2:]).transpose(0, 1))
+
+
+def flat(X: Tensor) -> Tensor:
+    """(K, G, d, M) as a batch of matrices (K G, d, M)."""
+    return X.flatten(0, 1)
+
+
+def repeated(A: Tensor, like: Tensor) -> Tensor:
+    """Matrices (G, d, m) for each of the K parts of features, (K G, d, m)."""
+    return A if like.shape[0] == 1 else A.expand(like.shape[0], *A.shape).flatten(0, 1)
+
+
+def products(X: Tensor, Y: Tensor) -> Tensor:
+    """X Yᵀ (G, d, d), summed over the K parts of features."""
+    parts = torch.bmm(flat(X), flat(Y).transpose(1, 2)).view(X.shape[0], X.shape[1], X.shape[2], X.shape[2])
+    return parts[0] if X.shape[0] == 1 else parts.sum(0)
+
+
+def centred_products(X: Tensor, mean: Tensor) -> Tensor:
+    """(X - μ) (X - μ)ᵀ (G, d, d) for features (K, G, d, M), a part after the other on a CPU."""
+    if X.device.type != "cpu" or torch.compiler.is_compiling() or X.numel() <= AT_A_TIME:
+        centred = X - mean
+        return products(centred, centred)
+    axis = 0 if X.shape[0] > 1 else 3
+    total = torch.zeros(())
+    for part in X.split(max(1, AT_A_TIME * X.shape[axis] // X.numel()), dim=axis):
+        centred = part - mean
+        total = total + products(centred, centred)
+    return total

@@ -1,0 +1,152 @@
+"""Other normalisation layers in a network that is built already."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..checks import check_known
+from ..errors import OptionError, UnknownNameError
+
+Rule = Mapping[str, Any] | Callable[[int], nn.Module]
+
+
+def layer_types() -> dict[str, type[nn.Module]]:
+    """The layers that this room exports, by name."""
+    room = importlib.import_module(__package__)
+    exported = {name: getattr(room, name) for name in room.__all__}
+    return {name: value for name, value in exported.items() if inspect.isclass(value) and issubclass(value, nn.Module)}
+
+
+def swap_norm(model: nn.Module, rules: Mapping[str, Rule]) -> nn.Module:
+    """Replace batch norms of a network, in place, by other layers.
+
+    The new layers stand under the names of the old ones: keys of state dicts stay. They take over the parameters
+    ``weight`` and ``bias`` (the same objects: an optimizer keeps them), the running statistics, the mode of training,
+    device and dtype, and what timm runs within a batch norm (dropout, activation). The whitening matrix of a ZCA layer
+    begins with the variances, so that the network gives what it gave before until it is trained on.
+    Other options (``eps``, ``momentum``) are the new layer's own. A layer with two names is replaced once, under both.
+
+    Args:
+        model: any network with batch norms (``BatchNorm1d``, ``2d``, ``3d``, ``SyncBatchNorm``, timm's
+            ``BatchNormAct2d``).
+        rules: from a pattern to what comes instead. The pattern is a regular expression for the *whole* dotted name,
+            for example ``r'layer1\\.0\\.bn1'`` or ``r'.*\\.bn\\d'``; the first that matches counts. What comes
+            instead is ``dict(type=…, **options)``, with the name of a layer of ``covpool_plugins.whitening`` or a
+            class, or a function from the number of channels to a layer.
+
+    Returns:
+        The model.
+
+    Raises:
+        OptionError: for a pattern that is no regular expression, that matches nothing, or that matches something
+            else than a batch norm; for a type that does not exist, and an option that the layer does not have or take.
+    """
+    found = list(_candidates(model))
+    chosen: dict[_BatchNorm, tuple[str, str]] = {}
+    for pattern in rules:
+        for name, layer in _matches(pattern, found):
+            chosen.setdefault(layer, (pattern, name))
+    swapped: dict[nn.Module, nn.Module] = {
+        layer: _replacement(layer, rules[pattern], pattern, name) for layer, (pattern, name) in chosen.items()
+    }
+    for name, module in found:
+        if module in swapped:
+            parent, _, attribute = name.rpartition(".")
+            model.get_submodule(parent).add_module(attribute, swapped[module])
+    return model
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All names of all modules, but of those within batch norms."""
+    within: tuple[str, ...] = ()
+    for name, module in model.named_modules(remove_duplicate=False):
+        if name and not name.startswith(within or "\0"):
+            yield name, module
+            within += (f"{name}.",) * isinstance(module, _BatchNorm)
+
+
+def _matches(pattern: str, found: list[tuple[str, nn.Module]]) -> list[tuple[str, _BatchNorm]]:
+    try:
+        whole_name = re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise OptionError(f"rules: {pattern!r} is no regular expression: {error}") from None
+    matched = []
+    for name, module in found:
+        if whole_name.fullmatch(name):
+            if not isinstance(module, _BatchNorm):
+                raise OptionError(f"rules: {pattern!r} matches {name!r}, a {type(module).__name__} and no batch norm")
+            matched.append((name, module))
+    if not matched:
+        names = [name for name, module in found if isinstance(module, _BatchNorm)]
+        close = difflib.get_close_matches(pattern.replace("\\", ""), names, n=3, cutoff=0)
+        hint = f"the closest of {len(names)} batch norms: {', '.join(close)}" if names else "there is no batch norm"
+        raise OptionError(f"rules: {pattern!r} matches no layer; {hint}")
+    return matched
+
+
+def _replacement(old: _BatchNorm, rule: Rule, pattern: str, name: str) -> nn.Module:
+    state = next((one for one in (old.weight, old.running_mean) if one is not None), torch.empty(0))
+    try:
+        new = _built(rule, old).to(state.device, state.dtype)
+    except ValueError as error:
+        raise OptionError(f"rules: {pattern!r}: {name}: {error}") from error
+    for what in ("weight", "bias", "running_mean"):
+        mine, theirs = getattr(new, what, None), getattr(old, what)
+        if mine is not None and theirs is not None:
+            if mine.shape != theirs.shape:
+                shapes = f"shape {tuple(mine.shape)} instead of {tuple(theirs.shape)}"
+                raise OptionError(f"rules: {pattern!r}: the {what} for {name} has {shapes}")
+            if isinstance(mine, nn.Parameter):
+                setattr(new, what, theirs)
+    # A layer of this room makes the best of variances, as it does with those of a checkpoint.
+    new.load_state_dict(dict(old.named_buffers(recurse=False)), strict=False)
+    new.train(old.training)
+    parts = dict(old.named_children())
+    for part, module in parts.items():
+        new.add_module(part, module)
+    if parts:
+        new.register_forward_hook(partial(_run_parts, tuple(parts)))
+    return new
+
+
+def _built(rule: Rule, old: _BatchNorm) -> nn.Module:
+    if not isinstance(rule, Mapping):
+        if not callable(rule):
+            raise OptionError(f"must be dict(type=…) or a function from channels to a layer, got {rule!r}")
+        new = rule(old.num_features)
+        if not isinstance(new, nn.Module):
+            raise OptionError(f"the function must return a layer, it returned {new!r}")
+        return new
+    options: dict[str, Any] = dict(rule)
+    kind: Any = options.pop("type", None)
+    if isinstance(kind, str):
+        known = layer_types()
+        if kind not in known:
+            raise UnknownNameError("layer", kind, known)
+        kind = known[kind]
+    if not isinstance(kind, type):
+        raise OptionError(f"must have a type, the name of a layer or a class, got {rule!r}")
+    allowed = list(inspect.signature(kind).parameters.values())[1:]
+    names = [option.name for option in allowed if option.name not in ("device", "dtype")]
+    if not any(option.kind is option.VAR_KEYWORD for option in allowed):
+        check_known(kind.__name__, options, names)
+    for option in {"affine", "track_running_stats"}.intersection(names):
+        options.setdefault(option, getattr(old, option))
+    return kind(old.num_features, **options)
+
+
+def _run_parts(parts: tuple[str, ...], layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    """A forward hook: what timm's ``BatchNormAct2d`` does after normalising."""
+    for part in parts:
+        output = layer.get_submodule(part)(output)
+    return output

@@ -1,0 +1,216 @@
+"""Whitening layers in MMPretrain's backbones: everywhere by ``norm_cfg``, in places by ``NormSwap``."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmcv.cnn.bricks.norm import build_norm_layer
+from mmcv.cnn.utils import fuse_conv_bn
+from mmengine.config import Config
+from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner, save_checkpoint
+from mmpretrain.models.utils.norm import build_norm_layer as build_norm_layer_of_mmpretrain
+from mmpretrain.registry import MODELS
+from support.matrices import relative_error
+from support.small_configs import small_config
+from torch import nn
+
+from covpool_plugins.errors import OptionError
+from covpool_plugins.mmpretrain_plugin.runner_errors import one_line_errors
+from covpool_plugins.whitening.norm import WhiteningNorm
+from covpool_plugins.whitening.swap import layer_types
+
+ZCA = dict(type="ZCANorm2d", groups=2)
+FIRST = "layer1.0.bn1"
+SMALL = {
+    "ResNet": dict(depth=18, stem_channels=8, base_channels=8),
+    "ResNet_CIFAR": dict(depth=18, stem_channels=8, base_channels=8),
+    "VGG": dict(depth=11, num_classes=-1),
+    "DenseNet": dict(arch=dict(growth_rate=4, depths=[2, 2], init_channels=8)),
+}
+
+
+def mapped(model, images, training=False):
+    """The last map of a backbone, whose ``train`` and ``eval`` return nothing."""
+    model.train(training)
+    return model(images)[-1]
+
+
+def whitened(model):
+    return {name for name, module in model.named_modules() if isinstance(module, WhiteningNorm)}
+
+
+def batch_norms(model):
+    return {name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+
+
+def resnet(**options):
+    return dict(type="ResNet_CIFAR", **SMALL["ResNet_CIFAR"], **options)
+
+
+def swapped(backbone=None, rules=None):
+    cfg = dict(type="NormSwap", backbone=backbone or resnet(), rules=rules or {FIRST: ZCA})
+    return MODELS.build(dict(cfg, _scope_="mmpretrain"))
+
+
+@pytest.mark.parametrize("name", ["ZCANorm2d", "covpool_plugins.ZCANorm2d"])
+@pytest.mark.parametrize("backbone", SMALL)
+def test_norm_cfg(backbone, name):
+    def build(**options):
+        torch.manual_seed(0)
+        return MODELS.build(dict(type=backbone, _scope_="mmpretrain", **SMALL[backbone], **options))
+
+    plain, model = build(norm_cfg=dict(type="BN")), build(norm_cfg=dict(type=name, groups=2, eps=1e-4))
+    assert whitened(model) == batch_norms(plain) != set()
+    assert {(module.groups, module.eps) for module in model.modules() if isinstance(module, WhiteningNorm)} == {
+        (2, 1e-4)
+    }
+    assert set(dict(model.named_parameters())) == set(dict(plain.named_parameters()))
+    model.init_weights()
+    maps = mapped(model, torch.randn(2, 3, 64, 64), training=True)
+    maps.square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+    assert mapped(model, torch.randn(2, 3, 64, 64)).isfinite().all()
+
+
+@pytest.mark.parametrize("scope", [None, "mmpretrain"])
+@pytest.mark.parametrize("name", layer_types())
+def test_every_layer_is_registered(name, scope):
+    if scope is not None:
+        init_default_scope(scope)
+    for kind in (name, f"covpool_plugins.{name}"):
+        attribute, layer = build_norm_layer(dict(type=kind, groups=2, requires_grad=False), 8, postfix=1)
+        assert attribute == "bn1" and type(layer) is layer_types()[name]
+        assert not any(parameter.requires_grad for parameter in layer.parameters())
+        assert type(build_norm_layer_of_mmpretrain(dict(type=kind), 8)) is layer_types()[name]
+
+
+def test_names_need_no_import():
+    script = """
+import sys
+from mmpretrain.registry import MODELS
+norm_cfg = dict(type="covpool_plugins.ZCANorm2d", groups=2)
+plain = dict(type="ResNet_CIFAR", depth=18, stem_channels=8, base_channels=8, norm_cfg=norm_cfg, _scope_="mmpretrain")
+backbone = dict(plain, norm_cfg=dict(type="BN"))
+rules = {r"layer1\\.0\\.bn1": dict(norm_cfg, type="covpool_plugins.PCANorm2d")}
+assert not any(name.startswith("covpool_plugins") for name in sys.modules)
+print(type(MODELS.build(plain).bn1).__name__)
+assert not any(name.startswith("covpool_plugins.mmpretrain") for name in sys.modules)
+swapped = MODELS.build(dict(type="covpool_plugins.NormSwap", backbone=backbone, rules=rules, _scope_="mmpretrain"))
+print(type(swapped.bn1).__name__, type(swapped.layer1[0].bn1).__name__)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["ZCANorm2d", "BatchNorm2d", "PCANorm2d"]
+
+
+def test_one_layer_is_swapped():
+    model, plain = swapped(), MODELS.build(dict(resnet(), _scope_="mmpretrain"))
+    assert type(model) is type(plain)
+    assert whitened(model) == {"layer1.0.bn1"} == batch_norms(plain) - batch_norms(model)
+    assert set(dict(model.named_parameters())) == set(dict(plain.named_parameters()))
+    assert model.layer1[0].norm1 is model.layer1[0].bn1
+    assert mapped(model, torch.randn(2, 3, 32, 32), training=True).isfinite().all()
+
+
+def trained(seed=1):
+    """A plain backbone, with affine parameters and statistics that are not those of a new one."""
+    generator = torch.Generator().manual_seed(seed)
+    model = MODELS.build(dict(resnet(), _scope_="mmpretrain"))
+    for value in model.state_dict().values():
+        if value.is_floating_point() and value.ndim < 2:
+            value.uniform_(0.5, 1.5, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_pretrained_weights_load(prefix, tmp_path):
+    source, images = trained(), torch.randn(2, 3, 32, 32)
+    path = str(tmp_path / "weights.pth")
+    save_checkpoint(dict(state_dict={prefix + key: value for key, value in source.state_dict().items()}), path)
+    init_cfg = dict(type="Pretrained", checkpoint=path, **(dict(prefix="backbone.") if prefix else {}))
+    model = swapped(resnet(init_cfg=init_cfg), {FIRST: dict(ZCA, eps=1e-5)})
+    model.init_weights()
+    loaded = model.state_dict()
+    expected = {key: value for key, value in source.state_dict().items() if key != "layer1.0.bn1.running_var"}
+    assert [key for key, value in expected.items() if not torch.equal(loaded[key], value)] == []
+    assert relative_error(mapped(model, images), mapped(source, images)) < 1e-5
+
+
+def test_own_checkpoints_load(tmp_path):
+    model, images = swapped(), torch.randn(4, 3, 32, 32)
+    mapped(model, images, training=True)
+    other = swapped()
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(mapped(other, images), mapped(model, images))
+
+
+def test_initialisation_stays():
+    model = swapped(resnet(zero_init_residual=True), {r".*\.bn2": ZCA, FIRST: ZCA})
+    model.layer1[0].bn1.weight.data.fill_(3)
+    model.init_weights()
+    assert {float(block.bn2.weight.detach().abs().max()) for block in model.layer1} == {0.0}
+
+
+def test_backbones_of_timm():
+    backbone = dict(type="TIMMBackbone", model_name="efficientnet_b0", features_only=False)
+    torch.manual_seed(0)
+    plain = MODELS.build(dict(backbone, _scope_="mmpretrain"))
+    torch.manual_seed(0)
+    model = swapped(backbone, {r"timm_model\.bn1": dict(type="covpool_plugins.ZCANorm2d", eps=1e-5)})
+    assert whitened(model) == {"timm_model.bn1"}
+    images = torch.randn(2, 3, 64, 64)
+    assert relative_error(mapped(model, images), mapped(plain, images)) < 1e-5
+
+
+def test_sync_bn_and_fusion_leave_the_layers_alone():
+    model, images = swapped(rules={r"layer1\.0\.bn1|layer2\.0\.bn2|bn1": ZCA}), torch.randn(2, 3, 32, 32)
+    mapped(model, images, training=True)
+    expected, layers = mapped(model, images), whitened(model)
+    assert len(layers) == 3
+    synchronized = convert_sync_batchnorm(model)
+    assert whitened(synchronized) == layers
+    assert {type(synchronized.get_submodule(name)) for name in batch_norms(synchronized)} == {nn.SyncBatchNorm}
+    fused = fuse_conv_bn(revert_sync_batchnorm(synchronized))
+    assert (whitened(fused), batch_norms(fused)) == (layers, set())
+    assert relative_error(mapped(fused, images), expected) < 1e-5
+
+
+def test_a_run_with_sync_bn(tmp_path):
+    norms = small_config(tmp_path / "config.py", model=classifier(), work_dir=str(tmp_path / "run"), sync_bn="torch")
+    runner = Runner.from_cfg(Config.fromfile(norms))
+    assert whitened(runner.model) == {"backbone.layer1.0.bn1"}
+
+
+def classifier(**options):
+    swap = dict(type="covpool_plugins.NormSwap", backbone=resnet(), rules={FIRST: ZCA})
+    head = dict(type="LinearClsHead", num_classes=2, in_channels=64)
+    return dict(
+        type="ImageClassifier", backbone=dict(swap, **options), neck=dict(type="GlobalAveragePooling"), head=head
+    )
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(rules={"bn9": ZCA}), r"model\.backbone\.rules.*: rules: 'bn9' matches no layer; the closest of"),
+        (dict(rules={"conv1": ZCA}), r"model\.backbone\.rules.*: rules: 'conv1' matches 'conv1', a Conv2d"),
+        (
+            dict(rules={"bn1": dict(ZCA, groups=3)}),
+            r"model\.backbone\.rules.*: bn1: groups must divide num_features 8",
+        ),
+        (dict(rules={"bn1": dict(type="Nope")}), r"model\.backbone\.rules.*: bn1: unknown layer 'Nope'"),
+        (dict(rules={"bn1": dict(ZCA, grups=3)}), r"model\.backbone\.rules.*: ZCANorm2d has no option 'grups'"),
+        (dict(rules=["bn1"]), r"model\.backbone\.rules=\['bn1'\]: rules must be dict"),
+        (dict(rule={}), r"model\.backbone.rule=.*: unknown option of NormSwap 'rule'; available: rules"),
+        (dict(backbone=dict(type="ResNet_CIFAR", depth=3)), r"model\.backbone\.backbone\.depth=3: "),
+    ],
+)
+def test_errors_name_the_key(options, words, tmp_path):
+    path = small_config(tmp_path / "config.py", model=classifier(**options), work_dir=str(tmp_path / "run"))
+    cfg = Config.fromfile(path)
+    with pytest.raises(OptionError, match=words) as info, one_line_errors(path, cfg):
+        Runner.from_cfg(cfg)
+    assert "\n" not in str(info.value)

@@ -1,0 +1,96 @@
+"""Networks that whiten, under timm's names."""
+
+from functools import partial
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models import save_for_hf
+from timm.optim import create_optimizer_v2
+
+from covpool_plugins.errors import OptionError
+from covpool_plugins.timm_plugin.whitened_models import MODELS
+from covpool_plugins.whitening import PCANorm2d, ZCANorm2d, swap_norm
+
+SIZES = {name: 64 if name.startswith("resnet50") else 16 for name in MODELS}
+each_model = pytest.mark.parametrize("name", MODELS)
+
+
+def whitened(model):
+    return [name for name, module in model.named_modules() if isinstance(module, (ZCANorm2d, PCANorm2d))]
+
+
+@each_model
+def test_registered_and_trained(name):
+    assert name in timm.list_models(module="whitened_models") and name not in timm.list_models(pretrained=True)
+    model = timm.create_model(name, num_classes=3)
+    assert whitened(model) == ["layer1.0.bn1"] and not model.pretrained_cfg["url"]
+    optimizer = create_optimizer_v2(model, opt="sgd", lr=0.01)
+    x, target = torch.randn(4, 3, SIZES[name], SIZES[name]), torch.tensor([0, 1, 2, 0])
+    before = model.layer1[0].bn1.running_subspace.clone()
+    torch.nn.functional.cross_entropy(model(x), target).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    # timm's residual branches begin with zeros.
+    assert model.layer1[0].bn1.weight.grad.any() or not model.layer1[0].bn3.weight.any()
+    optimizer.step()
+    assert not torch.equal(model.layer1[0].bn1.running_subspace, before)
+    assert model.eval()(x).isfinite().all()
+
+
+def test_options():
+    model = timm.create_model("resnet18_cifar_zca", whiten=r"bn1|layer1.*bn1", norm_kwargs=dict(groups=8, method="mpa"))
+    assert whitened(model) == ["bn1", "layer1.0.bn1", "layer1.1.bn1"]
+    assert {model.get_submodule(name).groups for name in whitened(model)} == {8}
+    assert timm.create_model("resnet18_cifar_pca", norm_kwargs=dict(n_components=4)).layer1[0].bn1.n_components == 4
+    with pytest.raises(OptionError, match="'layer9' matches no layer; the closest"):
+        timm.create_model("resnet18_cifar_zca", whiten="layer9")
+    with pytest.raises(OptionError, match="groups must divide"):
+        timm.create_model("resnet18_cifar_zca", norm_kwargs=dict(groups=7))
+
+
+@each_model
+def test_features(name):
+    model = timm.create_model(name, features_only=True)
+    x = torch.randn(1, 3, SIZES[name], SIZES[name])
+    assert [f.shape[1] for f in model(x)] == model.feature_info.channels()
+    assert len(whitened(model)) == 1
+
+
+@each_model
+def test_weights_of_batch_norms_give_the_same_network(name, tmp_path):
+    plain = timm.create_model(MODELS[name].backbone, num_classes=3)
+    x = torch.randn(8, 3, SIZES[name], SIZES[name])
+    plain(x)  # running statistics that are not zero and one
+    save_file(plain.state_dict(), tmp_path / "plain.safetensors")
+    overlay = dict(file=str(tmp_path / "plain.safetensors"), num_classes=3)
+    model = timm.create_model(
+        name, pretrained=True, num_classes=3, pretrained_cfg_overlay=overlay, norm_kwargs=dict(eps=plain.bn1.eps)
+    )
+    # PCA keeps 16 of 64 components of what it sees; before it sees anything, all.
+    torch.testing.assert_close(model.eval()(x), plain.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_hub_folder_comes_back_the_same(tmp_path):
+    model = timm.create_model("resnet18_cifar_zca", num_classes=3, norm_kwargs=dict(groups=8))
+    x = torch.randn(4, 3, 16, 16)
+    model(x)
+    save_for_hf(model, tmp_path)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, norm_kwargs=dict(groups=8))
+    assert torch.equal(again.eval()(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnetv2_18", "vgg11_bn", "efficientnet_b0"])
+def test_norms_of_other_backbones(backbone):
+    """A class as timm's ``norm_layer`` where timm takes one, and the swap of all norms wherever there are some."""
+    x = torch.randn(2, 3, 64, 64)
+    if backbone == "resnet18":
+        model = timm.create_model(backbone, norm_layer=partial(ZCANorm2d, groups=16))
+        assert len(whitened(model)) == 20
+        assert model(x).isfinite().all()
+    model = timm.create_model(backbone, num_classes=3)
+    last = [n for n, m in model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)][-1]
+    swap_norm(model, {last.replace(".", r"\."): dict(type="ZCANorm2d", groups=2)})
+    assert whitened(model) == [last]
+    model(x).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())

@@ -1,0 +1,101 @@
+"""Input on which the covariance is singular, empty, poisoned, or far from one."""
+
+import pytest
+import torch
+from support.whitening import correlated, statistics
+
+from covpool_plugins.errors import ShapeError
+from covpool_plugins.whitening import PCANorm2d, ZCANorm1d, ZCANorm2d, list_methods
+
+LAYERS = [(ZCANorm2d, method) for method in list_methods()]
+LAYERS += [(PCANorm2d, method) for method in list_methods(eigenvectors=True)]
+
+
+def _step(layer, x):
+    """Output and input gradient of a training step, both finite."""
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    (g,) = torch.autograd.grad(y, x, torch.randn_like(y))
+    return y.detach(), g
+
+
+@pytest.mark.parametrize("make, method", LAYERS)
+@pytest.mark.parametrize("kind", ["few samples", "zero", "constant", "dead channel", "equal channels", "one image"])
+def test_finite_and_trainable(make, method, kind):
+    x = correlated(dtype=torch.float32)
+    if kind == "few samples":
+        x = x[:1, :, :2, :2]
+    elif kind == "zero":
+        x = torch.zeros_like(x)
+    elif kind == "constant":
+        x = torch.full_like(x, 1234.5678)
+    elif kind == "dead channel":
+        x[:, 3] = 0
+    elif kind == "equal channels":
+        x[:, 1] = x[:, 0]
+    else:
+        x = x[:1]
+    options = {"n_components": 3} if make is PCANorm2d else {}
+    layer = make(8, method=method, **options)
+    y, g = _step(layer, x)
+    assert torch.isfinite(y).all() and torch.isfinite(g).all()
+    assert all(torch.isfinite(buffer).all() for buffer in layer.buffers())
+    if kind in ("zero", "constant"):
+        assert y.abs().max() < 0.05
+    layer.eval()
+    assert torch.isfinite(layer(correlated(dtype=torch.float32))).all()
+
+
+def test_few_samples_are_white_on_their_range():
+    x = correlated(1, 8, 2)  # four samples, rank three
+    _, covariance = statistics(ZCANorm2d(8, eps=1e-10)(x))
+    expected = torch.tensor([0.0] * 5 + [1.0] * 3, dtype=torch.float64)
+    assert torch.allclose(torch.linalg.eigvalsh(covariance[0]), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [ZCANorm2d, PCANorm2d])
+@pytest.mark.parametrize("exponent", [-10, 10])
+def test_scales(make, exponent):
+    layer, x = make(8, 2), correlated(dtype=torch.float32)
+    y, g = _step(layer, x * 10.0**exponent)
+    assert torch.isfinite(y).all() and torch.isfinite(g).all()
+    if exponent > 0 and make is ZCANorm2d:
+        assert torch.allclose(y, ZCANorm2d(8, 2, eps=1e-12)(x), atol=1e-4)
+    if exponent < 0:  # below eps nothing is amplified beyond 1 / √eps
+        assert y.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_poison_raises_nothing_and_stays_in_its_group(method, value):
+    x = correlated(dtype=torch.float32)
+    layer = ZCANorm2d(8, 2, method=method)
+    clean = layer(x)[:, 4:]
+    x[1, 2, 0, 0] = value
+    y, g = _step(layer, x)
+    assert torch.allclose(y[:, 4:], clean, atol=1e-5) and torch.isfinite(g[:, 4:]).all()
+    assert not torch.isfinite(y[:, :4]).any()
+    assert torch.isfinite(layer.running_subspace[1]).all() and not torch.isfinite(layer.running_subspace[0]).any()
+
+
+@pytest.mark.parametrize("make", [ZCANorm2d, PCANorm2d, torch.nn.BatchNorm2d])
+@pytest.mark.parametrize("training", [True, False])
+def test_an_empty_batch_is_as_of_a_batch_norm(make, training):
+    layer = make(8).train(training)
+    x = torch.zeros(0, 8, 4, 4, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert y.shape == x.grad.shape == x.shape
+    assert torch.equal(layer.running_mean, torch.zeros(8))
+
+
+def test_a_single_sample_is_refused_in_training_only():
+    layer = ZCANorm1d(8)
+    with pytest.raises(ShapeError, match=r"more than one sample per channel in training, got shape \(1, 8\)"):
+        layer(torch.ones(1, 8))
+    assert layer.eval()(torch.ones(1, 8)).shape == (1, 8)
+
+
+def test_groups_of_one_channel_are_a_batch_norm():
+    x = correlated(dtype=torch.float32)
+    assert torch.allclose(ZCANorm2d(8, 8, eps=1e-5)(x), torch.nn.BatchNorm2d(8)(x), atol=1e-5)
