@@ -49,6 +49,7 @@ def run_tool(main: Callable[[], None]) -> NoReturn:
         print(f"{sys.argv[0]}: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        print(f"{sys.argv[0]}: interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
 

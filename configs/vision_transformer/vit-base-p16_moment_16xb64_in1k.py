@@ -34,4 +34,5 @@ model = dict(
     ),
 )
 data_preprocessor = dict(mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5], to_rgb=True)
+optim_wrapper = dict(paramwise_cfg=None)  # it would name each frozen parameter in the log
 train_cfg = dict(max_epochs=50)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from typing import Any
 
 import torch
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..errors import OptionError
 from ..linalg import Method, list_methods, resolve_method
-from .necks import pools_with_root
+from .necks import method_of, pools_of, pools_with_root
 
 KEY = "active_method"
 # Bytes of the text. A fixed number: averaged copies and checkpoints of other methods then fit each other.
@@ -78,14 +81,29 @@ def switch_method(neck: nn.Module, method: Method) -> bool:
 def adopt_method(neck: nn.Module, state_dict: dict[str, Any], prefix: str, *unused: Any) -> None:
     """Before a neck loads a state dict: take the method from it, if it holds one.
 
-    For :meth:`torch.nn.Module.register_load_state_dict_pre_hook`. A state dict without that entry changes nothing.
+    For :meth:`torch.nn.Module.register_load_state_dict_pre_hook`. A state dict without that entry changes nothing, and
+    a neck that takes no matrix square root has no use for it.
     """
     stored = state_dict.get(prefix + KEY)
     if stored is not None:
         method = decode(stored)
+        if any(method_of(pool) is None for pool in pools_of(neck)):
+            state_dict.pop(prefix + KEY)
+            return
         if not hasattr(neck, KEY):
             neck.register_buffer(KEY, torch.zeros_like(stored))
         if switch_method(neck, method):
-            print_log(f"the neck pools by {method}, as the checkpoint says", logger="current")
+            print_log(f"the neck pools by {method}, as the checkpoint says", "current", logging.WARNING)
     elif hasattr(neck, KEY):
         state_dict[prefix + KEY] = neck.get_buffer(KEY)
+
+
+class ConfiguredMethodHook(Hook):
+    """A new training that begins with the weights of another run pools by the method of its own config."""
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if runner._resume:
+            return
+        for key in [key for key in checkpoint.get("state_dict", {}) if key.split(".")[-1] == KEY]:
+            method = decode(checkpoint["state_dict"].pop(key))
+            runner.logger.warning(f"the checkpoint's neck pooled by {method}; this run pools as its config says")

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
+from urllib.error import URLError
 
 from mmengine.config import Config
 from mmengine.registry import Registry, build_functions
@@ -46,7 +47,7 @@ def message_of(error: BaseException) -> str:
     """The message of an error on one line, without its end if that is far away."""
     # str() of a KeyError is the repr of its message.
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else one_line(error)
-    return textwrap.shorten(message, 1000, placeholder=" …")
+    return textwrap.shorten(message, 500, placeholder=" …")
 
 
 def find_fault(error: BaseException, cfg: Config, first: Iterable[str] = ()) -> Fault | None:
@@ -119,7 +120,8 @@ def _of_type(owner: Any, parts: list[Part]) -> Part | None:
     """The only part that can have become this object."""
     types = [part[1]["type"] for part in parts]
     names = [kind.split(".")[-1] if isinstance(kind, str) else getattr(kind, "__name__", "") for kind in types]
-    found = [part for part, name in zip(parts, names, strict=True) if name == type(owner).__name__]
+    called = {type(owner).__name__, type(owner).__name__.removesuffix("Init")}  # as initializers are in configs
+    found = [part for part, name in zip(parts, names, strict=True) if name in called]
     return found[0] if len(found) == 1 else None
 
 
@@ -142,13 +144,14 @@ def _registered(registry: Registry | None, wanted: str) -> Iterator[str]:
     """Names that a registry and those above it know, and ours if one of them was meant."""
     from .. import MMPRETRAIN_CLASSES
 
+    names: set[str] = set()
+    while registry is not None:
+        names |= set(registry.module_dict)
+        registry = registry.parent
     package, dot, _ = wanted.rpartition(".")
     if package == __name__.split(".")[0]:
-        yield from (package + dot + name for name in MMPRETRAIN_CLASSES)
-        return
-    while registry is not None:
-        yield from registry.module_dict
-        registry = registry.parent
+        names = {package + dot + name for name in names & set(MMPRETRAIN_CLASSES)}
+    yield from names
 
 
 def _arguments(owner: Any) -> set[str]:
@@ -217,6 +220,8 @@ def _at_fault(leaves: dict[str, Any], error: BaseException, message: str) -> str
     named = [key for key in leaves if key != "type" and _has_word(message, names[key])]
     if named:
         return min(named, key=lambda key: message.index(names[key]))
+    if isinstance(error, URLError):
+        return next((key for key, value in leaves.items() if isinstance(value, str) and "://" in value), None)
     filename = getattr(error, "filename", None)
     if filename is not None:
         files = [key for key, value in leaves.items() if isinstance(value, str) and value and value in str(filename)]

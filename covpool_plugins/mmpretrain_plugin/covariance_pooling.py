@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..checks import check_flag, is_integer
 from ..errors import OptionError, ShapeError
-from ..pooling import Pool, create_pool
+from ..pooling import Pool, create_pool, pool_options
 from .active_method import adopt_method
 
 
@@ -30,7 +30,8 @@ class CovariancePooling(BaseModule):
             classifier are then the sum of those of the token and those of the second-order vector, as in So-ViT.
         init_cfg: MMEngine's initialisation config.
         options: options of the pool and of its matrix method, for example ``reduce_channels=128``,
-            ``input_fmt='NLC'``, ``num_prefix_tokens=1``, ``iterations=3``.
+            ``input_fmt='NLC'``, ``num_prefix_tokens=1``, ``iterations=3``. One that is ``None`` and that the pool does
+            not have is left out: a config that inherits another can so take it back.
 
     Raises:
         UnknownNameError, OptionError: when built with a pool or an option that does not exist.
@@ -54,6 +55,7 @@ class CovariancePooling(BaseModule):
         if not stages or not all(is_integer(channels) for channels in stages):
             raise OptionError(f"in_channels must be a positive integer or a list of them, got {in_channels!r}")
         check_flag("cls_token", cls_token)
+        options = {name: value for name, value in options.items() if value is not None or name in pool_options(method)}
         pools = [create_pool(method, channels, **options) for channels in stages]
         if cls_token and not pools[0].num_prefix_tokens:
             raise OptionError("cls_token=True needs input_fmt='NLC' and num_prefix_tokens of at least 1")

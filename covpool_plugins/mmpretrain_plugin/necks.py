@@ -41,6 +41,11 @@ def pools_of(neck: nn.Module) -> list[Pool]:
     return [module for module in neck.modules() if isinstance(module, Pool)]
 
 
+def method_of(pool: Pool) -> Method | None:
+    """The method of the matrix square root that a pool takes, if it takes one."""
+    return pool.method if isinstance(pool, CovariancePool) else None
+
+
 def pools_with_root(neck: nn.Module) -> list[tuple[CovariancePool, Method]]:
     """The pools of a neck and the method of the matrix square root that each takes.
 
@@ -49,7 +54,7 @@ def pools_with_root(neck: nn.Module) -> list[tuple[CovariancePool, Method]]:
     """
     found = []
     for pool in pools_of(neck):
-        method = pool.method if isinstance(pool, CovariancePool) else None
+        method = method_of(pool)
         if not isinstance(pool, CovariancePool) or method is None:
             raise OptionError(f"the pool {pool.pool_type!r} has no matrix square root whose method could be another")
         found.append((pool, method))

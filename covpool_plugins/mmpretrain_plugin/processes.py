@@ -49,6 +49,8 @@ def process_group(launcher: str) -> Iterator[None]:
         if launcher == "pytorch" and not torch.cuda.is_available():
             _form_group()  # with a GPU MMEngine sets up nccl by itself
         yield
+        if dist.is_initialized():
+            dist.barrier()  # or the first to end would close connections that others still read from
     except Exception:
         if launcher == "pytorch" and not _first_to_fail():
             raise SystemExit(2) from None

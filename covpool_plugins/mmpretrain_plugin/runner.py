@@ -26,6 +26,8 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from ..errors import OptionError, UnknownNameError
 from ..files import write_atomically
+from .active_method import ConfiguredMethodHook
+from .augmented_test import augment_test
 from .compiled_training import EagerUpdateHook
 from .epoch_seed_hook import EpochSeedHook
 from .processes import process_group, wrap_model
@@ -85,7 +87,7 @@ def train(
             cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
         _prepare_checkpoint(cfg, resume)
         with weights_only_checkpoints(), one_line_errors(config, cfg, "train", "val") as set_up:
-            runner = _build_runner(cfg, set_up, EpochSeedHook(), EagerUpdateHook())
+            runner = _build_runner(cfg, set_up, EpochSeedHook(), EagerUpdateHook(), ConfiguredMethodHook())
             if cfg.get("resume"):
                 _load_strictly(runner)
             runner.train()
@@ -126,12 +128,11 @@ def test(
         cfg = load_config(config, options)
         _require(config, cfg, "model", "test_dataloader", "test_cfg", "test_evaluator")
         _prepare(config, cfg, work_dir, launcher)
-        if tta:
-            _augment_test(cfg)
+        hooks = [augment_test(cfg)] if tta else []
         check_checkpoint(checkpoint)
         cfg.load_from, cfg.resume = str(checkpoint), False
         with weights_only_checkpoints(), one_line_errors(config, cfg, "test") as set_up:
-            runner = _build_runner(cfg, set_up)
+            runner = _build_runner(cfg, set_up, *hooks)
             _load_strictly(runner)
             metrics = {name: float(value) for name, value in runner.test().items()}
             if out is not None and is_main_process():
@@ -237,16 +238,6 @@ def _prepare(path: str | Path, cfg: Config, work_dir: str | Path | None, launche
         loader.setdefault("persistent_workers", True)
         if not loader.get("num_workers"):
             loader.persistent_workers = False
-
-
-def _augment_test(cfg: Config) -> None:
-    data_set = cfg.test_dataloader.dataset
-    if cfg.get("tta_pipeline") is None:
-        *before, pack = data_set.pipeline
-        flips = [dict(type="RandomFlip", prob=prob) for prob in (0.0, 1.0)]
-        cfg.tta_pipeline = [*before, dict(type="TestTimeAug", transforms=[flips, [pack]])]
-    data_set.pipeline = cfg.tta_pipeline
-    cfg.model = dict(cfg.get("tta_model") or dict(type="mmpretrain.AverageClsScoreTTA"), module=cfg.model)
 
 
 def _prepare_checkpoint(cfg: Config, resume: str | Path | None) -> None:

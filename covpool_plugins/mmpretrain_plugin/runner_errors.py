@@ -111,7 +111,7 @@ def one_line_errors(where: str | Path, cfg: Config | None = None, *first: str) -
                 raise
         elif fault is None and (bad_input or set_up.done):
             raise
-        kind = type(error) if isinstance(error, OSError) else OptionError
+        kind = type(error) if isinstance(error, OSError) and type(error).__module__ == "builtins" else OptionError
         raise kind(f"{where}: {fault or message_of(error)}") from error
     finally:
         set_up.stop_workers()

@@ -59,6 +59,13 @@ def test_a_classifier_trains_on_every_layout(backbone, options):
     assert [sample.pred_score.shape for sample in model(images, mode="predict")] == [(3,)] * 4
 
 
+def test_an_option_is_taken_back_by_none():
+    assert CovariancePooling(8, method="gap", reduce_channels=None, iterations=None).out_channels == 8
+    assert CovariancePooling(8, method="isqrt", reduce_channels=None).out_channels == 36
+    with pytest.raises(OptionError, match="reduce_channels"):
+        CovariancePooling(8, method="gap", reduce_channels=4)
+
+
 @pytest.mark.parametrize("method", list_pools())
 def test_every_pool_is_a_neck(method):
     neck = MODELS.build(dict(type="CovariancePooling", method=method, in_channels=16, _scope_="mmpretrain")).eval()

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.error import URLError
 
 import mmengine
 import pytest
@@ -70,7 +71,7 @@ def test_resume_without_a_name_takes_the_latest(trained, textures, run_tool, tmp
 
 
 def test_mirror_images_are_averaged(trained, textures, tmp_path, run_tool):
-    """As the scores that the plain test and the one of mirror images give."""
+    """As the scores that the plain test and the one of mirror images give, with hooks that look into the model."""
     scores = {}
     mirror = "dict(type='RandomFlip', prob=1.0), "
     for name, flip, tta in [("plain", "", []), ("mirrored", mirror, []), ("both", "", ["--tta"])]:
@@ -79,6 +80,10 @@ def test_mirror_images_are_averaged(trained, textures, tmp_path, run_tool):
 _base_ = {str(CONFIG)!r}
 pipeline = [dict(type='LoadImageFromFile'), dict(type='CenterCrop', crop_size=64), {flip}dict(type='PackInputs')]
 test_dataloader = dict(dataset=dict(pipeline=pipeline))
+custom_hooks = [
+    dict(type='covpool_plugins.SwitchMethodHook', begin=1, method='isqrt'),
+    dict(type='EMAHook', momentum=0.3),
+]
 test_evaluator = dict(_delete_=True, type='mmengine.DumpResults', out_file_path={str(tmp_path / name)!r} + '.pkl')
 """)
         arguments = [trained / "epoch_2.pth", "--work-dir", tmp_path, "--cfg-options", f"data_root={textures}"]
@@ -250,6 +255,19 @@ def test_a_missing_picture_and_a_label_out_of_range_are_named(workers, textures,
         )
         assert status == 2 and said.count("\n") == 1
         assert message in said and "Traceback" not in said
+
+
+def test_weights_that_cannot_be_fetched_are_named(textures, tmp_path, run_tool, monkeypatch):
+    def no_network(*args, **kwargs):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("mmengine.runner.checkpoint.load_url", no_network)
+    pretrained = "model.backbone.init_cfg"
+    options = [f"{pretrained}.type=Pretrained", f"{pretrained}.checkpoint=https://example.com/weights.pth"]
+    options = ["--cfg-options", f"data_root={textures}", *SMALL, *options]
+    status, said = run_tool("train", CONFIG, "--work-dir", tmp_path, *options)
+    assert status == 2 and said.count("\n") == 1
+    assert f"{pretrained}.checkpoint='https://example.com/weights.pth': <urlopen error Name or service" in said
 
 
 def test_a_bug_in_a_run_keeps_its_traceback(textures, tmp_path, monkeypatch):

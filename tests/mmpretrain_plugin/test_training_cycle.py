@@ -147,3 +147,17 @@ def test_the_weights_that_were_validated_are_tested(name, tmp_path):
     without = small_config(tmp_path / "without.py", "isqrt")
     stored = runner.test(without, tmp_path / "run" / "epoch_3.pth", work_dir=tmp_path / "other")
     assert (stored == tested) == (name != "weights")
+
+
+@pytest.mark.parametrize("method", ["mpa", "seb", "bcnn"])
+def test_new_training_from_a_run_that_switched_pools_by_its_own_config(method, tmp_path):
+    switched = small_config(tmp_path / "switched.py", "isqrt", SWITCH)
+    runner.train(switched, work_dir=tmp_path / "run")
+    last = tmp_path / "run" / "epoch_3.pth"
+    assert "neck.active_method" in load(last)["state_dict"]
+    config = small_config(tmp_path / "config.py", method)
+    runner.train(config, work_dir=tmp_path / "new", options=[f"load_from={last}", "train_cfg.max_epochs=1"])
+    state = load(tmp_path / "new" / "epoch_1.pth")["state_dict"]
+    assert "neck.active_method" not in state
+    tested = runner.test(config, tmp_path / "new" / "epoch_1.pth", work_dir=tmp_path / "test")
+    assert tested == validated(tmp_path / "new")

@@ -4,6 +4,7 @@ optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys={"head.fc": dict(lr_mult=5)}),
     clip_grad=dict(max_norm=5),
 )
+param_scheduler = dict(type="ConstantLR", by_epoch=True, factor=1.0, end=100)
 train_cfg = dict(by_epoch=True, max_epochs=100, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
