@@ -44,6 +44,7 @@ assert model.ModelHub.has(name)
 """
 
 
+@pytest.mark.fast_for("MMPretrain second")
 @pytest.mark.parametrize(
     "imports",
     [

@@ -66,7 +66,7 @@ def _export(name, exporter, path):
 
 
 @pytest.mark.filterwarnings("ignore")  # the exporters' own, about themselves
-@pytest.mark.fast_for("covariance", "svdpade by products", "isqrt")
+@pytest.mark.fast_for("covariance", "svdpade by products")
 @pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
 @pytest.mark.parametrize("name", EXPORTED)
 def test_exported_functions_give_the_same_numbers(name, exporter, tmp_path):
@@ -95,6 +95,7 @@ def test_the_newer_exporter_names_the_decomposition(tmp_path):
         _export("sqrtm-exact", "dynamo", tmp_path / "function.onnx")
 
 
+@pytest.mark.slow
 def test_exports_in_a_fresh_process():
     """What is computed once must not be computed of the fake tensors of an export."""
     program = """

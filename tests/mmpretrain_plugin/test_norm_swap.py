@@ -87,6 +87,7 @@ def test_every_layer_is_registered(name, scope):
         assert type(build_norm_layer_of_mmpretrain(dict(type=kind), 8)) is layer_types()[name]
 
 
+@pytest.mark.slow
 def test_names_need_no_import():
     script = """
 import sys

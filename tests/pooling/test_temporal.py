@@ -350,6 +350,7 @@ def test_exports_with_any_number_of_clips():
         assert relative_error(program(clips(count, 4)), pool(clips(count, 4))) < 1e-10
 
 
+@pytest.mark.slow
 def test_compiles_for_any_number_of_clips():
     pool = random_pool(5, frames=4, reduce_channels=3).eval()
     torch.compiler.reset()
