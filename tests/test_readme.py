@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from covpool_plugins import list_heads
+from covpool_plugins import list_heads, whitening
 from covpool_plugins.explain import list_methods
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -17,6 +17,10 @@ def _names(section: str) -> list[str]:
 
 def test_every_head_has_its_row():
     assert sorted(_names("Heads")) == sorted(list_heads())
+
+
+def test_every_whitening_method_has_its_row():
+    assert _names("Whitening") == whitening.list_methods()
 
 
 def test_every_explanation_has_its_row():

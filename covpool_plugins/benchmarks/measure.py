@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -30,7 +31,10 @@ class Times:
 def time_interleaved(
     functions: Mapping[str, Function], X: Tensor, G: Mapping[str, Tensor], repeats: int, title: str
 ) -> dict[str, Times]:
-    """Time forward and backward of all functions at X, one repetition of each in turn, so that a slow spell hits all.
+    """Time forward and backward of all functions at X, one repetition of each in turn.
+
+    A slow spell then hits all. The order is another every time: else each one would meet the caches as the same other
+    one has left them.
 
     Args:
         functions: the contenders.
@@ -41,9 +45,11 @@ def time_interleaved(
     """
     found = {name: Times() for name in functions}
     with tqdm(total=(repeats + 1) * len(functions), desc=title, unit="run", disable=None, leave=False) as progress:
+        order, generator = list(functions), random.Random(0)
         for round_ in range(repeats + 1):
-            for name, function in functions.items():
-                seconds = _time_once(function, X, G[name])
+            generator.shuffle(order)
+            for name in order:
+                seconds = _time_once(functions[name], X, G[name])
                 if round_:
                     found[name].forward.append(seconds[0])
                     found[name].backward.append(seconds[1])

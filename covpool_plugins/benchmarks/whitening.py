@@ -13,7 +13,7 @@ from ..errors import OptionError
 from ..whitening import ZCANorm2d
 from ..whitening.matrices import list_methods, resolve_method
 from .baselines import published_inverse_root
-from .measure import Function, correlated_features
+from .measure import Function, correlated_features, seeded_gradient
 from .modes import MODES, Mode, add_common_arguments, check_output, environment, positive
 from .report import result_markdown, write_json
 from .sections import Contender, Result, Section, run_section
@@ -153,10 +153,11 @@ def group_section(arguments: argparse.Namespace, size: int) -> Section:
     ]
     contenders = [Contender(name, kind, _callable(layer.to(device))) for name, kind, layer in layers]
     X = correlated_features(arguments.batch, C, S * S, device).unflatten(-1, (S, S))
-    if arguments.channels_last:
-        X = X.contiguous(memory_format=torch.channels_last)
+    G = seeded_gradient(X.shape, device)
+    if arguments.channels_last:  # the gradient too, as in a network that is
+        X, G = (T.contiguous(memory_format=torch.channels_last) for T in (X, G))
     title = f"{arguments.batch} x {C} x {S} x {S}, groups of {size}"
-    return Section(title, contenders, X, None, None, (LOOP, COMPOSITION, BATCH_NORM), details={"size": size})
+    return Section(title, contenders, X, G, None, (LOOP, COMPOSITION, BATCH_NORM), details={"size": size})
 
 
 def _callable(layer: nn.Module) -> Function:

@@ -9,6 +9,7 @@ which is its own adjoint, hence the gradient; its derivative in A has the second
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -238,6 +239,21 @@ def null_threshold(eigenvalues: Tensor) -> Tensor:
     return largest.clamp_min(0) * (n * torch.finfo(eigenvalues.dtype).eps)
 
 
+def decompose(A: Tensor, function: SpectralMethod, finite: bool = False) -> tuple[Tensor, Tensor]:
+    """λ and U of symmetric matrices for a function of them; eigenvalues that count as zero are zero.
+
+    ``finite`` says that there is no NaN or infinity in A.
+    """
+    values, U = torch.linalg.eigh(A.mT) if finite else guarded_eigh(A)
+    values = torch.where(values <= null_threshold(values), 0.0, values)
+    return function.truncate(values) if isinstance(function, EigenMethod) else values, U
+
+
+def compose(values: Tensor, U: Tensor) -> Tensor:
+    """U diag(values) Uᵀ."""
+    return (U * values.unsqueeze(-2)) @ U.mT
+
+
 class SpectralFunction(torch.autograd.Function):
     """f(A), and besides λ and U, which the gradient needs."""
 
@@ -246,11 +262,8 @@ class SpectralFunction(torch.autograd.Function):
     @staticmethod
     def forward(A: Tensor, function: SpectralMethod) -> tuple[Tensor, Tensor, Tensor]:
         with autocast_off(A.device.type):
-            values, U = guarded_eigh(A)
-            values = torch.where(values <= null_threshold(values), 0.0, values)
-            if isinstance(function, EigenMethod):
-                values = function.truncate(values)
-            return (U * function.values(values).unsqueeze(-2)) @ U.mT, values, U
+            values, U = decompose(A, function)
+            return compose(function.values(values), U), values, U
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -267,6 +280,35 @@ class SpectralFunction(torch.autograd.Function):
             # Finite along features that keep the rank, but no function of the matrix alone.
             grad = first_derivative_only(grad, "a function of a matrix with zero eigenvalues", A, G)
         return grad, None
+
+
+class PlainSpectralFunction(torch.autograd.Function):
+    """f(A) alone, without vmap.
+
+    For small matrices: ``setup_context``, which vmap needs, takes longer than their decomposition.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, A: Tensor, function: SpectralMethod) -> Tensor:
+        with autocast_off(A.device.type):
+            values, U = decompose(A, function, finite=_known_finite(A))
+            ctx.function = function
+            ctx.save_for_backward(A, values, U)
+            return compose(function.values(values), U)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():
+            return SpectralFunction.backward(ctx, G)
+        _, values, U = ctx.saved_tensors
+        return SpectralDerivative.forward(symmetrize(G), G, values, U, ctx.function), None
+
+
+def _known_finite(A: Tensor) -> bool:
+    """Whether A is found finite by its sum; not asked where that would wait for a GPU or be traced."""
+    if type(A) is not Tensor or A.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return math.isfinite(A.sum().item())
 
 
 class SpectralDerivative(torch.autograd.Function):

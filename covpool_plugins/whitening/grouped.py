@@ -19,6 +19,8 @@ from ..linalg.tensors import autocast_off, first_derivative_only, symmetrize, wo
 
 # With fewer positions, one product over all samples is faster than one for each image, for all the copying it takes.
 FEW_POSITIONS = 32
+# Where the channels of a sample lie side by side, narrower groups are copied: their products take longer than that.
+WIDTH = 16
 # Numbers that are centred at a time on a CPU: they stay in its cache, and no memory is taken for all features.
 AT_A_TIME = 1 << 17
 
@@ -88,7 +90,7 @@ class GroupStatistics(torch.autograd.Function):
                 sources = (features, mean, along_covariance, along_mean)
                 grad = first_derivative_only(grad, "synchronised statistics", *sources) if ctx.process_group else grad
             else:  # in place: it comes from GroupedMap, and nobody else has it
-                grad = grad.contiguous()
+                grad = grad if by_rows(grad) else grad.contiguous()
                 flat(grad).baddbmm_(factor, flat(features))
                 grad.add_(shift)
             return to_features(grad, *ctx.like), None, None
@@ -104,8 +106,13 @@ class GroupedMap(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, A: Tensor, b: Tensor, like: tuple) -> Tensor:
         ctx.save_for_backward(features, A)
         with autocast_off(features.device.type):
-            y = torch.bmm(repeated(A, features), flat(features)).view(features.shape)
-            return to_features(y.add_(b), *like)
+            if by_rows(features):
+                shape, dtype, memory_format = like
+                y = torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=memory_format)
+                torch.baddbmm(b, A, flat(features), out=flat(to_groups(y, A.shape[0], y.dtype)))
+                return y.to(dtype)
+            y = torch.baddbmm(repeated(b, features), repeated(A, features), flat(features)).view(features.shape)
+            return to_features(y, *like)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
@@ -117,7 +124,10 @@ class GroupedMap(torch.autograd.Function):
             along_b = G.sum(dim=(0, 3)).unsqueeze(-1) if to_b else None
             along_features = None
             if to_features_:
-                along_features = torch.bmm(repeated(A.transpose(1, 2), features), flat(G)).view(features.shape)
+                in_place = by_rows(features) and not torch.is_grad_enabled()
+                out = flat(torch.empty_like(features)) if in_place else None
+                along_features = torch.bmm(repeated(A.transpose(1, 2), features), flat(G), out=out)
+                along_features = along_features.view(features.shape)
             return along_features, along_A, along_b, None
 
 
@@ -169,10 +179,11 @@ def as_features(x: Tensor) -> Tensor:
 
 
 def to_groups(x: Tensor, groups: int, dtype: torch.dtype, parts: int | None = None) -> Tensor:
-    """Features (B, C, ...) as (K, G, d, M) in memory order, without copying them where that is possible.
+    """Features (B, C, ...) as (K, G, d, M), without copying them where that is possible.
 
     K is the batch and M the positions where the features lie so, and the positions are enough for a product; otherwise
-    K is one and M all samples. Or K is the number of ``parts``.
+    K is one and M all samples. Or K is the number of ``parts``. In memory order, but for channels that are last:
+    wide groups of these stay so on a CPU, see :func:`by_rows`.
     """
     features = as_features(x)
     B, C, M = features.shape
@@ -182,6 +193,9 @@ def to_groups(x: Tensor, groups: int, dtype: torch.dtype, parts: int | None = No
         by_batch = x.ndim > 2
     else:
         by_batch = features.is_contiguous() and M >= FEW_POSITIONS
+    last = like(x)[2] != torch.contiguous_format and parts in (None, 1) and C // groups >= WIDTH
+    if last and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return features.to(dtype).transpose(0, 1).reshape(1, groups, C // groups, B * M)
     if by_batch:
         return features.to(dtype).contiguous().view(B, groups, C // groups, M)
     return features.transpose(0, 1).to(dtype).contiguous().view(1, groups, C // groups, B * M)
@@ -189,11 +203,18 @@ def to_groups(x: Tensor, groups: int, dtype: torch.dtype, parts: int | None = No
 
 def to_features(X: Tensor, shape: torch.Size, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
     """The reverse: (K, G, d, M) as features (B, C, ...) of that kind."""
+    if by_rows(X):
+        return X.view(shape[1], shape[0], *shape[2:]).transpose(0, 1).to(dtype).contiguous(memory_format=memory_format)
     if X.shape[0] == shape[0]:
         # Not a view for autograd: activations in place follow, which a custom function's view forbids.
         return torch.ops.aten._unsafe_view(X, shape).to(dtype).contiguous(memory_format=memory_format)
     result = torch.empty(shape, dtype=dtype, device=X.device, memory_format=memory_format)
     return result.copy_(X.reshape(shape[1], shape[0], *shape[2:]).transpose(0, 1))
+
+
+def by_rows(X: Tensor) -> bool:
+    """Whether features (1, G, d, M) lie with the channels of a sample side by side."""
+    return X.shape[0] == 1 and not X.is_contiguous() and X.permute(0, 3, 1, 2).is_contiguous()
 
 
 def flat(X: Tensor) -> Tensor:

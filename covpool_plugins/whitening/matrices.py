@@ -28,7 +28,7 @@ from ..errors import OptionError
 from ..linalg import MPA, MTP, IterativeMethod, Method, NewtonSchulz
 from ..linalg.methods.base import check_field
 from ..linalg.methods.leading import Leading, LeadingInverseRoot, LeadingProjector
-from ..linalg.spectral import SpectralFunction
+from ..linalg.spectral import PlainSpectralFunction
 from ..linalg.square_root import root_of_symmetric
 from ..linalg.tensors import autocast_off, symmetrize
 from ..tables import Table
@@ -64,7 +64,7 @@ class Decomposition(EigenvectorMethod):
     def apply(self, covariance: Tensor, function: Leading) -> Tensor:
         if self.iterations is not None:
             function = replace(function, iterations=self.iterations)
-        return SpectralFunction.apply(covariance, function)[0]
+        return PlainSpectralFunction.apply(covariance, function)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from support.whitening import correlated, inverse_root
 
 from covpool_plugins.linalg import MPA, MTP
 from covpool_plugins.linalg.methods.leading import LeadingInverseRoot, LeadingProjector
-from covpool_plugins.linalg.spectral import SpectralFunction
+from covpool_plugins.linalg.spectral import PlainSpectralFunction, SpectralFunction
 from covpool_plugins.whitening import PCANorm2d, ZCANorm2d
 from covpool_plugins.whitening.matrices import Decomposition
 
@@ -71,6 +71,52 @@ def test_every_layout_has_the_gradient_of_the_plain_formula(side, batch):
     for features in (x, x.contiguous(**last)):
         for gradient in (G, G.contiguous(**last), torch.stack([G, G], -1)[..., 0]):
             assert torch.allclose(torch.autograd.grad(layer(features), x, gradient)[0], expected, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "channels, groups, batch, side",
+    [(32, 8, 2, 6), (32, 2, 3, 4), (16, 1, 2, 6), (32, 2, 1, 6), (32, 2, 33, 12)],
+    ids=["narrow groups", "wide groups", "one group", "one image", "many samples"],
+)
+@pytest.mark.parametrize("order", [1, 2])
+def test_channels_last_has_the_derivatives_of_the_other_layout(channels, groups, batch, side, order):
+    layer = ZCANorm2d(channels, groups, eps=1e-2, dtype=torch.float64)
+    x, *parameters = _leaves(channels, batch, side)
+    G, H = torch.randn_like(x), torch.randn_like(x)
+
+    def derivatives(of_features, of_gradient):
+        features, gradient = x.contiguous(memory_format=of_features), G.contiguous(memory_format=of_gradient)
+        y = _with_parameters(layer)(features, *parameters)
+        found = torch.autograd.grad(y, (x, *parameters), gradient, create_graph=order == 2)
+        return found if order == 1 else torch.autograd.grad((found[0] * H).sum(), (x, parameters[0]))
+
+    first, last = torch.contiguous_format, torch.channels_last
+    expected = derivatives(first, first)
+    for layouts in ((last, last), (last, first), (first, last)):
+        for found, right in zip(derivatives(*layouts), expected, strict=True):
+            assert torch.allclose(found, right, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "function", [LeadingInverseRoot(eps=0.1), LeadingInverseRoot(0.8), LeadingProjector(0.8)], ids=str
+)
+def test_plain_spectral_function_is_the_spectral_function(function):
+    X = torch.randn(3, 4, 6, dtype=torch.float64)
+    A = (X @ X.mT).requires_grad_()
+    G, H = torch.randn_like(A), torch.randn_like(A)
+    W, expected = PlainSpectralFunction.apply(A, function), SpectralFunction.apply(A, function)[0]
+    assert torch.equal(W, expected)
+    assert torch.equal(*(torch.autograd.grad(f, A, G, retain_graph=True)[0] for f in (W, expected)))
+    if function.derivative(A[0, 0], 2) is not None:
+        first = (torch.autograd.grad(f, A, G, create_graph=True)[0] for f in (W, expected))
+        assert torch.equal(*(torch.autograd.grad(g, A, H)[0] for g in first))
+
+
+def test_plain_spectral_function_of_a_poisoned_batch_is_finite_elsewhere():
+    A = torch.eye(3, dtype=torch.float64).repeat(3, 1, 1)
+    A[0, 0, 1], A[1, 2, 2] = torch.nan, torch.inf
+    W = PlainSpectralFunction.apply(A, LeadingInverseRoot(eps=1.0))
+    assert W[:2].isnan().all(dim=(1, 2)).all() and torch.allclose(W[2], 2**-0.5 * torch.eye(3, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("iterations", [1, 19])
