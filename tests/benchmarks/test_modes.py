@@ -99,8 +99,10 @@ def test_repetitions_take_turns():
     calls = []
     functions = {name: lambda X, name=name: calls.append(name) or X * 2 for name in "ab"}
     X = torch.ones(2)
-    times = time_interleaved(functions, X, dict.fromkeys("ab", X), repeats=2, title="")
-    assert "".join(calls) == "ababab" and all(len(t.forward) == len(t.backward) == 2 for t in times.values())
+    times = time_interleaved(functions, X, dict.fromkeys("ab", X), repeats=9, title="")
+    rounds = {"".join(calls[i : i + 2]) for i in range(0, len(calls), 2)}
+    assert len(calls) == 20 and rounds == {"ab", "ba"}
+    assert all(len(t.forward) == len(t.backward) == 9 for t in times.values())
 
 
 def test_bytes_saved_count_a_storage_once_and_not_the_input():
