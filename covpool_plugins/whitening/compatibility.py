@@ -149,8 +149,8 @@ def _zca_mpa(num_features: int, groups: int = 1, eps: float = 1e-2, **options: A
 
 
 @RELEASED_LAYERS.register("myPCANormSVDPI")
-def _pca_svdpi(num_features: int, eps: float = 1e-4, **options: Any) -> PCANorm2d:
-    return PCANorm2d(num_features, PCA_COMPONENTS, eps=eps, method="svdpi_released", **options)
+def _pca_svdpi(num_features: int, n_components: int = PCA_COMPONENTS, eps: float = 1e-4, **options: Any) -> PCANorm2d:
+    return PCANorm2d(num_features, n_components, eps=eps, method="svdpi_released", **options)
 
 
 def released_layer(name: str, num_features: int, **options: Any) -> WhiteningNorm:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_integer
-from ..errors import OptionError
+from ..errors import OptionError, UnknownNameError
 from ..linalg import MPA, MTP, IterativeMethod, Method, NewtonSchulz
 from ..linalg.methods.base import check_field
 from ..linalg.methods.leading import Leading, LeadingInverseRoot, LeadingProjector
@@ -148,6 +148,8 @@ def resolve_method(method: str | Method, needs_eigenvectors: str = "") -> Method
         UnknownNameError: for a name that there is not.
         OptionError: for an object of another kind, or one without eigenvectors where these are needed.
     """
+    if isinstance(method, str) and method not in METHODS:
+        raise UnknownNameError("whitening method", method, list_methods())
     chosen: Any = METHODS[method] if isinstance(method, str) else method
     if not isinstance(chosen, EigenvectorMethod | IterativeMethod):
         raise OptionError(f"{method!r} is no whitening method; available: {', '.join(list_methods())}")

@@ -27,7 +27,7 @@ class WhiteningNorm(_NormBase):
     """
 
     _abbr_ = "bn"  # MMEngine names the layer's attribute so: keys are those of a batch normalisation
-    _ranks: tuple[int, ...] = ()
+    dimensions: tuple[int, ...] = ()
     running_subspace: Tensor
 
     def __init__(
@@ -93,8 +93,8 @@ class WhiteningNorm(_NormBase):
     def _check_input(self, x: Tensor) -> None:
         name = type(self).__name__
         check_floating(x, f"the input of {name}")
-        if x.ndim not in self._ranks or x.shape[1] != self.num_features:
-            ranks = " or ".join(map(str, self._ranks))
+        if x.ndim not in self.dimensions or x.shape[1] != self.num_features:
+            ranks = " or ".join(map(str, self.dimensions))
             raise ShapeError(
                 f"{name} takes {ranks} dimensions with {self.num_features} channels, got shape {tuple(x.shape)}"
             )
@@ -184,8 +184,11 @@ class ZCANorm(WhiteningNorm):
 
     Statistics are computed in float32 at least (matrices in float64), also under autocast. With fewer samples than
     channels, Σ is singular and the output has the identity on its range only. The running average is that of the
-    whitening matrix, as published. A batch normalisation's checkpoint loads: its variances become the diagonal
-    whitening matrix, which evaluates as the batch normalisation did.
+    whitening matrix, as published: where a batch has few samples for each channel of a group, the matrices of the
+    batches differ so much that their average does not whiten; take smaller groups or a larger ``eps`` there.
+
+    A batch normalisation's checkpoint loads: its variances become the diagonal whitening matrix, which with the same
+    ``eps`` (1e-5 by default there) evaluates as the batch normalisation did. Not for ``torch.func`` transforms.
 
     Args:
         num_features: C.
@@ -341,34 +344,34 @@ def _unbiased(count: Tensor) -> Tensor:
 class ZCANorm1d(ZCANorm):
     """:class:`ZCANorm` of (B, C) or (B, C, L)."""
 
-    _ranks = (2, 3)
+    dimensions = (2, 3)
 
 
 class ZCANorm2d(ZCANorm):
     """:class:`ZCANorm` of (B, C, H, W)."""
 
-    _ranks = (4,)
+    dimensions = (4,)
 
 
 class ZCANorm3d(ZCANorm):
     """:class:`ZCANorm` of (B, C, D, H, W)."""
 
-    _ranks = (5,)
+    dimensions = (5,)
 
 
 class PCANorm1d(PCANorm):
     """:class:`PCANorm` of (B, C) or (B, C, L)."""
 
-    _ranks = (2, 3)
+    dimensions = (2, 3)
 
 
 class PCANorm2d(PCANorm):
     """:class:`PCANorm` of (B, C, H, W)."""
 
-    _ranks = (4,)
+    dimensions = (4,)
 
 
 class PCANorm3d(PCANorm):
     """:class:`PCANorm` of (B, C, D, H, W)."""
 
-    _ranks = (5,)
+    dimensions = (5,)

@@ -17,6 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..checks import check_known
 from ..errors import OptionError, UnknownNameError
 
+# Of the input that batch norms take; a SyncBatchNorm takes any.
+DIMENSIONS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
+
 Rule = Mapping[str, Any] | Callable[[int], nn.Module]
 
 
@@ -33,8 +36,9 @@ def swap_norm(model: nn.Module, rules: Mapping[str, Rule]) -> nn.Module:
     The new layers stand under the names of the old ones: keys of state dicts stay. They take over the parameters
     ``weight`` and ``bias`` (the same objects: an optimizer keeps them), the running statistics, the mode of training,
     device and dtype, and what timm runs within a batch norm (dropout, activation). The whitening matrix of a ZCA layer
-    begins with the variances, so that the network gives what it gave before until it is trained on.
-    Other options (``eps``, ``momentum``) are the new layer's own. A layer with two names is replaced once, under both.
+    begins with the variances, so that the network gives what it gave before until it is trained on; so does a PCA
+    layer that has the old one's ``eps``. Other options (``eps``, ``momentum``) are the new layer's own. A layer with
+    two names is replaced once, under both; placeholders (``nn.Identity``) are passed over.
 
     Args:
         model: any network with batch norms (``BatchNorm1d``, ``2d``, ``3d``, ``SyncBatchNorm``, timm's
@@ -82,7 +86,9 @@ def _matches(pattern: str, found: list[tuple[str, nn.Module]]) -> list[tuple[str
         raise OptionError(f"rules: {pattern!r} is no regular expression: {error}") from None
     matched = []
     for name, module in found:
-        if whole_name.fullmatch(name):
+        if whole_name.fullmatch(name) and not isinstance(
+            module, nn.Identity
+        ):  # timm has these where a norm is left out
             if not isinstance(module, _BatchNorm):
                 raise OptionError(f"rules: {pattern!r} matches {name!r}, a {type(module).__name__} and no batch norm")
             matched.append((name, module))
@@ -108,8 +114,14 @@ def _replacement(old: _BatchNorm, rule: Rule, pattern: str, name: str) -> nn.Mod
                 raise OptionError(f"rules: {pattern!r}: the {what} for {name} has {shapes}")
             if isinstance(mine, nn.Parameter):
                 setattr(new, what, theirs)
+    _check_dimensions(old, new, f"rules: {pattern!r}: {name}")
     # A layer of this room makes the best of variances, as it does with those of a checkpoint.
-    new.load_state_dict(dict(old.named_buffers(recurse=False)), strict=False)
+    statistics = dict(old.named_buffers(recurse=False))
+    if "running_var" in statistics and "running_var" not in dict(new.named_buffers(recurse=False)):
+        # With the new layer's eps as much as with the old one's before.
+        variance = statistics["running_var"].to("cpu", torch.float64)
+        statistics["running_var"] = variance + (old.eps - getattr(new, "eps", old.eps))
+    new.load_state_dict(statistics, strict=False)
     new.train(old.training)
     parts = dict(old.named_children())
     for part, module in parts.items():
@@ -117,6 +129,15 @@ def _replacement(old: _BatchNorm, rule: Rule, pattern: str, name: str) -> nn.Mod
     if parts:
         new.register_forward_hook(partial(_run_parts, tuple(parts)))
     return new
+
+
+def _check_dimensions(old: _BatchNorm, new: nn.Module, where: str) -> None:
+    """A ``ZCANorm1d`` in place of a ``BatchNorm2d`` would only fail when the network runs."""
+    taken = getattr(new, "dimensions", None)
+    given = next((ranks for kind, ranks in DIMENSIONS.items() if isinstance(old, kind)), taken)
+    if taken is not None and given is not None and not set(given) <= set(taken):
+        wanted, found = (" or ".join(map(str, ranks)) for ranks in (given, taken))
+        raise OptionError(f"{where}: {type(new).__name__} takes {found} dimensions, {type(old).__name__} {wanted}")
 
 
 def _built(rule: Rule, old: _BatchNorm) -> nn.Module:
@@ -131,9 +152,10 @@ def _built(rule: Rule, old: _BatchNorm) -> nn.Module:
     kind: Any = options.pop("type", None)
     if isinstance(kind, str):
         known = layer_types()
-        if kind not in known:
+        name = kind.removeprefix(f"{__name__.split('.')[0]}.")  # as configs name it
+        if name not in known:
             raise UnknownNameError("layer", kind, known)
-        kind = known[kind]
+        kind = known[name]
     if not isinstance(kind, type):
         raise OptionError(f"must have a type, the name of a layer or a class, got {rule!r}")
     allowed = list(inspect.signature(kind).parameters.values())[1:]

@@ -243,3 +243,26 @@ def test_bad_rules_are_named(rules, words):
 def test_a_network_without_batch_norm():
     with pytest.raises(OptionError, match="'bn1' matches no layer; there is no batch norm"):
         swap_norm(nn.Sequential(nn.Conv2d(3, 4, 3)), {"bn1": ZCA})
+
+
+@pytest.mark.parametrize("eps", [1e-4, 1e-2])
+def test_small_variances_and_another_eps_change_nothing(eps):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()
+    model[1].running_var.uniform_(1e-6, 1e-4)
+    x = torch.randn(2, 3, 6, 6)
+    before = model(x)
+    after = swap_norm(model, {"1": dict(type="covpool_plugins.ZCANorm2d", groups=2, eps=eps)})(x)
+    torch.testing.assert_close(after, before)
+
+
+def test_a_layer_for_other_dimensions_is_refused_at_once():
+    model = nn.Sequential(nn.BatchNorm2d(4))
+    with pytest.raises(OptionError, match=r"rules: '0': 0: ZCANorm1d takes 2 or 3 dimensions, BatchNorm2d 4$"):
+        swap_norm(model, {"0": dict(type="ZCANorm1d")})
+    assert type(model[0]) is nn.BatchNorm2d
+
+
+def test_placeholders_of_norms_are_passed_over():
+    model = nn.ModuleDict({"a": nn.ModuleDict({"bn": nn.BatchNorm2d(4)}), "b": nn.ModuleDict({"bn": nn.Identity()})})
+    swap_norm(model, {r".*\.bn": dict(type="ZCANorm2d")})
+    assert type(model["a"]["bn"]) is ZCANorm2d and type(model["b"]["bn"]) is nn.Identity
