@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checks import check_known
 from ..errors import OptionError, UnknownNameError
+from .grouped import wide_dtype
 
 # Of the input that batch norms take; a SyncBatchNorm takes any.
 DIMENSIONS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
@@ -119,8 +120,8 @@ def _replacement(old: _BatchNorm, rule: Rule, pattern: str, name: str) -> nn.Mod
     statistics = dict(old.named_buffers(recurse=False))
     if "running_var" in statistics and "running_var" not in dict(new.named_buffers(recurse=False)):
         # With the new layer's eps as much as with the old one's before.
-        variance = statistics["running_var"].to("cpu", torch.float64)
-        statistics["running_var"] = variance + (old.eps - getattr(new, "eps", old.eps))
+        variance = statistics["running_var"]
+        statistics["running_var"] = variance.to(wide_dtype(variance.device)) + (old.eps - getattr(new, "eps", old.eps))
     new.load_state_dict(statistics, strict=False)
     new.train(old.training)
     parts = dict(old.named_children())
