@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Iterator
 from functools import partial
 from itertools import product
@@ -30,9 +29,9 @@ from ..linalg.routes import ROUTES
 from ..linalg.tensors import symmetrize
 from .baselines import BASELINES, ISQRT, MPA, SVD_PADE, published_inverse_root
 from .measure import Function, correlated_features, exact_root_and_gradient, seeded_gradient, value_and_gradient
-from .modes import MODES, Mode, add_common_arguments, check_output, environment, positive
-from .report import result_markdown, write_json, write_plot
-from .sections import Clock, Contender, Result, Section, run_section
+from .modes import MODES, Mode, add_common_arguments, check_output, positive
+from .report import write_plot
+from .sections import Clock, Contender, Section, run_sections
 
 GIVEN_POSITIONS_PER_CHANNEL = 8  # covariances of full rank
 MPA_INVERSE = "mpa inverse published (f32)"
@@ -55,19 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measure, print each section as it is done, write the files."""
     methods = {name: resolve_method(name) for name in arguments.methods}
-    for path in (arguments.json, arguments.plot):
-        check_output(path)
+    check_output(arguments.plot)
     if arguments.plot:
         require_extra("matplotlib", "explain")
-    torch.set_num_threads(arguments.threads)
-    facts = {**environment(arguments.device), "batch": arguments.batch, "repeats": arguments.repeats}
-    print("# linalg\n\n" + ", ".join(f"{key} {value}" for key, value in facts.items()) + "\n", flush=True)
-    results: list[Result] = []
-    for section in _sections(arguments, methods):
-        results.append(run_section(section, arguments.repeats))
-        print(result_markdown(results[-1]), flush=True)
-    if arguments.json:
-        write_json(arguments.json, {"environment": facts, "sections": [dataclasses.asdict(r) for r in results]})
+    results = run_sections(arguments, "linalg", _sections(arguments, methods))
     if arguments.plot:
         write_plot(arguments.plot, [r for r in results if "positions" in r.details])
 

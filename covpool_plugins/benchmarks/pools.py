@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -16,9 +15,8 @@ from ..pooling import POOLS, create_pool, list_pools, pool_options
 from ..pooling.reduction import DEFAULT_CHANNELS, ConvReduction
 from .baselines import BASELINES, ISQRT, MPA, SVD_PADE, Baseline
 from .measure import Function, correlated_features
-from .modes import MODES, Mode, add_common_arguments, check_output, environment, positive
-from .report import result_markdown, write_json
-from .sections import Contender, Result, Section, run_section
+from .modes import MODES, Mode, add_common_arguments, positive
+from .sections import Contender, Section, run_sections
 
 AVERAGE = "gap"
 PUBLISHED = (SVD_PADE, ISQRT, MPA)
@@ -66,16 +64,7 @@ def run(arguments: argparse.Namespace, sections: Callable[[argparse.Namespace, i
     """Measure, print each section as it is done, write the file."""
     for name in arguments.pools:
         POOLS[name]  # raises for a name that does not exist
-    check_output(arguments.json)
-    torch.set_num_threads(arguments.threads)
-    facts = {**environment(arguments.device), "batch": arguments.batch, "repeats": arguments.repeats}
-    print(", ".join(f"{key} {value}" for key, value in facts.items()) + "\n", flush=True)
-    results: list[Result] = []
-    for side in arguments.sides:
-        results.append(run_section(sections(arguments, side), arguments.repeats))
-        print(result_markdown(results[-1]), flush=True)
-    if arguments.json:
-        write_json(arguments.json, {"environment": facts, "sections": [dataclasses.asdict(r) for r in results]})
+    run_sections(arguments, arguments.mode, (sections(arguments, side) for side in arguments.sides))
 
 
 def pool_section(arguments: argparse.Namespace, side: int) -> Section:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from ..command_line import one_line
 from .measure import Function, bytes_saved, relative_error, seeded_gradient, time_interleaved, value_and_gradient
+from .modes import check_output, environment
+from .report import result_markdown, write_json
 
 Clock = Literal["both", "backward"]
 
@@ -147,3 +151,22 @@ def _accuracy(contender: Contender, section: Section, own: dict[str, tuple[Tenso
 
 def _errors(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> tuple[float, float]:
     return relative_error(found[0], expected[0]), relative_error(found[1], expected[1])
+
+
+def run_sections(arguments: argparse.Namespace, title: str, sections: Iterable[Section]) -> list[Result]:
+    """Measure sections, print each as it is done, and write the JSON file, as the common options say.
+
+    Raises:
+        OptionError: before anything is measured, if the file cannot be written.
+    """
+    check_output(arguments.json)
+    torch.set_num_threads(arguments.threads)
+    facts = {**environment(arguments.device), "batch": arguments.batch, "repeats": arguments.repeats}
+    print(f"# {title}\n\n" + ", ".join(f"{key} {value}" for key, value in facts.items()) + "\n", flush=True)
+    results: list[Result] = []
+    for section in sections:
+        results.append(run_section(section, arguments.repeats))
+        print(result_markdown(results[-1]), flush=True)
+    if arguments.json:
+        write_json(arguments.json, {"environment": facts, "sections": [dataclasses.asdict(r) for r in results]})
+    return results

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from typing import Any
 
 import torch
@@ -14,9 +13,8 @@ from ..whitening import ZCANorm2d
 from ..whitening.matrices import list_methods, resolve_method
 from .baselines import published_inverse_root
 from .measure import Function, correlated_features, seeded_gradient
-from .modes import MODES, Mode, add_common_arguments, check_output, environment, positive
-from .report import result_markdown, write_json
-from .sections import Contender, Result, Section, run_section
+from .modes import MODES, Mode, add_common_arguments, positive
+from .sections import Contender, Section, run_sections
 
 LOOP, COMPOSITION, BATCH_NORM = "loop over eigenvectors", "mpa composed", "BatchNorm2d"
 EPS, MOMENTUM, ITERATIONS = 1e-4, 0.1, 19
@@ -129,16 +127,7 @@ def run(arguments: argparse.Namespace) -> None:
     for size in arguments.group_sizes:
         if arguments.channels % size:
             raise OptionError(f"--group-sizes must divide --channels {arguments.channels}, got {size}")
-    check_output(arguments.json)
-    torch.set_num_threads(arguments.threads)
-    facts = {**environment(arguments.device), "batch": arguments.batch, "repeats": arguments.repeats}
-    print("# whitening\n\n" + ", ".join(f"{key} {value}" for key, value in facts.items()) + "\n", flush=True)
-    results: list[Result] = []
-    for size in arguments.group_sizes:
-        results.append(run_section(group_section(arguments, size), arguments.repeats))
-        print(result_markdown(results[-1]), flush=True)
-    if arguments.json:
-        write_json(arguments.json, {"environment": facts, "sections": [dataclasses.asdict(r) for r in results]})
+    run_sections(arguments, "whitening", (group_section(arguments, size) for size in arguments.group_sizes))
 
 
 def group_section(arguments: argparse.Namespace, size: int) -> Section:

@@ -106,3 +106,29 @@ class FirstDerivativeOnly(torch.autograd.Function):
 def first_derivative_only(gradient: Tensor, method: object, *sources: Tensor) -> Tensor:
     """``gradient``, guarded against being differentiated when a graph of it is being recorded."""
     return FirstDerivativeOnly.apply(gradient, method, *sources) if torch.is_grad_enabled() else gradient
+
+
+class Product(torch.autograd.Function):
+    """A B without autocast, in the backward pass too, which may run where autocast is on."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(A: Tensor, B: Tensor) -> Tensor:
+        with autocast_off(A.device.type):
+            return A @ B
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        A, B = ctx.saved_tensors
+        of_A, of_B = ctx.needs_input_grad
+        return product(G, transpose(B)) if of_A else None, product(transpose(A), G) if of_B else None
+
+
+def product(A: Tensor, B: Tensor) -> Tensor:
+    """A B for A (..., n, m) and B (..., m, k) with the same leading dimensions, never in a lower precision."""
+    return Product.apply(A, B)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from ..checks import check_choice, check_known
 from ..errors import OptionError
-from ..linalg.tensors import autocast_off, transpose
+from ..linalg.tensors import autocast_off, product, transpose
 from .base import POOLS, InputFormat, Pool, widened
 from .covariance_pool import options_of
 from .reduction import reduced_channels
-from .singular_value_power import SingularValuePower, centered_features, product
+from .singular_value_power import SingularValuePower, centered_features
 
 CrossNormalization = Literal["svpn", "none"]
 NORMALIZATIONS: tuple[str, ...] = get_args(CrossNormalization)

@@ -12,7 +12,7 @@ where nothing is divided by a σ that is zero.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from ..checks import check_choice, check_integer, check_number, is_integer
 from ..errors import OptionError, ShapeError
 from ..linalg import Compute, Vectorize, covariance, pack_triu
 from ..linalg.covariance import center, rounding_of_mean
-from ..linalg.tensors import autocast_off, power_of_two, transpose, working_dtype
+from ..linalg.tensors import autocast_off, power_of_two, product, transpose, working_dtype
 from .base import POOLS, widened
 from .covariance_pool import CovariancePool
 from .normalizations import Normalization
@@ -194,32 +194,6 @@ class SingularValuePower(Normalization):
     def extra_repr(self) -> str:
         start = "ones" if self.weight is None else "learned"
         return f"alpha={self.alpha:g}, iterations={self.iterations}, n={self.n}, start={start!r}, eps={self.eps:g}"
-
-
-class Product(torch.autograd.Function):
-    """A B without autocast, in the backward pass too, which may run where autocast is on."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(A: Tensor, B: Tensor) -> Tensor:
-        with autocast_off(A.device.type):
-            return A @ B
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        A, B = ctx.saved_tensors
-        of_A, of_B = ctx.needs_input_grad
-        return product(G, transpose(B)) if of_A else None, product(transpose(A), G) if of_B else None
-
-
-def product(A: Tensor, B: Tensor) -> Tensor:
-    """A B for A (..., n, m) and B (..., m, k) with the same leading dimensions, never in a lower precision."""
-    return Product.apply(A, B)
 
 
 def centered_features(X: Tensor, centered: bool) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,7 @@ from ..checks import check_integer, check_number
 from ..errors import OptionError, ShapeError, UnknownNameError
 from ..linalg import EigenMethod, Method, covariance, inv_sqrtm, list_methods, resolve_method, sqrtm
 from ..linalg.methods.base import SpectralMethod
-from ..linalg.tensors import autocast_off, check_floating, transpose, working_dtype
+from ..linalg.tensors import check_floating, product, working_dtype
 
 
 def whitening_coloring(
@@ -69,11 +67,11 @@ def whitening_coloring(
     X, Y = _grouped(content.to(dtype), groups), _grouped(style.to(dtype), groups)
     content_mean, style_mean = X.mean(-1, keepdim=True), Y.mean(-1, keepdim=True)
     S, W = sqrtm(covariance(Y), root), inv_sqrtm(covariance(X), inverse, eps=eps)
-    transfer = Product.apply(S.expand_as(W), W)
+    transfer = product(S.expand_as(W), W)
     # The blend costs nothing on the matrices and the means.
     blended = share * transfer + (1 - share) * torch.eye(transfer.shape[-1], dtype=dtype, device=transfer.device)
     mean = share * style_mean + (1 - share) * content_mean
-    return (Product.apply(blended, X - content_mean) + mean).view(content.shape).to(content.dtype)
+    return (product(blended, X - content_mean) + mean).view(content.shape).to(content.dtype)
 
 
 def both_roots(method: str | Method) -> tuple[Method, Method]:
@@ -97,26 +95,6 @@ def _counterpart(method: Method, function: str) -> Method:
     """A method as it is, if it does for ``function``; the exact one instead of eigenvalues of the other function."""
     wrong_root = isinstance(method, SpectralMethod) and isinstance(method, EigenMethod) != (function == "sqrtm")
     return resolve_method("exact" if wrong_root else method, function)
-
-
-class Product(torch.autograd.Function):
-    """A @ B for batches of matrices, without autocast in forward and backward."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(A: Tensor, B: Tensor) -> Tensor:
-        with autocast_off(A.device.type):
-            return A @ B
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, Tensor]:
-        A, B = ctx.saved_tensors
-        return Product.apply(G, transpose(B)), Product.apply(transpose(A), G)
 
 
 def _grouped(maps: Tensor, groups: int) -> Tensor:
