@@ -3,14 +3,6 @@
 # Published: top-1/top-5 error 21.48/5.80 (average pooling 22.63/6.44; both in the comparison of ICCV 2021)
 # Recipe: ICCV 2021 (batch 256, learning rate 0.0794, 60 epochs, divided by 10 after 30 and 45)
 # Train: torchrun --nproc-per-node 8 tools/train.py configs/resnet/resnet101_svdpade_8xb32_in1k.py --launcher pytorch
-_base_ = [
-    "mmpretrain::_base_/models/resnet101.py",
-    "mmpretrain::_base_/datasets/imagenet_bs32.py",
-    "../_base_/schedules/imagenet_bs256_60e.py",
-    "mmpretrain::_base_/default_runtime.py",
-]
+_base_ = "./resnet50_svdpade_8xb32_in1k.py"
 
-model = dict(
-    neck=dict(_delete_=True, type="covpool_plugins.CovariancePooling", method="svdpade", in_channels=2048),
-    head=dict(type="covpool_plugins.SecondOrderClsHead", in_channels=None),
-)
+model = dict(backbone=dict(depth=101))

@@ -25,6 +25,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -38,7 +39,6 @@ from ..tables import Table
 from .matrices import METHODS, EigenvectorMethod
 from .norm import PCANorm2d, WhiteningNorm, ZCANorm2d
 
-PCA_COMPONENTS = 16
 STARTING_VECTOR = re.compile(r"(eigenvector\d+-)?\d+")
 
 
@@ -126,31 +126,11 @@ METHODS.add("svd_released", ReleasedSVD())
 METHODS.add("mpa_released", MPA(lyapunov_iterations=10))
 
 RELEASED_LAYERS: Table[Callable[..., WhiteningNorm]] = Table("released whitening layer")
-
-
-@RELEASED_LAYERS.register("ZCANormSVDPI")
-def _zca_svdpi(num_features: int, groups: int = 1, eps: float = 1e-4, **options: Any) -> ZCANorm2d:
-    return ZCANorm2d(num_features, groups, eps, method="svdpi_released", **options)
-
-
-@RELEASED_LAYERS.register("ZCANormSVDunstable")
-def _zca_svd(num_features: int, groups: int = 4, eps: float = 1e-4, **options: Any) -> ZCANorm2d:
-    return ZCANorm2d(num_features, groups, eps, method="svd_released", **options)
-
-
-@RELEASED_LAYERS.register("ZCANormPIunstable")
-def _zca_power_iteration(num_features: int, groups: int = 1, eps: float = 1e-4, **options: Any) -> ZCANorm2d:
-    return ZCANorm2d(num_features, groups, eps, method="power_iteration", **options)
-
-
-@RELEASED_LAYERS.register("ZCANormBatch")
-def _zca_mpa(num_features: int, groups: int = 1, eps: float = 1e-2, **options: Any) -> ZCANorm2d:
-    return ZCANorm2d(num_features, groups, eps, method="mpa_released", **options)
-
-
-@RELEASED_LAYERS.register("myPCANormSVDPI")
-def _pca_svdpi(num_features: int, n_components: int = PCA_COMPONENTS, eps: float = 1e-4, **options: Any) -> PCANorm2d:
-    return PCANorm2d(num_features, n_components, eps=eps, method="svdpi_released", **options)
+RELEASED_LAYERS.add("ZCANormSVDPI", partial(ZCANorm2d, method="svdpi_released"))
+RELEASED_LAYERS.add("ZCANormSVDunstable", partial(ZCANorm2d, groups=4, method="svd_released"))
+RELEASED_LAYERS.add("ZCANormPIunstable", partial(ZCANorm2d, method="power_iteration"))
+RELEASED_LAYERS.add("ZCANormBatch", partial(ZCANorm2d, eps=1e-2, method="mpa_released"))
+RELEASED_LAYERS.add("myPCANormSVDPI", partial(PCANorm2d, n_components=16, method="svdpi_released"))
 
 
 def released_layer(name: str, num_features: int, **options: Any) -> WhiteningNorm:
