@@ -23,6 +23,8 @@ MMPRETRAIN_CLASSES = {
     "PCANorm2d": "whitening",
     "PCANorm3d": "whitening",
     "SecondOrderClsHead": "mmpretrain_plugin.second_order_cls_head",
+    "SoViT": "mmpretrain_plugin.so_vit",
+    "SoViTHead": "mmpretrain_plugin.so_vit",
     "SpectrumHook": "mmpretrain_plugin.spectrum_hook",
     "StanfordDogs": "mmpretrain_plugin.stanford_dogs",
     "SwitchMethodHook": "mmpretrain_plugin.switch_method_hook",

@@ -3,26 +3,82 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from .errors import OptionError
 
 
 def write_atomically(path: Path | str, write: Callable[[BinaryIO], object]) -> Path:
     """Let ``write`` fill a temporary file beside ``path``, then move it to ``path``; folders are made as needed."""
+
+    def open_and_write(temporary: str) -> None:
+        with open(temporary, "wb") as file:
+            write(file)
+
+    return write_file_atomically(path, open_and_write)
+
+
+def write_file_atomically(path: Path | str, write: Callable[[str], object]) -> Path:
+    """As :func:`write_atomically`, for a ``write`` that takes the name of the temporary file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(descriptor)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
+        write(temporary)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
     return path
+
+
+@contextmanager
+def new_folder(path: Path | str, force: bool = False) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that becomes ``path`` at the end; after an exception nothing is there.
+
+    Args:
+        path: where it comes to be; the folders above are made as needed.
+        force: put it in the place of a folder that is there.
+
+    Raises:
+        OptionError: if ``path`` is there and ``force`` is not given, or is no folder.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise OptionError(f"{path} is there and is no folder")
+    if path.exists() and not force and any(path.iterdir()):
+        raise OptionError(f"{path} is there and not empty; --force replaces it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o777 & ~_umask())
+        if path.exists():
+            _replace_folder(temporary, path)
+        else:
+            os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    """Folders cannot be exchanged in one step: the old one is put aside, and back if the new one cannot be moved."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / path.name
+    os.rename(path, aside)
+    try:
+        os.rename(new, path)
+    except BaseException:
+        os.rename(aside, path)
+        raise
+    finally:
+        shutil.rmtree(aside.parent, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -19,6 +19,7 @@ from .matrix_sqrt import MatrixSqrt
 from .norm_layers import PCANorm1d, PCANorm2d, PCANorm3d, ZCANorm1d, ZCANorm2d, ZCANorm3d
 from .norm_swap import NormSwap
 from .second_order_cls_head import SecondOrderClsHead
+from .so_vit import SoViT, SoViTHead
 from .spectrum_hook import SpectrumHook
 from .stanford_dogs import StanfordDogs
 from .switch_method_hook import SwitchMethodHook
@@ -33,6 +34,8 @@ __all__ = [
     "PCANorm2d",
     "PCANorm3d",
     "SecondOrderClsHead",
+    "SoViT",
+    "SoViTHead",
     "SpectrumHook",
     "StanfordDogs",
     "SwitchMethodHook",

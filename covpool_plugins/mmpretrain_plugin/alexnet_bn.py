@@ -22,6 +22,7 @@ class AlexNetBN(BaseBackbone):
 
     Args:
         in_channels: channels of the images.
+        batch_norm: ``False`` leaves it out, as in fast-MPN-COV.
         out_indices: stages whose maps are returned, from 0 to 4 or negative from the end; the last by default.
         frozen_stages: stages up to this one keep their weights and their statistics; -1 for none.
         norm_eval: batch norms keep their statistics while training.
@@ -34,13 +35,14 @@ class AlexNetBN(BaseBackbone):
     def __init__(
         self,
         in_channels: int = 3,
+        batch_norm: bool = True,
         out_indices: int | Sequence[int] = (-1,),
         frozen_stages: int = -1,
         norm_eval: bool = False,
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        network = AlexNet(num_classes=0, in_chans=in_channels, global_pool="")
+        network = AlexNet(num_classes=0, in_chans=in_channels, global_pool="", batch_norm=batch_norm)
         self.stages = [name for (name,) in network.stages]
         for name in self.stages:
             self.add_module(name, network.get_submodule(name))

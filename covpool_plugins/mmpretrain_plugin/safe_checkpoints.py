@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 
 from ..errors import OptionError
+from ..safe_globals import numpy_array_globals, numpy_scalar_globals
 
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
@@ -87,19 +87,7 @@ def check_checkpoint(path: str | Path, *, resume: bool = False) -> dict[str, Any
 
 def _known_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     HistoryBuffer()  # fills its table of statistics, which _statistic reads
-    reconstruct, scalar = np._core.multiarray._reconstruct, np._core.multiarray.scalar  # type: ignore[attr-defined]
-    dtypes = [getattr(np.dtypes, name) for name in np.dtypes.__all__]
-    return [
-        HistoryBuffer,
-        np.ndarray,
-        np.dtype,
-        *dtypes,
-        reconstruct,
-        scalar,
-        (reconstruct, "numpy.core.multiarray._reconstruct"),  # as NumPy 1 wrote them
-        (scalar, "numpy.core.multiarray.scalar"),
-        (_statistic, "builtins.getattr"),
-    ]
+    return [HistoryBuffer, *numpy_array_globals(), *numpy_scalar_globals(), (_statistic, "builtins.getattr")]
 
 
 def _statistic(owner: Any, name: str) -> Callable[..., Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from .backbones import HeadInput, head_input
 from .head import SecondOrderHead
 from .strides import build_with_last_stride
 from .subclass import attach_head, head_name
-from .weights import load_head, one_line_errors, report, watch_loading
+from .weights import ask_to_convert, load_head, one_line_errors, report, watch_loading
 
 CLASSIFIER = "head.fc"
 DEFAULT_CLASSES = 1000
@@ -44,6 +44,7 @@ def create_model(
     last_stride: int | None = None,
     fuse_class_token: bool = False,
     layer_groups: str | None = None,
+    hidden_features: Sequence[int] = (),
     global_pool: str | None = None,
     drop_rate: float = 0.0,
     features_only: bool = False,
@@ -67,6 +68,8 @@ def create_model(
         fuse_class_token: add the logits of the backbone's class token to the second-order ones, as in So-ViT.
         layer_groups: ``head`` makes two groups for timm's layer decay, the classifier and all the rest, so that
             ``layer_decay=0.05`` gives the classifier 20 times the learning rate of the rest; by default timm's groups.
+        hidden_features: widths of hidden layers between vector and classifier, ``(4096, 4096)`` for AlexNet and VGG
+            trained from scratch in CVPR 2018.
         global_pool: '' returns the unpooled features (with ``num_classes=0``); a head's name overrides ``head``.
         drop_rate: dropout before the classifier.
         features_only: timm's feature extractor for the plain backbone.
@@ -114,16 +117,19 @@ def create_model(
         fuse_class_token=_class_token(fuse_class_token, found, name),
         norm=found.norm,
         own_pool_type=head,
+        hidden_features=hidden_features,
         device=parameter.device,
         dtype=parameter.dtype,
     )
     attach_head(model, new_head, num_classes, found.place)
+    ask_to_convert(model)
     model.layer_groups = layer_groups  # type: ignore[assignment]
     model.second_order_arguments = dict(  # type: ignore[assignment]
         backbone=name,
         last_stride=last_stride,
         fuse_class_token=fuse_class_token,
         layer_groups=layer_groups,
+        hidden_features=list(hidden_features),
         **timm_kwargs,
     )
     model.pretrained_cfg = model.default_cfg = _described(model, f"{name}_{head}", cfg.num_classes)  # type: ignore[assignment]

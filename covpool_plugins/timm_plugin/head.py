@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,6 +39,9 @@ class SecondOrderHead(nn.Module):
             class token and those of the second-order vector, as in So-ViT.
         norm: what normalises the features before they are pooled.
         own_pool_type: the pool that a head without one gets with its next classifier; ``pool_type`` by default.
+        hidden_features: widths of hidden layers between vector and classifier, each with ReLU and dropout, as
+            fast-MPN-COV has them in AlexNet and VGG: ``(4096, 4096)``. They count as part of the pool: what
+            ``pre_logits`` gives has passed them.
 
     Raises:
         OptionError: for an option outside its range.
@@ -56,15 +60,19 @@ class SecondOrderHead(nn.Module):
         fuse_class_token: bool = False,
         norm: nn.Module | None = None,
         own_pool_type: str | None = None,
+        hidden_features: Sequence[int] = (),
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         _check_classes(num_classes, pool_type)
+        for width in hidden_features:
+            check_integer("hidden_features", width)
         self.in_features = in_features
         self.pool_options = dict(pool_options or {})
         self.layout: dict[str, Any] = {"input_fmt": input_fmt, "num_prefix_tokens": num_prefix_tokens}
         self.fuse_token = fuse_class_token
+        self.hidden_features = tuple(hidden_features)
         self.norm: nn.Module = norm or nn.Identity()
         self.own_pool_type = own_pool_type or pool_type or "svdpade"
         self.options_are_for = pool_type or self.own_pool_type
@@ -106,6 +114,16 @@ class SecondOrderHead(nn.Module):
             if learned is not None and str(learned) == str(pool.reduction):
                 pool.reduction = learned
         self.pool_type, self.global_pool, self.num_features = pool_type, pool, width
+        self._build_hidden_layers(device, dtype)
+
+    def _build_hidden_layers(self, device: torch.device | None, dtype: torch.dtype | None) -> None:
+        layers: list[nn.Module] = []
+        for width in self.hidden_features if self.pool_type else ():
+            linear = nn.Linear(self.num_features, width, device=device, dtype=dtype)
+            layers += [linear, nn.ReLU(inplace=True), nn.Dropout(self.dropout.p)]
+            self.num_features = width
+        # The head's own dropout stands behind the last.
+        self.hidden: nn.Module = nn.Sequential(*layers[:-1]) if layers else nn.Identity()
 
     def options_for(self, pool_type: str) -> dict[str, Any]:
         """Those of the head's options that a pool takes; those of a method belong to the pool they were given for."""
@@ -126,7 +144,7 @@ class SecondOrderHead(nn.Module):
             return x
         if self.fuse_token:
             vector = torch.cat([vector, x[:, 0]], dim=1)
-        vector = self.dropout(vector)
+        vector = self.dropout(self.hidden(vector))
         return vector if pre_logits else self.fc(vector)
 
 

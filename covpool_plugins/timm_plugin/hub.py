@@ -15,7 +15,7 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from ..errors import OptionError
-from ..files import write_atomically
+from ..files import write_atomically, write_file_atomically
 from .builder import SECOND_ORDER_NAMES, create_model
 from .second_order_models import default_cfgs
 from .subclass import SecondOrderModel, head_name
@@ -59,11 +59,19 @@ def save_for_hub(model: nn.Module, directory: Path | str) -> Path:
         raise OptionError("save_for_hub: the model is on the meta device and has no data")
     architecture, arguments = _reconstruction(model)
     _check_that_it_builds_again(model, architecture, arguments)
+    return write_hub_folder(model, directory, architecture, arguments)
+
+
+def write_hub_folder(model: nn.Module, directory: Path, architecture: str, arguments: dict[str, Any]) -> Path:
+    """Write a registered model as a folder for ``local-dir:``, given the name and the arguments that build it again."""
     config = _config(model, architecture, arguments)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}  # type: ignore[attr-defined]
-    content = safetensors.torch.save(tensors, metadata={"format": "pt"})
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # Written tensor by tensor: a copy of them all would take as much memory again.
+    write_file_atomically(
+        directory / "model.safetensors",
+        lambda path: safetensors.torch.save_file(tensors, path, metadata={"format": "pt"}),
+    )
     # The description last: a folder without it is not taken for a model.
-    write_atomically(directory / "model.safetensors", lambda file: file.write(content))
     write_atomically(directory / "config.json", lambda file: file.write(json.dumps(config, indent=2).encode()))
     return directory
 
@@ -77,7 +85,7 @@ def _reconstruction(model: Any) -> tuple[str, dict[str, Any]]:
     arguments["head_kwargs"] = head.options_for(pool_type)
     if not head.pool_type:
         arguments["global_pool"] = ""
-    arguments = {k: v for k, v in arguments.items() if v is not None and v != {} and v is not False}
+    arguments = {k: v for k, v in arguments.items() if v is not None and v is not False and v not in ({}, [])}
     name = f"{backbone}_{pool_type}"
     if name in default_cfgs and timm.is_model(name):
         return name, arguments

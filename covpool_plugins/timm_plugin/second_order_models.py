@@ -28,6 +28,10 @@ BACKBONES = (
     "swin_tiny_patch4_window7_224",
     "vit_small_patch16_224",
     "deit_small_patch16_224",
+    "so_vit_7",
+    "so_vit_10",
+    "so_vit_14",
+    "so_vit_19",
 )
 COMMON_HEADS = ("svdpade", "isqrt", "mpa", "seb")
 # What the bilinear papers fine-tune.

@@ -19,6 +19,15 @@ _logger = logging.getLogger(__name__)
 # What torch and timm raise for files that are no weights, or those of another network.
 UNREADABLE = (OSError, EOFError, KeyError, AttributeError, RuntimeError, ValueError, pickle.UnpicklingError)
 MOST_SAID = 200
+# How keys begin in the original repositories' checkpoints, and in no model here.
+ORIGINAL_PARTS = (
+    "features.",
+    "module.",
+    "representation.",
+    "layer_reduce",
+    "visual_tokens.",
+    "bn1.running_subspace0",
+)
 _timm_logger = logging.getLogger("timm.models._builder")
 
 
@@ -57,6 +66,21 @@ def load_head(
     in_chans = (cfg.get("input_size") or (3,))[0]  # that of the weights: the backbone is loaded, nothing is converted
     load_pretrained(model, cfg, num_classes, in_chans, filter_fn=keep_fitting, cache_dir=cache_dir)
     return loaded, held
+
+
+def ask_to_convert(model: nn.Module) -> None:
+    """Let a model say in one line that it is given an original repository's weights, whatever loads them."""
+    model.register_load_state_dict_pre_hook(_refuse_original_keys)
+
+
+def _refuse_original_keys(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    own = model.state_dict()
+    for key in state_dict:
+        if key.startswith(tuple(prefix + part for part in ORIGINAL_PARTS)) and key.removeprefix(prefix) not in own:
+            raise OptionError(
+                f"these are weights of an original repository (there is {key!r}); convert them: "
+                "python tools/convert.py FILE --to timm --out FOLDER"
+            )
 
 
 def _is_of_a_pool(key: str) -> bool:

@@ -42,10 +42,15 @@ class Whitened:
 
 GETTER: dict[str, Any] = dict(out_indices=(0, 1, 2, 3, 4), feature_cls="getter")
 RESNET50: dict[str, Any] = dict(block=Bottleneck, layers=(3, 4, 6, 3))
+CIFAR_RESNET50: dict[str, Any] = dict(block="bottleneck", layers=(3, 4, 6, 3))
 # Matrices of 4x4 in ZCA, which did best in the paper.
 MODELS = {
     "resnet18_cifar_zca": Whitened("resnet18_cifar", CifarResNet, {}, ZCANorm2d, dict(groups=16), GETTER),
     "resnet18_cifar_pca": Whitened("resnet18_cifar", CifarResNet, {}, PCANorm2d, dict(n_components=16), GETTER),
+    "resnet50_cifar_zca": Whitened("resnet50_cifar", CifarResNet, CIFAR_RESNET50, ZCANorm2d, dict(groups=16), GETTER),
+    "resnet50_cifar_pca": Whitened(
+        "resnet50_cifar", CifarResNet, CIFAR_RESNET50, PCANorm2d, dict(n_components=16), GETTER
+    ),
     "resnet50_zca": Whitened("resnet50", ResNet, RESNET50, ZCANorm2d, dict(groups=16), {}),
 }
 

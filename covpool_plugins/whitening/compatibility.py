@@ -26,7 +26,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -148,6 +148,29 @@ def released_layer(name: str, num_features: int, **options: Any) -> WhiteningNor
     return RELEASED_LAYERS[name](num_features, **options)
 
 
+class Entry(NamedTuple):
+    """Where a tensor of an original layer goes: the name in ours, which part of that it is, and whether transposed."""
+
+    name: str
+    part: int | None = None
+    transposed: bool = False
+
+
+def place_entry(name: str, pca: bool) -> Entry | None:
+    """The place of a tensor of an original layer; ``None`` for a vector that power iterations start from.
+
+    Args:
+        name: in the original.
+        pca: whether the layer is ``myPCANormSVDPI``, which projects by the transpose of what it keeps.
+    """
+    numbered = re.fullmatch(r"running_subspace(\d+)", name)
+    if numbered:
+        return Entry("running_subspace", int(numbered[1]))
+    if STARTING_VECTOR.fullmatch(name):
+        return None
+    return Entry(name, None, pca and name == "running_subspace")
+
+
 def convert_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of a layer of this package from that of an original layer.
 
@@ -158,15 +181,19 @@ def convert_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Args:
         state: the entries of one layer, without a prefix.
     """
+    pca = "running_subspace" in state and "running_var" in state
     converted: dict[str, Tensor] = {}
     subspaces: dict[int, Tensor] = {}
     for key, value in state.items():
-        numbered = re.fullmatch(r"running_subspace(\d+)", key)
-        if numbered:
-            subspaces[int(numbered[1])] = value
+        entry = place_entry(key, pca)
+        if entry is None:
+            continue
+        if entry.part is not None:
+            subspaces[entry.part] = value
         elif key == "running_subspace":
+            value = value.mT if entry.transposed else value
             converted[key] = value if value.ndim == 3 else value.unsqueeze(0)
-        elif not STARTING_VECTOR.fullmatch(key):
+        else:
             converted[key] = value.flatten() if value.ndim else value
     if subspaces:
         converted["running_subspace"] = torch.stack([subspaces[group] for group in sorted(subspaces)])

@@ -1,19 +1,15 @@
 """Parity with the original networks, by their weights under our names."""
 
-import json
-import zlib
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
+from support.golden_models import assert_equal, golden_input, golden_weight, load_models, original_centring
 from support.matrices import exact_covariance_root, relative_error
 from torch import nn
 
 from covpool_plugins.architectures import AlexNet, CifarResNet
 from covpool_plugins.pooling import create_pool
 
-MODELS = json.loads((Path(__file__).parents[1] / "golden/models/own_backbones.json").read_text())["models"]
+MODELS = load_models("own_backbones")
 CIFAR = "pisvd__resnet18__batchnorm__c10"
 
 # Where the convolutions stand in the original sequence; batch norm, if any, stands behind each.
@@ -24,43 +20,6 @@ REDUCTION = {
 }
 HEADS = {"SVD_Pade": "svdpade", "MPNCOV": "isqrt", "GAvP": "gap"}
 TOLERANCES = {"SVD_Pade": 1e-6, "MPNCOV": 1e-6, "GAvP": 1e-10}
-
-
-def normal(text, shape):
-    return np.random.Generator(np.random.Philox(zlib.crc32(text.encode()))).standard_normal(tuple(shape))
-
-
-def rounded(value):
-    return torch.from_numpy(np.asarray(value, dtype=np.float32)).double()
-
-
-def weight(key, shape):
-    """The weight rule of the manifests for the kinds of keys that these networks have."""
-    key = ".".join(part for part in key.split(".") if part != "module")
-    leaf, n = key.rpartition(".")[2], normal(key, shape)
-    if leaf == "num_batches_tracked":
-        return torch.zeros(())
-    if leaf == "running_var":
-        return rounded(1 + 0.1 * np.abs(n))
-    if leaf in ("running_mean", "bias"):
-        return rounded(0.1 * n)
-    if len(shape) == 1:
-        return rounded(1 + 0.1 * n)
-    return rounded(n * np.sqrt((2 if len(shape) == 4 else 1) / np.prod(shape[1:])))
-
-
-def golden_input(entry):
-    return rounded(normal("input:" + entry["name"], entry["shape"]))
-
-
-def assert_equal(result, stored, tolerance):
-    """Against the first 20 numbers, the sum and the norm of the original's."""
-    result = result.detach().double().flatten()
-    assert result.numel() == stored["numel"]
-    first = torch.tensor(stored["first20"], dtype=torch.float64)
-    assert (result[:20] - first).norm() < tolerance * max(first.norm(), stored["l2"] / stored["numel"] ** 0.5)
-    assert abs(float(result.norm()) - stored["l2"]) < tolerance * stored["l2"]
-    assert abs(float(result.sum()) - stored["sum"]) < tolerance * stored["l2"] * stored["numel"] ** 0.5
 
 
 def alexnet_keys(model, batch_norm):
@@ -82,7 +41,7 @@ def load(network, model, keys):
     assert {keys[key]: tuple(shape) for key, shape in model["state_dict"].items()} == {
         name: tuple(tensor.shape) for name, tensor in ours.items()
     }
-    network.load_state_dict({keys[key]: weight(key, shape) for key, shape in model["state_dict"].items()})
+    network.load_state_dict({keys[key]: golden_weight(key, shape) for key, shape in model["state_dict"].items()})
 
 
 def with_head(model, batch_norm):
@@ -129,14 +88,7 @@ def pooled(parts, maps, representation):
 
 
 def root_with_original_centring(X):
-    """The root as the original has it with fewer positions than channels.
-
-    Its centring matrix, made in float32, leaves an eigenvalue of -1.6e-6 in the direction of the mean, of which it
-    takes the root of the absolute value.
-    """
-    count = X.shape[-1]
-    centring = -1 / count / count * torch.ones(count, count) + 1 / count * torch.eye(count)
-    values, vectors = torch.linalg.eigh(X @ centring.double() @ X.mT)
+    values, vectors = torch.linalg.eigh(X @ original_centring(X.shape[-1]) @ X.mT)
     return (vectors * values.abs().sqrt().unsqueeze(-2)) @ vectors.mT
 
 

@@ -17,6 +17,7 @@ FOLDERS = sorted({header.path.parent for header in headers()})
 BACKBONES = ["alexnet", "vgg16bn", "resnet18", "resnet50", "resnet101", "densenet121", "inception-v3"]
 BACKBONES += ["convnext-tiny", "swin-tiny", "vit-small-p16"]
 FINE_GRAINED = ["svdpade", "isqrt", "mpa", "seb", "bcnn", "cbp", "dropcov"]
+SO_VITS = ["so-vit-7_isqrt", "so-vit-7_svpn", *(f"so-vit-{depth}_mpa" for depth in (7, 10, 14, 19))]
 WHITENING = ["zca-svdpi", "zca-exact", "pca-svdpi", "pca-exact"]
 WRITE = bool(os.environ.get("COVPOOL_WRITE_CONFIG_TABLES"))
 
@@ -29,10 +30,11 @@ def up_to_date(path, text):
 
 def heads(cfg):
     """What a config may have for ``<head>`` in its name: the pool, or the whitening layers and their method."""
-    if "method" in cfg.model.neck:
-        assert cfg.model.neck.method in list_pools()
+    pooling = cfg.model.get("neck") or cfg.model.head
+    if "method" in pooling:
+        assert pooling.method in list_pools()
         switched = {f"{hook.method}-hybrid" for hook in cfg.get("custom_hooks", []) if "method" in hook}
-        return switched or {cfg.model.neck.method}
+        return switched or {pooling.method}
     norms, where = cfg.model.backbone.get("rules", {}).values(), ""
     if not norms:
         norms, where = [cfg.model.backbone.norm_cfg], "-all"
@@ -73,6 +75,7 @@ def test_the_networks_and_heads_of_the_papers_are_there():
     wanted = {f"{backbone}_{head}_in1k" for backbone in BACKBONES for head in ("svdpade", "isqrt", "mpa")}
     wanted |= {f"resnet50_{head}_{data}" for head in FINE_GRAINED for data in ("cub", "cars", "aircraft", "dogs")}
     wanted |= {f"resnet18_{layer}_{data}" for layer in WHITENING for data in ("cifar10", "cifar100")}
+    wanted |= {f"{network}_in1k" for network in SO_VITS}
     assert wanted - names == set()
 
 

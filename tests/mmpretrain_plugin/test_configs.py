@@ -23,7 +23,7 @@ def is_fast(path):
         path.parent.name == "demo"
         or (network in ("resnet50", "resnet18") and data in ("in1k", "cub", "cifar10") and "-hybrid" not in head)
         or (data == "in1k" and not network.startswith("resnet") and head in ("svdpade", "moment"))
-        or path.stem.startswith("resnet50_svdpade-hybrid")
+        or path.stem.startswith(("resnet50_svdpade-hybrid", "so-vit-7_mpa"))
     )
 
 
@@ -41,11 +41,14 @@ def shrunk(path):
     if cfg.model.backbone.type == "SwinTransformer":
         cfg.model.backbone.pad_small_map = True
     cfg.model.head.num_classes = min(cfg.model.head.num_classes, CLASSES)
-    if cfg.model.neck.get("method", "cbp") != "cbp" and "reduce_channels" not in cfg.model.neck:
-        cfg.model.neck.reduce_channels = 32
+    pooling = cfg.model.get("neck") or cfg.model.head
+    if pooling.get("method", "cbp") != "cbp" and "reduce_channels" not in pooling:
+        pooling.reduce_channels = 32
     preprocessor = dict(cfg.data_preprocessor, num_classes=cfg.model.head.num_classes)
     size = 160 if cfg.model.backbone.type == "TIMMBackbone" else 96  # Inception would leave a single position
     size = 32 if "cifar" in path.stem else size
+    if cfg.model.backbone.type == "covpool_plugins.SoViT":
+        cfg.model.backbone.img_size = size
     return cfg, MODELS.build(dict(cfg.model, data_preprocessor=preprocessor, _scope_="mmpretrain")), size
 
 

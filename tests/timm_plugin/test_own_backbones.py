@@ -29,7 +29,7 @@ def images(name, channels=3):
 
 def test_registered(name):
     assert timm.is_model(name) and name in timm.list_models(module="own_backbones")
-    assert name not in timm.list_models(pretrained=True) and list(CLASSES) == own_backbones.__all__
+    assert name not in timm.list_models(pretrained=True) and name in own_backbones.__all__
     model = timm.create_model(name).eval()
     assert type(model) is CLASSES[name] and model.num_classes == model.default_cfg["num_classes"]
 
@@ -113,7 +113,7 @@ def test_groups_of_parameters(name):
 def test_timm_has_no_such_names_and_nothing_is_overwritten():
     code = (
         "import warnings, timm\n"
-        f"assert not any(timm.is_model(name) for name in {list(CLASSES)})\n"
+        f"assert not any(timm.is_model(name) for name in {own_backbones.__all__})\n"
         "warnings.simplefilter('error')\n"
         "import covpool_plugins.timm_plugin.own_backbones\n"
         "timm.create_model('alexnet', device='meta')\n"

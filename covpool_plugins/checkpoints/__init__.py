@@ -1,0 +1,17 @@
+"""Checkpoints of the original repositories: read safely, recognised, and written for timm and MMPretrain."""
+
+from .conversion import Converted, KeyReport, load_original
+from .reading import CheckpointError, read_checkpoint
+from .report import summary
+from .targets import TARGETS, write
+
+__all__ = [
+    "TARGETS",
+    "CheckpointError",
+    "Converted",
+    "KeyReport",
+    "load_original",
+    "read_checkpoint",
+    "summary",
+    "write",
+]

@@ -1,0 +1,156 @@
+"""Which head an original checkpoint has: one whose vector is as long as its classifier is wide.
+
+The square roots of a covariance have no weights of their own, so SVD-Padé, SVD-Taylor, iSQRT-COV and the others share
+all keys and shapes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import OptionError
+from ..pooling import create_pool, list_pools
+from ..tables import Table
+from .original_state import OriginalState
+
+DEFAULT_ROOT = "svdpade"
+DROPPED_BY_TOPN = 50
+MANY_CHANNELS = 4096  # more than any default reduction
+
+
+@dataclass(frozen=True)
+class OriginalHead:
+    """A head of the repositories.
+
+    Args:
+        head: ours.
+        options: its options for a number of channels, where they differ from the defaults.
+    """
+
+    head: str
+    options: Callable[[int], dict[str, Any]] = lambda channels: {}
+
+
+ORIGINAL_HEADS: Table[OriginalHead] = Table("representation")
+ORIGINAL_HEADS.add("SVD_Pade", OriginalHead("svdpade"))
+ORIGINAL_HEADS.add("SVD_Taylor", OriginalHead("svdtaylor"))
+ORIGINAL_HEADS.add("SVD_PI", OriginalHead("svdpi"))
+ORIGINAL_HEADS.add("SVD_Newton", OriginalHead("svdnewton"))
+ORIGINAL_HEADS.add("SVD_Trunc", OriginalHead("svdtrunc"))
+# It drops the last 50 eigenvalues; of fewer channels nothing is left.
+ORIGINAL_HEADS.add("SVD_TopN", OriginalHead("svdtopn", lambda channels: {"n": max(1, channels - DROPPED_BY_TOPN)}))
+ORIGINAL_HEADS.add("SVD_Original", OriginalHead("svdoriginal"))
+ORIGINAL_HEADS.add("MPNCOV", OriginalHead("isqrt"))
+ORIGINAL_HEADS.add("SEB", OriginalHead("seb"))
+ORIGINAL_HEADS.add("BCNN", OriginalHead("bcnn"))
+ORIGINAL_HEADS.add("CBP", OriginalHead("cbp"))
+ORIGINAL_HEADS.add("GAvP", OriginalHead("gap"))
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head of ours with its options, and what is to be said of the choice."""
+
+    name: str
+    options: dict[str, Any]
+    note: str | None = None
+
+
+def recognise_head(
+    channels: int, reduced: int | None, width: int, state: OriginalState, arch: str | None, wanted: str | None
+) -> Head:
+    """The head between a map and a classifier.
+
+    Args:
+        channels: of the map.
+        reduced: channels behind the reduction, if there is one.
+        width: numbers that enter the classifier, or its hidden layers.
+        state: where the run's settings and the file's name may name the head.
+        arch: the architecture as given or in the file.
+        wanted: name of one of our heads, which decides.
+
+    Raises:
+        OptionError: for a ``wanted`` head, or for all heads, if their vectors are of another length.
+    """
+    fitting = {}
+    for original, row in ORIGINAL_HEADS.items():
+        options = {**row.options(reduced or channels), **_reduction(row.head, reduced)}
+        if _length(row.head, channels, options) == width:
+            fitting[original] = Head(row.head, options)
+    if wanted is not None:
+        return _wanted(wanted, channels, reduced, width, fitting)
+    if not fitting:
+        raise OptionError(
+            f"the classifier takes {width} numbers, which no known head makes of {reduced or channels} channels; "
+            "name one by --head"
+        )
+    if len(fitting) == 1:
+        return next(iter(fitting.values()))
+    return _told_apart(fitting, state, arch)
+
+
+def _told_apart(fitting: dict[str, Head], state: OriginalState, arch: str | None) -> Head:
+    sources = (
+        ("the run's settings", str(state.settings.get("representation", ""))),
+        ("the architecture", arch or ""),
+        ("the file's name", state.file_name),
+    )
+    known = ", ".join(head.name for head in fitting.values())
+    for where, text in sources:
+        for original, head in fitting.items():
+            if names(original, text) or names(head.name, text):
+                note = f"head {head.name!r}, because {where} ({text}) says so; the keys fit {known}"
+                return Head(head.name, head.options, note)
+    chosen = next((head for head in fitting.values() if head.name == DEFAULT_ROOT), next(iter(fitting.values())))
+    note = (
+        f"head {chosen.name!r} is a guess: the keys fit {known}, and neither settings nor file name tell which; "
+        "name it by --head"
+    )
+    return Head(chosen.name, chosen.options, note)
+
+
+def names(name: str, text: str) -> bool:
+    """Whether a text has a name of a method in it, with any separators: ``SVD_Pade`` is in ``r50-svd-pade-e60.pth``."""
+    letters = [re.escape(letter) for letter in name.lower() if letter.isalnum()]
+    # mpncovresnet50 is a name of fast-MPN-COV's.
+    return re.search(rf"(?<![a-z]){'[^a-z0-9]?'.join(letters)}(?=$|[^a-z]|resnet|vgg)", text.lower()) is not None
+
+
+def _wanted(wanted: str, channels: int, reduced: int | None, width: int, fitting: dict[str, Head]) -> Head:
+    for head in fitting.values():
+        if head.name == wanted:
+            return head
+    if wanted not in list_pools():
+        create_pool(wanted, channels)  # raises, and lists what there is
+    candidates: list[dict[str, Any]] = [{}, {"vectorize": "full"}, {"projection": width}]
+    for options in candidates:
+        options |= _reduction(wanted, reduced)
+        if _length(wanted, channels, options) == width:
+            return Head(wanted, options)
+    known = ", ".join(head.name for head in fitting.values()) or "none"
+    raise OptionError(
+        f"--head {wanted}: it makes {_length(wanted, channels, _reduction(wanted, reduced))} numbers of "
+        f"{reduced or channels} channels, the classifier takes {width}; heads that fit: {known}"
+    )
+
+
+def _reduction(head: str, reduced: int | None) -> dict[str, Any]:
+    """The option of the reduction, where it is not the default."""
+    with torch.device("meta"):
+        found = create_pool(head, MANY_CHANNELS).channels
+    default = None if found == MANY_CHANNELS else found
+    return {} if reduced == default else {"reduce_channels": reduced}
+
+
+def _length(head: str, channels: int, options: dict[str, Any]) -> int | None:
+    """Numbers that a head makes; ``None`` if it does not take these options."""
+    try:
+        with torch.device("meta"):
+            return create_pool(head, channels, **options).out_features
+    except OptionError:
+        return None

@@ -1,0 +1,305 @@
+"""The kinds of checkpoints there are: how each is told by its keys, and where its tensors go.
+
+A row is a function of the weights and of what the user says. It returns a :class:`Plan`, or ``None`` if the checkpoint
+is of another kind. The order matters: the first row that knows a checkpoint has it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from ..errors import OptionError, UnknownNameError
+from ..tables import Table
+from ..whitening.compatibility import RELEASED_LAYERS, STARTING_VECTOR, place_entry
+from .backbones import STAGES, Backbone, recognise_backbone, resnet_name
+from .heads import recognise_head
+from .network import TOKEN_POOL, Network
+from .original_state import OriginalState
+from .placement import Dropped, Place, Placement, by_modules
+
+POOL = "head.global_pool"
+CONVOLUTION, NORM = f"{POOL}.reduction.conv", f"{POOL}.reduction.norm"
+WITHOUT_STRIDE = "mpncovresnet"
+IMAGENET_CLASSES = 1000
+# main.py normalises the pictures alike for every network; timm describes Inception otherwise.
+IMAGENET = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "crop_pct": 0.875, "interpolation": "bilinear"}
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What the user says: the architecture and the head."""
+
+    arch: str | None = None
+    head: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a checkpoint is and where its tensors go.
+
+    Args:
+        source: where checkpoints of this kind come from.
+        network: the model that they are weights of.
+        place: the place of a tensor, or why it has none; ``None`` for one that nobody knows.
+        notes: what was decided, and why.
+        fresh: whether the model's head starts with fresh weights.
+        data: what of timm's description of the data differs from the backbone's own.
+    """
+
+    source: str
+    network: Network
+    place: Place
+    notes: list[str] = field(default_factory=list)
+    fresh: bool = False
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+LAYOUTS: Table[Callable[[OriginalState, Hints], Plan | None]] = Table("kind of checkpoint")
+
+
+@LAYOUTS.register("so-vit")
+def so_vit(state: OriginalState, hints: Hints) -> Plan | None:
+    """So-ViT of FastDifferentiableMatSqrt: visual tokens, blocks, two classifiers."""
+    if not state.has("visual_tokens.", "blocks.", "classifier.visual_fc."):
+        return None
+    depth = len({key.split(".")[1] for key in state.tensors if key.startswith("blocks.")})
+    name = f"so_vit_{depth}"
+    if not timm.is_model(name):
+        raise UnknownNameError("timm model", name, timm.list_models("so_vit*"))
+    pool, notes = _token_pool(state, hints)
+    reduction = "classifier.representation.conv_dr_block"
+    tokens = {"stem.0": "stem", "stage": "stages", "transition": "proj"}
+    pairs = [(part, part) for part in ("", "blocks", "norm")]
+    pairs += [(f"visual_tokens.tokens.{theirs}", f"patch_embed.{ours}") for theirs, ours in tokens.items()]
+    for i, part in enumerate(("conv", "norm")):
+        pairs += [(f"{reduction}.{i}", f"head.pool.reduction.{part}")]
+        pairs += [(f"{reduction}.{side}.{i}", f"head.pool.reductions.{side}.{part}") for side in (0, 1)]
+    pairs += [("classifier.normalization", "head.pool.normalization")]
+    pairs += [("classifier.visual_fc", "head.fc"), ("classifier.cls_fc", "head.cls_fc")]
+    arguments = {} if pool == TOKEN_POOL else {"global_pool": pool}
+    network = Network(name, state.shape("classifier.cls_fc.weight")[0], backbone_kwargs=arguments)
+    return Plan("So-ViT (FastDifferentiableMatSqrt)", network, by_modules(pairs), notes)
+
+
+def _token_pool(state: OriginalState, hints: Hints) -> tuple[str, list[str]]:
+    """The pool of a So-ViT, and what there is to say."""
+    if hints.head is not None:
+        return hints.head, []
+    if state.has("classifier.representation.conv_dr_block.0.0."):
+        return "crosscov", []
+    if state.has("classifier.normalization."):
+        return "svpn", []
+    return TOKEN_POOL, [
+        f"head {TOKEN_POOL!r}, which the repository trains, is a guess: isqrt has the same keys; see --head"
+    ]
+
+
+@LAYOUTS.register("main.py")
+def main_py(state: OriginalState, hints: Hints) -> Plan | None:
+    """main.py of fast-MPN-COV and DifferentiableSVD: a sequence of features, a representation, a classifier."""
+    if not state.has("features.", "classifier.") or state.has("head."):
+        return None
+    backbone = recognise_backbone(state.under("features."))
+    if backbone is None:
+        return None
+    linear = [key for key, shape in state.under("classifier.").items() if len(shape) == 2]
+    if not linear or (state.has("features.denseblock") and not state.has("features.conv0.")):
+        return None
+    arch = hints.arch or state.settings.get("arch")
+    pairs = [(f"features.{theirs}" if theirs else "features", ours) for theirs, ours in backbone.pairs]
+    reduced, reduction = _reduction(state, backbone)
+    layers = [f"classifier.{key}".removesuffix("weight").rstrip(".") for key in linear]
+    widths = [state.shape(f"{layer}.weight") for layer in layers]
+    hidden = tuple(shape[0] for shape in widths[:-1])
+    if backbone.name.startswith("vgg") and reduced is None and widths[0][1] == 7 * 7 * backbone.channels:
+        raise OptionError(
+            "the weights of a plain VGG with its fully connected layers, which takes the place of no head"
+        )
+    head = recognise_head(backbone.channels, reduced, widths[0][1], state, arch, hints.head)
+    notes = [head.note] if head.note else []
+    last_stride = _last_stride(state, backbone, arch, notes)
+    pairs += [*reduction, *zip(layers, [*(f"head.hidden.{3 * i}" for i in range(len(hidden))), "head.fc"], strict=True)]
+    network = Network(
+        backbone.name, widths[-1][0], head.name, head.options, last_stride, hidden, dict(backbone.arguments)
+    )
+    return Plan("main.py of fast-MPN-COV or DifferentiableSVD", network, by_modules(pairs), notes, data=dict(IMAGENET))
+
+
+def _reduction(state: OriginalState, backbone: Backbone) -> tuple[int | None, list[tuple[str, str]]]:
+    """Channels behind the reduction, and where its modules are called."""
+    for convolution, norm in (
+        ("representation.conv_dr_block.0", "representation.conv_dr_block.1"),
+        ("features.8", "features.9"),  # mpncovresnet, which has it among its features, when it is fine-tuned
+    ):
+        shape = state.shape(f"{convolution}.weight")
+        if shape[1:] == (backbone.channels, 1, 1):
+            return shape[0], [(convolution, CONVOLUTION), (norm, NORM)]
+    return None, []
+
+
+def _last_stride(state: OriginalState, backbone: Backbone, arch: str | None, notes: list[str]) -> int | None:
+    """1 for mpncovresnet, whose last stage has no stride; its keys and shapes are those of ResNet."""
+    if not backbone.name.startswith("resnet"):
+        return backbone.last_stride
+    if arch is not None:
+        return 1 if arch.lower().startswith(WITHOUT_STRIDE) else None
+    if state.has("features.8."):
+        return 1
+    parts = list(dict.fromkeys(key.split(".")[0] for key in state.tensors))
+    if WITHOUT_STRIDE in state.file_name.lower() or parts[-2:] == ["classifier", "representation"]:
+        notes.append("last stage without stride: the file's name or the order of its keys is that of mpncovresnet")
+        return 1
+    notes.append(
+        f"last stage with stride is a guess: mpncov{backbone.name}, which has none there, has the same keys; "
+        f"name it by --arch mpncov{backbone.name}"
+    )
+    return None
+
+
+@LAYOUTS.register("mpncovresnet")
+def mpncov_resnet(state: OriginalState, hints: Hints) -> Plan | None:
+    """The released mpncovresnet50 and mpncovresnet101: a ResNet with ``layer_reduce``."""
+    if not state.has("conv1.", "layer_reduce.", "layer_reduce_bn.", "fc."):
+        return None
+    found = resnet_name(state.under(""), STAGES)
+    if found is None:
+        return None
+    reduced, (classes, width) = state.shape("layer_reduce.weight")[0], state.shape("fc.weight")
+    head = recognise_head(found[1], reduced, width, state, WITHOUT_STRIDE + found[0][6:], hints.head or "isqrt")
+    pairs = [("layer_reduce", CONVOLUTION), ("layer_reduce_bn", NORM), ("fc", "head.fc")]
+    pairs += [(part, part) for part in ("conv1", "bn1", *STAGES)]
+    network = Network(found[0], classes, head.name, head.options, last_stride=1)
+    return Plan("released mpncovresnet of fast-MPN-COV", network, by_modules(pairs))
+
+
+@LAYOUTS.register("cifar")
+def cifar(state: OriginalState, hints: Hints) -> Plan | None:
+    """The nets of Power-Iteration-SVD and decorrelated BN: a ResNet for CIFAR, whose first norm may whiten."""
+    if not state.has("conv1.", "bn1.", "layer4.", "fc.") or state.shape("conv1.weight")[2:] != (3, 3):
+        return None
+    found = resnet_name(state.under(""), STAGES)
+    if found is None or f"{found[0]}_cifar" not in timm.list_models("*_cifar"):
+        return None
+    name, classes = f"{found[0]}_cifar", state.shape("fc.weight")[0]
+    source = "Power-Iteration-SVD or decorrelated BN"
+    pairs = [(part, part) for part in ("conv1", "bn1", "fc", *STAGES)]
+    layer = _released_layer(state)
+    if layer is None:
+        return Plan(source, Network(name, classes), by_modules(pairs))
+    kind, groups, note = layer
+    made = RELEASED_LAYERS[kind]
+    options: dict[str, Any] = {**made.keywords, "groups": groups}  # type: ignore[attr-defined]
+    suffix = "pca" if "PCA" in kind else "zca"
+    if suffix == "pca":
+        del options["groups"]
+    network = Network(f"{name}_{suffix}", classes, backbone_kwargs={"whiten": "bn1", "norm_kwargs": options})
+    return Plan(
+        f"{source}, {kind}", network, _with_whitening(by_modules(pairs), suffix == "pca"), [note] if note else []
+    )
+
+
+def _released_layer(state: OriginalState) -> tuple[str, int, str | None] | None:
+    """The released whitening layer in place of ``bn1``, its groups, and what there is to say."""
+    keys = state.under("bn1.")
+    numbered = [key for key in keys if re.fullmatch(r"running_subspace\d+", key)]
+    if "running_subspace" in keys and "running_var" in keys:
+        return "myPCANormSVDPI", 1, None
+    if "running_subspace" in keys:
+        return "ZCANormBatch", keys["running_subspace"][0], None
+    if not numbered:
+        return None
+    if not any(STARTING_VECTOR.fullmatch(key) for key in keys):
+        return "ZCANormSVDunstable", len(numbered), None
+    note = (
+        "whitening layer ZCANormSVDPI is a guess: ZCANormPIunstable has the same keys; the two differ only in training"
+    )
+    return "ZCANormSVDPI", len(numbered), note
+
+
+def _with_whitening(others: Place, pca: bool) -> Place:
+    def place(key: str) -> Placement | Dropped | None:
+        if key != "u" and not key.startswith("bn1."):
+            return others(key)
+        entry = None if key == "u" else place_entry(key.removeprefix("bn1."), pca)
+        if entry is None:
+            return Dropped("starting vector of a power iteration")
+        return Placement(f"bn1.{entry.name}", entry.part, entry.transposed)
+
+    return place
+
+
+@LAYOUTS.register("timm")
+def timm_model(state: OriginalState, hints: Hints) -> Plan | None:
+    """A registered model, as timm's train.py saves it: its name is in the file, or given."""
+    name = hints.arch or state.settings.get("model") or state.settings.get("arch")
+    if name is None or not timm.is_model(name) or (not state.has("head.") and hints.head is not None):
+        return None
+    if not state.has("head.") and re.fullmatch(r"resnet\d+", name):
+        return None  # a plain ResNet: the next row
+    arguments = dict(state.settings.get("model_kwargs") or {})
+    weights = [shape for key, shape in state.under("").items() if key.endswith("fc.weight") and len(shape) == 2]
+    if not weights:
+        return None
+    if f"{CONVOLUTION}.weight" in state.tensors:
+        arguments.setdefault("reduce_channels", state.shape(f"{CONVOLUTION}.weight")[0])
+    return Plan("timm", Network.of_model(name, weights[-1][0], arguments), by_modules([("", "")]))
+
+
+@LAYOUTS.register("resnet")
+def plain_resnet(state: OriginalState, hints: Hints) -> Plan | None:
+    """A ResNet of torchvision or timm, with average pooling or, with fresh weights, another head."""
+    if not state.has("conv1.", "bn1.", "layer4.") or state.shape("conv1.weight")[2:] != (7, 7):
+        return None
+    found = resnet_name(state.under(""), STAGES)
+    if found is None:
+        return None
+    pairs = [(part, part) for part in ("conv1", "bn1", *STAGES)]
+    classes = state.shape("fc.weight")[0] if state.has("fc.") else IMAGENET_CLASSES
+    if hints.head in (None, "gap") and state.has("fc."):
+        network = Network(found[0], classes, "gap")
+        return Plan("ResNet of torchvision or timm", network, by_modules([*pairs, ("fc", "head.fc")]))
+    head = hints.head or "svdpade"
+
+    def place(key: str) -> Placement | Dropped | None:
+        return Dropped("classifier of the averaged map") if key.startswith("fc.") else by_modules(pairs)(key)
+
+    network = Network(found[0], classes, head, last_stride=_given_stride(hints))
+    notes = [f"head {head!r} starts with fresh weights, drawn with seed 0"]
+    return Plan("ResNet of torchvision or timm, backbone only", network, place, notes, fresh=True)
+
+
+def _given_stride(hints: Hints) -> int | None:
+    return 1 if (hints.arch or "").lower().startswith(WITHOUT_STRIDE) else None
+
+
+def recognise(state: OriginalState, hints: Hints) -> Plan:
+    """The plan of the first row that knows the checkpoint.
+
+    Raises:
+        OptionError: if none does, or an architecture was named that it does not fit.
+    """
+    for _, row in LAYOUTS.items():
+        plan = row(state, hints)
+        if plan is not None:
+            _check_arch(plan, hints)
+            return plan
+    first = ", ".join(list(state.tensors)[:3])
+    raise OptionError(
+        f"{state.file_name}: no known kind of checkpoint ({len(state.tensors)} tensors, {first}, ...); known kinds: "
+        f"{', '.join(LAYOUTS)}"
+    )
+
+
+def _check_arch(plan: Plan, hints: Hints) -> None:
+    if hints.arch is None:
+        return
+    named = re.sub(r"[^a-z0-9]", "", hints.arch.lower().removeprefix("mpncov"))
+    fitting = {plan.network.backbone, plan.network.model_name, plan.network.backbone.split("_cifar")[0]}
+    if named not in {re.sub(r"[^a-z0-9]", "", name) for name in fitting}:
+        raise OptionError(f"--arch {hints.arch}: the keys and shapes are those of {plan.network.backbone}")

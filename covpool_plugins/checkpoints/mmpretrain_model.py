@@ -1,0 +1,157 @@
+"""A network as an MMPretrain config, and its weights under MMPretrain's keys; done without MMPretrain."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ..architectures import SO_VITS
+from ..tables import Table
+from .network import TOKEN_POOL, Network
+
+Config = dict[str, Any]
+VGG_STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+DROPOUT = 0.5
+
+
+class Counterpart(NamedTuple):
+    """MMPretrain's backbone for one of timm's: its config, and its name for a key of timm's."""
+
+    config: Config
+    key: Callable[[str], str]
+
+
+BACKBONES: Table[Callable[[Network, re.Match[str]], Counterpart]] = Table("backbone of MMPretrain")
+
+
+@BACKBONES.register(r"resnet(18|34|50|101|152)")
+def resnet(network: Network, name: re.Match[str]) -> Counterpart:
+    """The same names in both."""
+    config: Config = dict(type="ResNet", depth=int(name[1]), num_stages=4, out_indices=(3,), style="pytorch")
+    if network.last_stride == 1:
+        config["strides"] = (1, 2, 2, 1)
+    return Counterpart(config, lambda key: key)
+
+
+@BACKBONES.register(r"resnet(18|50)_cifar(?:_(zca|pca))?")
+def resnet_cifar(network: Network, name: re.Match[str]) -> Counterpart:
+    """The same names in both."""
+    config: Config = dict(type="ResNet_CIFAR", depth=int(name[1]), num_stages=4, out_indices=(3,), style="pytorch")
+    if name[2]:
+        layer = dict(type=f"covpool_plugins.{name[2].upper()}Norm2d", **network.backbone_kwargs["norm_kwargs"])
+        config = dict(
+            type="covpool_plugins.NormSwap", backbone=config, rules={network.backbone_kwargs["whiten"]: layer}
+        )
+    return Counterpart(config, lambda key: key)
+
+
+@BACKBONES.register(r"vgg(11|13|16|19)(_bn)?")
+def vgg(network: Network, name: re.Match[str]) -> Counterpart:
+    """MMPretrain counts convolution, norm and ReLU as one; poolings count in both."""
+    config: Config = dict(type="VGG", depth=int(name[1]), with_last_pool=network.last_stride != 1)
+    if name[2]:
+        config["norm_cfg"] = dict(type="BN")
+    step = 3 if name[2] else 2
+    places: dict[str, str] = {}
+    theirs = ours = 0
+    for blocks in VGG_STAGES[int(name[1])]:
+        for _ in range(blocks):
+            places |= {f"features.{theirs}": f"features.{ours}.conv", f"features.{theirs + 1}": f"features.{ours}.bn"}
+            theirs, ours = theirs + step, ours + 1
+        theirs, ours = theirs + 1, ours + 1
+    return Counterpart(config, lambda key: f"{places[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}")
+
+
+@BACKBONES.register(r"densenet(121|169|201)")
+def densenet(network: Network, name: re.Match[str]) -> Counterpart:
+    """Blocks and layers counted from zero, the last norm as a transition."""
+    fixed = {"features.conv0": "stem.0", "features.norm0": "stem.1", "features.norm5": "transitions.3.0"}
+
+    def key(theirs: str) -> str:
+        module, _, leaf = theirs.rpartition(".")
+        if module in fixed:
+            return f"{fixed[module]}.{leaf}"
+        found = re.fullmatch(r"features\.denseblock(\d)\.denselayer(\d+)\.(.+)", theirs)
+        if found:
+            return f"stages.{int(found[1]) - 1}.block.{int(found[2]) - 1}.{found[3]}"
+        return re.sub(r"features\.transition(\d)", lambda m: f"transitions.{int(m[1]) - 1}", theirs)
+
+    return Counterpart(dict(type="DenseNet", arch=name[1]), key)
+
+
+@BACKBONES.register(r"alexnet")
+def alexnet(network: Network, name: re.Match[str]) -> Counterpart:
+    """Ours in both."""
+    return Counterpart(dict(type="covpool_plugins.AlexNetBN", **network.backbone_kwargs), lambda key: key)
+
+
+@BACKBONES.register(r"so_vit_(\d+)")
+def so_vit(network: Network, name: re.Match[str]) -> Counterpart:
+    """Ours in both."""
+    return Counterpart(dict(type="covpool_plugins.SoViT", arch=name[1]), lambda key: key)
+
+
+@BACKBONES.register(r".*")
+def any_timm_backbone(network: Network, name: re.Match[str]) -> Counterpart:
+    """timm's own network in MMPretrain's wrapper."""
+    config = dict(type="TIMMBackbone", model_name=network.backbone, **network.backbone_kwargs)
+    return Counterpart(config, lambda key: f"timm_model.{key}")
+
+
+def mmpretrain_model(network: Network, model: Any) -> tuple[Config, dict[str, str]]:
+    """The config of the classifier, and MMPretrain's key for every key of the timm model.
+
+    Args:
+        network: what it is.
+        model: the timm model; on the ``meta`` device is enough.
+    """
+    for pattern, row in BACKBONES.items():
+        name = re.fullmatch(pattern, network.backbone)
+        if name is not None:
+            counterpart = row(network, name)
+            break
+    loss = dict(type="CrossEntropyLoss", loss_weight=1.0)
+    topk = (1, 5) if network.num_classes > 5 else (1,)
+    common = dict(num_classes=network.num_classes, loss=loss, topk=topk)
+    parts, modules = _neck_and_head(network, model, common)
+    keys = {}
+    for key in model.state_dict():
+        module = next((theirs for theirs in modules if key.startswith(f"{theirs}.")), None)
+        keys[key] = f"backbone.{counterpart.key(key)}" if module is None else modules[module] + key[len(module) :]
+    return dict(type="ImageClassifier", backbone=counterpart.config, **parts), keys
+
+
+def _neck_and_head(network: Network, model: Any, common: Config) -> tuple[Config, Mapping[str, str]]:
+    """Configs of neck and head, and their names for the modules of the timm model."""
+    if network.backbone.startswith("so_vit"):
+        arch = network.backbone.rpartition("_")[2]
+        head = dict(
+            type="covpool_plugins.SoViTHead",
+            in_channels=model.num_features,
+            method=network.backbone_kwargs.get("global_pool", TOKEN_POOL),
+            reduce_channels=SO_VITS[arch].reduce_channels,
+            **common,
+        )
+        return dict(head=head), {"head": "head"}
+    if network.head is None:
+        head = dict(type="LinearClsHead", in_channels=model.num_features, **common)
+        return dict(neck=dict(type="GlobalAveragePooling"), head=head), {"fc": "head.fc"}
+    channels = model.head.in_features
+    neck = dict(
+        type="covpool_plugins.CovariancePooling", method=network.head, in_channels=channels, **network.head_kwargs
+    )
+    modules = {"head.global_pool": "neck.pool", "head.fc": "head.fc"}
+    head = dict(type="covpool_plugins.SecondOrderClsHead", **common)
+    if network.hidden_features:
+        layers = len(network.hidden_features)
+        modules["head.fc"] = f"head.layers.{layers}.fc"
+        modules |= {f"head.hidden.{3 * i}": f"head.layers.{i}.fc" for i in range(layers)}
+        head = dict(
+            type="StackedLinearClsHead",
+            in_channels=model.head.global_pool.out_features,
+            mid_channels=list(network.hidden_features),
+            dropout_rate=DROPOUT,
+            **common,
+        )
+    return dict(neck=neck, head=head), modules

@@ -1,0 +1,78 @@
+"""What network a checkpoint belongs to, as timm builds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from ..timm_plugin import second_order_models
+
+TOKEN_POOL = "mpa"  # of So-ViT
+
+
+@dataclass(frozen=True)
+class Network:
+    """A timm model, ours or timm's own.
+
+    Args:
+        backbone: name of the timm model; with ``head=None`` it is the whole model.
+        num_classes: outputs of the classifier.
+        head: name of the second-order head.
+        head_kwargs: its options.
+        last_stride: 1 for a last stage without its stride.
+        hidden_features: widths of the layers between head and classifier.
+        backbone_kwargs: what else the backbone takes.
+    """
+
+    backbone: str
+    num_classes: int
+    head: str | None = None
+    head_kwargs: dict[str, Any] = field(default_factory=dict)
+    last_stride: int | None = None
+    hidden_features: tuple[int, ...] = ()
+    backbone_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_model(cls, name: str, num_classes: int, arguments: dict[str, Any]) -> Network:
+        """From the name and the arguments of a registered model."""
+        given = dict(arguments)
+        parts = {model: (backbone, head) for model, backbone, head in second_order_models.registered_models()}
+        if name == "second_order":
+            backbone, head = given.pop("backbone", "resnet18"), given.pop("head", "svdpade")
+        elif name in parts:
+            backbone, head = parts[name]
+        else:
+            return cls(name, num_classes, backbone_kwargs=given)
+        head_kwargs = dict(given.pop("head_kwargs", None) or {})
+        if "reduce_channels" in given:
+            head_kwargs["reduce_channels"] = given.pop("reduce_channels") or None
+        hidden = tuple(given.pop("hidden_features", ()))
+        return cls(backbone, num_classes, head, head_kwargs, given.pop("last_stride", None), hidden, given)
+
+    @property
+    def model_name(self) -> str:
+        """What :func:`timm.create_model` takes."""
+        name = f"{self.backbone}_{self.head}"
+        if self.head is None:
+            return self.backbone
+        return name if name in second_order_models.default_cfgs else "second_order"
+
+    @property
+    def model_kwargs(self) -> dict[str, Any]:
+        """Arguments for :func:`timm.create_model`, without the number of classes."""
+        given = dict(self.backbone_kwargs)
+        if self.head is not None:
+            given |= {"backbone": self.backbone, "head": self.head} if self.model_name == "second_order" else {}
+            given |= {"head_kwargs": dict(self.head_kwargs)} if self.head_kwargs else {}
+            given |= {"hidden_features": list(self.hidden_features)} if self.hidden_features else {}
+            given |= {"last_stride": self.last_stride} if self.last_stride else {}
+        return given
+
+    def build(self, device: str | None = None) -> nn.Module:
+        """The model with fresh weights; on the ``meta`` device without any."""
+        with torch.device(device or "cpu"):
+            return timm.create_model(self.model_name, num_classes=self.num_classes, **self.model_kwargs)

@@ -1,0 +1,130 @@
+"""The weights in a checkpoint, under keys without what parallel training adds to them, and what else the file tells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .inert import PlainNamespace
+from .reading import CheckpointError
+
+# Where training scripts put the weights, the first that there is counts; averaged weights come first, as in timm.
+AVERAGED = "state_dict_ema"
+CONTAINERS = (AVERAGED, "state_dict", "net", "model")
+# What DataParallel, DistributedDataParallel and torch.compile put between the parts of a key.
+WRAPPERS = ("module", "_orig_mod")
+# Of a timm or main.py run's settings.
+SETTINGS = ("arch", "model", "representation", "model_kwargs")
+
+
+@dataclass(frozen=True)
+class OriginalState:
+    """The weights of a checkpoint and what it says of them.
+
+    Args:
+        tensors: by key, without the wrappers' parts.
+        keys: for each of these keys, the one in the file.
+        container: where in the file the weights are; ``None`` if the file is nothing else.
+        settings: of the run: ``arch``, ``representation``, ``model``, ``model_kwargs``, as far as the file has them.
+        plain: what else the file holds of plain data: ``epoch``, ``best_prec1``, ...
+        left_out: what else it holds, and why that is left out.
+        file_name: without folders.
+    """
+
+    tensors: dict[str, Tensor]
+    keys: dict[str, str]
+    container: str | None
+    settings: dict[str, Any]
+    file_name: str
+    plain: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def has(self, *beginnings: str) -> bool:
+        """Whether for each of the beginnings there is a key with it."""
+        return all(any(key.startswith(beginning) for key in self.tensors) for beginning in beginnings)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Of a tensor; empty if there is none."""
+        return tuple(self.tensors[key].shape) if key in self.tensors else ()
+
+    def under(self, prefix: str) -> dict[str, tuple[int, ...]]:
+        """Shapes of what begins with a prefix, by the rest of the key."""
+        return {key.removeprefix(prefix): tuple(t.shape) for key, t in self.tensors.items() if key.startswith(prefix)}
+
+
+def unwrap(content: Any, path: Path, averaged: bool = True) -> OriginalState:
+    """Find the weights in what a file holds.
+
+    Args:
+        content: of the file.
+        path: of the file.
+        averaged: take averaged weights (EMA), where there are some.
+
+    Raises:
+        CheckpointError: if there are none, or something is among them that is no dense tensor, or they hold more
+            numbers than the file.
+    """
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
+    content = dict(dict.items(content))  # type: ignore[arg-type]
+    containers = CONTAINERS if averaged else CONTAINERS[1:]
+    container = next((name for name in containers if isinstance(content.get(name), Mapping)), None)
+    state = content if container is None else dict(dict.items(content[container]))
+    _check_tensors(state, path)
+    keys: dict[str, str] = {}
+    for key in state:
+        bare = ".".join(part for part in key.split(".") if part not in WRAPPERS)
+        if bare in keys:
+            raise CheckpointError(f"{path} has weights for {bare!r} twice: {keys[bare]!r} and {key!r}")
+        keys[bare] = key
+    rest = {} if container is None else {name: value for name, value in content.items() if name != container}
+    plain, left_out = _rest(rest)
+    return OriginalState(
+        {bare: state[key] for bare, key in keys.items()}, keys, container, _settings(rest), path.name, plain, left_out
+    )
+
+
+def _check_tensors(state: dict[Any, Any], path: Path) -> None:
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{path}: {key!r} is a {type(value).__name__}, not a tensor: no dictionary of weights"
+            )
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+            raise CheckpointError(f"{path}: {key!r} is no dense tensor of numbers")
+    if not state:
+        raise CheckpointError(f"{path} holds no weights")
+    if sum(value.nbytes for value in state.values()) > path.stat().st_size:
+        raise CheckpointError(f"{path} is damaged or hostile: its tensors share numbers and are larger than the file")
+
+
+def _settings(rest: dict[str, Any]) -> dict[str, Any]:
+    arguments = rest.get("args")
+    said = dict(arguments.values) if isinstance(arguments, PlainNamespace) else {}
+    said |= {name: value for name, value in rest.items() if name in SETTINGS}
+    return {name: said[name] for name in SETTINGS if said.get(name)}
+
+
+def _rest(rest: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Numbers and texts, which are kept; and the names of all the rest with the reason why they are not."""
+    plain: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    for name, value in rest.items():
+        if (isinstance(value, Tensor) and value.numel() == 1) or (hasattr(value, "dtype") and hasattr(value, "item")):
+            value = value.item()
+        if isinstance(value, (str, int, float, bool)):
+            plain[str(name)] = value
+        else:
+            left_out[str(name)] = _reason(str(name))
+    return plain, left_out
+
+
+def _reason(name: str) -> str:
+    if name in ("state_dict", AVERAGED):
+        return "the other weights of the run"
+    return "settings of the run" if name == "args" else "state of the training run"

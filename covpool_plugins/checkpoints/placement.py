@@ -1,0 +1,42 @@
+"""Where each tensor of an original checkpoint goes in our model.
+
+A layout is a list of pairs (module in the original, module in ours); what stands under the one comes to stand under the
+other. Whitening layers, whose tensors are cut and joined, have a rule of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+
+class Placement(NamedTuple):
+    """A place in our state dict; with a number, one part of the tensor there; perhaps transposed."""
+
+    key: str
+    part: int | None = None
+    transposed: bool = False
+
+
+class Dropped(NamedTuple):
+    """A tensor that has no place, and why it needs none."""
+
+    reason: str
+
+
+Place = Callable[[str], Placement | Dropped | None]
+
+
+def by_modules(pairs: Iterable[tuple[str, str]]) -> Place:
+    """The rule of a list of pairs; the longest match counts, the empty name is the whole model."""
+    table = dict(pairs)
+
+    def place(key: str) -> Placement | None:
+        parts = key.split(".")
+        for length in range(len(parts) - 1, -1, -1):
+            module = ".".join(parts[:length])
+            if module in table:
+                return Placement(".".join(part for part in (table[module], *parts[length:]) if part))
+        return None
+
+    return place

@@ -1,0 +1,98 @@
+"""What a converted checkpoint is written as: a folder for timm, one for MMPretrain, or the original again."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..errors import OptionError
+from ..files import new_folder
+from ..tables import Table
+from ..timm_plugin.hub import write_hub_folder
+from .conversion import Converted
+from .mmpretrain_files import config_text
+from .mmpretrain_model import mmpretrain_model
+from .report import report_text
+
+TARGETS: Table[Callable[[Converted, Path], object]] = Table("target")
+
+
+def write(converted: Converted, target: str, directory: Path | str, force: bool = False) -> list[Path]:
+    """Write a folder, which comes into being at once or not at all.
+
+    Args:
+        converted: of :func:`load_original`.
+        target: ``timm``, ``mmpretrain`` or ``original``.
+        directory: the folder.
+        force: replace one that is there.
+
+    Returns:
+        The files.
+
+    Raises:
+        UnknownNameError: for another target.
+        OptionError: for a folder that is there and not empty, without ``force``; for ``original``, if the weights do
+            not come from a conversion.
+    """
+    row = TARGETS[target]
+    with new_folder(directory, force) as folder:
+        row(converted, folder)
+        (folder / "conversion.md").write_text(report_text(converted))
+    return sorted(Path(directory).iterdir())
+
+
+@TARGETS.register("timm")
+def write_timm(converted: Converted, folder: Path) -> None:
+    """A folder for ``timm.create_model('local-dir:...')``, with what the original had besides."""
+    model: Any = converted.network.build("meta")
+    model.pretrained_cfg = {**model.pretrained_cfg, **converted.data}
+    model.load_state_dict(converted.state_dict, assign=True)
+    write_hub_folder(model, folder, converted.model_name, converted.network.model_kwargs)
+    if converted.original:
+        (folder / "original.json").write_text(json.dumps(converted.original))
+    if converted.left_out:
+        safetensors.torch.save_file(_contiguous(converted.left_out), folder / "original.safetensors")
+
+
+@TARGETS.register("mmpretrain")
+def write_mmpretrain(converted: Converted, folder: Path) -> None:
+    """A checkpoint, and a config that loads it from its own folder."""
+    model: Any = converted.network.build("meta")
+    config, keys = mmpretrain_model(converted.network, model)
+    name = "_".join(part for part in (converted.network.backbone, converted.network.head) if part)
+    state_dict = OrderedDict((keys[key], tensor.contiguous()) for key, tensor in converted.state_dict.items())
+    torch.save({"meta": {"source": converted.source}, "state_dict": state_dict}, folder / f"{name}.pth")
+    data = {**model.pretrained_cfg, **converted.data}
+    text = config_text(config, data, converted.network.num_classes, f"{name}.pth", converted.source)
+    (folder / f"{name}.py").write_text(text)
+
+
+@TARGETS.register("original")
+def write_original(converted: Converted, folder: Path) -> None:
+    """The checkpoint that a conversion began with, tensor by tensor the same; without the state of its training."""
+    original = converted.original
+    if not original:
+        raise OptionError("--to original: these weights were not converted, so the original's keys are not known")
+    tensors: OrderedDict[str, Tensor] = OrderedDict()
+    for key, ours, part, transposed, shape in original["keys"]:
+        if ours is None:
+            tensor = converted.left_out[key]
+        else:
+            whole = converted.state_dict[ours]
+            tensor = whole if part is None else whole[part].clone()
+            tensor = tensor.mT if transposed else tensor
+        tensors[key] = tensor.reshape(shape)
+    container = original["container"]
+    content = tensors if container is None else {**original["plain"], container: tensors}
+    torch.save(content, folder / original["file_name"])
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor.contiguous() for key, tensor in tensors.items()}

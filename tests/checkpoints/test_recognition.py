@@ -1,0 +1,216 @@
+"""What a checkpoint is, told from its keys and shapes; what keys leave open, from hints; what does not fit, refused."""
+
+import argparse
+
+import pytest
+import timm
+import torch
+from support.checkpoints import MANIFESTS
+
+from covpool_plugins.checkpoints import CheckpointError, load_original
+from covpool_plugins.checkpoints.heads import ORIGINAL_HEADS, names
+from covpool_plugins.errors import OptionError, UnknownNameError
+
+SCRATCH = "fmpn__resnet18__MPNCOV__finetune"  # 50 classes, no reduction
+ROOTS = [row.head for _, row in ORIGINAL_HEADS.items() if row.head not in ("gap", "bcnn", "cbp")]
+
+
+def small(name):
+    """The tensors of a manifest as zeros."""
+    rows = MANIFESTS[name]["state_dict"]
+    return {key: torch.zeros(shape, dtype=getattr(torch, (dtype or ["float32"])[0])) for key, shape, *dtype in rows}
+
+
+@pytest.fixture(scope="module")
+def resnet18():
+    return small(SCRATCH)
+
+
+def saved(content, tmp_path, name="checkpoint.pth"):
+    torch.save(content, tmp_path / name)
+    return tmp_path / name
+
+
+def bare(state):
+    return {key.replace("module.", ""): tensor for key, tensor in state.items()}
+
+
+STYLES = {
+    "as main.py": lambda state: state,
+    "one GPU": bare,
+    "distributed": lambda state: {f"module.{key}": tensor for key, tensor in bare(state).items()},
+    "compiled": lambda state: {f"_orig_mod.{key}": tensor for key, tensor in state.items()},
+}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_prefixes(style, resnet18, tmp_path):
+    converted = load_original(saved(STYLES[style](resnet18), tmp_path), head="isqrt")
+    assert converted.model_name == "resnet18_isqrt"
+    assert [row.original for row in converted.keys if row.original] == list(STYLES[style](resnet18))
+
+
+@pytest.mark.parametrize("head", ROOTS)
+def test_roots_are_told_apart_by_hints(head, resnet18, tmp_path):
+    """By the user, by the run's settings, by the name of the file, in this order."""
+    original = next(name for name, row in ORIGINAL_HEADS.items() if row.head == head)
+    other = "svdtaylor" if head != "svdtaylor" else "isqrt"
+    plain = saved({"state_dict": resnet18}, tmp_path, "x.pth")
+    assert load_original(plain, head=head).network.head == head
+    named = saved({"state_dict": resnet18}, tmp_path, f"res18-{original}-best.pth")
+    assert load_original(named).network.head == head
+    assert load_original(named, head=other).network.head == other
+    settings = {"state_dict": resnet18, "args": argparse.Namespace(representation=original)}
+    converted = load_original(saved(settings, tmp_path, f"{other}.pth"))
+    assert converted.network.head == head
+    assert any("settings" in note and head in note for note in converted.notes)
+
+
+def test_a_guess_is_reported(resnet18, tmp_path):
+    converted = load_original(saved({"state_dict": resnet18, "epoch": 3}, tmp_path))
+    assert converted.network.head == "svdpade"
+    (note,) = [note for note in converted.notes if "guess" in note and "head" in note]
+    assert all(head in note for head in ROOTS)
+    assert any("stride" in note and "guess" in note for note in converted.notes)
+
+
+@pytest.mark.parametrize(
+    "name, text, found",
+    [
+        ("SVD_Pade", "r50-svd-pade-e60.pth", True),
+        ("SVD_Pade", "SVDPade_model_best.pth.tar", True),
+        ("SEB", "sebastian.pth", False),
+        ("MPNCOV", "mpncovresnet50-15991845.pth", True),
+        ("MPNCOV", "MPN-COV_r18.pth", True),
+        ("SVD_PI", "svd_pipeline.pth", False),
+        ("SVD_PI", "svd_pi.pth", True),
+        ("isqrt", "iSQRT-COV.pth", True),
+    ],
+)
+def test_names_in_texts(name, text, found):
+    assert names(name, text) is found
+
+
+def test_last_stride(tmp_path):
+    state = small("fmpn__resnet50__MPNCOV__scratch")
+    state |= {"classifier.weight": torch.zeros(3, 32896), "classifier.bias": torch.zeros(3)}
+    path = saved({"state_dict": state}, tmp_path)
+    assert load_original(path).network.last_stride is None
+    assert load_original(path, arch="mpncovresnet50").network.last_stride == 1
+    assert load_original(path, arch="mpncovresnet50").network.head == "isqrt"
+    assert load_original(path, arch="resnet50").network.last_stride is None
+    for arch, stride in (("mpncovresnet50", 1), ("resnet50", None)):
+        path = saved({"state_dict": state, "arch": arch}, tmp_path)
+        assert load_original(path).network.last_stride == stride
+        assert not any("stride" in note and "guess" in note for note in load_original(path).notes)
+    last = {key: state.pop(key) for key in list(state) if key.startswith("representation.")}  # as mpncovresnet has it
+    assert load_original(saved({**state, **last}, tmp_path)).network.last_stride == 1
+
+
+def test_averaged_weights_come_first(resnet18, tmp_path):
+    averaged = {key: torch.ones_like(tensor) for key, tensor in resnet18.items()}
+    path = saved({"state_dict": resnet18, "state_dict_ema": averaged}, tmp_path)
+    first = load_original(path)
+    assert first.state_dict["conv1.weight"].sum() > 0
+    assert any("state_dict (" in note for note in first.notes)
+    plain = load_original(path, averaged=False)
+    assert plain.state_dict["conv1.weight"].sum() == 0
+    assert any("state_dict_ema (" in note for note in plain.notes)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_plain_resnets(name, tmp_path):
+    model = timm.create_model(name, num_classes=7).eval()
+    path = saved(model.state_dict(), tmp_path)
+    converted = load_original(path)
+    assert converted.model_name == f"{name}_gap"
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(converted.create_model()(images), model(images))
+
+
+def test_a_plain_resnet_with_another_head(tmp_path):
+    model = timm.create_model("resnet18", num_classes=7)
+    path = saved({"arch": "resnet18", "state_dict": model.state_dict()}, tmp_path)
+    first, second = (load_original(path, head="isqrt") for _ in range(2))
+    assert first.model_name == "resnet18_isqrt"
+    assert [row.original for row in first.keys if not row.ours] == ["fc.weight", "fc.bias"]
+    assert {row.ours.split(".")[0] for row in first.keys if not row.original} == {"head"}
+    assert torch.equal(first.state_dict["head.fc.weight"], second.state_dict["head.fc.weight"])
+    assert torch.equal(first.state_dict["layer4.1.conv2.weight"], model.layer4[1].conv2.weight)
+
+
+def test_our_own_models_as_timm_saves_them(tmp_path):
+    model = timm.create_model("resnet18_seb", num_classes=5, reduce_channels=64).eval()
+    settings = argparse.Namespace(model="resnet18_seb", model_kwargs={"reduce_channels": 64})
+    content = {"epoch": 2, "arch": "resnet18_seb", "state_dict": model.state_dict(), "args": settings, "metric": 71.0}
+    converted = load_original(saved(content, tmp_path))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(converted.create_model()(images), model(images))
+
+
+def test_counters_of_batch_norm_may_be_missing(resnet18, tmp_path):
+    """PyTorch 0.4 had none."""
+    old = {key: tensor for key, tensor in resnet18.items() if not key.endswith("num_batches_tracked")}
+    converted = load_original(saved(old, tmp_path))
+    assert converted.state_dict["bn1.num_batches_tracked"] == 0
+    assert sum(row.original is None for row in converted.keys) == 20
+
+
+def test_not_a_number_is_noted(resnet18, tmp_path):
+    broken = dict(resnet18)
+    broken["classifier.bias"] = torch.full((50,), torch.nan)
+    assert any("NaN" in note and "head.fc.bias" in note for note in load_original(saved(broken, tmp_path)).notes)
+
+
+def changed(state, **changes):
+    return {**state, **changes}
+
+
+REFUSALS = {
+    "an unknown key": (
+        lambda s: changed(s, **{"features.module.11.weight": torch.zeros(3)}),
+        "features.module.11.weight",
+    ),
+    "a missing key": (lambda s: {k: v for k, v in s.items() if "7.1.bn2.bias" not in k}, "layer4.1.bn2.bias"),
+    "swapped shapes": (
+        lambda s: changed(s, **{"features.module.0.weight": torch.zeros(3, 64, 7, 7)}),
+        r"\[3, 64, 7, 7\], the model needs \[64, 3, 7, 7\]",
+    ),
+    "another width": (lambda s: changed(s, **{"classifier.weight": torch.zeros(50, 1000)}), "takes 1000 numbers"),
+    "integers": (
+        lambda s: changed(s, **{"features.module.0.weight": torch.zeros(64, 3, 7, 7, dtype=torch.int64)}),
+        "torch.int64",
+    ),
+    "no tensor": (lambda s: changed(s, **{"classifier.bias": 3}), "is a int, not a tensor"),
+    "twice the same key": (lambda s: changed(s, **{"features.0.weight": torch.zeros(64, 3, 7, 7)}), "twice"),
+    "no weights": (lambda s: {}, "no weights"),
+    "a list": (lambda s: [1, 2], "holds a list"),
+    "another network": (lambda s: {"conv1.weight": torch.zeros(3, 3)}, "no known kind"),
+    "a sparse tensor": (lambda s: changed(s, **{"classifier.bias": torch.zeros(50).to_sparse()}), "sparse"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals(case, resnet18, tmp_path):
+    change, message = REFUSALS[case]
+    with pytest.raises((OptionError, CheckpointError), match=message) as error:
+        load_original(saved(change(resnet18), tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_hints_that_do_not_fit(resnet18, tmp_path):
+    path = saved(resnet18, tmp_path)
+    with pytest.raises(OptionError, match="resnet18"):
+        load_original(path, arch="resnet50")
+    with pytest.raises(OptionError, match="262144"):
+        load_original(path, head="bcnn")
+    with pytest.raises(UnknownNameError, match="svdpade"):
+        load_original(path, head="svdpad")
+
+
+def test_the_so_vit_that_cannot_run(tmp_path):
+    """Its classifier is as wide as nothing that its representation gives."""
+    with pytest.raises(OptionError, match=r"head\.fc\.weight"):
+        load_original(saved(small("sovit__So_vit_19"), tmp_path))

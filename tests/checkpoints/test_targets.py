@@ -1,0 +1,169 @@
+"""What is written, that it is written at once or not at all, and the command line."""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from support.checkpoints import save_original
+
+from covpool_plugins.checkpoints import TARGETS, load_original, write
+from covpool_plugins.command_line import run_tool
+from covpool_plugins.errors import OptionError, UnknownNameError
+
+TOOL = Path(__file__).parents[2] / "tools" / "convert.py"
+NAME = "pisvd__resnet18__zcanormsvdpi__c100"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return save_original(NAME, tmp_path_factory.mktemp("original"))
+
+
+@pytest.fixture(scope="module")
+def converted(original):
+    return load_original(original)
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_folder_that_is_there_is_kept(target, converted, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("precious")
+    with pytest.raises(OptionError, match="--force"):
+        write(converted, target, out)
+    assert files(tmp_path) == ["out", "out/mine.txt"]
+    write(converted, target, out, force=True)
+    assert "mine.txt" not in files(out)
+    assert files(tmp_path)[0] == "out"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_nothing_is_left_of_a_write_that_fails(target, converted, tmp_path, monkeypatch):
+    out = tmp_path / "deep" / "out"
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("covpool_plugins.checkpoints.targets.report_text", fail)
+    with pytest.raises(OSError, match="space"):
+        write(converted, target, out)
+    assert files(tmp_path) == ["deep"]
+    out.mkdir()
+    (out / "mine.txt").write_text("precious")
+    with pytest.raises(OSError, match="space"):
+        write(converted, target, out, force=True)
+    assert files(out) == ["mine.txt"]
+
+
+def test_a_file_in_the_way(converted, tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(OptionError, match="no folder"):
+        write(converted, "timm", tmp_path / "out", force=True)
+
+
+def test_an_unknown_target(converted, tmp_path):
+    with pytest.raises(UnknownNameError, match="mmpretrain"):
+        write(converted, "onnx", tmp_path / "out")
+
+
+def test_only_what_was_converted_has_an_original(tmp_path):
+    model = timm.create_model("resnet18_isqrt", num_classes=3)
+    from covpool_plugins.timm_plugin import save_for_hub
+
+    save_for_hub(model, tmp_path / "hub")
+    converted = load_original(tmp_path / "hub")
+    with pytest.raises(OptionError, match="not converted"):
+        write(converted, "original", tmp_path / "out")
+    write(converted, "mmpretrain", tmp_path / "out")
+    assert files(tmp_path / "out") == ["conversion.md", "resnet18_isqrt.pth", "resnet18_isqrt.py"]
+
+
+def test_damaged_folders(converted, tmp_path):
+    write(converted, "timm", tmp_path / "timm")
+    (tmp_path / "timm" / "config.json").write_text("{")
+    with pytest.raises(OptionError, match=r"config\.json"):
+        load_original(tmp_path / "timm")
+    with pytest.raises(OptionError, match="without config"):
+        load_original(tmp_path)
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Status, output and error of the tool, in this process."""
+    tool = runpy.run_path(str(TOOL))
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            run_tool(tool["main"])
+        written = capsys.readouterr()
+        return stopped.value.code, written.out, written.err
+
+    return run
+
+
+def test_command_line(run, original, tmp_path):
+    status, output, error = run(original, "--to", "timm", "--out", tmp_path / "timm")
+    assert status == 0, error
+    assert "resnet18_cifar_zca" in output
+    assert "ZCANormPIunstable" in output  # the guess is reported
+    status, _, error = run(original, "--to", "timm", "--out", tmp_path / "timm")
+    assert status == 2
+    assert error.count("\n") == 1
+    status, _, error = run(tmp_path / "timm", "--to", "original", "--out", tmp_path / "original")
+    assert status == 0, error
+    first = torch.load(original, weights_only=True)["net"]
+    second = torch.load(tmp_path / "original" / original.name, weights_only=True)["net"]
+    assert list(first) == list(second)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["{tmp}/nothing.pth"], "No such file"),
+        (["{tmp}/page.pth", "--to", "timm", "--out", "{tmp}/out"], "no checkpoint"),
+        (["{original}", "--to", "timm"], "--out"),
+        (["{original}", "--to", "onnx", "--out", "{tmp}/out"], "invalid choice"),
+        (["{original}", "--head", "svdpade", "--arch", "vgg16"], "--arch vgg16"),
+    ],
+)
+def test_bad_input(arguments, message, run, original, tmp_path):
+    (tmp_path / "page.pth").write_text("<html>not found</html>")
+    status, _, error = run(*(argument.format(tmp=tmp_path, original=original) for argument in arguments))
+    assert status == 2
+    assert message in error
+    assert error.count("\n") == 1
+    assert files(tmp_path) == ["page.pth"]
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(original, tmp_path):
+    """The folder is there, whole, or not at all."""
+    command = [sys.executable, str(TOOL), str(original), "--to", "timm", "--out", str(tmp_path / "out")]
+    for delay in (2.0, 3.0, 4.0, 4.5, 5.0, 5.5, 6.0):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(delay)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        if (tmp_path / "out").exists():
+            timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+            break
+
+
+def test_original_weights_without_conversion_say_how(original, tmp_path):
+    with pytest.raises((OptionError, RuntimeError), match=r"convert\.py"):
+        timm.create_model(
+            "resnet18_isqrt", checkpoint_path=str(save_original("fmpn__resnet18__MPNCOV__finetune", tmp_path))
+        )
