@@ -28,6 +28,7 @@ from covpool_plugins.explain import (
     read_picture,
 )
 from covpool_plugins.explain.explanation import check_target
+from covpool_plugins.explain.methods import NotApplicableError
 
 EXAMPLE = (
     "python tools/explain.py --model resnet50_svdpade --checkpoint best.pth --image cat.jpg dog.jpg "
@@ -52,17 +53,24 @@ def main(argv: list[str] | None = None) -> None:
 
     rows: list[tuple[str, ...]] = [("image", "method", "layer", "target", "probability", "completeness gap")]
     written: list[Path] = []
+    reasons: list[str] = []
     stems = _stems(arguments.image)
     with tqdm(total=len(stems) * len(options), unit="map", disable=None) as progress:
         for path, stem in zip(arguments.image, stems, strict=True):
             picture, found = read_picture(path), []
             for method, extra in options.items():
-                found.append(explain(view, picture, method, arguments.target, **extra))
+                try:
+                    found.append(explain(view, picture, method, arguments.target, **extra))
+                except NotApplicableError as error:
+                    rows.append((path.name, method, *["n/a"] * (len(rows[0]) - 2)))
+                    reasons.append(one_line(error))
                 progress.update()
             for explanation in found:
                 written += explanation.save(arguments.out, f"{stem}_{explanation.method}")
                 rows.append(_row(path, explanation))
     print(_table(rows))
+    for reason in dict.fromkeys(reasons):
+        print(f"n/a: {reason}", file=sys.stderr)
     print("\n".join(f"wrote {path}" for path in written))
 
 

@@ -1,7 +1,13 @@
-"""Gradient and Grad-CAM, by TorchRay."""
+"""Gradient and Grad-CAM, by TorchRay, and what all of TorchRay's backpropagation methods need."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from ..errors import OptionError, require_extra
@@ -22,9 +28,7 @@ def gradient(view: ModelView, x: Tensor, target: int) -> Attribution:
 
     Source: Simonyan, Vedaldi & Zisserman, "Deep Inside Convolutional Networks", ICLR workshop 2014.
     """
-    torchray = require_extra("torchray.attribution.gradient", "explain")
-    saliency = torchray.gradient(view.model, view.to_model(x).clone(), target)
-    return Attribution(saliency[0, 0].detach(), signed=False)
+    return Attribution(saliency("gradient", disposable(view), x, target), signed=False)
 
 
 @METHODS.register("grad_cam")
@@ -62,34 +66,18 @@ def grad_cam(view: ModelView, x: Tensor, target: int, *, layer: str | None = Non
 
 
 def _grad_cam_at(view: ModelView, x: Tensor, target: int, layer: str) -> Attribution:
-    torchray = require_extra("torchray.attribution.grad_cam", "explain")
     ratios: list[float] = []
-    pool = view.known_pool()
 
-    def to_saliency(probed: Tensor) -> Tensor:
-        assert probed.grad is not None
-        maps, grad = (to_nchw(t, pool.input_fmt, pool.num_prefix_tokens) for t in (probed.detach(), probed.grad))
+    def remember_ratio(maps: Tensor, grad: Tensor) -> None:
         ratios.append(mean_gradient_ratio(grad))
-        if pool.input_fmt == "NLC":
-            grid = token_grid(maps.shape[2], *x.shape[-2:])
-            maps, grad = maps.reshape(*maps.shape[:2], *grid), grad.reshape(*grad.shape[:2], *grid)
-        maps.grad = grad
-        return torchray.gradient_to_grad_cam_saliency(maps)
 
-    saliency = torchray.grad_cam(
-        view.model,
-        view.to_model(x).clone(),
-        target,
-        saliency_layer=view.stage(layer),
-        gradient_to_saliency=to_saliency,
-    )
-    # Raised out here: an exception inside TorchRay would leave its probe on the model.
+    values = saliency("grad_cam", disposable(view), x, target, layer, remember_ratio)
     if ratios[0] < DEGENERATE:
         raise DegenerateLayerError(
             f"grad_cam at {layer!r} would show rounding errors: nothing non-linear lies between it and the covariance, "
             f"so its gradients sum to zero ({ratios[0]:.1e}); take an earlier layer, or leave it out"
         )
-    return Attribution(saliency[0, 0].detach(), signed=False, layer=layer)
+    return Attribution(values, signed=False, layer=layer)
 
 
 def mean_gradient_ratio(grad: Tensor) -> float:
@@ -99,3 +87,76 @@ def mean_gradient_ratio(grad: Tensor) -> float:
     """
     size = grad.square().sum(dim=1).mean().sqrt()
     return (grad.mean(dim=(2, 3)).norm() / size).item() if size > 0 else 1.0
+
+
+def disposable(view: ModelView) -> ModelView:
+    """A view whose modules are copies that hold the same weights.
+
+    What TorchRay leaves on the modules, a probe after an exception for one, is thrown away with them.
+    """
+    shared = [*view.model.parameters(), *view.model.buffers()]
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
+    model = copy.deepcopy(view.model, memo)
+    return replace(
+        view,
+        model=model,
+        pool=memo.get(id(view.pool), view.pool),
+        pool_site=None if view.pool_site is None else memo[id(view.pool_site)],
+        classifier=memo[id(view.classifier)],
+        stages={name: memo[id(stage)] for name, stage in view.stages.items()},
+    )
+
+
+def saliency(
+    method: str,
+    view: ModelView,
+    x: Tensor,
+    target: int,
+    layer: str | None = None,
+    inspect: Callable[[Tensor, Tensor], None] | None = None,
+    **options: Any,
+) -> Tensor:
+    """The map (H, W) of one of TorchRay's backpropagation methods.
+
+    Args:
+        method: name of the method and of its file in TorchRay.
+        view: the model, :func:`disposable`.
+        x: input (1, 3, H, W).
+        target: the class.
+        layer: the stage whose map is explained; the default is the input.
+        inspect: sees the map and its gradient, both (1, C, H, W), before TorchRay makes the saliency of them.
+        options: further arguments of TorchRay's function.
+
+    Raises:
+        UnknownNameError: for an unknown layer.
+        OptionError: for a layer of a model without a pool that we know.
+    """
+    torchray = require_extra(f"torchray.attribution.{method}", "explain")
+    if layer is not None:
+        rule = getattr(torchray, f"gradient_to_{method}_saliency")
+
+        def on_maps(probed: Tensor) -> Tensor:
+            assert probed.grad is not None
+            maps, grad = (as_maps(view, tensor, x) for tensor in (probed.detach(), probed.grad))
+            if inspect is not None:
+                inspect(maps, grad)
+            maps.grad = grad
+            return rule(maps)
+
+        options |= {"saliency_layer": view.stage(layer), "gradient_to_saliency": on_maps}
+    with torch.enable_grad():
+        found = getattr(torchray, method)(view.model, view.to_model(x).clone(), target, **options)
+    return found[0, 0].detach()
+
+
+def as_maps(view: ModelView, output: Tensor, x: Tensor) -> Tensor:
+    """Maps (1, C, H, W) of what a stage gives for an input x (1, 3, height, width).
+
+    Raises:
+        OptionError: for a model without a pool that we know, or tokens that are no grid.
+    """
+    pool = view.known_pool()
+    maps = to_nchw(output, pool.input_fmt, pool.num_prefix_tokens)
+    if pool.input_fmt == "NLC":
+        maps = maps.reshape(*maps.shape[:2], *token_grid(maps.shape[2], *x.shape[-2:]))
+    return maps

@@ -9,33 +9,118 @@ centring the sum is the same, but a constant added to the features would change 
 is not homogeneous, the gradient is averaged along the path t x̃, 0 <= t <= 1 (integrated gradients; Sundararajan,
 Taly & Yan, ICML 2017), and the sum is F(x̃) - F(0). A vector normalised in length does not change with the scale at
 all: its entries' factors, 1 / (‖z‖ √|z_j|), are held at their values, and the score is a sum over the entries z_j
-before that step. Everything is computed in float64, from the features on.
+before that step. Roots by an eigen-decomposition have a closed form (:mod:`.root_shares`). Everything is computed in
+float64, from the features on. A class token that the classifier takes beside the pooled vector has a share of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import OptionError
+from ..linalg import EigenMethod
 from ..pooling import Pool
-from .methods import METHODS, Attribution
-from .model_view import ModelView
+from .methods import METHODS, Attribution, NotApplicableError, Space
+from .model_view import ForwardPass, ModelView
+from .root_shares import root_method, root_shares
 
 GAUSS_POINTS = 64
 SAME = 1e-6
 COMPLETE = 1e-4
 MODEL_AGREEMENT = 1e-2
+MORE_THAN_LINEAR = "the model has more than a linear layer behind its pool: its score has no contribution map"
 
 Represent = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class LinearHead:
+    """A pool with nothing but a linear layer behind it, for one input and one class, in float64.
+
+    Args:
+        pool: in float64.
+        X: features (1, C, M).
+        grid: rows and columns of the M positions.
+        weight: the class's weights (D,) of the pooled vector.
+        score: what the model gives, without the bias and the class token's share.
+        tolerance: how far a score in float64 may be from it.
+        token: the class token's share of the score, where the classifier takes one.
+    """
+
+    pool: Pool
+    X: Tensor
+    grid: tuple[int, int]
+    weight: Tensor
+    score: float
+    tolerance: float
+    token: float | None
+
+    @classmethod
+    def of(cls, view: ModelView, x: Tensor, target: int) -> LinearHead:
+        """The head of a model.
+
+        Raises:
+            OptionError: for a model without a pool that we know.
+            NotApplicableError: for one with more behind it.
+        """
+        X, grid, logits = view.features(x)
+        passed, weight, pool = view.forward_pass(x), view.class_weight(target), view.float64_pool
+        if not _is_linear(passed, pool.out_features, weight.numel()):
+            raise NotApplicableError(MORE_THAN_LINEAR)
+        score, token = logits[0, target].item() - view.class_bias(target), None
+        if passed.token is not None:
+            token = (passed.token[0].double() @ weight[pool.out_features :]).item()
+            score -= token
+        tolerance = MODEL_AGREEMENT * logits.abs().max().clamp_min(1e-3).item()
+        return cls(pool, X.double(), grid, weight[: pool.out_features], score, tolerance, token)
+
+    def attribution(
+        self, method: str, shares: Tensor, score: float, base: float = 0.0, extras: Mapping[str, Tensor] | None = None
+    ) -> Attribution:
+        """Shares (M,) as a map, or (C, C) as a matrix, with the class token's share beside them.
+
+        Args:
+            method: its name, for messages.
+            shares: they sum to ``score - base``.
+            score: of the features, by the head in float64.
+            base: the score of zero features.
+            extras: of the attribution.
+
+        Raises:
+            NotApplicableError: if the score is not the model's.
+            OptionError: if the shares miss it.
+        """
+        if not abs(score - self.score) <= self.tolerance:
+            raise NotApplicableError(MORE_THAN_LINEAR)
+        whole = score - base
+        gap = abs(shares.sum().item() - whole)
+        # Against the shares' size: a score may be next to nothing because they cancel.
+        if not gap <= COMPLETE * max(abs(whole), shares.abs().sum().item()):
+            raise OptionError(
+                f"{method}: with pool {self.pool.pool_type!r} the shares miss the score of {whole:.3g} by "
+                f"{gap:.3g}; explain it with another method"
+            )
+        every = dict(extras or {})
+        if self.token is not None:
+            every["class_token"] = shares.new_tensor(self.token)
+            whole += self.token
+        space: Space = "image" if shares.ndim == 1 else "matrix"
+        shares = shares.reshape(self.grid) if shares.ndim == 1 else shares
+        return Attribution(
+            shares, signed=True, contributions=shares, completeness_target=whole, extras=every, space=space
+        )
 
 
 @METHODS.register("contribution")
 def contribution(view: ModelView, x: Tensor, target: int) -> Attribution:
     """Shares of the score of class ``target`` over the positions of the pooled map, (H, W) in float64.
+
+    Where the classifier takes the class token too, its share is ``extras["class_token"]``.
 
     Args:
         view: a model with a pool of this package or global average pooling.
@@ -43,24 +128,16 @@ def contribution(view: ModelView, x: Tensor, target: int) -> Attribution:
         target: the class.
 
     Raises:
-        OptionError: if the model has no such pool, has more than a linear layer behind it, or if its score is no
-            sum of shares (a pool that does not change with the scale of the features).
+        OptionError: if the model has no such pool, or if its score is no sum of shares (a pool that does not change
+            with the scale of the features).
+        NotApplicableError: if it has more than a linear layer behind the pool.
     """
-    features, grid, logits = view.features(x)
-    pool, classifier = view.float64_head
-    X = features.double()
-    if pool.out_features != classifier.in_features or not _agree(classifier(pool.represent(X)), logits):
-        raise OptionError("the model has more than a linear layer behind its pool: its score has no contribution map")
-    shares, score, base = contributions(by_entries(pool, X), X, classifier.weight[target])
-    completeness_target = score - base
-    gap = abs(shares.sum().item() - completeness_target)
-    if not gap <= COMPLETE * abs(completeness_target):
-        raise OptionError(
-            f"contribution: with pool {pool.pool_type!r} the shares miss the score of {completeness_target:.3g} by "
-            f"{gap:.3g}; explain it with another method"
-        )
-    shares = shares.reshape(grid)
-    return Attribution(shares, True, contributions=shares, completeness_target=completeness_target)
+    head = LinearHead.of(view, x, target)
+    if isinstance(root_method(head.pool), EigenMethod):
+        found = root_shares(head.pool, head.X, head.weight)
+        return head.attribution("contribution", found.shares.sum(0), found.score)
+    shares, score, base = contributions(by_entries(head.pool, head.X), head.X, head.weight)
+    return head.attribution("contribution", shares, score, base)
 
 
 def by_entries(pool: Pool, X: Tensor) -> Represent:
@@ -73,24 +150,51 @@ def by_entries(pool: Pool, X: Tensor) -> Represent:
     return lambda features: pool.entries(features) * factor
 
 
-def contributions(represent: Represent, X: Tensor, weight: Tensor) -> tuple[Tensor, float, float]:
-    """Shares (M,) of ⟨weight, represent(X)⟩ for features X (1, C, M); the score, and the score of zero features."""
+def contributions(
+    represent: Represent, X: Tensor, weight: Tensor, points: int | None = None
+) -> tuple[Tensor, float, float]:
+    """Shares (M,) of ⟨weight, represent(X)⟩ for features X (1, C, M); the score, and the score of zero features.
+
+    Args:
+        represent: features to vectors (1, D).
+        X: the features.
+        weight: (D,).
+        points: of the average along the path; by default one for a homogeneous ``represent``, otherwise 64.
+    """
+    centred, gradient, score, base = mean_gradient(represent, X, weight, points)
+    return (centred * gradient).sum(dim=1)[0], score, base
+
+
+def mean_gradient(
+    represent: Represent, X: Tensor, weight: Tensor, points: int | None = None
+) -> tuple[Tensor, Tensor, float, float]:
+    """The features (1, C, M) that count, and the gradient averaged along their scale; then as :func:`contributions`."""
     with torch.no_grad():
         vector = represent(X)
         if _same(vector, represent(X + _shift_like(X))):
             X = X - X.mean(dim=-1, keepdim=True)
-        homogeneous = _same(0.5 * vector, represent(0.5 * X))
+        homogeneous = points is None and _same(0.5 * vector, represent(0.5 * X))
         base = (represent(torch.zeros_like(X)) @ weight).item()
     gradient = torch.zeros_like(X)
-    for point, share in [(1.0, 1.0)] if homogeneous else _gauss_points():
+    for point, share in [(1.0, 1.0)] if homogeneous else _gauss_points(points or GAUSS_POINTS):
         scaled = (point * X).requires_grad_(True)
         gradient += share * torch.autograd.grad((represent(scaled) @ weight).sum(), scaled)[0]
-    return (X * gradient).sum(dim=1)[0], (vector @ weight).item(), base
+    return X, gradient, (vector @ weight).item(), base
 
 
-def _agree(ours: Tensor, logits: Tensor) -> bool:
-    """Whether the scores that are explained are those that the model gives."""
-    return bool((ours - logits).abs().max() <= MODEL_AGREEMENT * logits.abs().max().clamp_min(1e-3))
+def _is_linear(passed: ForwardPass, width: int, weights: int) -> bool:
+    """Whether the classifier takes the pool's vector, with or without the class token, and gives the class scores."""
+    if passed.pooled is None or passed.vector is None or passed.scores is None:
+        return False
+    token_width = 0 if passed.token is None else passed.token.shape[1]
+    if weights != width + token_width or passed.scores.shape != passed.logits.shape:
+        return False
+    return _agree(passed.vector[:, :width], passed.pooled) and _agree(passed.scores, passed.logits)
+
+
+def _agree(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether the numbers that are explained are those that the model gives."""
+    return bool((ours - theirs).abs().max() <= MODEL_AGREEMENT * theirs.abs().max().clamp_min(1e-3))
 
 
 def _shift_like(X: Tensor) -> Tensor:
@@ -103,7 +207,7 @@ def _same(first: Tensor, second: Tensor) -> bool:
     return bool((first - second).norm() <= SAME * first.norm())
 
 
-def _gauss_points() -> list[tuple[float, float]]:
+def _gauss_points(count: int) -> list[tuple[float, float]]:
     """Points and weights of Gauss-Legendre quadrature on [0, 1]."""
-    points, weights = np.polynomial.legendre.leggauss(GAUSS_POINTS)
+    points, weights = np.polynomial.legendre.leggauss(count)
     return [(float(p + 1) / 2, float(w) / 2) for p, w in zip(points, weights, strict=True)]

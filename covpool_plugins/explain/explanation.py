@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import operator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,9 @@ from torch import Tensor, nn
 from ..errors import OptionError
 from ..files import write_atomically
 from .images import Picture, as_input
-from .methods import METHODS, attribute
+from .methods import METHODS, Space, attribute
 from .model_view import Gradient, ModelView
-from .overlay import overlay, with_caption
+from .overlay import at_least, balance, heat_map, overlay, with_caption
 
 SMALLEST_SIDE = 320
 
@@ -26,15 +28,18 @@ class Explanation:
     """Where in a picture a class score comes from.
 
     Args:
-        map: raw values (H, W), float64, on the grid of the feature map or of the network's input.
+        map: raw values (H, W), float64, on the grid of the feature map or of the network's input; or a matrix.
         method: name of the method.
         target: the class.
         probability: the softmax probability of ``target``.
         image: the picture as the network saw it.
         signed: whether negative values speak against the class.
         layer: the layer whose map was explained, where there is one.
-        contributions: shares of the score (H, W), where the method has them; they sum to ``completeness_target``.
+        contributions: shares of the score (H, W), where the method has them; they sum to ``completeness_target``,
+            together with ``extras["class_token"]`` where the class token has a share of its own.
         completeness_target: score minus bias, where the method has contributions.
+        extras: further arrays of the method, by name.
+        space: ``image``, ``matrix`` or ``picture``, see :class:`covpool_plugins.explain.methods.Attribution`.
     """
 
     map: np.ndarray
@@ -46,46 +51,75 @@ class Explanation:
     layer: str | None = None
     contributions: np.ndarray | None = None
     completeness_target: float | None = None
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+    space: Space = "image"
+
+    @property
+    def class_token(self) -> float:
+        """The class token's share of the score; zero where it has none."""
+        return float(self.extras.get("class_token", 0.0))
 
     @property
     def completeness_gap(self) -> float | None:
         """How far the contributions miss the score minus bias, relative to it."""
         if self.contributions is None or self.completeness_target is None:
             return None
-        return abs(float(self.contributions.sum()) - self.completeness_target) / abs(self.completeness_target or 1.0)
+        found = float(self.contributions.sum()) + self.class_token
+        return abs(found - self.completeness_target) / abs(self.completeness_target or 1.0)
 
-    def overlay(self, limit: float | None = None) -> Picture:
-        """The map over the grey picture, in the picture's size; ``limit`` is the magnitude of full colour."""
-        return overlay(self.image, self.map, self.signed, limit)
+    def overlay(self, limit: float | None = None, smallest_side: int = 1) -> Picture:
+        """The map over the grey picture; a matrix as a heat map; the picture itself that a method made.
+
+        Args:
+            limit: the magnitude of full colour; the default is the map's own.
+            smallest_side: what is smaller is enlarged.
+        """
+        if self.space == "matrix":
+            return heat_map(self.map, self.signed, smallest_side, limit)
+        if self.space == "picture":
+            pixels = np.round(255 * np.clip(self.extras["picture"], 0, 1)).astype(np.uint8)
+            return at_least(Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1))), smallest_side)
+        return overlay(at_least(self.image, smallest_side), self.map, self.signed, limit)
 
     def caption(self) -> list[str]:
         """What the picture shows, in numbers."""
         where = f" at {self.layer}" if self.layer else ""
         lines = [f"{self.method}{where}, class {self.target}, p = {self.probability:.3g}"]
         if self.contributions is not None:
-            for_it = float(self.contributions.clip(min=0).sum())
-            against = float(self.contributions.clip(max=0).sum())
-            lines.append(f"{for_it:+.3g} for, {against:+.3g} against = {self.completeness_target:+.3g} (score - bias)")
+            token = f", class token {self.class_token:+.3g}" if "class_token" in self.extras else ""
+            total = f"{self.completeness_target:+.3g} (score - bias)"
+            lines.append(f"{balance(self.contributions)}{token} = {total}")
+        numbers = {name: value for name, value in self.extras.items() if value.ndim == 0 and name != "class_token"}
+        if numbers:
+            lines.append(", ".join(f"{name.replace('_', ' ')} {float(value):.3g}" for name, value in numbers.items()))
         return lines
 
-    def save(self, directory: Path | str, stem: str) -> list[Path]:
-        """Write ``stem.png``, the overlay with its caption, and ``stem.npz``, the numbers; returns both paths.
+    def picture(self, limit: float | None = None) -> Picture:
+        """What :meth:`overlay` draws, large enough to be read, with its caption."""
+        return with_caption(self.overlay(limit, SMALLEST_SIDE), self.caption())
 
-        The archive holds ``map``, ``target`` and ``probability``, and where the method has them ``contributions`` and
-        ``completeness_target``.
+    def save(self, directory: Path | str, stem: str) -> list[Path]:
+        """Write ``stem.png``, the picture with its caption, and ``stem.npz``, the numbers; returns both paths.
+
+        The archive holds ``map``, ``target`` and ``probability``, where the method has them ``contributions`` and
+        ``completeness_target``, and the extras under their names.
         """
-        factor = max(1.0, SMALLEST_SIDE / min(self.image.size))
-        size = (round(factor * self.image.width), round(factor * self.image.height))
-        large = overlay(self.image.resize(size, Image.Resampling.BICUBIC), self.map, self.signed)
-        picture = with_caption(large, self.caption())
+        picture = self.picture()
         arrays: dict[str, Any] = {"map": self.map, "target": self.target, "probability": self.probability}
         if self.contributions is not None:
             arrays |= {"contributions": self.contributions, "completeness_target": self.completeness_target}
+        arrays = {**self.extras, **arrays}
         base = Path(directory)
         return [
             write_atomically(base / f"{stem}.png", lambda file: picture.save(file, format="PNG")),
             write_atomically(base / f"{stem}.npz", lambda file: np.savez_compressed(file, **arrays)),
         ]
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        file = io.BytesIO()
+        self.picture().save(file, format="PNG")
+        return file.getvalue()
 
 
 def explain(
@@ -110,13 +144,14 @@ def explain(
 
     Raises:
         UnknownNameError: for a method or layer that does not exist.
-        OptionError: for a target out of range, or an option or model that the method does not take.
+        OptionError: for a target out of range, or an option that the method does not take; as a
+            :class:`~covpool_plugins.explain.methods.NotApplicableError` for a model that it says nothing about.
         ValueError: for a picture that cannot be read.
     """
     METHODS[method]  # a typo is reported before the model is copied
     view = ModelView.of(model, grad)
     x = as_input(image, view.preprocessing)
-    logits = view.logits(x)[0].double()
+    logits = view.forward_pass(x).logits[0].double()
     target = check_target(target, view) if target is not None else int(logits.argmax())
     result = attribute(method, view, x, target, **options)
     return Explanation(
@@ -129,6 +164,8 @@ def explain(
         layer=result.layer,
         contributions=None if result.contributions is None else _array(result.contributions),
         completeness_target=result.completeness_target,
+        extras={name: _array(values) for name, values in result.extras.items()},
+        space=result.space,
     )
 
 
@@ -148,4 +185,6 @@ def check_target(target: int, view: ModelView) -> int:
 
 
 def _array(values: Tensor) -> np.ndarray:
-    return values.detach().cpu().double().numpy()
+    """In float64; integers stay what they are."""
+    array = values.detach().cpu()
+    return (array.double() if array.is_floating_point() else array).numpy()

@@ -10,9 +10,9 @@ row in the table::
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -20,17 +20,28 @@ from ..errors import OptionError
 from ..tables import Table
 from .model_view import ModelView
 
+Space = Literal["image", "matrix", "picture"]
+
+
+class NotApplicableError(OptionError):
+    """A method that has no meaning for a model, with the reason in one line; a comparison of heads shows "n/a"."""
+
 
 @dataclass(frozen=True)
 class Attribution:
     """What a method says about one input and one class.
 
     Args:
-        map: (H, W), on the grid of the feature map or of the input.
+        map: (H, W), on the grid of the feature map or of the input; a matrix (C, C) where ``space`` says so.
         signed: whether negative values speak against the class; otherwise the map is a magnitude.
         layer: the layer whose map was explained, where there is one.
-        contributions: (H, W), shares of the score that sum to ``completeness_target``, where the method has them.
+        contributions: (H, W), shares of the score that sum to ``completeness_target``, where the method has them; with
+            a ``class_token`` among the extras, that number has to be added.
         completeness_target: the class score minus the score of a picture without features, which is the bias.
+        extras: further arrays by name, which are saved with the map; single numbers are shown in the caption.
+        space: ``image`` for a map that lies over the picture, ``matrix`` for one that is drawn by itself, or
+            ``picture`` where the method made a picture, ``extras["picture"]`` (3, H, W) of red, green and blue in 0..1,
+            whose grey version the map is.
     """
 
     map: Tensor
@@ -38,6 +49,8 @@ class Attribution:
     layer: str | None = None
     contributions: Tensor | None = None
     completeness_target: float | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    space: Space = "image"
 
 
 Method = Callable[..., Attribution]
@@ -60,6 +73,7 @@ def attribute(name: str, view: ModelView, x: Tensor, target: int, **options: Any
     Raises:
         UnknownNameError: for a name that is not in the table.
         OptionError: for an option that the method does not have.
+        NotApplicableError: for a model that the method says nothing about.
     """
     known = method_options(name)
     for option in options:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -20,6 +21,34 @@ from .stages import trace_stages
 
 Gradient = Literal["exact", "training"]
 GRADIENTS: tuple[Gradient, ...] = ("exact", "training")
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardPass:
+    """What a model computes of a batch, as far as explanations of its head need it.
+
+    Args:
+        logits: class scores (B, num_classes).
+        input: what the pool takes, in its layout.
+        pooled: vectors (B, D) that the pool gives.
+        vector: what the classifier takes.
+        scores: what the classifier gives.
+    """
+
+    logits: Tensor
+    input: Tensor | None = None
+    pooled: Tensor | None = None
+    vector: Tensor | None = None
+    scores: Tensor | None = None
+
+    @property
+    def token(self) -> Tensor | None:
+        """The class token (B, T) behind the pooled vectors in those that the classifier takes, if there is one."""
+        if self.input is None or self.vector is None or self.pooled is None or self.input.ndim != 3:
+            return None
+        token = self.vector[:, self.pooled.shape[1] :]
+        same_shape = token.shape == self.input[:, 0].shape
+        return token if same_shape and torch.equal(token, self.input[:, 0].to(token.dtype)) else None
 
 
 @dataclass(frozen=True)
@@ -123,30 +152,70 @@ class ModelView:
         return self.model(self.to_model(x))
 
     @torch.no_grad()
+    def forward_pass(self, x: Tensor) -> ForwardPass:
+        """One run of the model, which is remembered for the next call with the same input."""
+        known = self._last_pass.get("x")
+        if known is not None and known[0]() is x and known[1] == _version(x):
+            return known[2]
+        found: dict[str, Tensor] = {}
+
+        def remember(**names: int) -> Any:
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                found.update({name: (args[0], output)[which] for name, which in names.items()})
+
+            return hook
+
+        handles = [self.classifier.register_forward_hook(remember(vector=0, scores=1))]
+        if self.pool_site is not None:
+            handles.append(self.pool_site.register_forward_hook(remember(input=0, pooled=1)))
+        try:
+            logits = self.logits(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if "pooled" in found:
+            found["pooled"] = found["pooled"].flatten(1)
+        made = ForwardPass(logits, **found)
+        if not x.is_inference():
+            self._last_pass["x"] = (weakref.ref(x), _version(x), made)
+        return made
+
+    @cached_property
+    def _last_pass(self) -> dict[str, tuple[weakref.ref[Tensor], int, ForwardPass]]:
+        return {}
+
+    @torch.no_grad()
     def features(self, x: Tensor) -> tuple[Tensor, tuple[int, int], Tensor]:
         """What the pool represents: features (B, C, M), their grid (H, W) with H W = M, and the class scores.
 
         Raises:
             OptionError: for a model without a pool that we know.
         """
-        pool, site = self.known_pool(), self.pool_site
-        assert site is not None
-        caught: list[Tensor] = []
-        handle = site.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
-        try:
-            logits = self.logits(x)
-        finally:
-            handle.remove()
-        X = pool.features(caught[-1])
-        height, width = pool.to_maps(caught[-1]).shape[2:]
+        pool, found = self.known_pool(), self.forward_pass(x)
+        assert found.input is not None
+        X = pool.features(found.input)
+        height, width = pool.to_maps(found.input).shape[2:]
         if pool.input_fmt == "NLC":
             height, width = token_grid(X.shape[-1], *x.shape[-2:])
-        return X, (height, width), logits
+        return X, (height, width), found.logits
 
     @cached_property
-    def float64_head(self) -> tuple[Pool, nn.Linear]:
-        """The pool and the classifier in float64."""
-        return copy.deepcopy(self.known_pool()).double(), copy.deepcopy(self.classifier).double()
+    def float64_pool(self) -> Pool:
+        """The pool in float64."""
+        return copy.deepcopy(self.known_pool()).double()
+
+    def class_weight(self, target: int) -> Tensor:
+        """The classifier's weights (D,) of a class, in float64."""
+        return self.classifier.weight[target].detach().double()
+
+    def class_bias(self, target: int) -> float:
+        """The classifier's bias of a class."""
+        return 0.0 if self.classifier.bias is None else self.classifier.bias[target].item()
+
+
+def _version(x: Tensor) -> int:
+    """How often a tensor was changed in place."""
+    return -1 if x.is_inference() else x._version
 
 
 def token_grid(tokens: int, height: int, width: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Maps laid over pictures."""
+"""Maps laid over pictures, matrices drawn as heat maps, and captions."""
 
 from __future__ import annotations
 
@@ -32,6 +32,37 @@ def overlay(image: Picture, values: np.ndarray, signed: bool, limit: float | Non
     base = 0.15 + 0.75 * grey
     opacity = 0.9 * magnitude[..., None] ** 0.8
     return Image.fromarray(np.uint8(np.round(255 * (opacity * colour + (1 - opacity) * base))))
+
+
+def heat_map(values: np.ndarray, signed: bool, smallest_side: int = 1, limit: float | None = None) -> Picture:
+    """A matrix in colour, every entry a square of pixels.
+
+    Args:
+        values: the matrix (n, m).
+        signed: red for positive and blue for negative values; otherwise one sequential scale.
+        smallest_side: entries are enlarged until no side of the picture is shorter.
+        limit: the magnitude of full colour; the default is the matrix's own.
+    """
+    colormap = require_extra("matplotlib", "explain").colormaps[DIVERGING if signed else SEQUENTIAL]
+    limit = colour_limit(values) if limit is None else limit
+    strength = np.clip(values / limit if limit > 0 else np.zeros_like(values), -1, 1)
+    # The ends of the diverging scale are almost black, so that they look less red and blue than what is beside them.
+    colours = colormap(0.5 + 0.43 * strength if signed else strength)[..., :3]
+    drawn = Image.fromarray(np.uint8(np.round(255 * colours)))
+    factor = -(-smallest_side // min(drawn.size))
+    return drawn.resize((factor * drawn.width, factor * drawn.height), Image.Resampling.NEAREST)
+
+
+def at_least(picture: Picture, smallest_side: int) -> Picture:
+    """The picture, enlarged where a side is shorter."""
+    factor = max(1.0, smallest_side / min(picture.size))
+    size = (round(factor * picture.width), round(factor * picture.height))
+    return picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def balance(values: np.ndarray) -> str:
+    """The sums of the positive and of the negative values."""
+    return f"{values.clip(min=0).sum():+.3g} for, {values.clip(max=0).sum():+.3g} against"
 
 
 def colour_limit(values: np.ndarray) -> float:

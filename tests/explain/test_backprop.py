@@ -13,6 +13,7 @@ from covpool_plugins.errors import UnknownNameError
 from covpool_plugins.explain import METHODS, ModelView, explain
 from covpool_plugins.explain.backprop import DegenerateLayerError
 from covpool_plugins.pooling import create_pool, list_pools
+from support.explanations import CHEAP, POOL_OF
 
 
 @pytest.mark.parametrize("name", list_pools())
@@ -38,13 +39,12 @@ def test_gradient_equals_autograd(name: str, small_net, image: Tensor) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_model_and_the_view_stay_as_they_were(method: str, small_net, image: Tensor) -> None:
-    net = small_net("svdpade").train()
+    net = small_net(POOL_OF.get(method, "svdpade")).train()
     net.stem.requires_grad_(False)
     net.head.fc.weight.grad = torch.ones_like(net.head.fc.weight)
     before, x = copy.deepcopy(net), image.clone()
     view = ModelView.of(net)
-    first = explain(view, image, method)
-    second = explain(view, image, method)
+    first, second = (explain(view, image, method, **CHEAP.get(method, {})) for _ in range(2))
     np.testing.assert_array_equal(first.map, second.map)
     assert torch.equal(image, x) and not image.requires_grad and image.grad is None
     for (name, module), old in zip(net.named_modules(), before.modules(), strict=True):
@@ -102,11 +102,12 @@ def test_channels_last_and_tokens(method: str, input_fmt: str, small_net, image:
             tokens = x.flatten(2).mT
             return torch.cat([torch.ones_like(tokens[:, :1]), tokens], dim=1)
 
-    plain = small_net("svdpade", reduction="conv-bn-relu")
+    pool = POOL_OF.get(method, "svdpade")
+    plain = small_net(pool, reduce_channels=8, reduction="conv-bn-relu")
     layout = {"input_fmt": input_fmt, "num_prefix_tokens": 1 if input_fmt == "NLC" else 0}
-    other = small_net("svdpade", reduction="conv-bn-relu", **layout)
+    other = small_net(pool, reduce_channels=8, reduction="conv-bn-relu", **layout)
     other.load_state_dict(plain.state_dict())
     other.stage2.add_module("layout", ToLayout())
-    expected, found = (explain(net, image, method, target=1) for net in (plain, other))
+    expected, found = (explain(net, image, method, target=1, **CHEAP.get(method, {})) for net in (plain, other))
     assert found.map.shape == expected.map.shape
     np.testing.assert_allclose(found.map, expected.map, rtol=1e-3, atol=1e-4 * np.abs(expected.map).max())

@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import covpool_plugins
 from covpool_plugins.errors import OptionError, ShapeError, UnknownNameError
 from covpool_plugins.explain import METHODS, Explanation, ModelView, explain, read_picture
 from covpool_plugins.explain.model_view import token_grid
 from covpool_plugins.explain.overlay import colour_limit
+from support.explanations import CHEAP, POOL_OF
 
 
 def explanation(values: np.ndarray, signed: bool, size: tuple[int, int] = (60, 40)) -> Explanation:
@@ -56,13 +58,13 @@ def test_a_shared_limit_keeps_a_weak_map_weak() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_files(method: str, small_net, image: Tensor, tmp_path: Path) -> None:
-    found = explain(small_net(), image, method, target=3)
+    found = explain(small_net(POOL_OF.get(method, "svdpade")), image, method, target=3, **CHEAP.get(method, {}))
     png, npz = found.save(tmp_path / "new", "cat")
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["cat.npz", "cat.png"] == [npz.name, png.name]
     with Image.open(png) as picture:
-        assert picture.width == 320 and picture.height > 320
+        assert picture.width >= 320 and picture.height > picture.width
         colours = np.ptp(np.asarray(picture.convert("RGB")).astype(int), axis=2)
-        assert colours.max() > 60
+        assert colours.max() > 20
     with np.load(npz, allow_pickle=False) as arrays:
         assert int(arrays["target"]) == 3 and 0 < float(arrays["probability"]) < 1
         np.testing.assert_array_equal(arrays["map"], found.map)
@@ -124,7 +126,8 @@ def test_pictures_without_a_known_white_are_refused(mode: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_of_one_channel_sees_grey(method: str) -> None:
-    net = timm.create_model("test_resnet", in_chans=1, num_classes=4).eval()
+    head = POOL_OF.get(method, "svdpade")
+    net = covpool_plugins.create_model("test_resnet", head, in_chans=1, num_classes=4, reduce_channels=8).eval()
     pixels = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
     grey = Image.fromarray(pixels).convert("L")
     view = ModelView.of(net)
@@ -133,7 +136,9 @@ def test_a_model_of_one_channel_sees_grey(method: str) -> None:
     if net.pretrained_cfg["crop_pct"] * 160 == 160:
         torch.testing.assert_close(x[0, 0], ((torch.tensor(np.asarray(grey)) / 255 - mean) / std).float())
     assert x.shape[:2] == (1, 1)
-    found, expected = (explain(view, image, method, target=2).map for image in (Image.fromarray(pixels), grey))
+    found, expected = (
+        explain(view, image, method, target=2, **CHEAP.get(method, {})).map for image in (Image.fromarray(pixels), grey)
+    )
     np.testing.assert_array_equal(found, expected)
     shown = np.asarray(view.preprocessing.picture(x))
     assert shown.shape[2] == 3 and (np.ptp(shown, axis=2) == 0).all() and shown.std() > 10

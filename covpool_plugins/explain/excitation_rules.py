@@ -1,0 +1,217 @@
+"""Excitation backpropagation as a gradient: rules for the functions that backbones call.
+
+A neuron y = g(Σ_k w_k a_k) with activations a >= 0 passes its excitation p on in shares,
+
+    p_j = a_j w_j⁺ / Z · p    with    Z = Σ_k w_k⁺ a_k,    so that    Σ_j p_j = p.
+
+In the ratio r = p / y of excitation to activation that reads r_j = w_j⁺ (y / Z) r: the gradient of Z · (y / Z) where
+the factor y / Z is held at its value. So every function gets that gradient and keeps its own value, automatic
+differentiation does the rest, and activation times gradient is the excitation, at every layer. What only picks or
+moves activations (a ReLU, max pooling, a concatenation) has the right gradient as it is.
+
+* A batch norm is one linear function with the convolution in front of it: its weights are scaled by a factor whose
+  size cancels in the shares, and whose sign does not. The convolution may lie further back, behind average poolings
+  and concatenations, as in DenseNet.
+* A sum shares its excitation by the positive parts of its summands.
+* A gate, a factor with fewer values than what it multiplies, passes nothing to its own inputs.
+* Biases get no share. A neuron without excitatory input (Z = 0) is active by its bias alone; its excitation ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from .deconvolution import RECTIFIERS
+from .methods import NotApplicableError
+
+SMALLEST = 1e-20
+
+# The excitatory input Z of a linear function whose output channels are scaled by factors of the given signs (C,).
+Excitation = Callable[[Tensor], Tensor]
+
+# What picks or moves activations. By name: a function, its method and its form in place share it.
+PASSING = frozenset(
+    {"relu", "max_pool2d", "max_pool2d_with_indices", "adaptive_max_pool2d", "dropout", "dropout2d", "clone", "to"}
+    | {"flatten", "reshape", "view", "permute", "transpose", "movedim", "unsqueeze", "squeeze", "expand", "contiguous"}
+    | {"chunk", "split", "narrow", "getitem", "get", "pad", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"}
+)
+
+
+class ExcitationRules(TorchFunctionMode):
+    """While it lasts, gradients are ratios of excitation to activation; a function without a rule refuses its own.
+
+    Args:
+        method: name in messages.
+    """
+
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        self.method = method
+        self.ended = False
+        self._excitations: dict[int, tuple[Tensor, int, Excitation]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.ended or not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        name = func.__name__.strip("_")
+        rule = RULES.get(name)
+        if rule is not None and any(t.requires_grad for t in _tensors(args)):
+            return rule(self, func, *args, **kwargs)
+        result = func(*args, **kwargs)
+        return result if name in PASSING else self.refuse(result, name)
+
+    def refuse(self, result: Any, name: str) -> Any:
+        """The result, with an error where an excitation arrives at it."""
+
+        def stop(_: Tensor) -> None:
+            raise NotApplicableError(
+                f"{self.method} has no rule for {name} behind the layer: it explains networks of convolutions with "
+                "batch norm, ReLU, pooling, sums, gates and concatenations, at layers behind a ReLU"
+            )
+
+        for tensor in _tensors([result]):
+            if tensor.requires_grad:
+                tensor.register_hook(stop)
+        return result
+
+    def remember(self, output: Tensor, excitation: Excitation) -> Tensor:
+        """Note the linear function that an output is, for a batch norm behind it."""
+        self._excitations[id(output)] = (output, output._version, excitation)
+        return output
+
+    def excitation(self, x: Tensor) -> Excitation | None:
+        """The linear function that x is; ``None`` for signed values that are none that we know."""
+        _, version, excitation = self._excitations.get(id(x), (x, -1, None))
+        if excitation is not None and version == x._version:
+            return excitation
+        return None if (x < 0).any() else lambda sign: x * _by_channel(sign, x).clamp(min=0)
+
+
+def _conv2d(
+    rules: ExcitationRules,
+    func: Any,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    active = input.clamp(min=0)
+
+    def excitation(sign: Tensor) -> Tensor:
+        return func(active, (weight * sign.view(-1, 1, 1, 1)).clamp(min=0), None, *args, **kwargs)
+
+    value = func(input, weight, bias, *args, **kwargs)
+    return rules.remember(_with_gradient_of(excitation(weight.new_ones(len(weight))), value), excitation)
+
+
+def _batch_norm(
+    rules: ExcitationRules,
+    func: Any,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    value = func(input, running_mean, running_var, weight, *args, **kwargs)
+    excitation = rules.excitation(input)
+    if excitation is None:
+        return rules.refuse(value, "batch norm of signed values other than a convolution's")
+    sign = input.new_ones(input.shape[1]) if weight is None else weight.sign()
+    return _with_gradient_of(excitation(sign), value)
+
+
+def _average(rules: ExcitationRules, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    value = func(input, *args, **kwargs)
+    output = _with_gradient_of(func(input.clamp(min=0), *args, **kwargs), value)
+    known = rules.excitation(input)
+    if known is None or output.ndim != input.ndim:
+        return output
+    return rules.remember(output, lambda sign: func(known(sign), *args, **kwargs))
+
+
+def _cat(rules: ExcitationRules, func: Any, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    output = func(tensors, dim)
+    known = [rules.excitation(tensor) for tensor in tensors] if dim == 1 else [None]
+    if any(excitation is None for excitation in known):
+        return output
+    sizes = [tensor.shape[1] for tensor in tensors]
+
+    def excitation(sign: Tensor) -> Tensor:
+        return func([one(part) for one, part in zip(known, sign.split(sizes), strict=True) if one is not None], 1)
+
+    return rules.remember(output, excitation)
+
+
+def _add(rules: ExcitationRules, func: Any, input: Tensor, other: Any, **kwargs: Any) -> Any:
+    if kwargs or not isinstance(input, Tensor) or not isinstance(other, Tensor) or input.shape != other.shape:
+        return rules.refuse(func(input, other, **kwargs), "a sum with a constant or a factor")
+    first = input.clone()  # what is summed in place is needed for the shares
+    shared = _with_gradient_of(first.clamp(min=0) + other.clamp(min=0), first + other)
+    return input.copy_(shared) if func.__name__ == "add_" else shared
+
+
+def _mul(rules: ExcitationRules, func: Any, input: Any, other: Any, **kwargs: Any) -> Any:
+    if not isinstance(input, Tensor) or not isinstance(other, Tensor):
+        return func(input, other, **kwargs)
+    if input.numel() == other.numel():
+        return rules.refuse(func(input, other, **kwargs), "the product of two maps")
+    gate_first = input.numel() < other.numel()
+    return func(input.detach(), other, **kwargs) if gate_first else func(input, other.detach(), **kwargs)
+
+
+def _capped(rules: ExcitationRules, func: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """A ReLU with an upper limit, at which the excitation passes on."""
+    input, low, high, inplace = RECTIFIERS[func.__name__](*args, **kwargs)
+    first = input.clone()
+    value = first.clamp(low, high)
+    if low != 0:
+        return rules.refuse(value, func.__name__)
+    capped = _with_gradient_of(first.clamp(min=0), value)
+    return input.copy_(capped) if inplace else capped
+
+
+RULES: dict[str, Callable[..., Any]] = {
+    "conv2d": _conv2d,
+    "batch_norm": _batch_norm,
+    "avg_pool2d": _average,
+    "adaptive_avg_pool2d": _average,
+    "mean": _average,
+    "interpolate": _average,
+    "cat": _cat,
+    "add": _add,
+    "mul": _mul,
+    "hardtanh": _capped,
+    "relu6": _capped,
+}
+
+
+def _with_gradient_of(excitation: Tensor, value: Tensor) -> Tensor:
+    """The value, with the gradient of the excitatory input times a constant that brings it to the value."""
+    with torch.no_grad():
+        factor = torch.where(excitation > SMALLEST, value / excitation, 0)
+    scaled = excitation * factor
+    return value.detach() + (scaled - scaled.detach())
+
+
+def _by_channel(sign: Tensor, x: Tensor) -> Tensor:
+    return sign.view(1, -1, *[1] * (x.ndim - 2))
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    """Tensors among values, also in lists of them."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += _tensors(value)
+    return found

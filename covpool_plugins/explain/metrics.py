@@ -1,0 +1,194 @@
+"""Numbers that tell how far an explanation can be relied on, and what it was made from."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..checks import check_integer
+from ..errors import ShapeError, require_extra
+from ..linalg import unpack_symmetric
+from ..pooling import CovariancePool, Spectrum
+from .explanation import Explanation
+from .methods import NotApplicableError
+from .model_view import ModelView
+from .spectral_maps import covariance_basis
+
+CELLS = 14  # positions along a side, at most, by which pixels are deleted
+STEPS = 10
+ORDERS = 3
+BLUR = 0.05  # standard deviation of the blur, as a part of the shorter side
+BATCH = 16
+
+
+class DeletionInsertion(NamedTuple):
+    """Areas under the curves of the class's probability, from 0 to 1.
+
+    Attributes:
+        deletion: the important pixels replaced first; small for a good map.
+        insertion: the important pixels put back first; large for a good map.
+        random_deletion, random_insertion: means over random orders.
+    """
+
+    deletion: float
+    insertion: float
+    random_deletion: float
+    random_insertion: float
+
+
+def deletion_insertion(
+    view: ModelView,
+    x: Tensor,
+    map: Tensor | np.ndarray,
+    target: int,
+    *,
+    steps: int = STEPS,
+    orders: int = ORDERS,
+    seed: int = 0,
+) -> DeletionInsertion:
+    """How the probability of a class falls and rises with the pixels that a map calls important.
+
+    A deleted pixel gets its value in a blurred picture (a Gaussian of 5 % of the shorter side), which keeps the colours
+    and is less strange to a network than grey. The map is averaged to at most 14 x 14 positions and pixels go by
+    position, so that the random orders they are compared with delete patches of the same size. A better map has the
+    smaller deletion and the larger insertion; a map no better than chance has those of the random orders.
+
+    Args:
+        view: a model.
+        x: input (1, C, H, W).
+        map: (h, w), the larger the more important.
+        target: the class.
+        steps: of the curves, equal parts of the positions.
+        orders: how many random orders.
+        seed: of these; no other random numbers are drawn or changed.
+
+    Raises:
+        OptionError: for a number that is not positive.
+        ShapeError: for a map that is no matrix.
+
+    Source: Petsiuk, Das & Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018.
+    """
+    check_integer("deletion_insertion: steps", steps)
+    check_integer("deletion_insertion: orders", orders)
+    check_integer("deletion_insertion: seed", seed, 0)
+    values = torch.as_tensor(map, dtype=torch.float64)
+    if values.ndim != 2 or values.numel() == 0:
+        raise ShapeError(f"a map must be a matrix (H, W), got shape {tuple(values.shape)}")
+    cells = (min(CELLS, values.shape[0]), min(CELLS, values.shape[1]))
+    coarse = nn.functional.adaptive_avg_pool2d(values[None], cells).flatten()
+    random = torch.Generator("cpu").manual_seed(seed)
+    ranked = [coarse.argsort(descending=True, stable=True)]
+    ranked += [torch.randperm(coarse.numel(), generator=random) for _ in range(orders)]
+    picture = view.to_model(x)
+    blurred = blur(picture)
+    areas = []
+    for order in tqdm(ranked, unit="order", disable=None, leave=False):
+        masks = torch.stack(list(_deleted(order, cells, steps))).to(picture)
+        masks = nn.functional.interpolate(masks[:, None], picture.shape[-2:], mode="nearest")
+        both = [torch.lerp(picture, blurred, masks), torch.lerp(blurred, picture, masks)]
+        areas.append([_area(view, pictures, target) for pictures in both])
+    chance = np.mean(areas[1:], axis=0)
+    return DeletionInsertion(areas[0][0], areas[0][1], float(chance[0]), float(chance[1]))
+
+
+def blur(x: Tensor) -> Tensor:
+    """Pictures (B, C, H, W), smoothed by a Gaussian of 5 % of the shorter side."""
+    sigma = BLUR * min(x.shape[-2:])
+    smooth = require_extra("torchray.utils", "explain").imsmooth
+    return smooth(x, sigma, padding_mode="replicate")
+
+
+def _deleted(order: Tensor, cells: tuple[int, int], steps: int) -> Iterator[Tensor]:
+    """Masks (h, w), one where a position is among the first of ``order``: none of them, more and more, all."""
+    for count in torch.linspace(0, len(order), steps + 1).round().long().tolist():
+        mask = torch.zeros(len(order))
+        mask[order[:count]] = 1
+        yield mask.view(cells)
+
+
+def _area(view: ModelView, pictures: Tensor, target: int) -> float:
+    logits = torch.cat([view.logits(part) for part in pictures.split(BATCH)])
+    probabilities = logits.double().softmax(dim=-1)[:, target]
+    return torch.trapezoid(probabilities, dx=1 / (len(pictures) - 1)).item()
+
+
+def entropy(map: Tensor | np.ndarray) -> float | None:
+    """Entropy of the magnitudes of a map as shares of their sum, over that of a uniform map: 0 for one position, 1 for
+    all alike; ``None`` for a map of zeros or of one position."""
+    magnitude = torch.as_tensor(map, dtype=torch.float64).abs().flatten()
+    total = magnitude.sum()
+    if magnitude.numel() < 2 or not total > 0:
+        return None
+    shares = magnitude / total
+    return (-torch.xlogy(shares, shares).sum() / math.log(magnitude.numel())).item()
+
+
+class Conditioning(NamedTuple):
+    """Of the covariance that a pool takes, and of the matrix it makes of it.
+
+    Attributes:
+        condition_number: of the covariance, by the eigenvalues that can be told from zero.
+        normalized_condition_number: of the matrix that the classifier takes, by the magnitudes of its eigenvalues;
+            ``None`` where it takes no symmetric matrix.
+        effective_rank: of the covariance, see :class:`covpool_plugins.pooling.Spectrum`.
+    """
+
+    condition_number: float
+    normalized_condition_number: float | None
+    effective_rank: float
+
+
+@torch.no_grad()
+def conditioning(view: ModelView, x: Tensor) -> Conditioning:
+    """How the covariance of an input is conditioned before and after the pool normalises it.
+
+    Raises:
+        OptionError: for a model without a pool that we know.
+        NotApplicableError: for a pool that takes no covariance.
+    """
+    pool, X = view.float64_pool, view.features(x)[0].double()
+    before = Spectrum.of(covariance_basis(pool, X).values.flip(0)[None])
+    after = None
+    if isinstance(pool, CovariancePool):
+        C, vector = pool.channels, pool.represent(X)
+        matrix = unpack_symmetric(vector, C) if pool.vectorize == "triu" else vector.view(-1, C, C)
+        values = torch.linalg.eigvalsh(matrix).abs().sort().values
+        after = Spectrum.of(values).condition_number.item()
+    return Conditioning(before.condition_number.item(), after, before.effective_rank.item())
+
+
+def metrics(
+    view: ModelView,
+    x: Tensor,
+    explanation: Explanation,
+    *,
+    steps: int = STEPS,
+    orders: int = ORDERS,
+    seed: int = 0,
+) -> dict[str, float | None]:
+    """All numbers of this module for one explanation; ``None`` for what does not apply.
+
+    Args:
+        view: the model.
+        x: the input (1, C, H, W) that was explained.
+        explanation: of that input.
+        steps, orders, seed: of :func:`deletion_insertion`, whose deletion goes to a blurred picture and whose baseline
+            are random orders.
+    """
+    names = (*DeletionInsertion._fields, "completeness_gap", *Conditioning._fields, "entropy")
+    found: dict[str, float | None] = dict.fromkeys(names)
+    if explanation.space == "image":
+        options = {"steps": steps, "orders": orders, "seed": seed}
+        found |= deletion_insertion(view, x, explanation.map, explanation.target, **options)._asdict()
+    found |= {"completeness_gap": explanation.completeness_gap, "entropy": entropy(explanation.map)}
+    if view.pool is not None:
+        with contextlib.suppress(NotApplicableError):
+            found |= conditioning(view, x)._asdict()
+    return found

@@ -1,0 +1,165 @@
+"""RISE and extremal perturbations, by TorchRay."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..checks import check_integer, check_number
+from ..errors import OptionError, require_extra
+from .methods import METHODS, Attribution
+from .model_view import ModelView
+
+# How often a cell of RISE's masks is seen, and how many cells a side has.
+SEEN = 0.5
+CELLS = 7
+# Masks that are drawn together: the random numbers, and so the map, do not depend on the batch size of the network.
+DRAWN_TOGETHER = 64
+# TorchRay's grid of the mask in pixels, its smoothing and the strongest blur were chosen for inputs of this side.
+TUNED_SIDE = 224
+STEP, SIGMA_STEPS, MAX_BLUR = 7, 3, 20.0
+
+
+@METHODS.register("rise")
+def rise(
+    view: ModelView, x: Tensor, target: int, *, masks: int = 1000, seed: int = 0, batch_size: int = 8
+) -> Attribution:
+    """Mean probability of the class over random masks that show a pixel, (H, W).
+
+    Σ_m p(target | x ∘ m) m / (N E[m]): only the probability of one class is kept of the network's output.
+
+    Args:
+        view: the model.
+        x: input (1, 3, H, W); what a mask hides is the mean colour.
+        target: the class.
+        masks: N; more give a smoother map.
+        seed: of the masks; the caller's random numbers are not touched.
+        batch_size: masked inputs in one forward pass, at most 64; the map is the same for all.
+
+    Raises:
+        OptionError: for an option out of range.
+
+    Source: Petsiuk, Das & Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018.
+    """
+    check_integer("masks", masks)
+    check_integer("seed", seed, 0)
+    check_integer("batch_size", batch_size)
+    if batch_size > DRAWN_TOGETHER:
+        raise OptionError(f"batch_size must be at most {DRAWN_TOGETHER}, got {batch_size!r}")
+    torchray = require_extra("torchray.attribution.rise", "explain")
+    x = view.to_model(x).float()
+    score = partial(log_odds, target=target)
+    devices = [x.device] if x.is_cuda else []
+    with torch.random.fork_rng(devices), OneOutput(view, score, "rise", masks + 1, batch_size) as model:
+        seen = torchray.rise(
+            model,
+            x,
+            seed=seed,
+            num_masks=masks,
+            num_cells=min(CELLS, *x.shape[2:]),
+            batch_size=DRAWN_TOGETHER,
+            p=SEEN,
+        )
+    return Attribution(seen[0, 0] / SEEN, signed=False)
+
+
+@METHODS.register("extremal_perturbation")
+def extremal_perturbation(
+    view: ModelView, x: Tensor, target: int, *, iterations: int = 300, areas: Sequence[float] = (0.1,)
+) -> Attribution:
+    """Mean of smooth masks (H, W) in 0..1 that keep the class score largest when all outside them is blurred.
+
+    The network sees the picture as it is, never its mirror image. Nothing in it is random.
+
+    Args:
+        view: the model.
+        x: input (1, 3, H, W).
+        target: the class.
+        iterations: steps of gradient ascent.
+        areas: shares of the picture, each of which one mask covers.
+
+    Raises:
+        OptionError: for an option out of range.
+
+    Source: Fong, Patrick & Vedaldi, "Understanding Deep Networks via Extremal Perturbations and Smooth Masks",
+    ICCV 2019.
+    """
+    check_integer("iterations", iterations)
+    if not isinstance(areas, Sequence) or not areas:
+        raise OptionError(f"areas must be a list of numbers in (0, 1), got {areas!r}")
+    for area in areas:
+        check_number("areas", area, "(0, 1)")
+    torchray = require_extra("torchray.attribution.extremal_perturbation", "explain")
+    x = view.to_model(x).float()
+    scale = min(x.shape[2:]) / TUNED_SIDE
+    step = max(1, round(scale * STEP))
+    score = partial(torch.select, dim=1, index=target)
+    with (
+        _strongest_blur(torchray, scale * MAX_BLUR),
+        torch.enable_grad(),
+        OneOutput(view, score, "extremal_perturbation", iterations * len(areas), len(areas)) as model,
+    ):
+        masks, _ = torchray.extremal_perturbation(
+            model, x, 0, areas=list(areas), max_iter=iterations, step=step, sigma=SIGMA_STEPS * step, jitter=False
+        )
+    return Attribution(masks.mean(dim=0)[0], signed=False)
+
+
+def log_odds(logits: Tensor, target: int) -> Tensor:
+    """log p / (1 - p) of the class (B,), for scores (B, num_classes): its sigmoid is the probability."""
+    others = torch.cat([logits[:, :target], logits[:, target + 1 :]], dim=1)
+    return logits[:, target] - others.logsumexp(dim=1)
+
+
+class OneOutput(nn.Module):
+    """The model with one output instead of a score per class, in float32; a progress bar counts its inputs.
+
+    Args:
+        view: the model.
+        output: scores (B, num_classes) to outputs (B,).
+        name: in front of the bar.
+        total: how many inputs will come.
+        batch_size: inputs in one forward pass.
+    """
+
+    def __init__(
+        self, view: ModelView, output: Callable[[Tensor], Tensor], name: str, total: int, batch_size: int
+    ) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.model, self.dtype, self.output = view.model, view.classifier.weight.dtype, output
+        self._progress = partial(tqdm, total=total, desc=name, unit="input", leave=False, disable=None)
+
+    def __enter__(self) -> OneOutput:
+        self._bar = self._progress()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self._outputs(part) for part in x.to(self.dtype).split(self.batch_size)])
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        self._bar.update(len(x))
+        return self.output(self.model(x)).float().unsqueeze(1)
+
+
+@contextmanager
+def _strongest_blur(torchray: Any, max_blur: float) -> Iterator[None]:
+    """TorchRay's perturbation with another strongest blur, which its function does not take as an argument."""
+    original = torchray.Perturbation
+    torchray.Perturbation = partial(original, max_blur=max_blur)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
+            yield
+    finally:
+        torchray.Perturbation = original

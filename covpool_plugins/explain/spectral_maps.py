@@ -1,0 +1,171 @@
+"""What each eigenvalue and each pair of channels of a covariance adds to the score, and where."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ..checks import check_integer
+from ..linalg import EigenMethod, unpack_symmetric
+from ..linalg.packing import unpack_gradient
+from ..pooling import CompactBilinearPool, CovariancePool, CrossCovariancePool, LowRankBilinearPool, Pool
+from .contribution import LinearHead, mean_gradient
+from .methods import METHODS, Attribution, NotApplicableError
+from .model_view import ModelView
+from .root_shares import Eigenbasis, RootShares, root_method, root_shares
+
+BANDS = 4
+
+
+@METHODS.register("eigen")
+def eigen(view: ModelView, x: Tensor, target: int, *, bands: int = BANDS) -> Attribution:
+    """Shares of the score by position and by band of eigenvalues; their sum over the bands is the contribution map.
+
+    A band is as many successive eigenvalues as the next one, the largest first: bands of equal energy would put nearly
+    all eigenvalues into the last. The extras are
+
+    * ``eigenvalues`` (n,) of the covariance, largest first, and ``normalized`` (n,), those of its root;
+    * ``sigma`` (n,), the share of each, √λ_k W̃_kk for an exact root; they sum to score minus bias;
+    * ``bands`` (b, H, W), their maps, ``band_edges`` (b + 1,), where in the eigenvalues they begin and end, and
+      ``band_shares`` (b,), what they add to the score.
+
+    Args:
+        view: a model with a linear classifier on the square root of a covariance.
+        x: input (1, 3, H, W).
+        target: the class.
+        bands: how many; fewer where there are fewer eigenvalues.
+
+    Raises:
+        OptionError: for a number of bands that is not positive, or a model without a pool that we know.
+        NotApplicableError: for a pool that is no such root, or a model with more than a linear layer behind it.
+
+    Source: the view of Song, Sebe & Wang, "On the Eigenvalues of Global Covariance Pooling for Fine-grained Visual
+    Recognition", T-PAMI 2022, that small eigenvalues carry the details, made visible.
+    """
+    check_integer("eigen: bands", bands)
+    head = LinearHead.of(view, x, target)
+    found = shares_of_root(head)
+    maps, edges = in_bands(found.shares.reshape(-1, *head.grid), bands)
+    extras = {
+        "eigenvalues": found.eigenvalues,
+        "normalized": found.normalized,
+        "sigma": found.shares.sum(1),
+        "bands": maps,
+        "band_edges": edges,
+        "band_shares": maps.sum((1, 2)),
+    }
+    return head.attribution("eigen", found.shares.sum(0), found.score, extras=extras)
+
+
+@METHODS.register("energy")
+def energy(view: ModelView, x: Tensor, target: int, *, bands: int = BANDS) -> Attribution:
+    """Where the eigenvalues of the covariance come from: e_k(i) = y_ik² / M, which sums to λ_k over the positions.
+
+    The map is Σ_k e_k(i), the energy of each position; it does not depend on the class. The extras are ``eigenvalues``
+    (n,), largest first, and, in bands as of :func:`eigen`, ``bands`` (b, H, W) and ``band_edges`` (b + 1,).
+
+    Args:
+        view: a model with a pool that takes a covariance or second moment.
+        x: input (1, 3, H, W).
+        target: not used.
+        bands: how many; fewer where there are fewer eigenvalues.
+
+    Raises:
+        OptionError: for a number of bands that is not positive, or a model without a pool that we know.
+        NotApplicableError: for a pool that takes no such matrix.
+    """
+    check_integer("energy: bands", bands)
+    features, grid, _ = view.features(x)
+    basis = covariance_basis(view.float64_pool, features.double())
+    maps, edges = in_bands((basis.coordinates.square() / features.shape[-1]).reshape(-1, *grid), bands)
+    extras = {"eigenvalues": basis.values, "bands": maps, "band_edges": edges}
+    return Attribution(maps.sum(0), signed=False, extras=extras)
+
+
+@METHODS.register("channel_pairs")
+def channel_pairs(view: ModelView, x: Tensor, target: int, *, strongest: int = 10) -> Attribution:
+    """Shares of the score by pair of channels, W ∘ Q (C, C), for the matrix Q that the pool makes.
+
+    They sum to score minus bias. The extras are the ``strongest`` pairs by magnitude: ``pairs`` (n, 2), for a symmetric
+    Q with a <= b, and ``pair_shares`` (n,), where the two entries of a pair are added.
+
+    Args:
+        view: a model with a linear classifier on a matrix of channels by channels.
+        x: input (1, 3, H, W).
+        target: the class.
+        strongest: how many pairs are listed, at most.
+
+    Raises:
+        OptionError: for a number that is not positive, or a model without a pool that we know.
+        NotApplicableError: for a pool whose vector is no such matrix, or a model with more than a linear layer behind
+            it.
+    """
+    check_integer("channel_pairs: strongest", strongest)
+    head = LinearHead.of(view, x, target)
+    with torch.no_grad():
+        products = head.pool.represent(head.X)[0] * head.weight
+    shares, symmetric = _as_matrix(head.pool, products)
+    pairs = (shares + shares.mT).triu() - shares.diag().diag() if symmetric else shares
+    order = pairs.flatten().abs().topk(min(strongest, pairs.numel())).indices
+    where = torch.stack([order // pairs.shape[1], order % pairs.shape[1]], dim=1)
+    extras = {"pairs": where, "pair_shares": pairs.flatten()[order]}
+    return head.attribution("channel_pairs", shares, products.sum().item(), extras=extras)
+
+
+def shares_of_root(head: LinearHead) -> RootShares:
+    """The score of a head by eigenvalue and position: in closed form, or for other roots by their gradient.
+
+    Raises:
+        NotApplicableError: for a pool that is no root of a covariance.
+    """
+    pool, method = head.pool, root_method(head.pool)
+    if method is None:
+        reason = "its vector is not the square root of a covariance, so that its score is no sum over eigenvalues"
+        raise NotApplicableError(f"eigen: not applicable to pool {pool.pool_type!r}: {reason}")
+    if isinstance(method, EigenMethod):
+        return root_shares(pool, head.X, head.weight)
+    assert isinstance(pool, CovariancePool)
+    _, gradient, score, _ = mean_gradient(pool.represent, head.X, head.weight)
+    basis = Eigenbasis.of(head.X, pool.centered)
+    with torch.no_grad():
+        vector = pool.represent(head.X)[0]
+    C = pool.channels
+    root = unpack_symmetric(vector, C) if pool.vectorize == "triu" else vector.view(C, C)
+    normalized = (basis.vectors * (root @ basis.vectors)).sum(0)
+    return RootShares(basis.values, normalized, basis.coordinates * (basis.vectors.mT @ gradient[0]), score)
+
+
+def covariance_basis(pool: Pool, X: Tensor) -> Eigenbasis:
+    """The eigenbasis of the covariance or second moment that a pool takes of features (1, C, M), all in float64.
+
+    Raises:
+        NotApplicableError: for a pool that takes none.
+    """
+    if isinstance(pool, CovariancePool):
+        with torch.no_grad():
+            return Eigenbasis.of(pool.weighting(X), pool.centered)
+    if isinstance(pool, (CompactBilinearPool, LowRankBilinearPool)):
+        return Eigenbasis.of(X, centered=False)
+    reason = "it takes no covariance of its features with themselves"
+    raise NotApplicableError(f"energy: not applicable to pool {pool.pool_type!r}: {reason}")
+
+
+def in_bands(maps: Tensor, bands: int) -> tuple[Tensor, Tensor]:
+    """Sums (b, H, W) of maps (n, H, W) over bands of equally many, and the b + 1 edges of the bands."""
+    count = max(1, min(bands, len(maps)))
+    edges = torch.linspace(0, len(maps), count + 1).round().long()
+    sums = [maps[first:last].sum(0) for first, last in pairwise(edges.tolist())]
+    return torch.stack(sums), edges
+
+
+def _as_matrix(pool: Pool, entries: Tensor) -> tuple[Tensor, bool]:
+    """The vector of a pool as a matrix with the same sum, and whether the matrix is symmetric."""
+    if isinstance(pool, CrossCovariancePool):
+        return entries.view(pool.both_channels), False
+    if isinstance(pool, CovariancePool):
+        C = pool.channels
+        return unpack_gradient(entries, C) if pool.vectorize == "triu" else entries.view(C, C), True
+    reason = "its vector is not a matrix of channels by channels"
+    raise NotApplicableError(f"channel_pairs: not applicable to pool {pool.pool_type!r}: {reason}")

@@ -1,0 +1,194 @@
+"""Numbers about explanations agree with what they are defined by."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from covpool_plugins.errors import OptionError, ShapeError
+from covpool_plugins.explain import ModelView, explain
+from covpool_plugins.explain.metrics import blur, conditioning, deletion_insertion, entropy, metrics
+from covpool_plugins.linalg import covariance, unpack_symmetric
+from covpool_plugins.pooling import CovariancePool, create_pool, list_pools
+
+WITH_COVARIANCE = [n for n in list_pools() if n in ("cbp", "lrbp") or isinstance(create_pool(n, 4), CovariancePool)]
+SMALL = dict(steps=4, orders=2)
+
+
+class Corner(nn.Module):
+    """A network that sees the upper left quarter of the picture: the contrast in it speaks for class 1."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.head, self.pretrained_cfg, self.stem = net.head, net.pretrained_cfg, net.stem
+        self.first = nn.Conv2d(3, 12, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.head(self.first(x))
+        contrast = x[:, :, :16, :16].square().mean((1, 2, 3))
+        return torch.stack([torch.zeros_like(contrast), 4 * contrast - 2], dim=1)
+
+
+@pytest.fixture
+def corner(small_net) -> ModelView:
+    return ModelView.of(Corner(small_net("gap")).eval())
+
+
+def quarter(row: int, column: int) -> np.ndarray:
+    map = np.zeros((8, 8))
+    map[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 1 + np.arange(16).reshape(4, 4) / 100
+    return map
+
+
+def checkerboard() -> Tensor:
+    return (2 * ((torch.arange(32)[:, None] + torch.arange(32)) % 2) - 1).float().expand(1, 3, 32, 32)
+
+
+def test_a_map_of_what_counts_deletes_fast_and_inserts_fast(corner: ModelView) -> None:
+    right, wrong = (deletion_insertion(corner, checkerboard(), quarter(i, i), 1, steps=8, orders=4) for i in (0, 1))
+    assert right.deletion < right.random_deletion - 0.1 < wrong.deletion - 0.1
+    assert right.insertion > right.random_insertion + 0.1 > wrong.insertion + 0.1
+    assert (right.random_deletion, right.random_insertion) == (wrong.random_deletion, wrong.random_insertion)
+
+
+def test_areas_by_hand(corner: ModelView) -> None:
+    """With two steps: the picture, the half with the corner or the rest replaced, the blurred picture."""
+    x = checkerboard()
+    smooth = blur(x)
+    half = x.clone()
+    half[..., :16, :] = smooth[..., :16, :]
+    rest = smooth.clone()
+    rest[..., :16, :] = x[..., :16, :]
+    p = [corner.logits(at).double().softmax(-1)[0, 1].item() for at in (x, half, smooth, rest)]
+    upper = np.zeros((2, 2))
+    upper[0] = 1
+    found = deletion_insertion(corner, x, upper, 1, steps=2, orders=1)
+    assert found.deletion == pytest.approx((p[0] + 2 * p[1] + p[2]) / 4, rel=1e-6)
+    assert found.insertion == pytest.approx((p[2] + 2 * p[3] + p[0]) / 4, rel=1e-6)
+
+
+def test_random_orders_have_a_seed_and_leave_random_states_alone(corner: ModelView) -> None:
+    def run(seed: int) -> tuple:
+        return deletion_insertion(corner, checkerboard(), quarter(0, 0), 1, seed=seed, **SMALL)
+
+    first = run(0)
+    torch.manual_seed(7), np.random.seed(7), random.seed(7)
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    assert run(0) == first
+    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[2]
+    assert np.random.get_state()[1].tolist() == states[1]
+    other = run(1)
+    assert other[:2] == first[:2] and other[2:] != first[2:]
+
+
+def test_fine_maps_are_averaged(corner: ModelView) -> None:
+    """To 14 x 14 positions: what 28 x 28 say of each pair of pixels counts together."""
+    coarse = torch.rand(14, 14, generator=torch.Generator().manual_seed(0))
+    fine = coarse.repeat_interleave(2, 0).repeat_interleave(2, 1) + torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(
+        14, 14
+    )
+    found, expected = (deletion_insertion(corner, checkerboard(), map, 1, **SMALL) for map in (fine, coarse))
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_blur_keeps_the_mean_and_smooths() -> None:
+    x = torch.randn(2, 3, 40, 60)
+    smooth = blur(x)
+    assert smooth.shape == x.shape and smooth.std() < 0.3 * x.std()
+    torch.testing.assert_close(blur(torch.full((1, 3, 40, 60), 0.7)), torch.full((1, 3, 40, 60), 0.7))
+
+
+@pytest.mark.parametrize(
+    ("map", "expected"),
+    [(np.ones((3, 4)), 1.0), (np.eye(1, 12), 0.0), (np.array([[1.0, -1.0], [0, 0]]), 0.5), (np.zeros((2, 2)), None)],
+)
+def test_entropy(map: np.ndarray, expected: float | None) -> None:
+    found = entropy(map)
+    assert found == (expected if expected is None else pytest.approx(expected))
+
+
+def test_entropy_of_one_position_is_not_defined() -> None:
+    assert entropy(np.ones((1, 1))) is None
+
+
+@pytest.mark.parametrize("name", WITH_COVARIANCE)
+def test_conditioning_before_and_after(name: str, small_net, image: Tensor) -> None:
+    view = ModelView.of(small_net(name).double())
+    found = conditioning(view, image.double())
+    pool = view.pool
+    with torch.no_grad():
+        X = view.features(image.double())[0]
+        X = pool.weighting(X) if isinstance(pool, CovariancePool) else X
+        values = torch.linalg.eigvalsh(covariance(X, getattr(pool, "centered", False)))[0]
+        values = values[values > 1e-12 * values[-1]]
+        shares = values / values.sum()
+        if isinstance(pool, CovariancePool):
+            vector = pool.represent(X if name != "democratic" else view.features(image.double())[0])
+            C = pool.channels
+            Q = unpack_symmetric(vector, C) if pool.vectorize == "triu" else vector.view(1, C, C)
+            magnitudes = torch.linalg.svdvals(Q)[0]
+            magnitudes = magnitudes[magnitudes > 1e-12 * magnitudes[0]]
+            expected = (magnitudes[0] / magnitudes[-1]).item()
+            assert found.normalized_condition_number == pytest.approx(expected, rel=1e-6)
+        else:
+            assert found.normalized_condition_number is None
+    assert found.condition_number == pytest.approx((values[-1] / values[0]).item(), rel=1e-6)
+    assert found.effective_rank == pytest.approx((-shares * shares.log()).sum().exp().item(), rel=1e-6)
+
+
+def test_a_root_halves_the_exponent_of_the_condition_number(small_net, image: Tensor) -> None:
+    found = conditioning(ModelView.of(small_net("exact").double()), image.double())
+    assert found.normalized_condition_number == pytest.approx(math.sqrt(found.condition_number), rel=1e-6)
+
+
+@pytest.mark.parametrize("method", ["contribution", "eigen", "channel_pairs", "energy"])
+def test_all_numbers_of_an_explanation(method: str, small_net, image: Tensor) -> None:
+    view = ModelView.of(small_net())
+    found = explain(view, image, method, 2)
+    numbers = metrics(view, image, found, **SMALL)
+    assert list(numbers) == [
+        "deletion",
+        "insertion",
+        "random_deletion",
+        "random_insertion",
+        "completeness_gap",
+        "condition_number",
+        "normalized_condition_number",
+        "effective_rank",
+        "entropy",
+    ]
+    assert numbers["completeness_gap"] == found.completeness_gap and numbers["entropy"] == entropy(found.map)
+    assert (numbers["deletion"] is None) == (found.space == "matrix")
+    assert numbers["condition_number"] == conditioning(view, image).condition_number
+    assert all(value is None or isinstance(value, float) for value in numbers.values())
+
+
+@pytest.mark.parametrize("name", ["gap", "crosscov", "moment"])
+def test_what_does_not_apply_is_none(name: str, small_net, image: Tensor) -> None:
+    view = ModelView.of(small_net(name))
+    numbers = metrics(view, image, explain(view, image, "contribution", 0), **SMALL)
+    assert [key for key, value in numbers.items() if value is None] == [
+        "condition_number",
+        "normalized_condition_number",
+        "effective_rank",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (dict(steps=0), OptionError, "steps must be a positive integer, got 0"),
+        (dict(orders=0), OptionError, "orders must be a positive integer, got 0"),
+        (dict(seed=-1), OptionError, "seed must be an integer >= 0, got -1"),
+        (dict(map=np.zeros((3, 2, 2))), ShapeError, r"a map must be a matrix \(H, W\), got shape \(3, 2, 2\)"),
+    ],
+)
+def test_bad_input(options: dict, error: type[Exception], message: str, corner: ModelView) -> None:
+    arguments = dict(map=quarter(0, 0)) | options
+    with pytest.raises(error, match=message):
+        deletion_insertion(corner, checkerboard(), arguments.pop("map"), 1, **arguments)

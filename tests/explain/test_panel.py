@@ -1,0 +1,175 @@
+"""Results as they are drawn: matrices, pictures, the eigen panel, heads side by side."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch import Tensor
+
+from covpool_plugins.errors import MissingExtraError, OptionError
+from covpool_plugins.explain import Explanation, ModelView, explain
+from covpool_plugins.explain.overlay import at_least, balance, colour_limit, heat_map
+from covpool_plugins.explain.panel import eigen_panel, montage
+
+
+def colourful(picture: Image.Image) -> np.ndarray:
+    """Which pixels are neither grey nor black nor white."""
+    return np.ptp(np.asarray(picture.convert("RGB")).astype(int), axis=2) > 40
+
+
+def flat(values: np.ndarray, method: str = "contribution", signed: bool = True, **extras: np.ndarray) -> Explanation:
+    grey = Image.new("RGB", (60, 40), (128, 128, 128))
+    return Explanation(values, method, 1, 0.5, grey, signed, extras=extras)
+
+
+def test_a_heat_map_has_one_square_for_each_entry() -> None:
+    values = np.array([[1.0, -1.0, 0.0], [0.5, 0.0, 0.0]])
+    picture = heat_map(values, signed=True, smallest_side=31)
+    assert picture.size == (48, 32)
+    pixels = np.asarray(picture).astype(int)
+    blocks = pixels.reshape(2, 16, 3, 16, 3)
+    assert (blocks == blocks[:, :1, :, :1]).all()
+    colours = blocks[:, 0, :, 0]
+    redness, lightness = colours[..., 0] - colours[..., 2], colours.sum(-1)
+    assert redness[0, 0] > 100 and redness[1, 0] > 100 and redness[0, 1] < -100 and abs(redness[1, 1]) < 5
+    assert lightness[0, 0] + 100 < lightness[1, 0] < lightness[1, 1] - 100
+
+
+def test_a_heat_map_shares_a_limit() -> None:
+    values = np.eye(4)
+    own, shared = (np.asarray(heat_map(values, True, limit=limit)).astype(int) for limit in (None, 10.0))
+    assert np.ptp(own, axis=2).max() > 3 * np.ptp(shared, axis=2).max()
+    assert not colourful(heat_map(np.zeros((3, 3)), True)).any()
+
+
+@pytest.mark.parametrize(("size", "expected"), [((10, 20), (32, 64)), ((40, 50), (40, 50))])
+def test_only_small_pictures_are_enlarged(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert at_least(Image.new("RGB", size), 32).size == expected
+
+
+def test_balance() -> None:
+    assert balance(np.array([[1.0, -0.25], [0.5, 0.0]])) == "+1.5 for, -0.25 against"
+
+
+def test_a_matrix_is_drawn_by_itself(small_net, image: Tensor, tmp_path: Path) -> None:
+    found = explain(small_net(), image, "channel_pairs", 0)
+    assert found.overlay().size == (12, 12) and found.overlay(smallest_side=100).size == (108, 108)
+    png, npz = found.save(tmp_path, "pairs")
+    assert Image.open(png).width == 324
+    with np.load(npz) as arrays:
+        assert set(arrays) >= {"map", "contributions", "pairs", "pair_shares"} and arrays["pairs"].dtype == np.int64
+
+
+def test_extras_are_saved_under_their_names_and_numbers_are_shown(tmp_path: Path) -> None:
+    found = flat(np.ones((2, 3)), bands=np.zeros((2, 2, 3)), some_number=np.array(0.125), map=np.zeros(7))
+    with np.load(found.save(tmp_path, "a")[1]) as arrays:
+        assert arrays["bands"].shape == (2, 2, 3) and arrays["some_number"] == 0.125
+        np.testing.assert_array_equal(arrays["map"], np.ones((2, 3)))  # an extra cannot take the place of the map
+    assert found.caption()[1:] == ["some number 0.125"]
+
+
+@pytest.mark.parametrize("method", ["contribution", "channel_pairs"])
+def test_notebooks_show_what_is_saved(method: str, small_net, image: Tensor, tmp_path: Path) -> None:
+    found = explain(small_net(), image, method, 0)
+    shown = Image.open(io.BytesIO(found._repr_png_()))
+    np.testing.assert_array_equal(np.asarray(shown), np.asarray(Image.open(found.save(tmp_path, "a")[0])))
+
+
+@pytest.mark.parametrize("bands", [1, 4, 6])
+@pytest.mark.parametrize("name", ["svdpade", "isqrt"])
+def test_eigen_panel(name: str, bands: int, small_net, image: Tensor) -> None:
+    found = explain(small_net(name), image, "eigen", 0, bands=bands)
+    panel = eigen_panel(found)
+    assert panel.mode == "RGB" and panel.width >= 1200 and panel.height >= 700
+    halves = colourful(panel)
+    assert halves[: panel.height // 2].mean() > 0.01 and halves[panel.height // 2 :].mean() > 0.01
+    np.testing.assert_array_equal(np.asarray(panel), np.asarray(eigen_panel(found)))
+
+
+def test_eigen_panel_follows_the_maps(small_net, image: Tensor) -> None:
+    view = ModelView.of(small_net())
+    panels = [np.asarray(eigen_panel(explain(view, image, "eigen", target))) for target in (0, 1)]
+    assert (panels[0] != panels[1]).any(axis=2).mean() > 0.05
+
+
+@pytest.mark.filterwarnings("error")
+def test_eigen_panel_of_a_picture_without_features() -> None:
+    none = np.zeros(0)
+    extras = {"eigenvalues": none, "normalized": none, "sigma": none, "bands": np.zeros((1, 4, 6))}
+    found = flat(np.zeros((4, 6)), "eigen", band_edges=np.array([0, 0]), **extras)
+    assert not colourful(eigen_panel(found))[400:].any()
+
+
+def test_eigen_panel_without_pyplot_state(small_net, image: Tensor) -> None:
+    eigen_panel(explain(small_net(), image, "eigen", 0))
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    assert pyplot is None or not pyplot.get_fignums()
+
+
+def test_eigen_panel_needs_the_method_eigen(small_net, image: Tensor) -> None:
+    with pytest.raises(OptionError, match="draws explanations of the method 'eigen', got 'contribution'"):
+        eigen_panel(explain(small_net(), image, "contribution", 0))
+
+
+def test_a_montage_has_one_scale() -> None:
+    """A map of a tenth of the other's values is pale beside it and bright beside itself."""
+    strong = np.zeros((4, 6))
+    strong[1:3, 1:4] = 1.0
+    beside_itself, beside_strong = (
+        montage([("weak", flat(0.1 * strong)), ("other", flat(factor * strong))]) for factor in (0.1, 1.0)
+    )
+    assert beside_itself.size == beside_strong.size
+    left = (slice(None), slice(0, beside_itself.width // 2))
+    assert colourful(beside_itself)[left].mean() > 0.02 > 0.001 > colourful(beside_strong)[left].mean()
+    assert colourful(beside_strong)[:, beside_itself.width // 2 :].mean() > 0.02
+
+
+@pytest.mark.parametrize(("count", "columns", "rows"), [(1, 1, 1), (3, 3, 1), (5, 5, 1), (7, 5, 2)])
+def test_a_montage_has_rows(count: int, columns: int, rows: int) -> None:
+    sizes = [montage([(f"head {i}", flat(np.eye(4))) for i in range(n)]).size for n in (count, 1)]
+    assert sizes[0][0] == columns * sizes[1][0]
+    assert sizes[0][1] > (rows - 0.3) * sizes[1][1]
+
+
+def test_a_montage_says_what_is_not_applicable() -> None:
+    both = montage([("svdpade", flat(np.eye(4))), ("gap", "no root of a covariance")])
+    right = np.asarray(both.convert("L"))[:, both.width // 2 :]
+    assert not colourful(both)[:, both.width // 2 :].any() and (right < 150).mean() > 0.001
+
+
+def test_a_montage_of_matrices_and_of_pictures(small_net, image: Tensor) -> None:
+    for method, options in (("channel_pairs", {}), ("maximal_image", {"iterations": 2})):
+        found = explain(small_net(), image, method, 0, **options)
+        assert montage([("one", found), ("two", found)]).width > 600
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([], "at least one explanation, got none"),
+        ([("gap", "n/a")], "at least one explanation, got none"),
+        ([("a", flat(np.eye(3))), ("b", flat(np.eye(3), "energy"))], "for one method, got contribution, energy"),
+    ],
+)
+def test_bad_montages(entries: list, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        montage(entries)
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch, small_net, image: Tensor) -> None:
+    found = explain(small_net(), image, "eigen", 0)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "meta_path", [])
+    with pytest.raises(MissingExtraError, match=r"pip install 'covpool_plugins\[explain\]'"):
+        eigen_panel(found)
+
+
+def test_colour_limit_of_one_scale_is_that_of_the_largest() -> None:
+    assert colour_limit(np.array([[0.0, -3.0]])) == pytest.approx(3.0, rel=0.01)

@@ -1,0 +1,236 @@
+"""Shares by eigenvalue, by position and by pair of channels add up to the score, and are what the formulas say."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from covpool_plugins.errors import OptionError
+from covpool_plugins.explain import ModelView, explain
+from covpool_plugins.explain.contribution import by_entries, contributions, mean_gradient
+from covpool_plugins.explain.methods import NotApplicableError
+from covpool_plugins.explain.root_shares import Eigenbasis, root_method, root_shares, weight_matrix
+from covpool_plugins.explain.spectral_maps import in_bands
+from covpool_plugins.linalg import EigenMethod, covariance, list_methods, sqrtm, unpack_symmetric
+from covpool_plugins.pooling import CovariancePool, CrossCovariancePool, create_pool, list_pools
+
+POOLS = {name: create_pool(name, 4) for name in list_pools()}
+ROOTS = [name for name, pool in POOLS.items() if root_method(pool) is not None]
+EIGEN_ROOTS = [name for name in ROOTS if isinstance(root_method(POOLS[name]), EigenMethod)]
+MATRICES = [name for name, pool in POOLS.items() if isinstance(pool, (CovariancePool, CrossCovariancePool))]
+SECOND_MOMENTS = [n for n, pool in POOLS.items() if isinstance(pool, CovariancePool) or n in ("cbp", "lrbp")]
+SIZES = pytest.mark.parametrize("positions", [9, 60], ids=["fewer positions", "more positions"])
+
+
+def features(channels: int, positions: int) -> Tensor:
+    scales = torch.logspace(0, -1, channels, dtype=torch.float64).unsqueeze(-1)
+    return scales * torch.randn(1, channels, positions, dtype=torch.float64) + 2.0
+
+
+def score(net: nn.Module, image: Tensor, target: int) -> float:
+    with torch.no_grad():
+        return (net(image)[0, target] - net.head.fc.bias[target]).item()
+
+
+def weighted_features(view: ModelView, image: Tensor) -> Tensor:
+    """What the pool takes the covariance of."""
+    with torch.no_grad():
+        X = view.features(image)[0]
+        return view.pool.weighting(X) if isinstance(view.pool, CovariancePool) else X
+
+
+@pytest.mark.parametrize("name", [name for name in POOLS if name != "gap"])
+def test_roots_are_the_pools_whose_square_is_the_covariance(name: str) -> None:
+    pool, X, is_root = create_pool(name, 6, reduce_channels=6).double().eval(), features(6, 60), False
+    if isinstance(pool, CovariancePool):
+        vector, A = pool.represent(X), covariance(X)
+        Q = unpack_symmetric(vector, 6) if pool.vectorize == "triu" else vector.view(1, 6, 6)
+        is_root = bool((Q @ Q - A).norm() < 0.1 * A.norm())  # after the three steps of ``temporal``, say
+    assert (name in ROOTS) == is_root
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_eigen_sums_in_float64(name: str, small_net, image: Tensor) -> None:
+    net, image = small_net(name).double(), image.double()
+    view = ModelView.of(net)
+    found, map = explain(view, image, "eigen", 3), explain(view, image, "contribution", 3).map
+    expected, extras = score(net, image, 3), found.extras
+    assert found.signed and found.map.shape == (8, 8) and extras["bands"].shape == (4, 8, 8)
+    size = np.abs(map).sum()
+    np.testing.assert_allclose(found.map, map, rtol=0, atol=1e-8 * size)
+    np.testing.assert_allclose(extras["bands"].sum(0), map, rtol=0, atol=1e-8 * size)
+    for total in (found.map.sum(), extras["sigma"].sum(), extras["band_shares"].sum(), found.completeness_target):
+        assert abs(total - expected) < 1e-8 * size
+    edges = extras["band_edges"]
+    in_each = [extras["sigma"][first:last].sum() for first, last in pairwise(edges)]
+    np.testing.assert_allclose(extras["band_shares"], in_each, rtol=0, atol=1e-8 * size)
+    assert found.completeness_gap < 1e-8 * size / abs(expected)
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_eigen_in_float32(name: str, small_net, image: Tensor) -> None:
+    net = small_net(name)
+    found, exact = explain(net, image, "eigen", 3), explain(net.double(), image.double(), "eigen", 3)
+    size = np.abs(exact.map).sum()
+    assert abs(found.map.sum() - exact.map.sum()) < 1e-3 * size
+    np.testing.assert_allclose(found.extras["eigenvalues"][:5], exact.extras["eigenvalues"][:5], rtol=1e-3)
+
+
+@SIZES
+@pytest.mark.parametrize("centered", [True, False])
+@pytest.mark.parametrize("vectorize", ["triu", "full"])
+@pytest.mark.parametrize("name", [name for name in EIGEN_ROOTS if name in list_methods("sqrtm") or name == "powcov"])
+def test_closed_form_agrees_with_autograd(name: str, vectorize: str, centered: bool, positions: int) -> None:
+    """With the gradient of each method, approximate ones too."""
+    pool = create_pool(name, 16, vectorize=vectorize, centered=centered, reduce_channels=None).double()
+    X, weight = features(16, positions), torch.randn(pool.out_features, dtype=torch.float64)
+    if not centered:
+        X = X - X.mean(-1, keepdim=True)  # the leading eigenvalue would leave the others to rounding
+    found = root_shares(pool, X, weight)
+    shares, expected, _ = contributions(by_entries(pool, X), X, weight)
+    centred, gradient, _, _ = mean_gradient(pool.represent, X, weight)
+    basis = Eigenbasis.of(X, centered)
+    per_eigenvalue = (basis.vectors.mT @ centred[0]) * (basis.vectors.mT @ gradient[0])
+    scale = shares.abs().max().item()
+    assert found.score == pytest.approx(expected, rel=1e-10)
+    torch.testing.assert_close(found.shares.sum(0), shares, rtol=1e-7, atol=1e-7 * scale)
+    torch.testing.assert_close(found.shares, per_eigenvalue, rtol=1e-6, atol=1e-6 * scale)
+
+
+@SIZES
+def test_sigma_is_the_root_times_the_rotated_weights(positions: int) -> None:
+    pool, X = CovariancePool(8, "exact", reduce_channels=None), features(8, positions)
+    weight = torch.randn(pool.out_features, dtype=torch.float64)
+    found = root_shares(pool, X, weight)
+    A, W = covariance(X)[0], weight_matrix(pool, weight)
+    values, U = torch.linalg.eigh(A)
+    sigma = (values.clamp_min(0).sqrt() * (U.mT @ W @ U).diagonal()).flip(0)
+    torch.testing.assert_close(found.shares.sum(1), sigma[: len(found.eigenvalues)], rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(found.normalized.square(), found.eigenvalues)
+    torch.testing.assert_close(found.score, (W * sqrtm(A)).sum().item())
+
+
+@SIZES
+def test_what_a_method_leaves_out_has_no_share(positions: int) -> None:
+    pool, X = create_pool("svdtopn", 12, n=3, reduce_channels=None).double(), features(12, positions)
+    weight = torch.randn(pool.out_features, dtype=torch.float64)
+    found = root_shares(pool, X, weight)
+    assert len(found.eigenvalues) > 6
+    assert (found.shares[3:] == 0).all() and (found.normalized[3:] == 0).all()
+    assert found.score == pytest.approx((pool.represent(X)[0] @ weight).item(), rel=1e-10)
+    assert found.shares.sum().item() == pytest.approx(found.score, rel=1e-10)
+
+
+@pytest.mark.parametrize("name", [name for name in POOLS if name not in ROOTS])
+def test_eigen_is_refused_where_there_is_no_root(name: str, small_net, image: Tensor) -> None:
+    with pytest.raises(
+        NotApplicableError, match=f"^eigen: not applicable to pool '{name}': .* no sum over eigenvalues$"
+    ):
+        explain(small_net(name), image, "eigen", 0)
+
+
+@pytest.mark.parametrize("name", SECOND_MOMENTS)
+def test_energy_sums_to_the_eigenvalues(name: str, small_net, image: Tensor) -> None:
+    view = ModelView.of(small_net(name).double())
+    found, X = explain(view, image.double(), "energy", 0), weighted_features(view, image.double())
+    A = covariance(X, getattr(view.pool, "centered", False))[0]
+    values = torch.linalg.eigvalsh(A).flip(0).numpy()[: len(found.extras["eigenvalues"])]
+    np.testing.assert_allclose(found.extras["eigenvalues"], values, rtol=1e-8, atol=1e-10 * values[0])
+    edges = found.extras["band_edges"]
+    for band, (first, last) in zip(found.extras["bands"], pairwise(edges), strict=True):
+        assert band.min() >= 0 and band.sum() == pytest.approx(values[first:last].sum(), rel=1e-8)
+    assert found.map.sum() == pytest.approx(A.trace().item(), rel=1e-8) and not found.signed
+    assert found.contributions is None
+
+
+@pytest.mark.parametrize("name", [name for name in POOLS if name not in SECOND_MOMENTS])
+def test_energy_is_refused_without_a_covariance(name: str, small_net, image: Tensor) -> None:
+    with pytest.raises(NotApplicableError, match=f"^energy: not applicable to pool '{name}': it takes no covariance"):
+        explain(small_net(name), image, "energy", 0)
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_channel_pairs_sum_to_the_score(name: str, small_net, image: Tensor) -> None:
+    net, image = small_net(name).double(), image.double()
+    found = explain(net, image, "channel_pairs", 1, strongest=7)
+    expected, size = score(net, image, 1), np.abs(found.map).sum()
+    assert found.space == "matrix" and found.signed and found.map.shape[0] > 1
+    assert abs(found.map.sum() - expected) < 1e-8 * size
+    pairs, shares = found.extras["pairs"], found.extras["pair_shares"]
+    assert pairs.dtype == np.int64 and pairs.shape == (7, 2) and len(np.unique(pairs, axis=0)) == 7
+    assert (np.diff(np.abs(shares)) <= 0).all()
+    symmetric = name != "crosscov"
+    for (a, b), share in zip(pairs, shares, strict=True):
+        both = found.map[a, b] + (found.map[b, a] if symmetric and a != b else 0)
+        assert share == pytest.approx(both, rel=1e-10) and (a <= b or not symmetric)
+    every = explain(net, image, "channel_pairs", 1, strongest=10**6).extras["pair_shares"]
+    assert every.sum() == pytest.approx(found.map.sum(), abs=1e-8 * size)
+
+
+@pytest.mark.parametrize("name", [name for name in POOLS if name not in MATRICES])
+def test_channel_pairs_are_refused_without_a_matrix(name: str, small_net, image: Tensor) -> None:
+    with pytest.raises(NotApplicableError, match=f"^channel_pairs: not applicable to pool '{name}': its vector is not"):
+        explain(small_net(name), image, "channel_pairs", 0)
+
+
+class ToLayout(nn.Module):
+    def __init__(self, input_fmt: str) -> None:
+        super().__init__()
+        self.input_fmt = input_fmt
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.input_fmt == "NHWC":
+            return x.permute(0, 2, 3, 1) * 1.0
+        tokens = x.flatten(2).mT
+        return torch.cat([torch.ones_like(tokens[:, :1]), tokens], dim=1)
+
+
+@pytest.mark.parametrize("method", ["eigen", "energy", "channel_pairs"])
+@pytest.mark.parametrize("input_fmt", ["NHWC", "NLC"])
+def test_layouts(method: str, input_fmt: str, small_net, image: Tensor) -> None:
+    plain = small_net("exact", reduction="conv-bn-relu")
+    layout = {"input_fmt": input_fmt, "num_prefix_tokens": 1 if input_fmt == "NLC" else 0}
+    other = small_net("exact", reduction="conv-bn-relu", **layout)
+    other.load_state_dict(plain.state_dict())
+    other.stage2.add_module("layout", ToLayout(input_fmt))
+    expected, found = (explain(net.double(), image.double(), method, target=1) for net in (plain, other))
+    np.testing.assert_allclose(found.map, expected.map, rtol=1e-8, atol=1e-8 * np.abs(expected.map).max())
+    for name, values in expected.extras.items():
+        np.testing.assert_allclose(
+            found.extras[name], values, rtol=1e-6, atol=1e-8 * np.abs(values).max(), err_msg=name
+        )
+
+
+@pytest.mark.parametrize(("count", "bands"), [(12, 4), (13, 4), (3, 5), (1, 4), (0, 4), (49, 1)])
+def test_bands_are_of_almost_equal_length(count: int, bands: int) -> None:
+    maps = torch.randn(count, 2, 3, dtype=torch.float64)
+    sums, edges = in_bands(maps, bands)
+    lengths = edges.diff()
+    assert len(sums) == max(1, min(bands, count)) == len(lengths) and edges[0] == 0 and edges[-1] == count
+    assert lengths.max() - lengths.min() <= 1
+    torch.testing.assert_close(sums.sum(0), maps.sum(0))
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("eigen", dict(bands=0), "eigen: bands must be a positive integer, got 0"),
+        ("energy", dict(bands=2.5), "energy: bands must be a positive integer, got 2.5"),
+        ("channel_pairs", dict(strongest=True), "strongest must be a positive integer, got True"),
+    ],
+)
+def test_bad_options(method: str, options: dict, message: str, small_net, image: Tensor) -> None:
+    with pytest.raises(OptionError, match=message):
+        explain(small_net(), image, method, 0, **options)
+
+
+def test_a_picture_without_features_has_no_shares(small_net, image: Tensor) -> None:
+    """Zero features: nothing to decompose, and a score that is the bias."""
+    net = small_net("exact", reduce_channels=None)
+    nn.init.zeros_(net.stage2[1].norm.weight), nn.init.constant_(net.stage2[1].norm.bias, -1e6)
+    found = explain(net, image, "eigen", 0)
+    assert len(found.extras["sigma"]) == 0 and (found.map == 0).all() and found.completeness_gap == 0
