@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import timm
@@ -61,6 +60,13 @@ def converted(name, tmp_path_factory):
     shutil.rmtree(folder)
 
 
+@pytest.fixture
+def folder(tmp_path):
+    """Removed at once: the largest networks have 600 MB."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
 def expected_head(name):
     representation = name.split("__")[2] if name.count("__") > 1 else ""
     if name.startswith("fmpn__mpncovvgg16_bn"):
@@ -116,16 +122,16 @@ def test_recognition(name, converted):
     assert len([row for row in converted.keys if row.original]) == len(MANIFESTS[name]["state_dict"])
 
 
-def test_timm(name, converted, tmp_path):
-    write(converted, "timm", tmp_path / "timm")
-    model = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+def test_timm(name, converted, folder):
+    write(converted, "timm", folder / "timm")
+    model = timm.create_model(f"local-dir:{folder / 'timm'}", pretrained=True).eval()
     assert_logits(model, name)
 
 
-def test_mmpretrain(name, converted, tmp_path):
-    write(converted, "mmpretrain", tmp_path / "mmpretrain")
+def test_mmpretrain(name, converted, folder):
+    write(converted, "mmpretrain", folder / "mmpretrain")
     init_default_scope("mmpretrain")
-    (config,) = (tmp_path / "mmpretrain").glob("*.py")
+    (config,) = (folder / "mmpretrain").glob("*.py")
     model = get_model(str(config), pretrained=str(config.with_suffix(".pth"))).eval()
     size = MANIFESTS[name].get("input", dict(shape=(1, 3, 64, 64)))["shape"]
     images = torch.randn(size, generator=torch.Generator().manual_seed(0))
@@ -133,10 +139,10 @@ def test_mmpretrain(name, converted, tmp_path):
         torch.testing.assert_close(model(images), converted.create_model()(images), rtol=1e-5, atol=1e-5)
 
 
-def test_round_trip(name, converted, tmp_path):
-    write(converted, "timm", tmp_path / "timm")
-    write(load_original(tmp_path / "timm"), "original", tmp_path / "original")
-    (path,) = [path for path in (tmp_path / "original").iterdir() if path.suffix != ".md"]
+def test_round_trip(name, converted, folder):
+    write(converted, "timm", folder / "timm")
+    write(load_original(folder / "timm"), "original", folder / "original")
+    (path,) = [path for path in (folder / "original").iterdir() if path.suffix != ".md"]
     again, first = torch.load(path, weights_only=True), original_content(name)
     container = MANIFESTS[name]["container"]
     if container is not None:
@@ -150,9 +156,9 @@ def test_round_trip(name, converted, tmp_path):
         assert torch.equal(again[key], tensor)
 
 
-def test_report_names_every_tensor(name, converted, tmp_path):
-    write(converted, "timm", tmp_path / "timm")
-    page = (tmp_path / "timm" / "conversion.md").read_text()
+def test_report_names_every_tensor(name, converted, folder):
+    write(converted, "timm", folder / "timm")
+    page = (folder / "timm" / "conversion.md").read_text()
     assert all(f"`{key}`" in page for key, *_ in MANIFESTS[name]["state_dict"])
     assert all(f"`{key}`" in page for key in converted.state_dict)
-    assert json.loads((Path(tmp_path) / "timm" / "config.json").read_text())["architecture"] == converted.model_name
+    assert json.loads((folder / "timm" / "config.json").read_text())["architecture"] == converted.model_name

@@ -7,13 +7,13 @@ import copy
 import numpy as np
 import pytest
 import torch
+from support.explanations import CHEAP, POOL_OF
 from torch import Tensor, nn
 
 from covpool_plugins.errors import UnknownNameError
 from covpool_plugins.explain import METHODS, ModelView, explain
 from covpool_plugins.explain.backprop import DegenerateLayerError
 from covpool_plugins.pooling import create_pool, list_pools
-from support.explanations import CHEAP, POOL_OF
 
 
 @pytest.mark.parametrize("name", list_pools())

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from support.explanations import CHEAP, POOL_OF
 from torch import Tensor
 
 import covpool_plugins
@@ -16,7 +17,6 @@ from covpool_plugins.errors import OptionError, ShapeError, UnknownNameError
 from covpool_plugins.explain import METHODS, Explanation, ModelView, explain, read_picture
 from covpool_plugins.explain.model_view import token_grid
 from covpool_plugins.explain.overlay import colour_limit
-from support.explanations import CHEAP, POOL_OF
 
 
 def explanation(values: np.ndarray, signed: bool, size: tuple[int, int] = (60, 40)) -> Explanation:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.explanations import CHEAP, SECOND_ORDER
 from torch import nn
 
 from covpool_plugins.errors import OptionError
 from covpool_plugins.explain import METHODS, ModelView, explain, load_mmpretrain_model
 from covpool_plugins.explain.methods import NotApplicableError
 from covpool_plugins.pooling import Pool
-from support.explanations import CHEAP, SECOND_ORDER
 
 pytest.importorskip("mmpretrain")
 
