@@ -1,12 +1,11 @@
-"""Explain class scores of a classifier: overlays and numbers for pictures of your own."""
+"""Explain class scores of classifiers: overlays and numbers for pictures of your own, heads side by side."""
 
 from __future__ import annotations
 
 import argparse
 import ast
-import itertools
+import re
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,94 +17,161 @@ from covpool_plugins.errors import OptionError
 from covpool_plugins.explain import (
     GRADIENTS,
     METHODS,
-    Explanation,
     ModelView,
-    explain,
     list_methods,
     load_mmpretrain_model,
     load_timm_model,
     method_options,
     read_picture,
 )
+from covpool_plugins.explain.batch import Job, Page, Subject, explain_pictures, find_pictures, write_numbers
 from covpool_plugins.explain.explanation import check_target
-from covpool_plugins.explain.methods import NotApplicableError
+from covpool_plugins.explain.report import write_report
 
 EXAMPLE = (
-    "python tools/explain.py --model resnet50_svdpade --checkpoint best.pth --image cat.jpg dog.jpg "
+    "python tools/explain.py --model resnet50_svdpade --checkpoint best.pth --image cat.jpg photos/ "
     "--method contribution grad_cam --out out/explain"
 )
+BUDGETS = {"masks": "masks of RISE", "iterations": "steps of the methods that optimise"}
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse(argv)
-    for method in arguments.method:
-        METHODS[method]
-    options = {m: _options(m, arguments.layer) for m in arguments.method}
-    if arguments.layer and not any(options.values()):
-        raise OptionError(f"--layer: none of the methods {', '.join(arguments.method)} takes a layer")
-    for path in arguments.image:
-        read_picture(path)
-    view = ModelView.of(_load(arguments).to(arguments.device), arguments.grad)
-    if arguments.target is not None:
-        check_target(arguments.target, view)
-    if arguments.layer:
-        view.stage(arguments.layer)
-
-    rows: list[tuple[str, ...]] = [("image", "method", "layer", "target", "probability", "completeness gap")]
-    written: list[Path] = []
-    reasons: list[str] = []
-    stems = _stems(arguments.image)
-    with tqdm(total=len(stems) * len(options), unit="map", disable=None) as progress:
-        for path, stem in zip(arguments.image, stems, strict=True):
-            picture, found = read_picture(path), []
-            for method, extra in options.items():
-                try:
-                    found.append(explain(view, picture, method, arguments.target, **extra))
-                except NotApplicableError as error:
-                    rows.append((path.name, method, *["n/a"] * (len(rows[0]) - 2)))
-                    reasons.append(one_line(error))
-                progress.update()
-            for explanation in found:
-                written += explanation.save(arguments.out, f"{stem}_{explanation.method}")
-                rows.append(_row(path, explanation))
-    print(_table(rows))
-    for reason in dict.fromkeys(reasons):
+    methods = _methods(arguments)
+    pictures = find_pictures(arguments.image)
+    for path in pictures:
+        read_picture(path)  # whatever cannot be read is said before the models are loaded
+    subjects = _subjects(arguments)
+    if arguments.list_layers:
+        print("\n".join(_layers(subject) for subject in subjects))
+        return
+    for subject in subjects:
+        _check_classes(arguments, subject)
+        if arguments.layer:
+            subject.view.stage(arguments.layer)
+    job = Job(
+        subjects,
+        methods,
+        arguments.target,
+        arguments.versus,
+        arguments.classes,
+        arguments.deletion_steps,
+        arguments.seed,
+    )
+    total = len(pictures) * len(subjects) * len(methods)
+    with tqdm(total=total, unit="map", disable=None) as progress:
+        pages = explain_pictures(job, pictures, arguments.out, progress.update)
+    numbers, report = write_numbers(pages, arguments.out), write_report(pages, arguments.out, _title(subjects))
+    print(_table(pages))
+    for reason in dict.fromkeys(row.reason for page in pages for row in page.rows if row.reason):
         print(f"n/a: {reason}", file=sys.stderr)
-    print("\n".join(f"wrote {path}" for path in written))
+    print(f"wrote {report} and {numbers}")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__ or "", EXAMPLE)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", help="timm model name, for example resnet50_svdpade")
-    source.add_argument("--config", type=Path, help="MMPretrain config file")
-    parser.add_argument("--checkpoint", type=Path, help="weights (.safetensors, .pth); random without")
-    parser.add_argument("--num-classes", type=int, help="classes of the timm checkpoint (default: the model's own)")
-    parser.add_argument(
-        "--model-kwargs",
-        nargs="*",
-        default=[],
-        type=_key_value,
-        metavar="KEY=VALUE",
-        help="for example reduce_channels=64",
+    source = parser.add_argument_group("models; several are compared, each with the --checkpoint of the same place")
+    source.add_argument("--model", action="append", default=[], help="timm model name, for example resnet50_svdpade")
+    source.add_argument("--config", action="append", default=[], type=Path, help="MMPretrain config file")
+    source.add_argument("--checkpoint", action="append", default=[], type=Path, help="weights (.safetensors, .pth)")
+    source.add_argument("--num-classes", type=int, help="classes of the timm checkpoints (default: the model's own)")
+    source.add_argument(
+        "--model-kwargs", nargs="*", default=[], type=_key_value, metavar="KEY=VALUE", help="as reduce_channels=64"
     )
-    parser.add_argument("--image", type=Path, nargs="+", required=True, help="pictures")
-    parser.add_argument(
-        "--method", nargs="+", default=["contribution"], metavar="METHOD", help=f"of: {', '.join(list_methods())}"
-    )
+    parser.add_argument("--image", nargs="+", default=[], help="pictures, folders of pictures, patterns")
+    known = ", ".join(list_methods())
+    parser.add_argument("--method", nargs="+", default=["contribution"], metavar="METHOD", help=f"all, or of: {known}")
     parser.add_argument("--target", "--target-class", type=int, help="class to explain (default: the top class)")
-    parser.add_argument("--layer", help="layer for methods that take one (default: the backbone's last map)")
+    parser.add_argument("--versus", type=int, metavar="CLASS", help="explain the score of the target less that of this")
+    parser.add_argument("--classes", type=_names, default=[], metavar="FILE", help="names of the classes, one a line")
+    parser.add_argument("--layer", help="layer for methods that take one (default: see the methods)")
+    parser.add_argument("--list-layers", action="store_true", help="print the layers of the models")
+    for name, what in BUDGETS.items():
+        parser.add_argument(f"--{name}", type=int, help=f"how many {what}")
+    parser.add_argument(
+        "--option", nargs="*", default=[], type=_key_value, metavar="KEY=VALUE", help="for every method that has it"
+    )
+    parser.add_argument("--deletion-steps", type=int, default=10, help="of the deletion curves (10); 0 leaves them out")
     parser.add_argument("--grad", choices=GRADIENTS, default="exact", help="true gradient, or the training gradient")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random (0): same command, same files")
     parser.add_argument("--device", type=_device, default="cpu", help="for example cuda (default: cpu)")
     parser.add_argument("--out", type=Path, default=Path("out/explain"), help="folder (default: out/explain)")
     arguments = parser.parse_args(argv)
     arguments.model_kwargs = dict(arguments.model_kwargs)
+    _check(parser, arguments)
+    return arguments
+
+
+def _check(parser: Parser, arguments: argparse.Namespace) -> None:
+    models = len(arguments.model) + len(arguments.config)
+    if not models:
+        parser.error("one of the arguments --model --config is required")
+    if arguments.model and arguments.config:
+        parser.error("--model and --config cannot be mixed in one call")
+    if len(arguments.checkpoint) not in (0, models):
+        parser.error(f"{models} models need {models} checkpoints or none, got {len(arguments.checkpoint)}")
     for key in ("name", "checkpoint", "num_classes"):
         if key in arguments.model_kwargs:
             parser.error(f"--model-kwargs: {key} has an option of its own")
     if arguments.config and (arguments.num_classes is not None or arguments.model_kwargs):
         parser.error("--num-classes and --model-kwargs go with --model; with --config the config says it")
-    return arguments
+    if not arguments.image and not arguments.list_layers:
+        parser.error("the following arguments are required: --image")
+    if arguments.deletion_steps < 0:
+        parser.error(f"--deletion-steps must be at least 0, got {arguments.deletion_steps}")
+    if arguments.seed < 0:
+        parser.error(f"--seed must be at least 0, got {arguments.seed}")
+
+
+def _methods(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The methods with those of the options that each takes; an option that none takes is an error."""
+    names = list_methods() if arguments.method == ["all"] else list(dict.fromkeys(arguments.method))
+    for name in names:
+        METHODS[name]
+    given = {"layer": arguments.layer, **{name: getattr(arguments, name) for name in BUDGETS}}
+    options = {name: value for name, value in given.items() if value is not None} | dict(arguments.option)
+    taken = {name: {key: value for key, value in options.items() if key in method_options(name)} for name in names}
+    for key in options:
+        if not any(key in of_method for of_method in taken.values()):
+            flag = f"--{key}" if key in given else f"--option {key}"
+            raise OptionError(f"{flag}: none of the methods {', '.join(names)} takes it")
+    return taken
+
+
+def _subjects(arguments: argparse.Namespace) -> list[Subject]:
+    sources = arguments.model or arguments.config
+    checkpoints = arguments.checkpoint or [None] * len(sources)
+    names = [re.sub(r"[^\w.-]+", "_", source.stem if arguments.config else source) for source in sources]
+    subjects = []
+    for position, (source, checkpoint) in enumerate(zip(sources, checkpoints, strict=True)):
+        if checkpoint is None and ":" not in str(source):
+            print(f"{source}: no --checkpoint: the weights are random", file=sys.stderr)
+        if arguments.config:
+            model = load_mmpretrain_model(source, checkpoint)
+        else:
+            torch.manual_seed(arguments.seed)
+            model = load_timm_model(source, checkpoint, arguments.num_classes, **arguments.model_kwargs)
+        label = names[position] if names.count(names[position]) == 1 else f"{names[position]}-{position + 1}"
+        subjects.append(Subject(label, ModelView.of(model.to(arguments.device), arguments.grad)))
+    return subjects
+
+
+def _check_classes(arguments: argparse.Namespace, subject: Subject) -> None:
+    for number in (arguments.target, arguments.versus):
+        if number is not None:
+            check_target(number, subject.view)
+    if arguments.classes and len(arguments.classes) != subject.view.num_classes:
+        raise OptionError(
+            f"--classes has {len(arguments.classes)} names, {subject.label} has {subject.view.num_classes} classes"
+        )
+
+
+def _layers(subject: Subject) -> str:
+    return "\n".join([f"{subject.label}:", *(f"  {name}" for name in subject.view.shallow_stages)])
+
+
+def _title(subjects: list[Subject]) -> str:
+    return "Explanations of " + ", ".join(subject.label for subject in subjects)
 
 
 def _key_value(text: str) -> tuple[str, Any]:
@@ -119,6 +185,13 @@ def _key_value(text: str) -> tuple[str, Any]:
         return key, value
 
 
+def _names(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(one_line(error)) from None
+
+
 def _device(name: str) -> torch.device:
     try:
         return torch.zeros(1, device=name).device
@@ -126,46 +199,16 @@ def _device(name: str) -> torch.device:
         raise argparse.ArgumentTypeError(f"{name!r} is not available: {one_line(error)}") from None
 
 
-def _load(arguments: argparse.Namespace) -> torch.nn.Module:
-    if arguments.checkpoint is None and ":" not in (arguments.model or ""):
-        print("no --checkpoint: the weights are random", file=sys.stderr)
-    if arguments.config:
-        return load_mmpretrain_model(arguments.config, arguments.checkpoint)
-    return load_timm_model(arguments.model, arguments.checkpoint, arguments.num_classes, **arguments.model_kwargs)
-
-
-def _options(method: str, layer: str | None) -> dict[str, str]:
-    return {"layer": layer} if layer and "layer" in method_options(method) else {}
-
-
-def _stems(paths: list[Path]) -> list[str]:
-    """File names without suffix, numbered where two pictures share one; unique also where case does not count."""
-    counts = Counter(path.stem.casefold() for path in paths)
-    taken = {stem for stem, count in counts.items() if count == 1}
-    stems = []
-    for position, path in enumerate(paths, start=1):
-        stem = path.stem
-        if counts[stem.casefold()] > 1:
-            numbered = (f"{path.stem}-{i}" for i in itertools.count(position))
-            stem = next(candidate for candidate in numbered if candidate.casefold() not in taken)
-            taken.add(stem.casefold())
-        stems.append(stem)
-    return stems
-
-
-def _row(path: Path, explanation: Explanation) -> tuple[str, ...]:
-    gap = explanation.completeness_gap
-    return (
-        path.name,
-        explanation.method,
-        explanation.layer or "-",
-        str(explanation.target),
-        f"{explanation.probability:.4f}",
-        "n/a" if gap is None else f"{gap:.1e}",
-    )
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
+def _table(pages: list[Page]) -> str:
+    rows: list[tuple[str, ...]] = [("image", "model", "method", "layer", "target", "probability", "completeness gap")]
+    for row in (row for page in pages for row in page.rows):
+        found = row.explanation
+        if found is None:
+            rows.append((row.picture, row.label, row.method, *["n/a"] * 4))
+            continue
+        gap = found.completeness_gap
+        said = (found.layer or "-", found.class_name(found.target), f"{found.probability:.4f}")
+        rows.append((row.picture, row.label, row.method, *said, "n/a" if gap is None else f"{gap:.1e}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import OptionError
 from ..files import write_atomically
 from .images import Picture, as_input
-from .methods import METHODS, Space, attribute
+from .methods import METHODS, Space, attribute, method_options
 from .model_view import Gradient, ModelView
 from .overlay import at_least, balance, heat_map, overlay, with_caption
 
@@ -40,6 +40,8 @@ class Explanation:
         completeness_target: score minus bias, where the method has contributions.
         extras: further arrays of the method, by name.
         space: ``image``, ``matrix`` or ``picture``, see :class:`covpool_plugins.explain.methods.Attribution`.
+        versus: the class whose score was taken off, where there is one.
+        class_names: names of the classes, for the caption.
     """
 
     map: np.ndarray
@@ -53,6 +55,8 @@ class Explanation:
     completeness_target: float | None = None
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
     space: Space = "image"
+    versus: int | None = None
+    class_names: Sequence[str] = ()
 
     @property
     def class_token(self) -> float:
@@ -81,10 +85,15 @@ class Explanation:
             return at_least(Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1))), smallest_side)
         return overlay(at_least(self.image, smallest_side), self.map, self.signed, limit)
 
+    def class_name(self, number: int) -> str:
+        """Name of a class, or its number."""
+        return self.class_names[number] if number < len(self.class_names) else str(number)
+
     def caption(self) -> list[str]:
         """What the picture shows, in numbers."""
         where = f" at {self.layer}" if self.layer else ""
-        lines = [f"{self.method}{where}, class {self.target}, p = {self.probability:.3g}"]
+        against = "" if self.versus is None else f" versus {self.class_name(self.versus)}"
+        lines = [f"{self.method}{where}, class {self.class_name(self.target)}{against}, p = {self.probability:.3g}"]
         if self.contributions is not None:
             token = f", class token {self.class_token:+.3g}" if "class_token" in self.extras else ""
             total = f"{self.completeness_target:+.3g} (score - bias)"
@@ -128,6 +137,7 @@ def explain(
     method: str = "contribution",
     target: int | None = None,
     *,
+    versus: int | None = None,
     grad: Gradient = "exact",
     **options: Any,
 ) -> Explanation:
@@ -139,6 +149,7 @@ def explain(
             input channel sees pictures in grey.
         method: one of :func:`list_methods`.
         target: the class; the default is the one with the highest score.
+        versus: explain by how much the score of ``target`` exceeds that of this class, instead of the score itself.
         grad: ``exact``, or ``training`` for the gradient approximation that the pool trains with (a view has its own).
         options: options of the method, for example ``layer`` for ``grad_cam``.
 
@@ -153,7 +164,12 @@ def explain(
     x = as_input(image, view.preprocessing)
     logits = view.forward_pass(x).logits[0].double()
     target = check_target(target, view) if target is not None else int(logits.argmax())
-    result = attribute(method, view, x, target, **options)
+    if versus is not None and check_target(versus, view) == target:
+        raise OptionError(f"versus must be another class than the target, got {versus} for both")
+    if versus is not None and "versus" in method_options(method):
+        options["versus"] = versus
+    with view.against(None if "versus" in options else versus):
+        result = attribute(method, view, x, target, **options)
     return Explanation(
         map=_array(result.map),
         method=method,
@@ -166,6 +182,7 @@ def explain(
         completeness_target=result.completeness_target,
         extras={name: _array(values) for name, values in result.extras.items()},
         space=result.space,
+        versus=versus,
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -211,6 +213,27 @@ class ModelView:
     def class_bias(self, target: int) -> float:
         """The classifier's bias of a class."""
         return 0.0 if self.classifier.bias is None else self.classifier.bias[target].item()
+
+    @contextmanager
+    def against(self, other: int | None) -> Iterator[None]:
+        """Within it every class score is that class's minus that of class ``other``; ``None`` changes nothing.
+
+        The same is taken from all scores, so that the probabilities stay what they are.
+        """
+        if other is None:
+            yield
+            return
+        parameters = [p for p in (self.classifier.weight, self.classifier.bias) if p is not None]
+        before = [parameter.data for parameter in parameters]
+        self._last_pass.clear()
+        try:
+            for parameter in parameters:
+                parameter.data = parameter.data - parameter.data[other]
+            yield
+        finally:
+            for parameter, values in zip(parameters, before, strict=True):
+                parameter.data = values
+            self._last_pass.clear()
 
 
 def _version(x: Tensor) -> int:

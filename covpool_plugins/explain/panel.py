@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -18,6 +19,7 @@ SIDE = 320  # of a picture, in pixels
 CELL = 3.2  # of a picture, in inches
 DOTS_PER_INCH = 110
 MOST_COLUMNS = 5
+CHARACTERS = 46  # of the small print below a picture
 FOR, AGAINST, BEFORE, AFTER = "#b2182b", "#2166ac", "#4d4d4d", "#e08214"
 
 
@@ -142,7 +144,7 @@ def _show(axis: Any, picture: Picture, title: str, lines: Sequence[str] = ()) ->
     axis.imshow(np.asarray(picture), interpolation="bicubic")
     axis.set_title(title, fontsize=10)
     axis.set(xticks=[], yticks=[])
-    axis.set_xlabel("\n".join(lines), fontsize=8)
+    axis.set_xlabel("\n".join(textwrap.fill(line, CHARACTERS) for line in lines), fontsize=8)
 
 
 def _not_applicable(axis: Any, label: str, reason: str, image: Picture) -> None:

@@ -29,7 +29,14 @@ STEP, SIGMA_STEPS, MAX_BLUR = 7, 3, 20.0
 
 @METHODS.register("rise")
 def rise(
-    view: ModelView, x: Tensor, target: int, *, masks: int = 1000, seed: int = 0, batch_size: int = 8
+    view: ModelView,
+    x: Tensor,
+    target: int,
+    *,
+    masks: int = 1000,
+    seed: int = 0,
+    batch_size: int = 8,
+    versus: int | None = None,
 ) -> Attribution:
     """Mean probability of the class over random masks that show a pixel, (H, W).
 
@@ -42,6 +49,7 @@ def rise(
         masks: N; more give a smoother map.
         seed: of the masks; the caller's random numbers are not touched.
         batch_size: masked inputs in one forward pass, at most 64; the map is the same for all.
+        versus: the probability is that of the class where it is either this one or that.
 
     Raises:
         OptionError: for an option out of range.
@@ -55,7 +63,7 @@ def rise(
         raise OptionError(f"batch_size must be at most {DRAWN_TOGETHER}, got {batch_size!r}")
     torchray = require_extra("torchray.attribution.rise", "explain")
     x = view.to_model(x).float()
-    score = partial(log_odds, target=target)
+    score = partial(log_odds, target=target, versus=versus)
     devices = [x.device] if x.is_cuda else []
     with torch.random.fork_rng(devices), OneOutput(view, score, "rise", masks + 1, batch_size) as model:
         seen = torchray.rise(
@@ -112,8 +120,13 @@ def extremal_perturbation(
     return Attribution(masks.mean(dim=0)[0], signed=False)
 
 
-def log_odds(logits: Tensor, target: int) -> Tensor:
-    """log p / (1 - p) of the class (B,), for scores (B, num_classes): its sigmoid is the probability."""
+def log_odds(logits: Tensor, target: int, versus: int | None = None) -> Tensor:
+    """log p / (1 - p) of the class (B,), for scores (B, num_classes): its sigmoid is the probability.
+
+    With ``versus`` p is the probability of the class where it is one of the two.
+    """
+    if versus is not None:
+        return logits[:, target] - logits[:, versus]
     others = torch.cat([logits[:, :target], logits[:, target + 1 :]], dim=1)
     return logits[:, target] - others.logsumexp(dim=1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import pickle
 import subprocess
 import sys
@@ -14,9 +15,11 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from support.explanations import SECOND_ORDER
 
 from covpool_plugins.command_line import run_tool
-from covpool_plugins.explain import list_methods
+from covpool_plugins.explain import ModelView, explain, list_methods
+from covpool_plugins.explain.batch import find_pictures, unique_stems
 
 TOOL = Path(__file__).parents[2] / "tools" / "explain.py"
 SMALL = "test_resnet"  # the smallest of timm's, with average pooling
@@ -45,11 +48,17 @@ def test_every_method_for_two_pictures_of_one_name(tool, picture: Path, tmp_path
     Image.open(picture).rotate(90).save(twin)
     out = tmp_path / "out"
     arguments = ["--model", SMALL, "--num-classes", "7", "--image", str(picture), str(twin), "--out", str(out)]
-    tool.main([*arguments, "--target-class", "6", "--method", *list_methods()])
-    expected = {f"noise-{i}_{m}.{suffix}" for i in (1, 2) for m in list_methods() for suffix in ("png", "npz")}
-    assert {path.name for path in out.iterdir()} == expected
-    printed = capsys.readouterr().out
-    assert printed.count("wrote ") == len(expected) and "completeness gap" in printed.splitlines()[0]
+    budget = ["--masks", "20", "--iterations", "3", "--deletion-steps", "1"]
+    tool.main([*arguments, *budget, "--target-class", "6", "--method", "all"])
+    methods = [method for method in list_methods() if method not in SECOND_ORDER]
+    expected = {f"noise-{i}_{m}.{suffix}" for i in (1, 2) for m in methods for suffix in ("png", "npz")}
+    assert {path.name for path in out.iterdir()} == expected | {"index.html", "metrics.json"}
+    printed = capsys.readouterr()
+    assert "completeness gap" in printed.out.splitlines()[0]
+    assert printed.err.count("n/a: ") == len(SECOND_ORDER)
+    rows = json.loads((out / "metrics.json").read_text())
+    assert len(rows) == 2 * len(list_methods())
+    assert all(0 <= row["deletion"] <= 1 for row in rows if row["method"] == "gradient")
     for name in expected:
         if name.endswith(".npz"):
             assert int(np.load(out / name)["target"]) == 6
@@ -66,8 +75,8 @@ def test_every_method_for_two_pictures_of_one_name(tool, picture: Path, tmp_path
     ],
     ids=" ".join,
 )
-def test_no_picture_overwrites_another(tool, names: list[str]) -> None:
-    stems = tool._stems([Path(name) for name in names])
+def test_no_picture_overwrites_another(names: list[str]) -> None:
+    stems = unique_stems([Path(name) for name in names])
     assert len({stem.casefold() for stem in stems}) == len(names)
     for name, stem in zip(names, stems, strict=True):
         assert stem.startswith(Path(name).stem)
@@ -75,7 +84,7 @@ def test_no_picture_overwrites_another(tool, names: list[str]) -> None:
 
 def test_a_grey_model(tool, picture: Path, tmp_path: Path) -> None:
     arguments = ["--model", "resnet18_svdpade", "--model-kwargs", "in_chans=1", "reduce_channels=8"]
-    tool.main([*arguments, "--image", str(picture), "--out", str(tmp_path / "o")])
+    tool.main([*arguments, "--image", str(picture), "--out", str(tmp_path / "o"), "--deletion-steps", "0"])
     assert np.load(tmp_path / "o" / "noise_contribution.npz")["map"].shape == (7, 7)
 
 
@@ -96,7 +105,7 @@ def test_checkpoints_are_loaded(tool, suffix: str, picture: Path, tmp_path: Path
 
 def test_second_order_models_and_their_options(tool, picture: Path, tmp_path: Path, capsys) -> None:
     arguments = ["--model", "resnet18_svdpade", "--model-kwargs", "reduce_channels=16", "--image", str(picture)]
-    arguments += ["--method", "contribution", "grad_cam", "--layer", "layer3", "--target", "3"]
+    arguments += ["--method", "contribution", "grad_cam", "--layer", "layer3", "--target", "3", "--deletion-steps", "0"]
     tool.main([*arguments, "--out", str(tmp_path / "o")])
     assert np.load(tmp_path / "o" / "noise_contribution.npz")["map"].shape == (7, 7)
     assert np.load(tmp_path / "o" / "noise_grad_cam.npz")["map"].shape == (14, 14)
@@ -114,12 +123,26 @@ def bad_calls(tmp_path: Path, picture: Path) -> dict[str, tuple[list[str], str]]
     (tmp_path / "text.safetensors").write_text("nothing")
     (tmp_path / "empty.py").write_text("x = 1")
     (tmp_path / "broken.py").write_text("model = dict(type='NoSuchClassifier')")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
     torch.save(timm.create_model(SMALL, num_classes=4).state_dict(), tmp_path / "four.pth")
     model, image = ["--model", SMALL], ["--image", str(picture)]
     return {
         "missing picture": ([*model, "--image", str(tmp_path / "no.png")], "no.png: No such file or directory"),
         "one missing of two": ([*model, *image, str(tmp_path / "no.png")], "no.png: No such file or directory"),
-        "folder as picture": ([*model, "--image", str(tmp_path)], "Is a directory"),
+        "folder without pictures": ([*model, "--image", str(tmp_path / "empty")], "empty is a folder without pictures"),
+        "pattern without pictures": ([*model, "--image", str(tmp_path / "*.gif")], "no file fits"),
+        "two models, one checkpoint": (
+            [*model, *model, *image, "--checkpoint", "a.pth"],
+            "2 models need 2 checkpoints",
+        ),
+        "no pictures": (model, "--image"),
+        "versus too large": ([*model, *image, "--versus", "1000"], "got 1000"),
+        "versus itself": ([*model, *image, "--target", "3", "--versus", "3"], "another class"),
+        "too few names": ([*model, *image, "--classes", str(tmp_path / "names.txt")], "2 names"),
+        "no names": ([*model, *image, "--classes", str(tmp_path / "no.txt")], "no.txt"),
+        "useless option": ([*model, *image, "--option", "speed=3"], "--option speed: none of the methods"),
+        "negative steps": ([*model, *image, "--deletion-steps", "-1"], "got -1"),
         "text as picture": ([*model, "--image", str(tmp_path / "text.png")], "text.png: not a picture"),
         "cut picture": ([*model, "--image", str(tmp_path / "cut.png")], "cut.png: "),
         "target too large": ([*model, *image, "--target", "1000"], "from 0 to 999, got 1000"),
@@ -130,7 +153,10 @@ def bad_calls(tmp_path: Path, picture: Path) -> dict[str, tuple[list[str], str]]
         ),
         "unknown model": (["--model", "resnet18_svdpad", *image], "'resnet18_svdpad'; available: resnet18_svdpade"),
         "unknown layer": ([*model, *image, "--method", "grad_cam", "--layer", "layer9"], "unknown layer 'layer9'"),
-        "useless layer": ([*model, *image, "--method", "gradient", "--layer", "layer4"], "takes a layer"),
+        "useless layer": (
+            [*model, *image, "--method", "gradient", "--layer", "layer4"],
+            "--layer: none of the methods gradient takes it",
+        ),
         "unknown device": ([*model, *image, "--device", "abacus"], "abacus"),
         "unknown option": (["--model", "resnet18_svdpade", "--model-kwargs", "steps=3", *image], "steps"),
         "missing checkpoint": ([*model, *image, "--checkpoint", str(tmp_path / "no.pth")], "no.pth: No such file"),
@@ -153,7 +179,7 @@ def bad_calls(tmp_path: Path, picture: Path) -> dict[str, tuple[list[str], str]]
         "value without a key": ([*model, *image, "--model-kwargs", "=3"], "expected KEY=VALUE, got '=3'"),
         "option as key": ([*model, *image, "--model-kwargs", "num_classes=3"], "num_classes has an option of its own"),
         "four channels": ([*model, *image, "--model-kwargs", "in_chans=4"], "1 or 3 input channels"),
-        "model and config": ([*model, "--config", "a.py", *image], "not allowed with"),
+        "model and config": ([*model, "--config", "a.py", *image], "cannot be mixed"),
         "neither": (image, "one of the arguments --model --config is required"),
     }
 
@@ -165,7 +191,7 @@ def test_bad_input_is_one_line_and_status_2(tool, picture: Path, tmp_path: Path,
             capsys.readouterr()
             with pytest.raises(SystemExit) as caught:
                 run_tool(tool.main)
-            said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("no --checkpoint")]
+            said = [line for line in capsys.readouterr().err.splitlines() if "no --checkpoint" not in line]
             assert caught.value.code == 2 and len(said) == 1
             assert message in said[0]
             assert not (tmp_path / "out").exists()
@@ -176,3 +202,95 @@ def test_as_a_program(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and not (tmp_path / "out").exists()
     assert "missing.png: No such file or directory" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_find_pictures(picture: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("b.jpg", "a.PNG", "notes.txt"):
+        (folder / name).write_bytes(picture.read_bytes())
+    inside = [folder / "a.PNG", folder / "b.jpg"]
+    assert find_pictures([folder]) == inside
+    assert find_pictures([str(folder / "*.jpg"), folder, picture]) == [inside[1], inside[0], picture]
+    assert find_pictures([str(tmp_path / "**" / "*.PNG")]) == [inside[0]]
+    odd = tmp_path / "a[1].png"
+    odd.write_bytes(picture.read_bytes())
+    assert find_pictures([odd]) == [odd]
+
+
+def test_heads_side_by_side(tool, picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("brick\ngrass\ngravel\n")
+    arguments = [
+        "--model",
+        "resnet18_svdpade",
+        "--model",
+        "resnet18_gap",
+        "--num-classes",
+        "3",
+        "--image",
+        str(picture),
+    ]
+    arguments += [
+        "--method",
+        "contribution",
+        "eigen",
+        "--classes",
+        str(tmp_path / "names.txt"),
+        "--deletion-steps",
+        "0",
+    ]
+    for out in ("first", "second"):
+        tool.main([*arguments, "--target", "1", "--versus", "2", "--out", str(tmp_path / out)])
+    names = {path.name for path in (tmp_path / "first").iterdir()}
+    assert names == {
+        *(f"noise_resnet18_{head}_contribution.{suffix}" for head in ("svdpade", "gap") for suffix in ("png", "npz")),
+        *(f"noise_resnet18_svdpade_eigen.{suffix}" for suffix in ("png", "npz")),
+        "noise_resnet18_svdpade_eigen_panel.png",
+        "noise_contribution_montage.png",
+        "noise_eigen_montage.png",
+        "index.html",
+        "metrics.json",
+    }
+    for name in names:  # the same command, the same files
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
+
+
+def test_the_layers_are_listed(tool, capsys) -> None:
+    tool.main(["--model", "resnet18_svdpade", "--list-layers"])
+    assert capsys.readouterr().out.split()[-2:] == ["layer4.1", "layer4"]
+
+
+@pytest.mark.parametrize("method", ["contribution", "gradient", "linear_approx", "eigen", "integrated_head"])
+def test_versus_is_a_difference(method: str, picture: Path) -> None:
+    """Of linear methods the maps are subtracted too; of all, the probability stays what it is."""
+    view = ModelView.of(timm.create_model("resnet18_svdpade", num_classes=5, reduce_channels=16))
+    classes = ((3, None), (1, None), (3, 1))
+    first, second, both = (explain(view, picture, method, target, versus=other) for target, other in classes)
+    assert both.probability == pytest.approx(first.probability, rel=1e-5)
+    assert "versus 1" in both.caption()[0]
+    if method != "gradient":  # which is a magnitude
+        np.testing.assert_allclose(both.map, first.map - second.map, rtol=1e-3, atol=1e-3 * np.abs(both.map).max())
+    again = explain(view, picture, method, 3)
+    np.testing.assert_array_equal(again.map, first.map)
+
+
+def test_an_interrupted_run_leaves_whole_files(tool, picture: Path, tmp_path: Path, monkeypatch) -> None:
+    calls = []
+
+    def interrupt(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return explain(*arguments, **options)
+
+    monkeypatch.setattr("covpool_plugins.explain.batch.explain", interrupt)
+    arguments = ["explain.py", "--model", SMALL, "--image", str(picture), "--method", "contribution", "gradient"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--out", str(tmp_path / "out"), "--deletion-steps", "0"])
+    with pytest.raises(SystemExit) as caught:
+        run_tool(tool.main)
+    assert caught.value.code == 130
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "noise_contribution.npz",
+        "noise_contribution.png",
+    ]
+    np.load(tmp_path / "out" / "noise_contribution.npz")
