@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         arguments.classes,
         arguments.deletion_steps,
         arguments.seed,
+        skip_missing=arguments.method == ["all"],
     )
     total = len(pictures) * len(subjects) * len(methods)
     with tqdm(total=total, unit="map", disable=None) as progress:
@@ -157,9 +158,10 @@ def _subjects(arguments: argparse.Namespace) -> list[Subject]:
 
 
 def _check_classes(arguments: argparse.Namespace, subject: Subject) -> None:
-    for number in (arguments.target, arguments.versus):
+    for option in ("target", "versus"):
+        number = getattr(arguments, option)
         if number is not None:
-            check_target(number, subject.view)
+            check_target(number, subject.view, option)
     if arguments.classes and len(arguments.classes) != subject.view.num_classes:
         raise OptionError(
             f"--classes has {len(arguments.classes)} names, {subject.label} has {subject.view.num_classes} classes"

@@ -28,7 +28,10 @@ def gradient(view: ModelView, x: Tensor, target: int) -> Attribution:
 
     Source: Simonyan, Vedaldi & Zisserman, "Deep Inside Convolutional Networks", ICLR workshop 2014.
     """
-    return Attribution(saliency("gradient", disposable(view), x, target), signed=False)
+    picture = view.to_model(x).clone().requires_grad_(True)
+    with torch.enable_grad():
+        score = view.model(picture)[0, target]
+    return Attribution(torch.autograd.grad(score, picture)[0][0].abs().amax(dim=0), signed=False)
 
 
 @METHODS.register("grad_cam")

@@ -13,7 +13,8 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import OptionError
+from ..command_line import one_line
+from ..errors import MissingExtraError, OptionError
 from ..files import write_atomically
 from .explanation import Explanation, explain
 from .images import Picture, as_input, read_picture
@@ -45,6 +46,7 @@ class Job:
         class_names: for captions.
         deletion_steps: of the deletion and insertion curves; 0 leaves them out.
         seed: of whatever is random.
+        skip_missing: methods whose extra is not installed count as not applicable.
     """
 
     subjects: Sequence[Subject]
@@ -54,6 +56,7 @@ class Job:
     class_names: Sequence[str] = ()
     deletion_steps: int = 10
     seed: int = 0
+    skip_missing: bool = False
 
 
 @dataclass
@@ -192,8 +195,10 @@ def _row(
     seeded = {"seed": job.seed} if "seed" in method_options(method) else {}
     try:
         found = explain(subject.view, x, method, target, versus=job.versus, **{**seeded, **options})
-    except NotApplicableError as error:
-        return Row(name, subject.label, method, None, reason=" ".join(str(error).split()))
+    except (NotApplicableError, MissingExtraError) as error:
+        if isinstance(error, MissingExtraError) and not job.skip_missing:
+            raise
+        return Row(name, subject.label, method, None, reason=f"{method}: {one_line(error).removeprefix(f'{method}: ')}")
     found = replace(found, class_names=job.class_names)
     numbers = metrics(subject.view, x, found, steps=job.deletion_steps, seed=job.seed)
     return Row(name, subject.label, method, found, numbers=numbers)

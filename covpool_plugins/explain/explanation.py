@@ -164,7 +164,7 @@ def explain(
     x = as_input(image, view.preprocessing)
     logits = view.forward_pass(x).logits[0].double()
     target = check_target(target, view) if target is not None else int(logits.argmax())
-    if versus is not None and check_target(versus, view) == target:
+    if versus is not None and check_target(versus, view, "versus") == target:
         raise OptionError(f"versus must be another class than the target, got {versus} for both")
     if versus is not None and "versus" in method_options(method):
         options["versus"] = versus
@@ -186,8 +186,8 @@ def explain(
     )
 
 
-def check_target(target: int, view: ModelView) -> int:
-    """The target as an ``int``, if it is a class of the model.
+def check_target(target: int, view: ModelView, option: str = "target") -> int:
+    """The target, or what another option calls a class, as an ``int``, if it is a class of the model.
 
     Raises:
         OptionError: if it is not.
@@ -197,7 +197,7 @@ def check_target(target: int, view: ModelView) -> int:
     except TypeError:
         found = -1
     if not 0 <= found < view.num_classes:
-        raise OptionError(f"target must be a class from 0 to {view.num_classes - 1}, got {target!r}")
+        raise OptionError(f"{option} must be a class from 0 to {view.num_classes - 1}, got {target!r}")
     return found
 
 

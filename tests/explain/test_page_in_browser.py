@@ -47,7 +47,7 @@ def test_page(page, width, tmp_path):
 
 def test_page_needs_no_other_file(page):
     text = page.read_text()
-    assert "http" not in text
+    assert "://" not in text
     assert text.count("data:image/png") == 9
     assert "n/a" in text
     assert 'name="viewport"' in text

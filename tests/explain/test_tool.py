@@ -294,3 +294,31 @@ def test_an_interrupted_run_leaves_whole_files(tool, picture: Path, tmp_path: Pa
         "noise_contribution.png",
     ]
     np.load(tmp_path / "out" / "noise_contribution.npz")
+
+
+WITHOUT_TORCHRAY = """
+import sys, runpy
+sys.modules["torchray"] = None
+sys.argv = ["explain.py", *sys.argv[2:]]
+runpy.run_path({tool!r}, run_name="__main__")
+"""
+
+
+def test_without_torchray(picture: Path, tmp_path: Path) -> None:
+    """The closed forms and the gradient go on; the others are n/a, and asked for by name they say what to install."""
+    program = tmp_path / "program.py"
+    program.write_text(WITHOUT_TORCHRAY.format(tool=str(TOOL)))
+    arguments = ["--model", "resnet18_svdpade", "--image", str(picture), "--model-kwargs", "reduce_channels=8"]
+    arguments += ["--iterations", "2", "--deletion-steps", "1", "--num-classes", "3"]
+    command = [sys.executable, str(program), "--", *arguments, "--out", str(tmp_path / "out")]
+    done = subprocess.run([*command, "--method", "all"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    works = {row["method"] for row in rows if "not_applicable" not in row}
+    assert {"contribution", "eigen", "energy", "channel_pairs", "gradient", "integrated_head"} <= works
+    assert {row["method"] for row in rows} - works >= {"rise", "grad_cam", "deconvnet", "extremal_perturbation"}
+    command.remove("--iterations")
+    command.remove("2")
+    done = subprocess.run([*command, "--method", "grad_cam"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "covpool_plugins[explain]" in done.stderr

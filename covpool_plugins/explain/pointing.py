@@ -1,0 +1,227 @@
+"""Do maps point at the object? The pointing game and the share of a map's energy inside of what is annotated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..checks import check_integer, check_number
+from ..errors import ShapeError, require_extra
+from .annotations import AnnotatedPicture
+from .explanation import check_target, explain
+from .images import Preprocessing
+from .methods import NotApplicableError
+from .model_view import Gradient, ModelView
+from .overlay import enlarge
+from .sanity import options_by_method
+
+TOLERANCE = 15
+# What is left of a region after cropping and resizing: below this of full brightness it is the filter's ringing.
+LEAST_SEEN = 0.1
+
+
+@dataclass(frozen=True)
+class Pointing:
+    """How often the maps of a method point at the objects of a class.
+
+    Args:
+        method: name of the explanation method.
+        target: the class.
+        hits: maps whose maximum lies at the object.
+        misses: maps whose maximum does not, and those of ``pointless``.
+        pointless: maps without a maximum: values that are not finite, or none above zero.
+        energies: of the maps with a maximum, the share of the positive values inside the object.
+        note: why there are no maps.
+    """
+
+    method: str
+    target: int
+    hits: int = 0
+    misses: int = 0
+    pointless: int = 0
+    energies: Sequence[float] = field(default=(), repr=False)
+    note: str = ""
+
+    @property
+    def accuracy(self) -> float | None:
+        """Hits among all maps, or ``None`` where there are none."""
+        return self.hits / (self.hits + self.misses) if self.hits + self.misses else None
+
+    @property
+    def energy(self) -> float | None:
+        """Mean share of the energy inside, or ``None`` where there is none."""
+        return float(np.mean(self.energies)) if self.energies else None
+
+
+def pointing_game(
+    model: nn.Module | ModelView,
+    pictures: Iterable[AnnotatedPicture],
+    methods: Sequence[str],
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    tolerance: int = TOLERANCE,
+    smooth: float = 0.0,
+    grad: Gradient = "exact",
+) -> list[Pointing]:
+    """Explain every class in every picture, and count whose maximum lies at an object of that class.
+
+    Masks and boxes go through the resizing and cropping of the network's own preprocessing. What lies outside of what
+    the network saw does not count, neither as a hit nor as a miss.
+
+    Args:
+        model: the classifier, which is left as it is.
+        pictures: of :func:`~covpool_plugins.explain.annotations.read_annotations`.
+        methods: names of explanation methods.
+        options: of the methods, by the name of the method.
+        tolerance: how many pixels of the network's input the maximum may lie beside the object; the figure of the
+            papers is 15.
+        smooth: deviation of the Gaussian that maps are smoothed by before their maximum is taken, as a part of the
+            input's longer side; TorchRay's authors take 0.02. The energy is that of the map as it is.
+        grad: see :func:`covpool_plugins.explain.explain`.
+
+    Returns:
+        For each method a row per class, in the order of the classes.
+
+    Raises:
+        UnknownNameError: for a method that does not exist.
+        OptionError: for an option out of range, or one for a method that is not asked for.
+        ValueError: for a picture, mask or box that cannot be read, or a class that the model does not have.
+
+    Source: Zhang, Lin, Brandt, Shen & Sclaroff, "Top-down Neural Attention by Excitation Backprop", ECCV 2016; the
+    energy: Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks", CVPRW 2020.
+    """
+    check_integer("tolerance", tolerance, 0)
+    check_number("smooth", smooth, "[0, 1]")
+    given = options_by_method(methods, options)
+    view = ModelView.of(model, grad)
+    rows: dict[str, dict[int, _Count]] = {method: {} for method in methods}
+    for annotated in tqdm(list(pictures), desc="pointing game", unit="picture", disable=None, leave=False):
+        picture, regions = annotated.read()
+        x = view.preprocessing(picture)
+        for target, region in regions.items():
+            try:
+                check_target(target, view)
+            except ValueError as error:
+                raise ValueError(f"{annotated.path}: {error}") from None
+            seen = seen_region(region, view.preprocessing)
+            for method in methods if seen.any() else ():
+                count = rows[method].setdefault(target, _Count())
+                count.add(view, x, method, target, seen, given[method], tolerance, smooth)
+    return [
+        Pointing(method, target, **vars(counts[target])) for method, counts in rows.items() for target in sorted(counts)
+    ]
+
+
+def mean_accuracy(rows: Iterable[Pointing]) -> dict[str, float | None]:
+    """By method the mean of the accuracies of the classes that there are, as the papers report it."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(row.method, []).extend([] if row.accuracy is None else [row.accuracy])
+    return {method: float(np.mean(values)) if values else None for method, values in found.items()}
+
+
+@dataclass
+class _Count:
+    hits: int = 0
+    misses: int = 0
+    pointless: int = 0
+    energies: list[float] = field(default_factory=list)
+    note: str = ""
+
+    def add(
+        self,
+        view: ModelView,
+        x: Tensor,
+        method: str,
+        target: int,
+        region: np.ndarray,
+        options: Mapping[str, Any],
+        tolerance: int,
+        smooth: float,
+    ) -> None:
+        try:
+            found = explain(view, x, method, target, **options)
+        except NotApplicableError as error:
+            self.note = str(error)
+            return
+        if found.space != "image":
+            self.note = f"{method} makes a {found.space}, no map of the picture"
+            return
+        inside = energy_inside(found.map, region)
+        if inside is None:
+            self.pointless += 1
+            self.misses += 1
+            return
+        hit = points_at(found.map, region, tolerance, smooth)
+        self.hits += hit
+        self.misses += not hit
+        self.energies.append(inside)
+
+
+def seen_region(region: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """A region of a picture (H, W), bool, as the network sees it: resized and cropped to the network's input.
+
+    The region goes through the preprocessing as a black and white picture. A pixel belongs to it that is at least half
+    as bright as the brightest; so something smaller than a pixel of the input remains.
+    """
+    shown = preprocessing.picture(preprocessing(Image.fromarray(255 * region.astype(np.uint8))))
+    brightness = np.asarray(shown.convert("L")) / 255
+    brightest = brightness.max()
+    return brightness >= brightest / 2 if brightest >= LEAST_SEEN else np.zeros(brightness.shape, bool)
+
+
+def peak(map: np.ndarray, size: tuple[int, int], smooth: float = 0.0) -> tuple[int, int]:
+    """Row and column of the maximum of a map (h, w), enlarged to ``size`` = (height, width).
+
+    Args:
+        map: values of any scale.
+        size: of the picture that the map lies over.
+        smooth: deviation of a Gaussian, as a part of the longer side.
+    """
+    values = enlarge(map, (size[1], size[0]))
+    if smooth > 0:
+        blur = require_extra("torchray.utils", "explain").imsmooth
+        # The edge is continued: beyond it there is no evidence of nothing.
+        sigma = smooth * max(size)
+        values = blur(torch.tensor(values)[None, None], sigma, padding_mode="replicate")[0, 0].numpy()
+    row, column = np.unravel_index(int(values.argmax()), values.shape)
+    return int(row), int(column)
+
+
+def points_at(map: np.ndarray, region: np.ndarray, tolerance: int = 0, smooth: float = 0.0) -> bool:
+    """Whether the maximum of a map lies in a region (H, W), bool, or less than ``tolerance`` pixels beside it.
+
+    TorchRay's ``PointingGame`` says the same for a positive tolerance. It is not used: with none it counts no hit at
+    all, and its mean accuracy counts every class without a picture as a failure.
+    """
+    row, column = peak(map, region.shape, smooth)
+    rows, columns = np.nonzero(region)
+    nearest = ((rows - row) ** 2 + (columns - column) ** 2).min(initial=region.size**2)
+    return bool(region[row, column] or nearest < tolerance**2)
+
+
+def energy_inside(map: np.ndarray, region: np.ndarray) -> float | None:
+    """The share of a map's positive values (h, w) that lies in a region (H, W), bool.
+
+    Every position of the map is a rectangle of the region, of which the share that belongs to the region counts.
+    ``None`` for a map with values that are not finite, or none above zero.
+
+    Raises:
+        ShapeError: for a map that is no matrix.
+    """
+    values = torch.as_tensor(map, dtype=torch.float64)
+    if values.ndim != 2:
+        raise ShapeError(f"a map must be a matrix (H, W), got shape {tuple(values.shape)}")
+    energy = values.clamp(min=0)
+    total = energy.sum()
+    if not values.isfinite().all() or not total > 0:
+        return None
+    shares = nn.functional.adaptive_avg_pool2d(torch.as_tensor(region, dtype=torch.float64)[None], values.shape)[0]
+    return ((energy * shares).sum() / total).item()

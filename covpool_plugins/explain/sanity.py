@@ -1,0 +1,271 @@
+"""Does an explanation depend on what the network has learned? Weights are made random, from the classifier down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..checks import check_integer
+from ..errors import OptionError, ShapeError
+from .backprop import DegenerateLayerError, disposable
+from .explanation import Explanation, explain
+from .images import Picture, as_input
+from .methods import METHODS, NotApplicableError, method_options
+from .model_view import Gradient, ModelView
+
+THRESHOLD = 0.5
+STEPS = 6
+
+
+@dataclass(frozen=True)
+class Randomization:
+    """How alike a map is to the original one once some layers are random.
+
+    Args:
+        method: name of the explanation method.
+        layers: the random layers, in the order in which they became random.
+        similarity: Spearman's rank correlation of the two maps, or ``None`` where there is none.
+        note: why there is none.
+    """
+
+    method: str
+    layers: tuple[str, ...]
+    similarity: float | None
+    note: str = ""
+
+
+def cascading_randomization(
+    model: nn.Module | ModelView,
+    image: Path | str | Picture | np.ndarray | Tensor,
+    methods: Sequence[str],
+    target: int | None = None,
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    grad: Gradient = "exact",
+) -> list[Randomization]:
+    """The sanity check of explanations: weights are made random from the classifier down, and maps are compared.
+
+    The layers are the classifier, the pool's reduction, then the stages of the backbone from the last to the first.
+    New weights are normal, of the size of the old ones, so that activations neither vanish nor explode; running
+    statistics of batch norm stay. Signed methods are compared by the signed map, others by its magnitude. A method
+    that chose its own layer in the original network keeps it.
+
+    Args:
+        model: the classifier, which is left as it is.
+        image: what :func:`covpool_plugins.explain.explain` takes.
+        methods: names of explanation methods.
+        target: the class; the default is the one with the highest score.
+        seed: of the random weights; no other random numbers are drawn or changed.
+        steps: of the cascade, at most: the classifier, then the other layers in equal parts.
+        options: of the methods, by the name of the method.
+        grad: see :func:`covpool_plugins.explain.explain`.
+
+    Returns:
+        For each method a row per step. A method without a map of the picture, or that says nothing about the model,
+        has one row without random layers, whose note tells why; so has one with a map that cannot be compared.
+
+    Raises:
+        UnknownNameError: for a method that does not exist.
+        OptionError: for an option out of range, or one for a method that is not asked for.
+
+    Source: Adebayo, Gilmer, Muelly, Goodfellow, Hardt & Kim, "Sanity Checks for Saliency Maps", NeurIPS 2018.
+    """
+    check_integer("seed", seed, 0)
+    check_integer("steps", steps)
+    given = options_by_method(methods, options)
+    view = ModelView.of(model, grad)
+    x = as_input(image, view.preprocessing)
+    originals: dict[str, Explanation] = {}
+    rows: dict[str, list[Randomization]] = {method: [] for method in methods}
+    for method in methods:
+        try:
+            found = explain(view, x, method, target, **given[method])
+            target = found.target
+            note = _why_not_comparable(found)
+        except (NotApplicableError, DegenerateLayerError) as error:
+            found, note = None, str(error)
+        if found is None or note:
+            rows[method].append(Randomization(method, (), None, note))
+            continue
+        originals[method] = found
+        if found.layer is not None and "layer" in method_options(method):
+            given[method]["layer"] = found.layer
+    total = len(originals) * steps
+    with tqdm(total=total, desc="randomize", unit="map", disable=None, leave=False) as bar:
+        for layers, random in randomized_views(view, x, seed, steps):
+            for method, original in originals.items():
+                similarity, note = _compare(random, x, original, given[method])
+                rows[method].append(Randomization(method, layers, similarity, note))
+                bar.update()
+    return [row for method in methods for row in rows[method]]
+
+
+def depends_on_weights(rows: Sequence[Randomization]) -> dict[str, bool | None]:
+    """Whether each method passes: with all layers random, its map's similarity is below 0.5 in magnitude.
+
+    ``None`` where there is no similarity with all layers random. A map of which less than a quarter of the variance of
+    ranks is shared with the original one (0.5²) shows mostly what was learned; one far above it shows the picture.
+    """
+    last = {row.method: row.similarity for row in rows}
+    return {method: None if value is None else abs(value) < THRESHOLD for method, value in last.items()}
+
+
+def rank_correlation(first: Tensor | np.ndarray, second: Tensor | np.ndarray) -> float | None:
+    """Spearman's rank correlation of the entries of two arrays; equal entries have the mean of their ranks.
+
+    ``None`` where it is not defined: entries that are not finite, or all equal.
+
+    Raises:
+        ShapeError: for arrays of two sizes.
+    """
+    a, b = (torch.as_tensor(values, dtype=torch.float64) for values in (first, second))
+    if a.shape != b.shape:
+        raise ShapeError(f"maps must have the same size, got {tuple(a.shape)} and {tuple(b.shape)}")
+    if not (a.isfinite().all() and b.isfinite().all()):
+        return None
+    ranks = torch.stack([_ranks(a.flatten()), _ranks(b.flatten())])
+    centred = ranks - ranks.mean(dim=1, keepdim=True)
+    size = centred.norm(dim=1).prod()
+    return (centred[0] @ centred[1] / size).clamp(-1, 1).item() if size > 0 else None
+
+
+def _ranks(values: Tensor) -> Tensor:
+    _, place, counts = values.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts - 1) / 2)[place]
+
+
+def options_by_method(
+    methods: Sequence[str], options: Mapping[str, Mapping[str, Any]] | None
+) -> dict[str, dict[str, Any]]:
+    """The options of each method, those that were given and for the others none.
+
+    Raises:
+        UnknownNameError: for a method that does not exist.
+        OptionError: for options of a method that is not among ``methods``, or no method at all.
+    """
+    if isinstance(methods, str) or not methods:
+        raise OptionError(f"methods must be a list of names, got {methods!r}")
+    for method in methods:
+        METHODS[method]
+    for method in options or {}:
+        if method not in methods:
+            raise OptionError(f"options for {method!r}, which is not among the methods {', '.join(methods)}")
+    return {method: dict((options or {}).get(method, {})) for method in methods}
+
+
+def _compare(view: ModelView, x: Tensor, original: Explanation, options: Mapping[str, Any]) -> tuple[float | None, str]:
+    try:
+        found = explain(view, x, original.method, original.target, **options)
+    except (NotApplicableError, DegenerateLayerError) as error:
+        return None, str(error)
+    note = _why_not_comparable(found)
+    return (None, note) if note else (rank_correlation(*map(_compared, (original, found))), "")
+
+
+def _compared(found: Explanation) -> np.ndarray:
+    return found.map if found.signed else np.abs(found.map)
+
+
+def _why_not_comparable(found: Explanation) -> str:
+    """Empty for a map that can be compared."""
+    if found.space != "image":
+        return f"{found.method} makes a {found.space}, no map of the picture"
+    values = _compared(found)
+    if not np.isfinite(values).all():
+        return "the map has values that are not finite"
+    return "the map is the same everywhere" if np.ptp(values) == 0 else ""
+
+
+def randomized_views(
+    view: ModelView, x: Tensor, seed: int = 0, steps: int = STEPS
+) -> Iterator[tuple[tuple[str, ...], ModelView]]:
+    """Views of the model with more and more layers random, and the names of those layers; the view itself stays.
+
+    Args:
+        view: the model.
+        x: an input, which tells the order of the layers.
+        seed: of the random weights.
+        steps: how many views, at most.
+    """
+    layers = _layers_from_the_classifier_down(view, x)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    parts = min(steps - 1, len(layers) - 1)
+    bounds = np.linspace(1, len(layers), parts + 1).round().astype(int) if parts else [len(layers)]
+    done = 0
+    for bound in bounds:
+        view = disposable(view)
+        modules = dict(view.model.named_modules())
+        names = [name for layer in list(layers)[done:bound] for name in layers[layer]]
+        _replace_parameters(view.model, [modules[name] for name in names], generator)
+        # A new view, because the old one remembers what it has computed.
+        view, done = replace(view), int(bound)
+        yield tuple(list(layers)[:done]), view
+
+
+def _layers_from_the_classifier_down(view: ModelView, x: Tensor) -> dict[str, list[str]]:
+    """Names of modules with parameters of their own, by layer: stages, the pool, and modules outside them."""
+    owners = [n for n, m in view.model.named_modules() if next(m.parameters(recurse=False), None) is not None]
+    names = {module: name for name, module in view.model.named_modules()}
+    layers: dict[str, list[str]] = {}
+    for name in reversed(_in_order_of_use(view, x, owners)):
+        layers.setdefault(_layer_of(name, [*view.shallow_stages, names.get(view.pool)]), []).append(name)
+    classifier = names[view.classifier]
+    return {classifier: layers.pop(classifier), **layers}
+
+
+def _layer_of(name: str, layers: Sequence[str | None]) -> str:
+    """The smallest of the layers that holds a module, or the module itself."""
+    holding = [layer for layer in layers if layer and (name == layer or name.startswith(f"{layer}."))]
+    return max(holding, key=len, default=name) or "the model"
+
+
+def _in_order_of_use(view: ModelView, x: Tensor, names: Sequence[str]) -> list[str]:
+    """The modules in the order in which they begin for the last time; those that are not called come first."""
+    order = dict.fromkeys(names)
+    modules = dict(view.model.named_modules())
+
+    def remember(name: str) -> Any:
+        def hook(module: nn.Module, args: Any) -> None:
+            order.pop(name)
+            order[name] = None
+
+        return hook
+
+    handles = [modules[name].register_forward_pre_hook(remember(name)) for name in names]
+    try:
+        view.logits(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(order)
+
+
+def _replace_parameters(model: nn.Module, modules: Sequence[nn.Module], generator: torch.Generator) -> None:
+    """New parameters in the modules, and wherever else the model uses the same ones."""
+    drawn = {id(p): _draw(p, generator) for module in modules for p in module.parameters(recurse=False)}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) in drawn:
+                module._parameters[name] = drawn[id(parameter)]
+
+
+def _draw(parameter: nn.Parameter, generator: torch.Generator) -> nn.Parameter:
+    """Normal numbers: weights about zero and of the old root mean square, gains and biases of the old mean and spread.
+
+    Source of the distribution: this package; the paper draws from each layer's initialisation, which in networks
+    with trained running statistics would not keep the size of the activations.
+    """
+    old = parameter.detach().double().cpu()
+    mean, size = (0.0, old.square().mean().sqrt()) if old.ndim > 1 else (old.mean(), old.std(correction=0))
+    new = mean + size * torch.randn(old.shape, generator=generator, dtype=torch.float64)
+    return nn.Parameter(new.to(parameter), requires_grad=False)
