@@ -58,4 +58,5 @@ def one_line(error: BaseException) -> str:
     """The message of an error on one line; the file's name comes with an ``OSError``."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+    said = "".join(letter if letter.isprintable() else " " for letter in str(error))  # no escapes of a terminal
+    return " ".join(said.split()) or type(error).__name__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -40,21 +40,27 @@ def write_file_atomically(path: Path | str, write: Callable[[str], object]) -> P
 
 
 @contextmanager
-def new_folder(path: Path | str, force: bool = False) -> Iterator[Path]:
+def new_folder(path: Path | str, replace: Container[str] | None = None) -> Iterator[Path]:
     """A temporary folder beside ``path`` that becomes ``path`` at the end; after an exception nothing is there.
 
     Args:
-        path: where it comes to be; the folders above are made as needed.
-        force: put it in the place of a folder that is there.
+        path: where it comes to be; the folders above are made as needed, a link is followed.
+        replace: names of files that a folder which is there may hold to be replaced; by default it has to be empty.
 
     Raises:
-        OptionError: if ``path`` is there and ``force`` is not given, or is no folder.
+        OptionError: if ``path`` is no folder, the working directory, or holds something else.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     if path.exists() and not path.is_dir():
         raise OptionError(f"{path} is there and is no folder")
-    if path.exists() and not force and any(path.iterdir()):
-        raise OptionError(f"{path} is there and not empty; --force replaces it")
+    if path == Path.cwd() or path in Path.cwd().parents:
+        raise OptionError(f"{path} is the working directory or above it; name a new folder")
+    inside = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+    if inside and replace is None:
+        raise OptionError(f"{path} is there and not empty; --force replaces what an earlier call has written")
+    strange = [name for name in inside if replace is not None and name not in replace]
+    if strange:
+        raise OptionError(f"{path} holds {strange[0]!r}, which no earlier call has written; name another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -71,12 +77,13 @@ def new_folder(path: Path | str, force: bool = False) -> Iterator[Path]:
 def _replace_folder(new: Path, path: Path) -> None:
     """Folders cannot be exchanged in one step: the old one is put aside, and back if the new one cannot be moved."""
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / path.name
-    os.rename(path, aside)
     try:
-        os.rename(new, path)
-    except BaseException:
-        os.rename(aside, path)
-        raise
+        os.rename(path, aside)
+        try:
+            os.rename(new, path)
+        except BaseException:
+            os.rename(aside, path)
+            raise
     finally:
         shutil.rmtree(aside.parent, ignore_errors=True)
 

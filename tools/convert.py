@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from tqdm import tqdm
@@ -38,7 +39,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--no-ema", action="store_true", help="take the plain weights where there are averaged ones too"
     )
-    parser.add_argument("--force", action="store_true", help="replace a folder that is there")
+    parser.add_argument("--force", action="store_true", help="replace what an earlier call has written")
     arguments = parser.parse_args(argv)
     if (arguments.to is None) != (arguments.out is None):
         parser.error("--to and --out go together")
@@ -52,11 +53,11 @@ def _table(converted: Converted) -> str:
 def _next_step(converted: Converted, arguments: argparse.Namespace) -> str:
     out = arguments.out
     if arguments.to == "timm":
-        return f"load it: timm.create_model('local-dir:{out}', pretrained=True)"
+        return f"load it: timm.create_model({f'local-dir:{out}'!r}, pretrained=True)"
     if arguments.to == "mmpretrain":
         config = next(out.glob("*.py"))
-        return f"test it: python tools/test.py {config} {config.with_suffix('.pth')}"
-    return ""
+        return f"test it: python tools/test.py {shlex.join([str(config), str(config.with_suffix('.pth'))])}"
+    return "the state of its training is not part of it"
 
 
 if __name__ == "__main__":

@@ -55,6 +55,8 @@ def resnet_name(shapes: Shapes, stages: tuple[str, ...]) -> tuple[str, int] | No
     blocks = tuple(len({key.split(".")[1] for key in shapes if key.startswith(f"{stage}.")}) for stage in stages)
     bottleneck = f"{stages[0]}.0.conv3.weight" in shapes
     name = RESNETS.get((bottleneck, blocks))
+    if shapes.get(f"{stages[0]}.0.conv2.weight", ())[:2] != (64, 64):  # a wide or grouped one
+        return None
     return (name, 2048 if bottleneck else 512) if name else None
 
 

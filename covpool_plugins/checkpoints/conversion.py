@@ -109,6 +109,8 @@ def load_original(
     """
     path = Path(path)
     if path.is_dir():
+        if arch is not None or head is not None:
+            raise OptionError(f"{path} says itself what it holds; arch and head are for files that do not")
         return _read_folder(path)
     state = unwrap(read_checkpoint(path, progress), path, averaged)
     plan = recognise(state, Hints(arch, head))
@@ -178,6 +180,8 @@ def _joined(key: str, pieces: dict[int | None, Tensor], wanted: Tensor, state: O
         raise OptionError(
             f"{state.file_name}: {key!r} would be {list(tensor.shape)}, the model needs {list(wanted.shape)}"
         )
+    if key.endswith(".num_batches_tracked"):
+        return tensor.to(wanted.dtype)  # scripts that halve every tensor halve these
     if tensor.is_floating_point() != wanted.is_floating_point() or tensor.is_complex():
         raise OptionError(f"{state.file_name}: {key!r} is of {tensor.dtype}, the model needs {wanted.dtype}")
     return tensor
@@ -226,6 +230,7 @@ def _description(state: OriginalState, plan: Plan, keys: list[KeyReport]) -> dic
         "file_name": state.file_name,
         "container": state.container,
         "plain": state.plain,
+        "settings": {name: value for name, value in state.settings.items() if isinstance(value, str)},
         "keys": [[row.original, row.ours, row.part, row.transposed, list(row.shape)] for row in keys if row.original],
     }
 

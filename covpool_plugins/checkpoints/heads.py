@@ -96,7 +96,7 @@ def recognise_head(
 
 def _told_apart(fitting: dict[str, Head], state: OriginalState, arch: str | None) -> Head:
     sources = (
-        ("the run's settings", str(state.settings.get("representation", ""))),
+        ("the setting of the run", str(state.settings.get("representation", ""))),
         ("the architecture", arch or ""),
         ("the file's name", state.file_name),
     )
@@ -104,7 +104,7 @@ def _told_apart(fitting: dict[str, Head], state: OriginalState, arch: str | None
     for where, text in sources:
         for original, head in fitting.items():
             if names(original, text) or names(head.name, text):
-                note = f"head {head.name!r}, because {where} ({text}) says so; the keys fit {known}"
+                note = f"head {head.name!r}, as {where} ({text}) has it; the keys fit {known}"
                 return Head(head.name, head.options, note)
     chosen = next((head for head in fitting.values() if head.name == DEFAULT_ROOT), next(iter(fitting.values())))
     note = (
@@ -133,9 +133,10 @@ def _wanted(wanted: str, channels: int, reduced: int | None, width: int, fitting
         if _length(wanted, channels, options) == width:
             return Head(wanted, options)
     known = ", ".join(head.name for head in fitting.values()) or "none"
+    numbers = _length(wanted, channels, {**_reduction(wanted, reduced)}) or "other"
     raise OptionError(
-        f"--head {wanted}: it makes {_length(wanted, channels, _reduction(wanted, reduced))} numbers of "
-        f"{reduced or channels} channels, the classifier takes {width}; heads that fit: {known}"
+        f"--head {wanted}: it makes {numbers} numbers of {reduced or channels} channels, the classifier takes {width}; "
+        f"heads that fit: {known}"
     )
 
 

@@ -63,6 +63,30 @@ class Plan:
 LAYOUTS: Table[Callable[[OriginalState, Hints], Plan | None]] = Table("kind of checkpoint")
 
 
+@LAYOUTS.register("timm")
+def timm_model(state: OriginalState, hints: Hints) -> Plan | None:
+    """A registered model, as timm's train.py saves it: its name is in the file, or given."""
+    name = hints.arch or state.settings.get("model") or state.settings.get("arch")
+    if name is None or not timm.is_model(name):
+        return None
+    if re.fullmatch(r"resnet\d+", name):
+        return None  # a plain ResNet or its backbone: a row of its own
+    arguments = dict(state.settings.get("model_kwargs") or {})
+    notes = [] if "model_kwargs" in state.settings or hints.arch else ["the model's arguments are not in the file"]
+    weights = [shape for key, shape in state.under("").items() if key.endswith("fc.weight") and len(shape) == 2]
+    if not weights:
+        return None
+    if f"{CONVOLUTION}.weight" in state.tensors:
+        arguments.setdefault("reduce_channels", state.shape(f"{CONVOLUTION}.weight")[0])
+    network = Network.of_model(name, weights[-1][0], arguments)
+    known = network.build("meta").state_dict()
+    if sum(key in known for key in state.tensors) < len(state.tensors) / 2:
+        return None  # the same name in an original repository
+    if hints.head not in (None, network.head):
+        raise OptionError(f"--head {hints.head}: {name} has the head {network.head}; --arch names both at once")
+    return Plan("timm", network, by_modules([("", "")]), notes)
+
+
 @LAYOUTS.register("so-vit")
 def so_vit(state: OriginalState, hints: Hints) -> Plan | None:
     """So-ViT of FastDifferentiableMatSqrt: visual tokens, blocks, two classifiers."""
@@ -123,6 +147,8 @@ def main_py(state: OriginalState, hints: Hints) -> Plan | None:
         )
     head = recognise_head(backbone.channels, reduced, widths[0][1], state, arch, hints.head)
     notes = [head.note] if head.note else []
+    if arch is not None and _plain(arch) != _plain(backbone.name) and hints.arch is None:
+        notes.append(f"the file says {arch}, keys and shapes are those of {backbone.name}")
     last_stride = _last_stride(state, backbone, arch, notes)
     pairs += [*reduction, *zip(layers, [*(f"head.hidden.{3 * i}" for i in range(len(hidden))), "head.fc"], strict=True)]
     network = Network(
@@ -234,21 +260,18 @@ def _with_whitening(others: Place, pca: bool) -> Place:
     return place
 
 
-@LAYOUTS.register("timm")
-def timm_model(state: OriginalState, hints: Hints) -> Plan | None:
-    """A registered model, as timm's train.py saves it: its name is in the file, or given."""
-    name = hints.arch or state.settings.get("model") or state.settings.get("arch")
-    if name is None or not timm.is_model(name) or (not state.has("head.") and hints.head is not None):
+@LAYOUTS.register("second-order resnet")
+def second_order_resnet(state: OriginalState, hints: Hints) -> Plan | None:
+    """A ResNet of this package without its name."""
+    found = resnet_name(state.under(""), STAGES)
+    if found is None or not state.has("conv1.", "head.fc.") or state.shape("conv1.weight")[2:] != (7, 7):
         return None
-    if not state.has("head.") and re.fullmatch(r"resnet\d+", name):
-        return None  # a plain ResNet: the next row
-    arguments = dict(state.settings.get("model_kwargs") or {})
-    weights = [shape for key, shape in state.under("").items() if key.endswith("fc.weight") and len(shape) == 2]
-    if not weights:
-        return None
-    if f"{CONVOLUTION}.weight" in state.tensors:
-        arguments.setdefault("reduce_channels", state.shape(f"{CONVOLUTION}.weight")[0])
-    return Plan("timm", Network.of_model(name, weights[-1][0], arguments), by_modules([("", "")]))
+    reduced = state.shape(f"{CONVOLUTION}.weight")[:1] or (None,)
+    classes, width = state.shape("head.fc.weight")
+    head = recognise_head(found[1], reduced[0], width, state, hints.arch, hints.head)
+    notes = [*([head.note] if head.note else []), "the model's other arguments are not in the file"]
+    network = Network(found[0], classes, head.name, head.options, _given_stride(hints))
+    return Plan("timm, without the model's name", network, by_modules([("", "")]), notes)
 
 
 @LAYOUTS.register("resnet")
@@ -257,12 +280,12 @@ def plain_resnet(state: OriginalState, hints: Hints) -> Plan | None:
     if not state.has("conv1.", "bn1.", "layer4.") or state.shape("conv1.weight")[2:] != (7, 7):
         return None
     found = resnet_name(state.under(""), STAGES)
-    if found is None:
+    if found is None or state.has("head."):
         return None
     pairs = [(part, part) for part in ("conv1", "bn1", *STAGES)]
     classes = state.shape("fc.weight")[0] if state.has("fc.") else IMAGENET_CLASSES
     if hints.head in (None, "gap") and state.has("fc."):
-        network = Network(found[0], classes, "gap")
+        network = Network(found[0], classes, "gap", last_stride=_given_stride(hints))
         return Plan("ResNet of torchvision or timm", network, by_modules([*pairs, ("fc", "head.fc")]))
     head = hints.head or "svdpade"
 
@@ -270,7 +293,7 @@ def plain_resnet(state: OriginalState, hints: Hints) -> Plan | None:
         return Dropped("classifier of the averaged map") if key.startswith("fc.") else by_modules(pairs)(key)
 
     network = Network(found[0], classes, head, last_stride=_given_stride(hints))
-    notes = [f"head {head!r} starts with fresh weights, drawn with seed 0"]
+    notes = [f"head {head!r} for {classes} classes starts with fresh weights, drawn with seed 0"]
     return Plan("ResNet of torchvision or timm, backbone only", network, place, notes, fresh=True)
 
 
@@ -299,7 +322,11 @@ def recognise(state: OriginalState, hints: Hints) -> Plan:
 def _check_arch(plan: Plan, hints: Hints) -> None:
     if hints.arch is None:
         return
-    named = re.sub(r"[^a-z0-9]", "", hints.arch.lower().removeprefix("mpncov"))
     fitting = {plan.network.backbone, plan.network.model_name, plan.network.backbone.split("_cifar")[0]}
-    if named not in {re.sub(r"[^a-z0-9]", "", name) for name in fitting}:
+    if _plain(hints.arch) not in {_plain(name) for name in fitting}:
         raise OptionError(f"--arch {hints.arch}: the keys and shapes are those of {plan.network.backbone}")
+
+
+def _plain(arch: str) -> str:
+    """A name of an architecture as the repositories and timm have it, made alike."""
+    return re.sub(r"[^a-z0-9]", "", arch.lower().removeprefix("mpncov"))

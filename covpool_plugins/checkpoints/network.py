@@ -9,6 +9,7 @@ import timm
 import torch
 from torch import nn
 
+from ..errors import OptionError
 from ..timm_plugin import second_order_models
 
 TOKEN_POOL = "mpa"  # of So-ViT
@@ -73,6 +74,13 @@ class Network:
         return given
 
     def build(self, device: str | None = None) -> nn.Module:
-        """The model with fresh weights; on the ``meta`` device without any."""
-        with torch.device(device or "cpu"):
-            return timm.create_model(self.model_name, num_classes=self.num_classes, **self.model_kwargs)
+        """The model with fresh weights; on the ``meta`` device without any.
+
+        Raises:
+            OptionError: for an argument that the model does not have.
+        """
+        try:
+            with torch.device(device or "cpu"):
+                return timm.create_model(self.model_name, num_classes=self.num_classes, **self.model_kwargs)
+        except TypeError as error:  # an argument that the model does not have
+            raise OptionError(f"{self.model_name}: {error}") from None

@@ -15,9 +15,10 @@ from .reading import CheckpointError
 
 # Where training scripts put the weights, the first that there is counts; averaged weights come first, as in timm.
 AVERAGED = "state_dict_ema"
-CONTAINERS = (AVERAGED, "state_dict", "net", "model")
+CONTAINERS = (AVERAGED, "state_dict", "net", "model", "model_state_dict")
 # What DataParallel, DistributedDataParallel and torch.compile put between the parts of a key.
 WRAPPERS = ("module", "_orig_mod")
+TRAINING = ("optimizer", "scheduler", "lr_scheduler", "amp_scaler", "scaler", "meta", "message_hub", "param_schedulers")
 # Of a timm or main.py run's settings.
 SETTINGS = ("arch", "model", "representation", "model_kwargs")
 
@@ -91,10 +92,10 @@ def unwrap(content: Any, path: Path, averaged: bool = True) -> OriginalState:
 
 def _check_tensors(state: dict[Any, Any], path: Path) -> None:
     for key, value in state.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"{path}: {key!r} is a {type(value).__name__}, not a tensor: no dictionary of weights"
-            )
+        if not isinstance(key, str):
+            raise CheckpointError(f"{path}: {key!r} is no name of a tensor")
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{path}: {key!r} holds no tensor, but {type(value).__name__}")
         if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
             raise CheckpointError(f"{path}: {key!r} is no dense tensor of numbers")
     if not state:
@@ -125,6 +126,8 @@ def _rest(rest: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _reason(name: str) -> str:
-    if name in ("state_dict", AVERAGED):
+    if name in CONTAINERS:
         return "the other weights of the run"
-    return "settings of the run" if name == "args" else "state of the training run"
+    if name in ("args", "config"):
+        return "settings of the run"
+    return "state of the training run" if name in TRAINING else "no weights of the model"

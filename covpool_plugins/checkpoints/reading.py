@@ -75,6 +75,10 @@ def read_checkpoint(path: Path | str, progress: Progress = lambda _: None) -> An
         if zipfile.is_zipfile(path) and start[:2] == b"PK":
             _check_archive(path, size, progress)
             return _torch_load(path, True)
+        if start[:2] == b"PK":
+            raise CheckpointError("is incomplete: a zip archive without its end; get it again")
+        if start[:1] in (b"<", b"{"):
+            raise CheckpointError("is text, not a checkpoint of PyTorch")
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         _check_legacy(path, size, progress)

@@ -24,10 +24,11 @@ def summary(converted: Converted) -> list[tuple[str, str]]:
     return rows + [("note", note) for note in converted.notes]
 
 
-def report_text(converted: Converted) -> str:
-    """A page in Markdown with the summary and a row for every tensor."""
+def report_text(converted: Converted, files: list[str]) -> str:
+    """A page in Markdown with the summary, the files and a row for every tensor."""
     lines = ["# Conversion", "", "| | |", "| --- | --- |"]
     lines += [f"| {name} | {value} |" for name, value in summary(converted)]
+    lines += ["", "Files:", "", *(f"- `{name}`" for name in files)]
     lines += ["", "| in the file | shape | in the model | remark |", "| --- | --- | --- | --- |"]
     for row in converted.keys:
         ours = f"`{row.ours}`" + (f", part {row.part}" if row.part is not None else "") if row.ours else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,18 @@ from .mmpretrain_files import config_text
 from .mmpretrain_model import mmpretrain_model
 from .report import report_text
 
+REPORT = "conversion.md"
+# What timm's description of a model says of the weights that timm has for it.
+ABOUT_TIMMS_WEIGHTS = (
+    "tag",
+    "license",
+    "origin_url",
+    "paper_ids",
+    "paper_name",
+    "notes",
+    "test_input_size",
+    "test_crop_pct",
+)
 TARGETS: Table[Callable[[Converted, Path], object]] = Table("target")
 
 
@@ -31,20 +44,20 @@ def write(converted: Converted, target: str, directory: Path | str, force: bool 
         converted: of :func:`load_original`.
         target: ``timm``, ``mmpretrain`` or ``original``.
         directory: the folder.
-        force: replace one that is there.
+        force: replace one that holds nothing but what an earlier call has written.
 
     Returns:
         The files.
 
     Raises:
         UnknownNameError: for another target.
-        OptionError: for a folder that is there and not empty, without ``force``; for ``original``, if the weights do
-            not come from a conversion.
+        OptionError: for a folder that is there and not empty, without ``force``, or that holds anything else; for
+            ``original``, if the weights do not come from a conversion.
     """
     row = TARGETS[target]
-    with new_folder(directory, force) as folder:
+    with new_folder(directory, _written(Path(directory)) if force else None) as folder:
         row(converted, folder)
-        (folder / "conversion.md").write_text(report_text(converted))
+        (folder / REPORT).write_text(report_text(converted, sorted(path.name for path in folder.iterdir())))
     return sorted(Path(directory).iterdir())
 
 
@@ -52,7 +65,8 @@ def write(converted: Converted, target: str, directory: Path | str, force: bool 
 def write_timm(converted: Converted, folder: Path) -> None:
     """A folder for ``timm.create_model('local-dir:...')``, with what the original had besides."""
     model: Any = converted.network.build("meta")
-    model.pretrained_cfg = {**model.pretrained_cfg, **converted.data}
+    known = {name: value for name, value in model.pretrained_cfg.items() if name not in ABOUT_TIMMS_WEIGHTS}
+    model.pretrained_cfg = {**known, **converted.data}
     model.load_state_dict(converted.state_dict, assign=True)
     write_hub_folder(model, folder, converted.model_name, converted.network.model_kwargs)
     if converted.original:
@@ -90,8 +104,15 @@ def write_original(converted: Converted, folder: Path) -> None:
             tensor = tensor.mT if transposed else tensor
         tensors[key] = tensor.reshape(shape)
     container = original["container"]
-    content = tensors if container is None else {**original["plain"], container: tensors}
+    said = {**original["plain"], **original.get("settings", {})}
+    content = tensors if container is None else {**said, container: tensors}
     torch.save(content, folder / original["file_name"])
+
+
+def _written(directory: Path) -> set[str]:
+    """Names of the files of an earlier call, as its report lists them."""
+    report = directory / REPORT
+    return {REPORT, *re.findall(r"^- `(.+)`$", report.read_text(), re.MULTILINE)} if report.is_file() else set()
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,8 +6,8 @@ A folder holds ``pictures/`` (or ``JPEGImages/``, or the pictures themselves) an
   ``annotations`` with ``image_id``, ``category_id`` and ``bbox`` [x, y, width, height] in pixels from 0;
 * ``Annotations/NAME.xml``, as in PASCAL VOC: ``object`` with ``name`` and ``bndbox`` (xmin, ymin, xmax, ymax: the first
   and last pixel, from 1). A class of which every object in a picture is ``difficult`` is left out there;
-* ``masks/NAME.png`` for ``pictures/NAME.*``: 0 where nothing is, otherwise class + 1, as numbers of grey or of a palette;
-  255 of 8 bits is no class, as in VOC's segmentations;
+* ``masks/NAME.png`` for ``pictures/NAME.*``: 0 where nothing is, otherwise class + 1, as numbers of grey or of a
+  palette; 255 of 8 bits is no class, as in VOC's segmentations;
 * ``masks/CLASS/NAME.png``: everything but 0 is the class, which is a number or one of the names.
 
 The class is the position of its name in ``classes``, the model's names in their order. Without them it is the position
@@ -122,7 +122,9 @@ def _coco(path: Path, pictures: Path, classes: Sequence[str] | None) -> list[Ann
         left, top, width, height = _four_numbers(path, bbox)
         box = (left, top, left + width, top + height)
         boxes.setdefault(image, {}).setdefault(labels[names[category]], []).append(box)
-    return [AnnotatedPicture(_existing(path, pictures / files[image]), found, source=path) for image, found in boxes.items()]
+    return [
+        AnnotatedPicture(_existing(path, pictures / files[image]), found, source=path) for image, found in boxes.items()
+    ]
 
 
 def _voc(folder: Path, pictures: Path, classes: Sequence[str] | None) -> list[AnnotatedPicture]:
@@ -210,7 +212,9 @@ def _fill(region: np.ndarray, box: Box, source: Path) -> None:
     if inside.size == 0:
         height, width = region.shape
         listed = ", ".join(f"{value:g}" for value in box)
-        raise ValueError(f"{source}: the box from left, top to right, bottom ({listed}) holds nothing of {width}x{height} pixels")
+        raise ValueError(
+            f"{source}: the box from left, top to right, bottom ({listed}) holds nothing of {width}x{height} pixels"
+        )
     inside[...] = True
 
 

@@ -219,9 +219,10 @@ def energy_inside(map: np.ndarray, region: np.ndarray) -> float | None:
     values = torch.as_tensor(map, dtype=torch.float64)
     if values.ndim != 2:
         raise ShapeError(f"a map must be a matrix (H, W), got shape {tuple(values.shape)}")
+    inside, (height, width) = torch.as_tensor(region, dtype=torch.float64), values.shape
     energy = values.clamp(min=0)
     total = energy.sum()
     if not values.isfinite().all() or not total > 0:
         return None
-    shares = nn.functional.adaptive_avg_pool2d(torch.as_tensor(region, dtype=torch.float64)[None], values.shape)[0]
+    shares = nn.functional.adaptive_avg_pool2d(inside[None], (height, width))[0]
     return ((energy * shares).sum() / total).item()

@@ -1,7 +1,9 @@
 """Networks with one whitening layer in place of a batch norm: ``timm.create_model('resnet18_cifar_zca')``.
 
 It stands after the first convolution of the first residual block, as in the experiments of Wang, Dang, Hu, Fua &
-Salzmann, "Backpropagation-Friendly Eigendecomposition", NeurIPS 2019. ``whiten`` is the pattern of other layers, as in
+Salzmann, "Backpropagation-Friendly Eigendecomposition", NeurIPS 2019; ``resnet18_cifar_zca_mpa`` and its like have it
+behind the first convolution of all, as the decorrelated networks of Song, Sebe & Wang, "Fast Differentiable Matrix
+Square Root", ICLR 2022. ``whiten`` is the pattern of other layers, as in
 :func:`covpool_plugins.whitening.swap_norm`, ``norm_kwargs`` are options of what comes instead. Weights of the network
 with batch norms load as well as those of the one that whitens.
 """
@@ -38,6 +40,7 @@ class Whitened:
     norm: type[nn.Module]
     norm_kwargs: dict[str, Any]
     feature_cfg: dict[str, Any]
+    whiten: str = FIRST_NORM
 
 
 GETTER: dict[str, Any] = dict(out_indices=(0, 1, 2, 3, 4), feature_cls="getter")
@@ -54,11 +57,19 @@ MODELS = {
     "resnet50_zca": Whitened("resnet50", ResNet, RESNET50, ZCANorm2d, dict(groups=16), {}),
 }
 
+# Decorrelated batch norm of ICLR 2022: one matrix of 64x64 behind the first convolution.
+for _name, _arguments in (("resnet18_cifar", {}), ("resnet50_cifar", CIFAR_RESNET50)):
+    for _method in ("svdpi", "newton_schulz", "mpa", "mtp"):
+        _options = dict(groups=1, eps=1e-2, method=_method)
+        MODELS[f"{_name}_zca_{_method}"] = Whitened(
+            _name, CifarResNet, _arguments, ZCANorm2d, _options, GETTER, whiten="bn1"
+        )
+
 
 def _entrypoint(name: str, row: Whitened) -> Callable[..., nn.Module]:
     def build(
         pretrained: bool = False,
-        whiten: str = FIRST_NORM,
+        whiten: str = row.whiten,
         norm_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> nn.Module:

@@ -262,6 +262,8 @@ def test_other_files(tmp_path):
     assert "empty" in refused(b"", tmp_path)
     assert "torch.save" in refused(zipped(b"hello"), tmp_path)
     refused(b"# a page\n" * 100, tmp_path)
+    assert "text" in refused(b"<html>not found</html>", tmp_path)
+    assert "incomplete" in refused(saved({"w": torch.ones(1000)})[:3000], tmp_path)
     refused(pickle.dumps({"fc.weight": [1.0]}), tmp_path)
     refused(b"\x10" + bytes(7) + b"{}", tmp_path, "file.safetensors")
     module = torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2))

@@ -7,7 +7,7 @@ import timm
 import torch
 from support.checkpoints import MANIFESTS
 
-from covpool_plugins.checkpoints import CheckpointError, load_original
+from covpool_plugins.checkpoints import CheckpointError, load_original, write
 from covpool_plugins.checkpoints.heads import ORIGINAL_HEADS, names
 from covpool_plugins.errors import OptionError, UnknownNameError
 
@@ -63,7 +63,7 @@ def test_roots_are_told_apart_by_hints(head, resnet18, tmp_path):
     settings = {"state_dict": resnet18, "args": argparse.Namespace(representation=original)}
     converted = load_original(saved(settings, tmp_path, f"{other}.pth"))
     assert converted.network.head == head
-    assert any("settings" in note and head in note for note in converted.notes)
+    assert any("setting of the run" in note and head in note for note in converted.notes)
 
 
 def test_a_guess_is_reported(resnet18, tmp_path):
@@ -150,6 +150,70 @@ def test_our_own_models_as_timm_saves_them(tmp_path):
         torch.testing.assert_close(converted.create_model()(images), model(images))
 
 
+OWN = {
+    "resnet18_seb": dict(reduce_channels=64),
+    "resnet18_isqrt": dict(last_stride=1, head_kwargs=dict(iterations=7)),
+    "resnet18_cifar_zca": dict(norm_kwargs=dict(groups=8)),
+    "resnet18_cifar_pca": {},
+    "resnet18_cifar_zca_mpa": {},
+    "so_vit_7": dict(img_size=64),
+    "alexnet_mpa": {},
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_our_own_models_with_their_arguments(name, tmp_path):
+    model = timm.create_model(name, num_classes=5, **OWN[name]).eval()
+    settings = argparse.Namespace(model=name, model_kwargs=OWN[name])
+    content = {"arch": name, "state_dict": model.state_dict(), "args": settings}
+    converted = load_original(saved(content, tmp_path))
+    assert converted.model_name == name
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(converted.create_model()(images), model(images))
+
+
+def test_our_own_resnet_without_its_name(tmp_path):
+    state = timm.create_model("resnet18_isqrt", num_classes=5).state_dict()
+    converted = load_original(saved(state, tmp_path))
+    assert (converted.model_name, len(converted.notes)) == ("resnet18_svdpade", 2)
+    assert load_original(saved(state, tmp_path), head="isqrt").model_name == "resnet18_isqrt"
+    assert load_original(saved(state, tmp_path), arch="resnet18_isqrt").model_name == "resnet18_isqrt"
+    assert load_original(saved(state, tmp_path), arch="resnet18", head="isqrt").model_name == "resnet18_isqrt"
+    assert load_original(saved({"arch": "resnet18_isqrt", "net": state}, tmp_path)).model_name == "resnet18_isqrt"
+
+
+def test_hints_are_not_passed_over(tmp_path):
+    state = timm.create_model("resnet18_mpa", num_classes=5).state_dict()
+    with pytest.raises(OptionError, match="--head seb"):
+        load_original(saved({"arch": "resnet18_mpa", "state_dict": state}, tmp_path), head="seb")
+    plain = saved(timm.create_model("resnet18").state_dict(), tmp_path)
+    assert load_original(plain, arch="mpncovresnet18").network.last_stride == 1
+    with pytest.raises(OptionError, match="says itself"):
+        load_original(tmp_path, head="isqrt")
+
+
+@pytest.mark.parametrize("name", ["resnext50_32x4d", "wide_resnet50_2"])
+def test_other_residual_networks_are_no_resnets(name, tmp_path):
+    path = saved(timm.create_model(name, num_classes=3).state_dict(), tmp_path)
+    with pytest.raises(OptionError, match="no known kind"):
+        load_original(path)
+    assert load_original(path, arch=name).model_name == name
+
+
+def test_halved_weights(resnet18, tmp_path):
+    converted = load_original(saved({key: tensor.half() for key, tensor in resnet18.items()}, tmp_path))
+    assert converted.state_dict["conv1.weight"].dtype == torch.float16
+    assert converted.state_dict["bn1.num_batches_tracked"].dtype == torch.int64
+
+
+def test_the_head_is_known_again_after_a_round_trip(resnet18, tmp_path):
+    settings = argparse.Namespace(representation="SVD_Taylor")
+    first = load_original(saved({"state_dict": resnet18, "args": settings}, tmp_path))
+    write(first, "original", tmp_path / "again")
+    assert load_original(tmp_path / "again" / "checkpoint.pth").network.head == "svdtaylor"
+
+
 def test_counters_of_batch_norm_may_be_missing(resnet18, tmp_path):
     """PyTorch 0.4 had none."""
     old = {key: tensor for key, tensor in resnet18.items() if not key.endswith("num_batches_tracked")}
@@ -183,7 +247,7 @@ REFUSALS = {
         lambda s: changed(s, **{"features.module.0.weight": torch.zeros(64, 3, 7, 7, dtype=torch.int64)}),
         "torch.int64",
     ),
-    "no tensor": (lambda s: changed(s, **{"classifier.bias": 3}), "is a int, not a tensor"),
+    "no tensor": (lambda s: changed(s, **{"classifier.bias": 3}), "holds no tensor, but int"),
     "twice the same key": (lambda s: changed(s, **{"features.0.weight": torch.zeros(64, 3, 7, 7)}), "twice"),
     "no weights": (lambda s: {}, "no weights"),
     "a list": (lambda s: [1, 2], "holds a list"),

@@ -43,9 +43,31 @@ def test_a_folder_that_is_there_is_kept(target, converted, tmp_path):
     with pytest.raises(OptionError, match="--force"):
         write(converted, target, out)
     assert files(tmp_path) == ["out", "out/mine.txt"]
-    write(converted, target, out, force=True)
-    assert "mine.txt" not in files(out)
-    assert files(tmp_path)[0] == "out"
+    with pytest.raises(OptionError, match=r"mine\.txt"):  # which nobody can write again
+        write(converted, target, out, force=True)
+    assert files(tmp_path) == ["out", "out/mine.txt"]
+    (out / "mine.txt").unlink()
+    write(converted, target, out)
+    before = files(tmp_path)
+    write(converted, target, out, force=True)  # what a conversion has written
+    assert files(tmp_path) == before
+    (out / "log.csv").write_text("mine")
+    with pytest.raises(OptionError, match=r"log\.csv"):
+        write(converted, "timm", out, force=True)
+
+
+def test_odd_places(converted, tmp_path, monkeypatch):
+    """The working directory is left alone, a link is followed."""
+    monkeypatch.chdir(tmp_path)
+    for place in (".", "", str(tmp_path.parent)):
+        with pytest.raises(OptionError):
+            write(converted, "timm", place)
+    assert files(tmp_path) == []
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "model")
+    write(converted, "timm", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert "model.safetensors" in files(tmp_path / "disk" / "model")
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -59,17 +81,18 @@ def test_nothing_is_left_of_a_write_that_fails(target, converted, tmp_path, monk
     with pytest.raises(OSError, match="space"):
         write(converted, target, out)
     assert files(tmp_path) == ["deep"]
-    out.mkdir()
-    (out / "mine.txt").write_text("precious")
-    with pytest.raises(OSError, match="space"):
-        write(converted, target, out, force=True)
-    assert files(out) == ["mine.txt"]
 
 
 def test_a_file_in_the_way(converted, tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(OptionError, match="no folder"):
         write(converted, "timm", tmp_path / "out", force=True)
+
+
+def test_timm_is_not_said_to_have_made_the_weights(converted, tmp_path):
+    write(converted, "timm", tmp_path / "out")
+    text = (tmp_path / "out" / "config.json").read_text()
+    assert all(word not in text for word in ("origin_url", "license", "paper_ids", "test_input_size"))
 
 
 def test_an_unknown_target(converted, tmp_path):
@@ -133,7 +156,7 @@ def test_command_line(run, original, tmp_path):
     "arguments, message",
     [
         (["{tmp}/nothing.pth"], "No such file"),
-        (["{tmp}/page.pth", "--to", "timm", "--out", "{tmp}/out"], "no checkpoint"),
+        (["{tmp}/page.pth", "--to", "timm", "--out", "{tmp}/out"], "is text"),
         (["{original}", "--to", "timm"], "--out"),
         (["{original}", "--to", "onnx", "--out", "{tmp}/out"], "invalid choice"),
         (["{original}", "--head", "svdpade", "--arch", "vgg16"], "--arch vgg16"),

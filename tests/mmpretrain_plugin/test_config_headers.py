@@ -39,7 +39,7 @@ def heads(cfg):
     if not norms:
         norms, where = [cfg.model.backbone.norm_cfg], "-all"
     names = {layer: layer[:3].lower() for layer in layer_types()}
-    return {f"{names[norm.type.removeprefix('covpool_plugins.')]}-{norm.method}{where}" for norm in norms}
+    return {f"{names[norm.type.removeprefix('covpool_plugins.')]}-{norm.method.replace('_', '-')}{where}" for norm in norms}
 
 
 @pytest.mark.parametrize("header", headers(), ids=lambda header: header.name)
