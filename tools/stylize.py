@@ -48,7 +48,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--method", nargs="+", choices=known, default=["exact", "mpa", "newton_schulz"], help="roots")
     parser.add_argument("--model", default="resnet18", help="timm backbone (resnet18)")
     parser.add_argument("--pretrained", action="store_true", help="with timm's weights, which are downloaded")
-    parser.add_argument("--stage", nargs="+", type=int, default=[1], help="of the backbone, from 0; deepest first (1)")
+    parser.add_argument("--stage", nargs="+", type=int, default=[0], help="of the backbone, from 0; deepest first (0)")
     parser.add_argument("--steps", type=int, default=300, help="of the decoder's training (300)")
     parser.add_argument("--size", type=int, default=256, help="shorter side of the pictures (256)")
     parser.add_argument("--alpha", type=float, default=1.0, help="how much of the style, 0 to 1 (1)")

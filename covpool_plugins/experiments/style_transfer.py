@@ -60,7 +60,7 @@ class Settings:
 
     model: str = "resnet18"
     pretrained: bool = False
-    stages: Sequence[int] = (1,)
+    stages: Sequence[int] = (0,)
     steps: int = 300
     size: int = 256
     patch: int = 96

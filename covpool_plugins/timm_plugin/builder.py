@@ -19,7 +19,7 @@ from ..checks import check_choice, check_flag, check_number
 from ..errors import OptionError, UnknownNameError
 from ..pooling import POOLS
 from .backbones import HeadInput, head_input
-from .head import SecondOrderHead
+from .head import SecondOrderHead, takes_frames
 from .strides import build_with_last_stride
 from .subclass import attach_head, head_name
 from .weights import ask_to_convert, load_head, one_line_errors, report, watch_loading
@@ -45,6 +45,7 @@ def create_model(
     fuse_class_token: bool = False,
     layer_groups: str | None = None,
     hidden_features: Sequence[int] = (),
+    frames: int | None = None,
     global_pool: str | None = None,
     drop_rate: float = 0.0,
     features_only: bool = False,
@@ -70,6 +71,9 @@ def create_model(
             ``layer_decay=0.05`` gives the classifier 20 times the learning rate of the rest; by default timm's groups.
         hidden_features: widths of hidden layers between vector and classifier, ``(4096, 4096)`` for AlexNet and VGG
             trained from scratch in CVPR 2018.
+        frames: T of clips: the model takes (B, T, C, H, W), or the frames of clips one after another, (B T, C, H, W),
+            and gives one row for a clip. ``temporal`` pools the frames of a clip together; the vectors of the other
+            heads (and of ``temporal`` with ``head_kwargs=dict(level='frame')``) are averaged over them.
         global_pool: '' returns the unpooled features (with ``num_classes=0``); a head's name overrides ``head``.
         drop_rate: dropout before the classifier.
         features_only: timm's feature extractor for the plain backbone.
@@ -85,6 +89,8 @@ def create_model(
     check_choice("layer_groups", layer_groups, LAYER_GROUPS)
     saved = timm_kwargs.get("pretrained_model_args") or {}
     options = _head_options(head_kwargs, saved.get("head_kwargs"), reduce_channels)
+    pool_type = head if global_pool is None else global_pool
+    frames = _frames(frames, options, pool_type or head)
     check_number("drop_rate", drop_rate, "[0, 1)")
     cfg = resolve_pretrained_cfg(name, pretrained_cfg or tag or None, pretrained_cfg_overlay)
     described = pretrained_cfg_overlay or not isinstance(pretrained_cfg, (str, type(None)))
@@ -109,7 +115,7 @@ def create_model(
     new_head = SecondOrderHead(
         found.channels,
         num_classes,
-        head if global_pool is None else global_pool,
+        pool_type,
         drop_rate,
         options,
         input_fmt=found.input_fmt,
@@ -118,6 +124,7 @@ def create_model(
         norm=found.norm,
         own_pool_type=head,
         hidden_features=hidden_features,
+        frames=frames,
         device=parameter.device,
         dtype=parameter.dtype,
     )
@@ -130,6 +137,7 @@ def create_model(
         fuse_class_token=fuse_class_token,
         layer_groups=layer_groups,
         hidden_features=list(hidden_features),
+        frames=frames,
         **timm_kwargs,
     )
     model.pretrained_cfg = model.default_cfg = _described(model, f"{name}_{head}", cfg.num_classes)  # type: ignore[assignment]
@@ -167,6 +175,16 @@ def _head_options(head_kwargs: Any, saved: Any, reduce_channels: int | str | Non
             other = given["reduce_channels"]
             raise OptionError(f"reduce_channels={reduce_channels!r}, but head_kwargs have reduce_channels={other!r}")
     return dict(saved or {}) | given
+
+
+def _frames(frames: int | None, options: dict[str, Any], pool_type: str) -> int | None:
+    """Frames of a clip: an argument, or an option of the pool, which moves out of the options."""
+    if "frames" not in options or not takes_frames(pool_type):
+        return frames
+    own = options.pop("frames")
+    if frames not in (None, own):
+        raise OptionError(f"frames={frames!r}, but head_kwargs have frames={own!r}")
+    return own
 
 
 def _load_head(model: Any, cfg: Any, cache_dir: Any) -> tuple[list[str], list[str]]:

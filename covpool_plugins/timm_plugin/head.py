@@ -9,6 +9,7 @@ import torch
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
+from ..architectures.clips import mean_over_frames
 from ..checks import check_integer
 from ..errors import OptionError
 from ..pooling import create_pool, list_pools, pool_options
@@ -42,6 +43,9 @@ class SecondOrderHead(nn.Module):
         hidden_features: widths of hidden layers between vector and classifier, each with ReLU and dropout, as
             fast-MPN-COV has them in AlexNet and VGG: ``(4096, 4096)``. They count as part of the pool: what
             ``pre_logits`` gives has passed them.
+        frames: T, for features of the frames of clips, (B T, ...): a pool with this option gets it; what is not one
+            vector for a clip then (all pools but ``temporal``) is averaged over the frames, as in temporal segment
+            networks, in front of dropout and classifier. By default there are no clips.
 
     Raises:
         OptionError: for an option outside its range.
@@ -61,11 +65,14 @@ class SecondOrderHead(nn.Module):
         norm: nn.Module | None = None,
         own_pool_type: str | None = None,
         hidden_features: Sequence[int] = (),
+        frames: int | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         _check_classes(num_classes, pool_type)
+        if frames is not None:
+            check_integer("frames", frames)
         for width in hidden_features:
             check_integer("hidden_features", width)
         self.in_features = in_features
@@ -73,6 +80,7 @@ class SecondOrderHead(nn.Module):
         self.layout: dict[str, Any] = {"input_fmt": input_fmt, "num_prefix_tokens": num_prefix_tokens}
         self.fuse_token = fuse_class_token
         self.hidden_features = tuple(hidden_features)
+        self.frames = frames
         self.norm: nn.Module = norm or nn.Identity()
         self.own_pool_type = own_pool_type or pool_type or "svdpade"
         self.options_are_for = pool_type or self.own_pool_type
@@ -106,13 +114,18 @@ class SecondOrderHead(nn.Module):
     def _build_pool(self, pool_type: str, device: torch.device | None, dtype: torch.dtype | None) -> None:
         pool: nn.Module = Unpooled()
         width = self.in_features
+        joined = 1
         if pool_type:
             options = self.options_for(pool_type)
+            if self.frames is not None and takes_frames(pool_type):
+                options["frames"] = self.frames
             pool = create_pool(pool_type, self.in_features, device=device, dtype=dtype, **self.layout | options)
             width = int(pool.out_features) + self.fuse_token * self.in_features  # type: ignore[arg-type]
             learned = getattr(getattr(self, "global_pool", None), "reduction", None)
             if learned is not None and str(learned) == str(pool.reduction):
                 pool.reduction = learned
+            joined = pool.frames if getattr(pool, "level", None) == "video" else 1  # type: ignore[assignment]
+        self.frames_joined_by_pool, self.frames_averaged = joined, (self.frames or joined) // joined
         self.pool_type, self.global_pool, self.num_features = pool_type, pool, width
         self._build_hidden_layers(device, dtype)
 
@@ -143,9 +156,14 @@ class SecondOrderHead(nn.Module):
         if len(self.pool_type) == 0:
             return x
         if self.fuse_token:
-            vector = torch.cat([vector, x[:, 0]], dim=1)
-        vector = self.dropout(self.hidden(vector))
+            vector = torch.cat([vector, mean_over_frames(x[:, 0], self.frames_joined_by_pool)], dim=1)
+        vector = self.dropout(mean_over_frames(self.hidden(vector), self.frames_averaged))
         return vector if pre_logits else self.fc(vector)
+
+
+def takes_frames(pool_type: str) -> bool:
+    """Whether a pool knows about the frames of clips."""
+    return "frames" in pool_options(pool_type, of_parts=False)
 
 
 class Unpooled(nn.Identity):

@@ -12,14 +12,20 @@ import types
 from typing import TYPE_CHECKING, Any
 
 import torch
+from timm.models import register_notrace_function
 from torch import Tensor, nn
 
+from ..architectures.clips import join_clips, mean_over_frames
 from ..pooling.scripting import shallow_copy
 from .backbones import Place
 from .layer_groups import head_and_rest
 
 if TYPE_CHECKING:
     from .head import SecondOrderHead
+
+# For torch.fx leaves: they look at the shape.
+for _function in (join_clips, mean_over_frames):
+    register_notrace_function(_function)
 
 
 class SecondOrderModel:
@@ -62,7 +68,7 @@ class SecondOrderModel:
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
         # The class is made at run time: pickle and deepcopy find it again through the backbone's own class.
-        return _new_instance, (type(self).__mro__[3], place_of(self)), self.__dict__
+        return _new_instance, (_backbone_class(self), place_of(self), isinstance(self, TakesClips)), self.__dict__
 
 
 class HeadAfter(SecondOrderModel):
@@ -89,6 +95,18 @@ class HeadBeside(SecondOrderModel):
         return self.second_order_head(x, pre_logits)  # type: ignore[attr-defined]
 
 
+class TakesClips:
+    """Mixed into a second-order class whose input are clips; the backbone sees their frames."""
+
+    if TYPE_CHECKING:
+        backbone_forward: Any
+        frames: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, num_classes) for clips (B, T, C, H, W), or for their frames one after another, (B T, C, H, W)."""
+        return self.backbone_forward(join_clips(x, self.frames))
+
+
 HEAD_NAMES = ("head", "second_order_head")
 PLACES: dict[Place, type[SecondOrderModel]] = {"after": HeadAfter, "instead": HeadInstead, "beside": HeadBeside}
 _classes: dict[Any, type[nn.Module]] = {}
@@ -104,21 +122,24 @@ def head_name(model: Any) -> str:
     return HEAD_NAMES[isinstance(model, HeadBeside)]
 
 
-def second_order_class(backbone_class: type[nn.Module], place: Place) -> type[nn.Module]:
+def second_order_class(backbone_class: type[nn.Module], place: Place, clips: bool = False) -> type[nn.Module]:
     """The second-order subclass of a timm model class; the same object for the same arguments."""
-    if (backbone_class, place) not in _classes:
+    if (backbone_class, place, clips) not in _classes:
         body: dict[str, Any] = {"__module__": backbone_class.__module__}
-        if place == "after":
-            function: Any = backbone_class.forward_head  # type: ignore[attr-defined]
-            body["backbone_forward_head"] = _under_another_name(function, "backbone_forward_head")
+        replaced = ["forward_head"] * (place == "after") + ["forward"] * clips
+        for method in replaced:
+            function: Any = getattr(backbone_class, method)
+            body[f"backbone_{method}"] = _under_another_name(function, f"backbone_{method}")
         name, bases = f"SecondOrder{backbone_class.__name__}", (PLACES[place], backbone_class)
-        _classes[backbone_class, place] = type(name, bases, body)
-    return _classes[backbone_class, place]
+        _classes[backbone_class, place, clips] = type(name, (TakesClips, *bases) if clips else bases, body)
+    return _classes[backbone_class, place, clips]
 
 
 def attach_head(model: nn.Module, head: SecondOrderHead, num_classes: int, place: Place) -> None:
     """Turn a timm model built without classifier and pooling into a second-order one, in place."""
-    model.__class__ = second_order_class(type(model), place)
+    model.__class__ = second_order_class(type(model), place, head.frames is not None)
+    if head.frames is not None:
+        model.frames = head.frames  # type: ignore[assignment]
     setattr(model, head_name(model), head)
     describe(model, num_classes)
 
@@ -129,8 +150,13 @@ def describe(model: Any, num_classes: int) -> None:
     model.head_hidden_size = getattr(model, head_name(model)).num_features
 
 
-def _new_instance(backbone_class: type[nn.Module], place: Place) -> nn.Module:
-    made = second_order_class(backbone_class, place)
+def _backbone_class(model: Any) -> type[nn.Module]:
+    classes = type(model).__mro__
+    return classes[classes.index(SecondOrderModel) + 1]
+
+
+def _new_instance(backbone_class: type[nn.Module], place: Place, clips: bool = False) -> nn.Module:
+    made = second_order_class(backbone_class, place, clips)
     return made.__new__(made)
 
 
