@@ -27,6 +27,7 @@ from covpool_plugins.explain import (
 from covpool_plugins.explain.batch import Job, Page, Subject, explain_pictures, find_pictures, write_numbers
 from covpool_plugins.explain.explanation import check_target
 from covpool_plugins.explain.report import write_report
+from covpool_plugins.explain.studies import Table, pointing_table, print_table, sanity_table
 
 EXAMPLE = (
     "python tools/explain.py --model resnet50_svdpade --checkpoint best.pth --image cat.jpg photos/ "
@@ -59,14 +60,36 @@ def main(argv: list[str] | None = None) -> None:
         arguments.seed,
         skip_missing=arguments.method == ["all"],
     )
+    if arguments.pointing:
+        _point(job, arguments)
+        return
     total = len(pictures) * len(subjects) * len(methods)
     with tqdm(total=total, unit="map", disable=None) as progress:
         pages = explain_pictures(job, pictures, arguments.out, progress.update)
-    numbers, report = write_numbers(pages, arguments.out), write_report(pages, arguments.out, _title(subjects))
+    tables = [_check_sanity(job, pictures, arguments.out)] if arguments.sanity else []
+    numbers = write_numbers(pages, arguments.out)
+    report = write_report(pages, arguments.out, _title(subjects), tables)
     print(_table(pages))
+    print("".join(f"\n{table.title}\n{print_table(table)}\n" for table in tables), end="")
     for reason in dict.fromkeys(row.reason for page in pages for row in page.rows if row.reason):
         print(f"n/a: {reason}", file=sys.stderr)
     print(f"wrote {report} and {numbers}")
+
+
+def _check_sanity(job: Job, pictures: list[Path], out: Path) -> Table:
+    total = len(pictures) * len(job.subjects) * len(job.methods)
+    with tqdm(total=total, unit="method", desc="sanity", disable=None) as progress:
+        table = sanity_table(job, pictures, progress.update)
+    table.write(out / "sanity.json")
+    return table
+
+
+def _point(job: Job, arguments: argparse.Namespace) -> None:
+    with tqdm(total=len(job.subjects) * len(job.methods), unit="method", desc="pointing", disable=None) as progress:
+        table = pointing_table(job, arguments.pointing, progress.update)
+    written = table.write(arguments.out / "pointing.json")
+    report = write_report([], arguments.out, _title(list(job.subjects)), [table])
+    print(f"{print_table(table)}\nwrote {report} and {written}")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -93,6 +116,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--option", nargs="*", default=[], type=_key_value, metavar="KEY=VALUE", help="for every method that has it"
     )
     parser.add_argument("--deletion-steps", type=int, default=10, help="of the deletion curves (10); 0 leaves them out")
+    parser.add_argument("--sanity", action="store_true", help="compare with the maps of ever more random weights too")
+    parser.add_argument(
+        "--pointing", type=Path, metavar="FOLDER", help="pointing game on pictures with masks or boxes, without --image"
+    )
     parser.add_argument("--grad", choices=GRADIENTS, default="exact", help="true gradient, or the training gradient")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random (0): same command, same files")
     parser.add_argument("--device", type=_device, default="cpu", help="for example cuda (default: cpu)")
@@ -116,7 +143,9 @@ def _check(parser: Parser, arguments: argparse.Namespace) -> None:
             parser.error(f"--model-kwargs: {key} has an option of its own")
     if arguments.config and (arguments.num_classes is not None or arguments.model_kwargs):
         parser.error("--num-classes and --model-kwargs go with --model; with --config the config says it")
-    if not arguments.image and not arguments.list_layers:
+    if arguments.image and arguments.pointing:
+        parser.error("--pointing takes the pictures of its folder: leave out --image")
+    if not (arguments.image or arguments.list_layers or arguments.pointing):
         parser.error("the following arguments are required: --image")
     if arguments.deletion_steps < 0:
         parser.error(f"--deletion-steps must be at least 0, got {arguments.deletion_steps}")

@@ -160,6 +160,11 @@ def explain_pictures(
     return pages
 
 
+def seeded_options(job: Job, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a method, with the job's seed if it takes one."""
+    return {**({"seed": job.seed} if "seed" in method_options(method) else {}), **options}
+
+
 def write_numbers(pages: Sequence[Page], directory: Path) -> Path:
     """``metrics.json``: rows with ``image``, ``model``, ``method``, ``target``, ``probability`` and the numbers."""
     rows = []
@@ -192,9 +197,8 @@ def _row(
     target: int,
 ) -> Row:
     x = as_input(picture, subject.view.preprocessing)
-    seeded = {"seed": job.seed} if "seed" in method_options(method) else {}
     try:
-        found = explain(subject.view, x, method, target, versus=job.versus, **{**seeded, **options})
+        found = explain(subject.view, x, method, target, versus=job.versus, **seeded_options(job, method, options))
     except (NotApplicableError, MissingExtraError) as error:
         if isinstance(error, MissingExtraError) and not job.skip_missing:
             raise

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import require_extra
 from ..files import write_atomically
 from .batch import Page, Row
+from .studies import Table
 
 NUMBERS = {
     "deletion": "deletion",
@@ -81,7 +82,7 @@ stands what random orders give.</p>
 
 
 def write_report(
-    pages: Sequence[Page], directory: Path, title: str = "Explanations", tables: Sequence[Mapping[str, Any]] = ()
+    pages: Sequence[Page], directory: Path, title: str = "Explanations", tables: Sequence[Table] = ()
 ) -> Path:
     """``index.html`` with every picture inside it, readable on a phone.
 
@@ -89,7 +90,7 @@ def write_report(
         pages: what was explained; the files are read from where they were written.
         directory: where to write.
         title: of the page.
-        tables: further tables: ``title``, ``text``, ``head`` (names of columns), ``rows``.
+        tables: further tables.
 
     Raises:
         MissingExtraError: without Jinja.

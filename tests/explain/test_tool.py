@@ -322,3 +322,32 @@ def test_without_torchray(picture: Path, tmp_path: Path) -> None:
     done = subprocess.run([*command, "--method", "grad_cam"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "covpool_plugins[explain]" in done.stderr
+
+
+def test_sanity(tool, picture: Path, tmp_path: Path, capsys) -> None:
+    arguments = ["--model", "resnet18_svdpade", "--model-kwargs", "reduce_channels=8", "--num-classes", "3", "--sanity"]
+    tool.main([*arguments, "--image", str(picture), "--out", str(tmp_path / "out"), "--deletion-steps", "0"])
+    (row,) = json.loads((tmp_path / "out" / "sanity.json").read_text())
+    assert len(row["correlations"].split()) >= 3
+    assert row["verdict"] == "depends on the weights"
+    assert "Cascading randomisation" in (tmp_path / "out" / "index.html").read_text()
+    assert "Cascading randomisation" in capsys.readouterr().out
+
+
+def test_pointing(tool, picture: Path, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "annotated"
+    (folder / "pictures").mkdir(parents=True)
+    (folder / "pictures" / "noise.png").write_bytes(picture.read_bytes())
+    boxes = dict(
+        images=[dict(id=1, file_name="noise.png")],
+        categories=[dict(id=7, name="cat"), dict(id=9, name="dog")],
+        annotations=[dict(image_id=1, category_id=9, bbox=[0, 0, 200, 180])],
+    )
+    (folder / "annotations.json").write_text(json.dumps(boxes))
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    arguments = ["--model", "resnet18_svdpade", "--model-kwargs", "reduce_channels=8", "--num-classes", "2"]
+    arguments += ["--classes", str(tmp_path / "names.txt"), "--pointing", str(folder)]
+    tool.main([*arguments, "--out", str(tmp_path / "out")])
+    (row,) = json.loads((tmp_path / "out" / "pointing.json").read_text())
+    assert (row["hits"], row["misses"], row["energy"]) == ("1", "0", "1.000")
+    assert "Pointing game" in (tmp_path / "out" / "index.html").read_text()

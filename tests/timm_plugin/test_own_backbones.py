@@ -14,7 +14,7 @@ from timm.optim import create_optimizer_v2
 import covpool_plugins.timm_plugin.own_backbones as own_backbones
 from covpool_plugins.architectures import AlexNet, CifarResNet
 
-CLASSES = {"alexnet": AlexNet, "resnet18_cifar": CifarResNet}
+CLASSES = {"alexnet": AlexNet, "resnet18_cifar": CifarResNet, "resnet50_cifar": CifarResNet}
 
 
 @pytest.fixture(params=CLASSES)

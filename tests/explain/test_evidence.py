@@ -1,0 +1,118 @@
+"""Explanations of a trained network point at what it was trained to see: textures planted in photographs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from covpool_plugins.experiments.planted import (
+    METHODS,
+    PATCH,
+    SIZE,
+    held_out_scenes,
+    main,
+    measure,
+    plant,
+    train_network,
+)
+from covpool_plugins.experiments.textures import CLASSES
+from covpool_plugins.explain import ModelView, explain
+from covpool_plugins.explain.sanity import cascading_randomization, depends_on_weights, rank_correlation
+
+pytest.importorskip("skimage")
+
+POINTING, ENERGY, PREFERENCE = 0.95, 0.85, 0.95
+QUICK, MANY = 20, 60
+EVERY_METHOD = [pytest.param(name, marks=pytest.mark.slow) if name == "rise" else name for name in METHODS]
+CASCADED = [name for name in METHODS if name != "rise"]
+
+
+@pytest.fixture(scope="session")
+def view() -> ModelView:
+    """Trained once, on one thread, whichever test is first."""
+    return ModelView.of(train_network())
+
+
+def check(view: ModelView, method: str, count: int) -> None:
+    found = measure(
+        view, method, held_out_scenes(count, 1, seed=1), held_out_scenes(count // 2, 2, seed=1), METHODS[method]
+    )
+    assert found.pointing >= POINTING
+    assert found.deletion < found.random_deletion
+    assert found.preference >= PREFERENCE
+    if method == "contribution":
+        assert found.energy >= ENERGY
+
+
+@pytest.mark.parametrize("method", EVERY_METHOD)
+def test_maps_point_at_the_planted_texture(method: str, view: ModelView) -> None:
+    check(view, method, QUICK)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_point_at_the_planted_texture_in_many_pictures(method: str, view: ModelView) -> None:
+    check(view, method, MANY)
+
+
+@pytest.mark.parametrize("method", CASCADED)
+def test_maps_of_two_textures_are_different(method: str, view: ModelView) -> None:
+    """Targets change the map: those of two planted textures have less in common than in contrast."""
+    for scene in held_out_scenes(4, 2, seed=2):
+        x = view.preprocessing(scene.picture)
+        first, second = (explain(view, x, method, target, **METHODS[method]).map for target in scene.regions)
+        similarity = rank_correlation(first, second)
+        assert similarity is not None and similarity < 0.9
+
+
+@pytest.mark.parametrize("method", CASCADED)
+def test_random_weights_change_the_map(method: str, view: ModelView) -> None:
+    """A map that random weights leave empty, as Grad-CAM's behind its ReLU, is told from one that they leave alone."""
+    verdicts = []
+    for seed, scene in enumerate(held_out_scenes(3, 1, seed=3)):
+        x, (target,) = view.preprocessing(scene.picture), scene.regions
+        rows = cascading_randomization(view, x, [method], target, seed=seed, options={method: METHODS[method]})
+        verdicts.append(depends_on_weights(rows)[method])
+        assert all((row.similarity is None) == bool(row.note) for row in rows)
+    assert set(verdicts) <= {True, None} and True in verdicts
+
+
+def test_training_leaves_random_states_alone() -> None:
+    state = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    first, second = (train_network(3, pictures=24, epochs=2).state_dict() for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state[0]) and np.random.get_state()[1].tolist() == state[1]
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("textures", [[], [2], [0, 1]])
+def test_patches_show_what_was_planted(textures: list[int]) -> None:
+    """Regions are squares that do not overlap; outside of them is the same photograph without them."""
+    scenes = [plant(textures, "val", np.random.default_rng(seed)) for seed in range(5)]
+    for seed, scene in enumerate(scenes):
+        assert scene.picture.size == (SIZE, SIZE) and list(scene.regions) == textures
+        total = sum((region.astype(int) for region in scene.regions.values()), np.zeros((SIZE, SIZE), int))
+        assert total.max(initial=0) <= 1 and total.sum() == len(textures) * PATCH**2
+        background = np.asarray(plant([], "val", np.random.default_rng(seed)).picture)
+        different = (np.asarray(scene.picture) != background).any(axis=2)
+        assert not different[total == 0].any()
+        assert not textures or different[total == 1].mean() > 0.9
+
+
+def held_out_scenes_show_all_classes_alike() -> None:
+    for textures in (1, 2):
+        shown = [label for scene in held_out_scenes(6, textures, seed=0) for label in scene.regions]
+        assert [shown.count(label) for label in range(len(CLASSES))] == [2 * textures] * len(CLASSES)
+
+
+@pytest.mark.slow
+def test_the_table(capsys: pytest.CaptureFixture) -> None:
+    main(["--seeds", "1", "--pictures", "3"])
+    printed = capsys.readouterr().out
+    assert all(f"| {method} |" in printed for method in METHODS) and "accuracy" in printed
+
+
+def test_bad_counts(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["--seeds", "0"])
+    assert raised.value.code == 2 and "--seeds must be positive, got 0" in capsys.readouterr().err

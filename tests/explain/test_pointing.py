@@ -1,0 +1,243 @@
+"""The pointing game: geometry, counting, and what has no map."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.explanations import CHEAP
+from torch import Tensor
+
+from covpool_plugins.errors import OptionError, ShapeError, UnknownNameError
+from covpool_plugins.explain import ModelView, load_mmpretrain_model
+from covpool_plugins.explain.annotations import read_annotations
+from covpool_plugins.explain.methods import METHODS, Attribution
+from covpool_plugins.explain.pointing import (
+    Pointing,
+    energy_inside,
+    mean_accuracy,
+    peak,
+    pointing_game,
+    points_at,
+    seen_region,
+)
+
+SIDE = 32
+PIPELINE = """
+model = dict(type='ImageClassifier', backbone=dict(type='ResNet_CIFAR', depth=18, stem_channels=8, base_channels=8,
+    out_indices=(3,)), neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=3, in_channels=64))
+data_preprocessor = dict(num_classes=3, mean=[124, 116, 104], std=[58, 57, 56], to_rgb=False)
+test_dataloader = dict(dataset=dict(type='CustomDataset', pipeline=[
+    dict(type='LoadImageFromFile'), dict(type='ResizeEdge', scale=48, edge='short'),
+    dict(type='CenterCrop', crop_size=32), dict(type='PackInputs')]))
+"""
+
+
+def region(height: int, width: int, top: int, left: int, bottom: int, right: int) -> np.ndarray:
+    found = np.zeros((height, width), bool)
+    found[top:bottom, left:right] = True
+    return found
+
+
+@pytest.fixture
+def view(small_net) -> ModelView:
+    return ModelView.of(small_net())
+
+
+@pytest.fixture
+def cropping(small_net) -> ModelView:
+    """A network that sees the inner 32 x 32 of what is resized to a shorter side of 64."""
+    net = small_net()
+    net.pretrained_cfg = {**net.pretrained_cfg, "crop_pct": 0.5}
+    return ModelView.of(net)
+
+
+CORNERS = {(0, 0): "upper left", (0, 1): "upper right", (1, 0): "lower left", (1, 1): "lower right"}
+
+
+@pytest.mark.parametrize(("row", "column"), CORNERS, ids=CORNERS.values())
+@pytest.mark.parametrize("size", [(64, 64), (128, 160), (32, 32)])
+def test_a_corner_of_what_is_seen_stays_in_its_corner(
+    row: int, column: int, size: tuple[int, int], cropping: ModelView
+) -> None:
+    """The quarter of a picture comes to be the quarter of the input, the outer part of it cropped."""
+    height, width = size
+    top, left = row * height // 2, column * width // 2
+    seen = seen_region(region(height, width, top, left, top + height // 2, left + width // 2), cropping.preprocessing)
+    expected = region(SIDE, SIDE, 16 * row, 16 * column, 16 * row + 16, 16 * column + 16)
+    assert seen.dtype == bool and np.mean(seen != expected) < 0.02
+
+
+def test_what_is_cropped_away_is_not_seen(cropping: ModelView) -> None:
+    assert not seen_region(region(64, 64, 0, 0, 12, 64), cropping.preprocessing).any()
+
+
+def test_what_is_small_is_still_seen(view: ModelView) -> None:
+    """A pixel of a picture of 128 x 128 is a sixteenth of one of the input."""
+    seen = seen_region(region(128, 128, 40, 80, 42, 82), view.preprocessing)
+    rows, columns = np.nonzero(seen)
+    assert 1 <= len(rows) <= 4 and abs(rows.mean() - 10) < 1 and abs(columns.mean() - 20) < 1
+
+
+def test_geometry_of_mmpretrain(tmp_path: Path) -> None:
+    pytest.importorskip("mmpretrain")
+    (tmp_path / "config.py").write_text(PIPELINE)
+    view = ModelView.of(load_mmpretrain_model(tmp_path / "config.py"))
+    seen = seen_region(region(96, 144, 0, 0, 48, 72), view.preprocessing)
+    assert np.mean(seen != region(SIDE, SIDE, 0, 0, 16, 16)) < 0.02
+
+
+def test_the_peak_is_where_the_overlay_has_it() -> None:
+    map = np.zeros((4, 8))
+    map[1, 6] = 1
+    row, column = peak(map, (40, 160))
+    assert 10 <= row < 20 and 120 <= column < 140
+
+
+def test_smoothing_prefers_many_to_one() -> None:
+    map = np.zeros((32, 32))
+    map[2, 2] = 1
+    map[16:24, 16:24] = 0.8
+    assert peak(map, (32, 32)) == (2, 2)
+    assert all(16 <= place < 24 for place in peak(map, (32, 32), smooth=0.1))
+
+
+@pytest.mark.parametrize("tolerance", [1, 4, 15])
+def test_hits_are_those_of_torchray(tolerance: int) -> None:
+    generator = np.random.default_rng(0)
+    torchray = pytest.importorskip("torchray.benchmark.pointing_game").PointingGame(1, tolerance)
+    found = []
+    for _ in range(60):
+        top, left = generator.integers(0, 30, 2)
+        inside = region(40, 40, top, left, top + 10, left + 10)
+        map = generator.random((40, 40))
+        row, column = peak(map, (40, 40))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            expected = torchray.evaluate(torch.from_numpy(inside), (column, row)) == 1
+        found.append(points_at(map, inside, tolerance))
+        assert found[-1] == expected
+    assert set(found) == {True, False}
+
+
+def test_without_tolerance_inside_is_inside() -> None:
+    map = np.zeros((8, 8))
+    map[3, 3] = 1
+    assert points_at(map, region(8, 8, 3, 3, 4, 4)) and not points_at(map, region(8, 8, 4, 3, 5, 4))
+    assert points_at(map, region(8, 8, 4, 3, 5, 4), tolerance=2)
+
+
+@pytest.mark.parametrize(
+    ("map", "expected"),
+    [
+        (np.eye(2), 0.5),
+        (np.array([[3.0, 1.0], [-9, 0]]), 0.75),
+        (np.ones((3, 3)), 0.25),
+        (np.ones((12, 12)), 0.25),
+        (-np.eye(2), None),
+        (np.zeros((2, 2)), None),
+        (np.array([[np.nan, 1]]), None),
+        (np.array([[np.inf, 1]]), None),
+    ],
+)
+def test_energy(map: np.ndarray, expected: float | None) -> None:
+    """In the upper left quarter; cells of the map that lie across its edge count in part."""
+    found = energy_inside(map, region(12, 12, 0, 0, 6, 6))
+    assert found == (expected if expected is None else pytest.approx(expected))
+
+
+def test_energy_of_a_vector() -> None:
+    with pytest.raises(ShapeError, match=r"a map must be a matrix \(H, W\), got shape \(3,\)"):
+        energy_inside(np.ones(3), np.ones((2, 2), bool))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two pictures; class 0 is upper left in both, class 3 lower right in the first."""
+    (tmp_path / "pictures").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), dtype=np.uint8)
+    for name, values in zip("ab", pixels, strict=True):
+        Image.fromarray(values).save(tmp_path / "pictures" / f"{name}.png")
+    annotations = [(0, 0, [0, 0, 16, 16]), (0, 3, [16, 16, 16, 16]), (1, 0, [0, 0, 16, 16])]
+    content = {
+        "images": [{"id": i, "file_name": f"{name}.png"} for i, name in enumerate("ab")],
+        "categories": [{"id": i, "name": str(i)} for i in range(6)],
+        "annotations": [dict(image_id=i, category_id=c, bbox=box) for i, c, box in annotations],
+    }
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def upper_left(view: ModelView, x: Tensor, target: int, *, scale: float = 1.0) -> Attribution:
+    map = torch.zeros(8, 8)
+    map[1, 1], map[6, 6] = scale, 0.25
+    return Attribution(map, signed=True)
+
+
+def test_hits_misses_and_energy(folder: Path, view: ModelView, monkeypatch) -> None:
+    monkeypatch.setitem(METHODS._entries, "upper_left", upper_left)
+    rows = pointing_game(view, read_annotations(folder), ["upper_left"], tolerance=0)
+    assert [(row.target, row.hits, row.misses, row.accuracy, row.energy) for row in rows] == [
+        (0, 2, 0, 1.0, pytest.approx(0.8)),
+        (3, 0, 1, 0.0, pytest.approx(0.2)),
+    ]
+    assert mean_accuracy(rows) == {"upper_left": 0.5}
+
+
+def test_options_and_pointless_maps(folder: Path, view: ModelView, monkeypatch) -> None:
+    monkeypatch.setitem(METHODS._entries, "upper_left", upper_left)
+    rows = pointing_game(view, read_annotations(folder), ["upper_left"], {"upper_left": {"scale": float("nan")}})
+    assert [(row.hits, row.misses, row.pointless, row.energy) for row in rows] == [(0, 2, 2, None), (0, 1, 1, None)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_plays_or_says_why_not(method: str, folder: Path, view: ModelView) -> None:
+    options = {method: CHEAP[method]} if method in CHEAP else None
+    rows = pointing_game(view, read_annotations(folder), [method], options)
+    assert [row.target for row in rows] == [0, 3]
+    for row, maps in zip(rows, (2, 1), strict=True):
+        assert row.hits + row.misses == (0 if row.note else maps)
+        assert (row.accuracy is None) == bool(row.note)
+        assert len(row.energies) == row.hits + row.misses - row.pointless
+
+
+def test_an_object_outside_of_what_is_seen_does_not_count(folder: Path, cropping: ModelView) -> None:
+    content = json.loads((folder / "annotations.json").read_text())
+    content["annotations"][1]["bbox"] = [0, 0, 6, 6]
+    (folder / "annotations.json").write_text(json.dumps(content))
+    rows = pointing_game(cropping, read_annotations(folder), ["contribution"])
+    assert [(row.target, row.hits + row.misses) for row in rows] == [(0, 2)]
+
+
+def test_classes_that_the_model_does_not_have(folder: Path, view: ModelView) -> None:
+    content = json.loads((folder / "annotations.json").read_text())
+    content["annotations"][0]["category_id"] = 5
+    (folder / "annotations.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"a.png: target must be a class from 0 to 4, got 5"):
+        pointing_game(view, read_annotations(folder), ["contribution"])
+
+
+def test_means_are_over_the_classes_that_there_are() -> None:
+    rows = [Pointing("rise", 0, 9, 1), Pointing("rise", 4, 1, 1), Pointing("rise", 5, note="n/a"), Pointing("eigen", 0)]
+    assert mean_accuracy(rows) == {"rise": pytest.approx(0.7), "eigen": None}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (dict(tolerance=-1), OptionError, "tolerance must be an integer >= 0, got -1"),
+        (dict(smooth=2), OptionError, r"smooth must be a number in \[0, 1\], got 2"),
+        (dict(methods=["cam"]), UnknownNameError, "unknown explanation method 'cam'"),
+        (dict(options={"rise": {}}), OptionError, "options for 'rise', which is not among the methods contribution"),
+    ],
+)
+def test_bad_input(options: dict, error: type[Exception], message: str, folder: Path, view: ModelView) -> None:
+    arguments = dict(methods=["contribution"]) | options
+    with pytest.raises(error, match=message):
+        pointing_game(view, read_annotations(folder), **arguments)

@@ -1,0 +1,223 @@
+"""Weights made random from the classifier down: which, how, and what is said of the maps."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import timm
+import torch
+from scipy.stats import spearmanr
+from support.explanations import CHEAP
+from torch import Tensor, nn
+
+import covpool_plugins
+from covpool_plugins.errors import OptionError, ShapeError, UnknownNameError
+from covpool_plugins.explain import ModelView, explain
+from covpool_plugins.explain.methods import METHODS, Attribution
+from covpool_plugins.explain.sanity import (
+    Randomization,
+    cascading_randomization,
+    depends_on_weights,
+    randomized_views,
+    rank_correlation,
+)
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_rank_correlation_is_spearmans(levels: int) -> None:
+    generator = np.random.default_rng(0)
+    a, b = generator.integers(0, levels, (2, 7, 9)) / 10
+    expected = spearmanr(a.flatten(), b.flatten()).statistic
+    assert rank_correlation(a, b) == pytest.approx(expected, abs=1e-12)
+    assert rank_correlation(a, a**3) == pytest.approx(1) and rank_correlation(a, -a) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, None])
+def test_no_rank_correlation(bad: float | None) -> None:
+    a = np.arange(6.0).reshape(2, 3)
+    b = np.ones((2, 3))
+    b[0, 0] = 1 if bad is None else bad
+    assert rank_correlation(a, b) is None and rank_correlation(b, a) is None
+
+
+def test_maps_of_two_sizes() -> None:
+    with pytest.raises(ShapeError, match=r"the same size, got \(2, 3\) and \(3, 2\)"):
+        rank_correlation(np.ones((2, 3)), np.ones((3, 2)))
+
+
+def changed(one: nn.Module, other: nn.Module) -> set[str]:
+    pairs = zip(one.named_parameters(), other.parameters(), strict=True)
+    return {name for (name, a), b in pairs if not torch.equal(a, b)}
+
+
+def test_layers_from_the_classifier_down(small_net, image: Tensor) -> None:
+    net = small_net(reduce_channels=6)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):  # gains that are all one would stay
+            nn.init.uniform_(module.weight, 0.5, 1.5), nn.init.normal_(module.bias)
+    view = ModelView.of(net)
+    found = list(randomized_views(view, image, steps=100))
+    layers = found[-1][0]
+    assert layers[:2] == ("head.fc", "head.global_pool") and layers[-1].startswith("stem")
+    assert [name for name in layers if name.startswith("stage")] == ["stage2.1", "stage2.0", "stage1.1", "stage1.0"]
+    names = [name for name, _ in view.model.named_parameters()]
+    layer_of = {name: max((at for at in layers if name.startswith(f"{at}.")), key=len) for name in names}
+    for (random_layers, random_view), previous in zip(found, [view, *(other for _, other in found)], strict=False):
+        assert random_layers == layers[: len(random_layers)]
+        now = changed(view.model, random_view.model)
+        assert now == {name for name in names if layer_of[name] in random_layers}
+        new = changed(previous.model, random_view.model)
+        assert new and {layer_of[name] for name in new} == {random_layers[-1]}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+def test_steps(steps: int, small_net, image: Tensor) -> None:
+    view = ModelView.of(small_net())
+    whole = list(randomized_views(view, image, steps=100))[-1][0]
+    found = [layers for layers, _ in randomized_views(view, image, steps=steps)]
+    assert len(found) == steps and found[-1] == whole
+    assert steps == 1 or found[0] == ("head.fc",)
+    sizes = np.diff([len(layers) for layers in found])
+    assert (sizes > 0).all() and np.ptp(sizes if steps > 1 else [0]) <= 1
+
+
+def test_random_weights_have_the_size_of_the_old_ones(small_net, image: Tensor) -> None:
+    view = ModelView.of(small_net())
+    with torch.no_grad():
+        view.model.stage1[0].conv.weight.mul_(5)
+        view.model.stage1[0].norm.weight.copy_(torch.linspace(2, 4, 12))
+    *_, (_, other) = randomized_views(view, image)
+    for get in (lambda net: net.stage1[0].conv.weight, lambda net: net.stage1[0].norm.weight):
+        old, new = get(view.model), get(other.model)
+        assert new.square().mean().sqrt() == pytest.approx(old.square().mean().sqrt().item(), rel=0.15)
+        assert abs(rank_correlation(old, new)) < 0.6
+
+
+def test_the_model_and_random_states_stay(small_net, image: Tensor) -> None:
+    net = small_net()
+    view = ModelView.of(net)
+    before = {key: value.clone() for key, value in view.model.state_dict().items()}
+    torch.manual_seed(7), np.random.seed(7), random.seed(7)
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    rows = cascading_randomization(view, image, ["contribution"], 1, steps=2)
+    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[2]
+    assert np.random.get_state()[1].tolist() == states[1]
+    after = view.model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert cascading_randomization(net, image, ["contribution"], 1, steps=2) == rows
+    assert cascading_randomization(net, image, ["contribution"], 1, steps=2, seed=1) != rows
+
+
+def test_tied_weights_stay_tied(small_net, image: Tensor) -> None:
+    net = small_net()
+    net.stage2[1].conv.weight = net.stage2[0].conv.weight
+    for _, view in randomized_views(ModelView.of(net), image):
+        assert view.model.stage2[1].conv.weight is view.model.stage2[0].conv.weight
+
+
+def test_similarities_are_those_of_the_maps(small_net, image: Tensor) -> None:
+    view = ModelView.of(small_net())
+    rows = cascading_randomization(view, image, ["contribution", "gradient"], 2, steps=3)
+    assert [row.method for row in rows] == ["contribution"] * 3 + ["gradient"] * 3
+    others = list(randomized_views(view, image, steps=3))
+    for row, (layers, other) in zip(rows, [*others, *others], strict=True):
+        maps = [explain(which, image, row.method, 2).map for which in (view, other)]
+        assert row.layers == layers and row.note == ""
+        assert row.similarity == pytest.approx(spearmanr(*(map.flatten() for map in maps)).statistic, abs=1e-12)
+
+
+def test_the_target_is_that_of_the_original(small_net, image: Tensor) -> None:
+    view = ModelView.of(small_net())
+    top = int(view.logits(image).argmax())
+    found, expected = (
+        cascading_randomization(view, image, ["contribution"], target, steps=2) for target in (None, top)
+    )
+    assert found == expected
+
+
+def test_a_method_keeps_its_layer(image: Tensor) -> None:
+    """Grad-CAM goes to an earlier layer where the last one is degenerate; the maps compared are of one layer."""
+    torch.manual_seed(0)
+    net = covpool_plugins.create_model("resnet10t", "svdpade", channels=(8, 8, 8, 16), num_classes=3, reduce_channels=8)
+    x = nn.functional.interpolate(image, (96, 96), mode="bilinear")
+    rows = cascading_randomization(net.eval(), x, ["grad_cam"], 1, steps=3)
+    assert len(rows) == 3 and all((row.similarity is None) == bool(row.note) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("method", "pool", "note"),
+    [
+        ("maximal_image", "svdpade", "maximal_image makes a picture, no map of the picture"),
+        ("channel_pairs", "svdpade", "channel_pairs makes a matrix, no map of the picture"),
+        ("democratic_weights", "svdpade", "democratic"),
+    ],
+)
+def test_what_has_no_map_is_said(method: str, pool: str, note: str, small_net, image: Tensor) -> None:
+    options = {method: CHEAP[method]} if method in CHEAP else None
+    (row,) = cascading_randomization(small_net(pool), image, [method], 0, options=options)
+    assert row.layers == () and row.similarity is None and note in row.note
+    assert depends_on_weights([row]) == {method: None}
+
+
+@pytest.mark.parametrize(("value", "note"), [(float("nan"), "not finite"), (3.0, "the same everywhere")])
+def test_degenerate_maps_are_said(value: float, note: str, small_net, image: Tensor, monkeypatch) -> None:
+    original: list[ModelView] = []
+
+    def once(view: ModelView, x: Tensor, target: int) -> Attribution:
+        original.append(view)
+        map = torch.rand(4, 4) if len(original) == 1 else torch.full((4, 4), value)
+        return Attribution(map, signed=True)
+
+    monkeypatch.setitem(METHODS._entries, "once", once)
+    rows = cascading_randomization(small_net(), image, ["once"], 0, steps=2)
+    assert [row.similarity for row in rows] == [None, None] and all(note in row.note for row in rows)
+    assert depends_on_weights(rows) == {"once": None}
+
+
+def test_a_method_that_looks_at_the_picture_alone_fails(small_net, image: Tensor, monkeypatch) -> None:
+    def edges(view: ModelView, x: Tensor, target: int) -> Attribution:
+        return Attribution(x[0].diff(dim=1).square().sum(0), signed=False)
+
+    monkeypatch.setitem(METHODS._entries, "edges", edges)
+    rows = cascading_randomization(small_net(), image, ["edges", "contribution"], 0)
+    assert all(row.similarity == pytest.approx(1) for row in rows if row.method == "edges")
+    assert depends_on_weights(rows)["edges"] is False
+
+
+@pytest.mark.parametrize(("similarity", "passes"), [(0.49, True), (-0.49, True), (0.5, False), (-0.9, False)])
+def test_the_verdict_is_about_the_last_step(similarity: float, passes: bool) -> None:
+    rows = [Randomization("contribution", ("fc",), 0.99), Randomization("contribution", ("fc", "stem"), similarity)]
+    assert depends_on_weights(rows) == {"contribution": passes}
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050"])
+@pytest.mark.slow
+def test_other_backbones(name: str) -> None:
+    torch.manual_seed(0)
+    kwargs = dict(img_size=64) if "vit" in name else {}
+    view = ModelView.of(timm.create_model(name, num_classes=3, **kwargs).eval())
+    x = torch.randn(1, 3, 64, 64)
+    *_, (_, other) = randomized_views(view, x)
+    names = {n for n, p in view.model.named_parameters() if p.ndim > 1 and p.any()}
+    assert names <= changed(view.model, other.model) and other.logits(x).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (dict(seed=-1), OptionError, "seed must be an integer >= 0, got -1"),
+        (dict(steps=0), OptionError, "steps must be a positive integer, got 0"),
+        (dict(methods=["contributions"]), UnknownNameError, "unknown explanation method 'contributions'"),
+        (dict(methods=[]), OptionError, r"methods must be a list of names, got \[\]"),
+        (dict(methods="contribution"), OptionError, "methods must be a list of names, got 'contribution'"),
+        (dict(options={"rise": {}}), OptionError, "options for 'rise', which is not among the methods contribution"),
+        (dict(options={"contribution": {"mask": 1}}), OptionError, "has no option 'mask'"),
+        (dict(target=9), OptionError, "target must be a class from 0 to 4, got 9"),
+    ],
+)
+def test_bad_input(options: dict, error: type[Exception], message: str, small_net, image: Tensor) -> None:
+    arguments = dict(methods=["contribution"]) | options
+    with pytest.raises(error, match=message):
+        cascading_randomization(small_net(), image, **arguments)
