@@ -8,9 +8,9 @@ from wrapt import register_post_import_hook
 
 from .model_index import register_configs
 from .pooling import create_pool, list_pools
-from .timm_plugin import create_model, list_heads, save_for_hub
+from .timm_plugin import create_model, create_two_stream_model, list_heads, save_for_hub
 
-__all__ = ["create_model", "create_pool", "list_heads", "list_pools", "save_for_hub"]
+__all__ = ["create_model", "create_pool", "create_two_stream_model", "list_heads", "list_pools", "save_for_hub"]
 __version__ = "0.1.0"
 
 # Imported when first used: a config finds them as type='covpool_plugins.<Name>', and timm users need no MMPretrain.

@@ -77,7 +77,7 @@ def train(recipe: Recipe, head: str, head_kwargs: dict[str, Any], checkpoint: Pa
     with tqdm(total=epochs * len(training), desc=f"{head:>9}", unit="step", disable=None) as bar:
         for epoch in range(epochs):
             scheduler.step(epoch)
-            loss, times = _train_epoch(model, training, optimizer, recipe.clip_grad, bar)
+            loss, times = train_epoch(model, training, optimizer, recipe.clip_grad, bar)
             accuracies.append(evaluate(model, validation))
             losses.append(loss)
             steps += times
@@ -110,7 +110,7 @@ def _loader(model: nn.Module, recipe: Recipe, split: str) -> Any:
     )
 
 
-def _train_epoch(
+def train_epoch(
     model: nn.Module, loader: Iterable, optimizer: torch.optim.Optimizer, clip_grad: float, bar: tqdm
 ) -> tuple[float, list[float]]:
     """Mean loss, and the milliseconds each step took."""

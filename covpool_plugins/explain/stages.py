@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import OptionError
+
 
 @torch.no_grad()
 def trace_stages(model: nn.Module, x: Tensor, site: nn.Module, input_fmt: str) -> tuple[dict[str, nn.Module], Tensor]:
@@ -50,6 +52,8 @@ def trace_stages(model: nn.Module, x: Tensor, site: nn.Module, input_fmt: str) -
         for handle in handles:
             handle.remove()
     kept = {name: module for name, (module, output, version) in seen.items() if output._version == version}
+    if not ended:
+        raise OptionError("the model does not call its pool by itself: nothing of it can be explained")
     return kept, ended[-1]
 
 

@@ -6,6 +6,15 @@ from .head import SecondOrderHead, list_heads
 from .hub import save_for_hub
 from .second_order_models import registered_models
 from .subclass import SecondOrderModel
+from .two_stream import create_two_stream_model
 
 assert whitened_models  # registers them
-__all__ = ["SecondOrderHead", "SecondOrderModel", "create_model", "list_heads", "registered_models", "save_for_hub"]
+__all__ = [
+    "SecondOrderHead",
+    "SecondOrderModel",
+    "create_model",
+    "create_two_stream_model",
+    "list_heads",
+    "registered_models",
+    "save_for_hub",
+]

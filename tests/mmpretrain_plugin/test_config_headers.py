@@ -39,7 +39,8 @@ def heads(cfg):
     if not norms:
         norms, where = [cfg.model.backbone.norm_cfg], "-all"
     names = {layer: layer[:3].lower() for layer in layer_types()}
-    return {f"{names[norm.type.removeprefix('covpool_plugins.')]}-{norm.method.replace('_', '-')}{where}" for norm in norms}
+    kinds = [(names[norm.type.removeprefix("covpool_plugins.")], norm.method.replace("_", "-")) for norm in norms]
+    return {f"{name}-{method}{where}" for name, method in kinds}
 
 
 @pytest.mark.parametrize("header", headers(), ids=lambda header: header.name)

@@ -102,7 +102,7 @@ def test_groups_of_parameters(name):
     assert sorted(p for group in groups.values() for p in group) == sorted(n for n, _ in model.named_parameters())
     first = {p.split(".")[0] for p in groups[0]}
     assert first == ({"layer1"} if name == "alexnet" else {"conv1", "bn1"})
-    assert len(groups) == (6 if name == "alexnet" else 10)
+    assert len(groups) == {"alexnet": 6, "resnet18_cifar": 10, "resnet50_cifar": 18}[name]
     optimizer = create_optimizer_v2(model, opt="sgd", lr=1.0, layer_decay=0.5)
     scales = [
         group["lr_scale"] for group in optimizer.param_groups if any(p is model.fc.weight for p in group["params"])

@@ -1,0 +1,135 @@
+"""Bilinear models of two timm backbones, by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.models import register_notrace_module
+
+from ..architectures.two_stream import SideBySide, Stream, TwoStreamNet, TwoStreamPool
+from ..checks import check_flag, check_known
+from ..errors import OptionError
+from .builder import create_model
+from .layer_groups import head_and_rest
+from .subclass import head_name
+
+POOL_OPTIONS = ("reduce_channels", "eps")
+NORMALISATION = ("mean", "std")
+
+# For torch.fx leaves: they look at shapes.
+for _module in (SideBySide, TwoStreamPool):
+    register_notrace_module(_module)
+
+
+class TwoStreamModel(TwoStreamNet):
+    """A :class:`TwoStreamNet` of timm models, with the groups of parameters that timm's optimisers ask for."""
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """For timm's layer decay: the classifier, and all the rest."""
+        return head_and_rest("fc")
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that the backbones want without weight decay."""
+        found = {f"stream_{letter}": stream for letter, stream in zip("ab", self.streams, strict=False)}
+        named = {name: getattr(stream, "no_weight_decay", set) for name, stream in found.items()}
+        return {f"{name}.{key}" for name, wanted in named.items() for key in wanted()}
+
+
+def create_two_stream_model(
+    backbone_a: str,
+    backbone_b: str | None = None,
+    *,
+    shared: bool = False,
+    pretrained: bool = False,
+    num_classes: int = 1000,
+    head_kwargs: dict[str, Any] | None = None,
+    drop_rate: float = 0.0,
+    second_kwargs: dict[str, Any] | None = None,
+    **timm_kwargs: Any,
+) -> TwoStreamModel:
+    """The outer product of the maps of two timm backbones, signed square root, l2, a linear classifier.
+
+    Two equal names give two networks with weights of their own ([D+D]); two streams that begin with the same pretrained
+    weights are told apart by nothing but the gradient of the random classifier. The finer map is averaged down to the
+    grid of the coarser.
+
+    Args:
+        backbone_a: name of a timm model, with or without a tag.
+        backbone_b: that of the second stream; ``backbone_a`` by default.
+        shared: one network for both streams, which is ``create_model(backbone_a, 'bcnn')``.
+        pretrained: load timm's weights of both backbones.
+        num_classes: outputs; 0 returns the pooled vector.
+        head_kwargs: ``reduce_channels``, a number or one for each stream (by default all C₁ C₂ products are taken, as
+            published: four million for two ResNet-50), and ``eps`` of the signed root.
+        drop_rate: dropout before the classifier.
+        second_kwargs: arguments for the second backbone, in the place of those in ``timm_kwargs``.
+        timm_kwargs: what both backbones take (``last_stride``, ``in_chans``, ``drop_path_rate``, ``device``, ...).
+
+    Returns:
+        A model with timm's interface: ``forward_features``, (B, C₁ + C₂, H, W), ``forward_head``, ``get_classifier``,
+        ``reset_classifier``, ``num_features``, ``pretrained_cfg``.
+
+    Source: Lin, RoyChowdhury & Maji, "Bilinear CNN Models for Fine-grained Visual Recognition", ICCV 2015.
+
+    Raises:
+        UnknownNameError: for an unknown backbone.
+        OptionError: for an option that head or backbone does not take, ``shared=True`` with two backbones, or
+            pretrained backbones that expect pictures of different mean or deviation.
+        ShapeError: for a backbone whose features have no positions.
+    """
+    check_flag("shared", shared)
+    backbone_b = backbone_a if backbone_b is None else backbone_b
+    if shared and (backbone_b != backbone_a or second_kwargs):
+        given = f"{backbone_b!r} with {dict(second_kwargs or {})}"
+        raise OptionError(f"shared=True takes one backbone, got {backbone_a!r} and {given}")
+    for option, value in {"head_kwargs": head_kwargs, "second_kwargs": second_kwargs}.items():
+        if not isinstance(value, (Mapping, type(None))):
+            raise OptionError(f"{option} must be a dictionary of options, got {value!r}")
+    options = dict(head_kwargs or {})
+    check_known("the pool of two streams", options, POOL_OPTIONS)
+    streams = [_stream(backbone_a, pretrained, timm_kwargs)]
+    if not shared:
+        streams.append(_stream(backbone_b, pretrained, timm_kwargs | dict(second_kwargs or {})))
+    # Without tags, and not the names of the second-order models that the streams are.
+    architectures = [stream.network.second_order_arguments["backbone"] for stream in streams]  # type: ignore[index]
+    cfgs: list[dict[str, Any]] = [
+        {**stream.network.pretrained_cfg, "architecture": architecture}  # type: ignore[dict-item]
+        for stream, architecture in zip(streams, architectures, strict=True)
+    ]
+    if pretrained:
+        _check_normalisation(cfgs)
+    model = TwoStreamModel(*streams, num_classes=num_classes, drop_rate=drop_rate, pool_options=options)
+    model.pretrained_cfg = model.default_cfg = _described(cfgs, num_classes)  # type: ignore[assignment]
+    return model
+
+
+def _stream(backbone: str, pretrained: bool, kwargs: dict[str, Any]) -> Stream:
+    """A backbone that gives its unpooled features, behind the norm of its own head where it has one."""
+    model = create_model(backbone, "gap", pretrained=pretrained, num_classes=0, global_pool="", **kwargs)
+    head: Any = model.get_submodule(head_name(model))
+    return Stream(model, head.in_features, **head.layout)
+
+
+def _check_normalisation(cfgs: list[dict[str, Any]]) -> None:
+    for key in NORMALISATION:
+        values = [tuple(cfg[key]) for cfg in cfgs]
+        if len(set(values)) > 1:
+            raise OptionError(
+                f"pretrained streams must expect pictures of the same {key}, got {values[0]} of "
+                f"{cfgs[0]['architecture']!r} and {values[1]} of {cfgs[1]['architecture']!r}"
+            )
+
+
+def _described(cfgs: list[dict[str, Any]], num_classes: int) -> dict[str, Any]:
+    """timm's description of the first stream, with the names of the whole."""
+    first_convs = []
+    for letter, cfg in zip("ab", cfgs, strict=False):
+        names = cfg.get("first_conv") or ()
+        first_convs += [f"stream_{letter}.{name}" for name in ((names,) if isinstance(names, str) else names)]
+    architecture = "_".join([*(cfg["architecture"] for cfg in cfgs), "bilinear"])
+    names = {"architecture": architecture, "classifier": "fc", "first_conv": tuple(first_convs) or None}
+    return {**cfgs[0], **names, "num_classes": num_classes}
