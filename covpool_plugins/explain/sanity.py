@@ -57,7 +57,7 @@ def cascading_randomization(
     The layers are the classifier, the pool's reduction, then the stages of the backbone from the last to the first.
     New weights are normal, of the size of the old ones, so that activations neither vanish nor explode; running
     statistics of batch norm stay. Signed methods are compared by the signed map, others by its magnitude. A method
-    that chose its own layer in the original network keeps it.
+    that chose its own layer in the original network keeps it, and one that draws random numbers draws new ones.
 
     Args:
         model: the classifier, which is left as it is.
@@ -101,9 +101,9 @@ def cascading_randomization(
             given[method]["layer"] = found.layer
     total = len(originals) * steps
     with tqdm(total=total, desc="randomize", unit="map", disable=None, leave=False) as bar:
-        for layers, random in randomized_views(view, x, seed, steps):
+        for step, (layers, random) in enumerate(randomized_views(view, x, seed, steps), start=1):
             for method, original in originals.items():
-                similarity, note = _compare(random, x, original, given[method])
+                similarity, note = _compare(random, x, original, _reseeded(method, given[method], step))
                 rows[method].append(Randomization(method, layers, similarity, note))
                 bar.update()
     return [row for method in methods for row in rows[method]]
@@ -170,6 +170,13 @@ def _compare(view: ModelView, x: Tensor, original: Explanation, options: Mapping
         return None, str(error)
     note = _why_not_comparable(found)
     return (None, note) if note else (rank_correlation(*map(_compared, (original, found))), "")
+
+
+def _reseeded(method: str, options: Mapping[str, Any], step: int) -> Mapping[str, Any]:
+    """Other random numbers for every step, where a method draws any: the same ones alone make maps alike."""
+    if "seed" not in method_options(method):
+        return options
+    return {**options, "seed": options.get("seed", 0) + step}
 
 
 def _compared(found: Explanation) -> np.ndarray:

@@ -66,6 +66,7 @@ def check_random_weights(view: ModelView, method: str, count: int) -> None:
 COUNTS = {check_pointing: QUICK, check_targets: 4, check_random_weights: 3}
 
 
+@pytest.mark.slow
 def test_maps_of_a_trained_network(view: ModelView) -> None:
     """One test, so that of several processes one trains the network."""
     for method in QUICK_METHODS:

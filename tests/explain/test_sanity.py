@@ -146,6 +146,16 @@ def test_a_method_keeps_its_layer(image: Tensor) -> None:
     assert len(rows) == 3 and all((row.similarity is None) == bool(row.note) for row in rows)
 
 
+def test_maps_are_not_alike_by_their_random_numbers(small_net, image: Tensor, monkeypatch) -> None:
+    def noise(view: ModelView, x: Tensor, target: int, *, seed: int = 0) -> Attribution:
+        return Attribution(torch.rand(8, 8, generator=torch.Generator().manual_seed(seed)), signed=False)
+
+    monkeypatch.setitem(METHODS._entries, "noise", noise)
+    for options in (None, {"noise": {"seed": 5}}):
+        rows = cascading_randomization(small_net(), image, ["noise"], 0, options=options)
+        assert all(abs(row.similarity) < 0.5 for row in rows) and len({row.similarity for row in rows}) == len(rows)
+
+
 @pytest.mark.parametrize(
     ("method", "pool", "note"),
     [
