@@ -35,12 +35,8 @@ CENTRED_IN_FLOAT32 = (
 )
 FAST = (
     "dbn__resnet18__zcanormbatch__c10",
-    "dsvd__densenet121__SEB__scratch",
     "dsvd__resnet18__SEB__finetune",
-    "dsvd__vgg16_bn__SVD_Pade__finetune",
     "fmpn__alexnet__MPNCOV__finetune",
-    "fmpn__mpncovvgg16_bn__none__finetune",
-    "fmpn__resnet18__MPNCOV__scratch",
     "fmpn__vgg16__CBP__finetune",
     "pisvd__resnet18__pcanormsvdpi__c10",
     "pisvd__resnet18__zcanormsvdpi__c100",

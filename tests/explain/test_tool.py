@@ -43,6 +43,7 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_every_method_for_two_pictures_of_one_name(tool, picture: Path, tmp_path: Path, capsys) -> None:
     twin = tmp_path / "noise.jpg"
     Image.open(picture).rotate(90).save(twin)
@@ -103,6 +104,7 @@ def test_checkpoints_are_loaded(tool, suffix: str, picture: Path, tmp_path: Path
     assert np.isclose(found["contributions"].sum(), found["completeness_target"], rtol=1e-4, atol=0)
 
 
+@pytest.mark.slow
 def test_second_order_models_and_their_options(tool, picture: Path, tmp_path: Path, capsys) -> None:
     arguments = ["--model", "resnet18_svdpade", "--model-kwargs", "reduce_channels=16", "--image", str(picture)]
     arguments += ["--method", "contribution", "grad_cam", "--layer", "layer3", "--target", "3", "--deletion-steps", "0"]

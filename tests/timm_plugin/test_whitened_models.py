@@ -15,7 +15,7 @@ from covpool_plugins.whitening import PCANorm2d, ZCANorm2d, swap_norm
 
 SIZES = {name: 64 if name.startswith("resnet50") else 16 for name in MODELS}
 # Of the networks that differ in the method of a layer, one of each size is enough for a start.
-SLOW = [name for name in MODELS if name.startswith("resnet50_cifar") or name.endswith(("_mtp", "_svdpi"))]
+SLOW = [name for name in MODELS if name.startswith("resnet50_cifar") or name.endswith(("_mtp", "_svdpi", "_mpa"))]
 each_model = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in MODELS]
 )
