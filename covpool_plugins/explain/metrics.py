@@ -101,7 +101,11 @@ def deletion_insertion(
 
 def blur(x: Tensor) -> Tensor:
     """Pictures (B, C, H, W), smoothed by a Gaussian of 5 % of the shorter side."""
-    sigma = BLUR * min(x.shape[-2:])
+    return gaussian(x, BLUR * min(x.shape[-2:]))
+
+
+def gaussian(x: Tensor, sigma: float) -> Tensor:
+    """Maps (B, C, H, W), smoothed by a Gaussian of that deviation in pixels; their edges are continued."""
     reach = math.ceil(SIGMAS * sigma)
     steps = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
     weights = torch.exp(-0.5 * (steps / sigma).square())

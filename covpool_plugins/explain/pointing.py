@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checks import check_integer, check_number
-from ..errors import ShapeError, require_extra
+from ..errors import ShapeError
 from .annotations import AnnotatedPicture
 from .explanation import check_target, explain
 from .images import Preprocessing
 from .methods import NotApplicableError
+from .metrics import gaussian
 from .model_view import Gradient, ModelView
 from .overlay import enlarge
 from .sanity import options_by_method
@@ -187,10 +188,8 @@ def peak(map: np.ndarray, size: tuple[int, int], smooth: float = 0.0) -> tuple[i
     """
     values = enlarge(map, (size[1], size[0]))
     if smooth > 0:
-        blur = require_extra("torchray.utils", "explain").imsmooth
         # The edge is continued: beyond it there is no evidence of nothing.
-        sigma = smooth * max(size)
-        values = blur(torch.tensor(values)[None, None], sigma, padding_mode="replicate")[0, 0].numpy()
+        values = gaussian(torch.tensor(values)[None, None], smooth * max(size))[0, 0].numpy()
     row, column = np.unravel_index(int(values.argmax()), values.shape)
     return int(row), int(column)
 

@@ -10,6 +10,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from ..architectures.clips import mean_over_frames
+from ..architectures.two_stream import Unpooled
 from ..checks import check_integer
 from ..errors import OptionError
 from ..pooling import create_pool, list_pools, pool_options
@@ -164,12 +165,6 @@ class SecondOrderHead(nn.Module):
 def takes_frames(pool_type: str) -> bool:
     """Whether a pool knows about the frames of clips."""
     return "frames" in pool_options(pool_type, of_parts=False)
-
-
-class Unpooled(nn.Identity):
-    """In place of a pool; timm reads the empty name off it."""
-
-    pool_type = ""
 
 
 def _check_classes(num_classes: int, pool_type: str) -> None:
