@@ -1,10 +1,10 @@
-"""The wheel in a clean environment, used from another folder: by timm, by MMPretrain and by openmim."""
+"""The wheel in an environment of its own, used from another folder: by timm, by MMPretrain and by openmim."""
 
 import json
 import os
-import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -60,12 +60,19 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bin_folder(wheel, tmp_path_factory):
-    """Of an environment that has the wheel with its MMPretrain extra, and openmim; gigabytes, so it does not stay."""
+    """Of an environment that has the wheel and openmim.
+
+    It borrows the installed dependencies, which are gigabytes, from this environment by a path that comes after its
+    own packages. An editable install is not borrowed: `.pth` files count in an environment's own folder only.
+    """
     folder = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", folder)
-    run(folder / "bin" / "pip", "install", "--quiet", f"{wheel}[mmpretrain]", *FOR_OPENMIM, "hatchling")
-    yield folder / "bin"
-    shutil.rmtree(folder)
+    pip = [folder / "bin" / "pip", "install", "--quiet"]
+    run(*pip, "--no-deps", wheel)
+    (own,) = folder.glob("lib/python*/site-packages")
+    (own / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    run(*pip, f"{wheel}[mmpretrain]", *FOR_OPENMIM, "hatchling")
+    return folder / "bin"
 
 
 def contents(wheel):
@@ -89,6 +96,11 @@ def test_the_source_distribution_builds_the_same_wheel(bin_folder, tmp_path):
 
 def test_the_dependencies_agree(bin_folder):
     run(bin_folder / "pip", "check")
+
+
+def test_the_package_used_is_the_wheels(bin_folder, tmp_path):
+    where = run(bin_folder / "python", "-c", "import covpool_plugins; print(covpool_plugins.__file__)", folder=tmp_path)
+    assert Path(where).is_relative_to(bin_folder.parent)
 
 
 def test_timm_knows_the_names(bin_folder, tmp_path):
