@@ -34,6 +34,10 @@ class OptionError(ValueError):
     """An option outside its range, or one that the chosen method or pool does not have."""
 
 
+class NotApplicableError(OptionError):
+    """An explanation that has no meaning for a model, with the reason; a comparison of heads shows "n/a"."""
+
+
 class ExportError(ValueError):
     """A model that a format cannot express; the message names what it can."""
 

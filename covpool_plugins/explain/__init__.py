@@ -1,5 +1,6 @@
 """Why a classifier says what it says: attribution maps for second-order (and first-order) models."""
 
+from ..errors import NotApplicableError
 from . import (  # noqa: F401  fill the table of methods
     backprop,
     contribution,
@@ -16,7 +17,7 @@ from .annotations import AnnotatedPicture, read_annotations
 from .explanation import Explanation, explain
 from .images import read_picture
 from .loading import load_mmpretrain_model, load_timm_model
-from .methods import METHODS, NotApplicableError, list_methods, method_options
+from .methods import METHODS, list_methods, method_options
 from .metrics import deletion_insertion, metrics
 from .model_view import GRADIENTS, ModelView
 from .panel import eigen_panel, montage

@@ -14,11 +14,11 @@ from typing import Any
 from PIL import Image
 
 from ..command_line import one_line
-from ..errors import MissingExtraError, OptionError
+from ..errors import MissingExtraError, NotApplicableError, OptionError
 from ..files import write_atomically
 from .explanation import Explanation, explain
 from .images import Picture, as_input, read_picture
-from .methods import NotApplicableError, method_options
+from .methods import method_options
 from .metrics import metrics
 from .model_view import ModelView
 from .panel import eigen_panel, montage

@@ -22,16 +22,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import OptionError
+from ..errors import NotApplicableError
 from ..linalg import EigenMethod
 from ..pooling import Pool
-from .methods import METHODS, Attribution, NotApplicableError, Space
+from .methods import METHODS, Attribution, Space
 from .model_view import ForwardPass, ModelView
 from .root_shares import root_method, root_shares
 
 GAUSS_POINTS = 64
 SAME = 1e-6
 COMPLETE = 1e-4
+ROUNDING = 1e-14
 MODEL_AGREEMENT = 1e-2
 MORE_THAN_LINEAR = "the model has more than a linear layer behind its pool: its score has no contribution map"
 
@@ -65,8 +66,7 @@ class LinearHead:
         """The head of a model.
 
         Raises:
-            OptionError: for a model without a pool that we know.
-            NotApplicableError: for one with more behind it.
+            NotApplicableError: for a model without a pool that we know, or with more than a linear layer behind it.
         """
         X, grid, logits = view.features(x)
         passed, weight, pool = view.forward_pass(x), view.class_weight(target), view.float64_pool
@@ -92,8 +92,7 @@ class LinearHead:
             extras: of the attribution.
 
         Raises:
-            NotApplicableError: if the score is not the model's.
-            OptionError: if the shares miss it.
+            NotApplicableError: if the score is not the model's, or if the shares miss it.
         """
         if not abs(score - self.score) <= self.tolerance:
             raise NotApplicableError(MORE_THAN_LINEAR)
@@ -101,7 +100,7 @@ class LinearHead:
         gap = abs(shares.sum().item() - whole)
         # Against the shares' size: a score may be next to nothing because they cancel.
         if not gap <= COMPLETE * max(abs(whole), shares.abs().sum().item()):
-            raise OptionError(
+            raise NotApplicableError(
                 f"{method}: with pool {self.pool.pool_type!r} the shares miss the score of {whole:.3g} by "
                 f"{gap:.3g}; explain it with another method"
             )
@@ -128,9 +127,8 @@ def contribution(view: ModelView, x: Tensor, target: int) -> Attribution:
         target: the class.
 
     Raises:
-        OptionError: if the model has no such pool, or if its score is no sum of shares (a pool that does not change
-            with the scale of the features).
-        NotApplicableError: if it has more than a linear layer behind the pool.
+        NotApplicableError: if the model has no such pool, if it has more than a linear layer behind the pool, or if its
+            score is no sum of shares (a pool that does not change with the scale of the features).
     """
     head = LinearHead.of(view, x, target)
     if isinstance(root_method(head.pool), EigenMethod):
@@ -141,12 +139,16 @@ def contribution(view: ModelView, x: Tensor, target: int) -> Attribution:
 
 
 def by_entries(pool: Pool, X: Tensor) -> Represent:
-    """The pool's ``represent``, with the factors of an element-wise last step held at their values at X."""
+    """The pool's ``represent``, with the factors of an element-wise last step held at their values at X.
+
+    Entries that are rounding errors, those of a channel that is zero everywhere, count as zero: the root of such an
+    entry and its factor are far larger than it is.
+    """
     with torch.no_grad():
         before, after = pool.entries(X), pool.represent(X)
         if torch.equal(before, after):
             return pool.represent
-        factor = torch.where(before == 0, 0.0, after / before)
+        factor = torch.where(before.abs() <= ROUNDING * before.abs().max(), 0.0, after / before)
     return lambda features: pool.entries(features) * factor
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..errors import require_extra
+from ..errors import NotApplicableError, require_extra
 from .backprop import disposable, saliency
-from .methods import METHODS, Attribution, NotApplicableError
+from .methods import METHODS, Attribution
 from .model_view import ModelView
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import NotApplicableError
 from ..pooling import CovariancePool, DemocraticWeighting
-from .methods import METHODS, Attribution, NotApplicableError
+from .methods import METHODS, Attribution
 from .model_view import ModelView
 
 

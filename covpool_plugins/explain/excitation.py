@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from ..checks import is_integer
-from ..errors import OptionError
+from ..errors import NotApplicableError, OptionError
 from .backprop import as_maps, disposable
 from .excitation_rules import ExcitationRules
 from .linear_approximation import last_layer
-from .methods import METHODS, Attribution, NotApplicableError
+from .methods import METHODS, Attribution
 from .model_view import ModelView
 
 # Class scores (num_classes,) to the number whose excitation is taken.

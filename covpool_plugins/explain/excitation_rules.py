@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..errors import NotApplicableError
 from .deconvolution import RECTIFIERS
-from .methods import NotApplicableError
 
 SMALLEST = 1e-20
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..errors import NotApplicableError
 from .backprop import disposable, saliency
-from .methods import METHODS, Attribution, NotApplicableError
+from .methods import METHODS, Attribution
 from .model_view import ModelView
 
 

@@ -23,10 +23,6 @@ from .model_view import ModelView
 Space = Literal["image", "matrix", "picture"]
 
 
-class NotApplicableError(OptionError):
-    """A method that has no meaning for a model, with the reason in one line; a comparison of heads shows "n/a"."""
-
-
 @dataclass(frozen=True)
 class Attribution:
     """What a method says about one input and one class.

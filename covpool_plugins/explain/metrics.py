@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checks import check_integer
-from ..errors import ShapeError
+from ..errors import NotApplicableError, ShapeError
 from ..linalg import unpack_symmetric
 from ..pooling import CovariancePool, Spectrum
 from .explanation import Explanation
-from .methods import NotApplicableError
 from .model_view import ModelView
 from .spectral_maps import covariance_basis
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_choice
-from ..errors import OptionError, UnknownNameError
+from ..errors import NotApplicableError, OptionError, UnknownNameError
 from ..linalg import EigenMethod, Exact
 from ..pooling import AveragePool, Pool
 from ..pooling.base import InputFormat
@@ -117,10 +117,12 @@ class ModelView:
         """The pool.
 
         Raises:
-            OptionError: if there is none that we know, so that neither map nor layout of the model is known.
+            NotApplicableError: if there is none that we know, so that neither map nor layout of the model is known.
         """
         if self.pool is None:
-            raise OptionError("the model has neither a pool of this package nor one global average pooling of a map")
+            raise NotApplicableError(
+                "the model has neither a pool of this package nor one global average pooling of a map"
+            )
         return self.pool
 
     @cached_property
@@ -136,7 +138,7 @@ class ModelView:
 
         Raises:
             UnknownNameError: if the model has none of that name.
-            OptionError: if it has none at all, see :meth:`known_pool`.
+            NotApplicableError: if it has none at all, see :meth:`known_pool`.
         """
         self.known_pool()
         if name not in self.stages:
@@ -191,7 +193,7 @@ class ModelView:
         """What the pool represents: features (B, C, M), their grid (H, W) with H W = M, and the class scores.
 
         Raises:
-            OptionError: for a model without a pool that we know.
+            NotApplicableError: for a model without a pool that we know.
         """
         pool, found = self.known_pool(), self.forward_pass(x)
         assert found.input is not None
@@ -245,11 +247,11 @@ def token_grid(tokens: int, height: int, width: int) -> tuple[int, int]:
     """Rows and columns of tokens that cover an image of the given size in square patches.
 
     Raises:
-        OptionError: if no whole numbers of rows and columns do.
+        NotApplicableError: if no whole numbers of rows and columns do.
     """
     rows = round((tokens * height / width) ** 0.5)
     if rows == 0 or tokens % rows or abs(tokens // rows * height - rows * width) >= max(height, width):
-        raise OptionError(f"{tokens} tokens are not a grid over an image of {height}x{width}")
+        raise NotApplicableError(f"{tokens} tokens are not a grid over an image of {height}x{width}")
     return rows, tokens // rows
 
 

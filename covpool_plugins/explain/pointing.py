@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checks import check_integer, check_number
-from ..errors import ShapeError
+from ..errors import NotApplicableError, ShapeError
 from .annotations import AnnotatedPicture
 from .explanation import check_target, explain
 from .images import Preprocessing
-from .methods import NotApplicableError
 from .metrics import gaussian
 from .model_view import Gradient, ModelView
 from .overlay import enlarge

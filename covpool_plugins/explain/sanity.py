@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checks import check_integer
-from ..errors import OptionError, ShapeError
+from ..errors import NotApplicableError, OptionError, ShapeError
 from .backprop import DegenerateLayerError, disposable
 from .explanation import Explanation, explain
 from .images import Picture, as_input
-from .methods import METHODS, NotApplicableError, method_options
+from .methods import METHODS, method_options
 from .model_view import Gradient, ModelView
 
 THRESHOLD = 0.5

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ..checks import check_integer
+from ..errors import NotApplicableError
 from ..linalg import EigenMethod, unpack_symmetric
 from ..linalg.packing import unpack_gradient
 from ..pooling import CompactBilinearPool, CovariancePool, CrossCovariancePool, LowRankBilinearPool, Pool
 from .contribution import LinearHead, mean_gradient
-from .methods import METHODS, Attribution, NotApplicableError
+from .methods import METHODS, Attribution
 from .model_view import ModelView
 from .root_shares import Eigenbasis, RootShares, root_method, root_shares
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import covpool_plugins
+from covpool_plugins.errors import NotApplicableError
 from covpool_plugins.explain import ModelView, explain
-from covpool_plugins.explain.methods import NotApplicableError
 
 METHODS = ["contribution", "eigen", "integrated_head", "channel_pairs"]
 

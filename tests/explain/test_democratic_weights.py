@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from covpool_plugins.errors import NotApplicableError
 from covpool_plugins.explain import ModelView, explain
-from covpool_plugins.explain.methods import NotApplicableError
 from covpool_plugins.pooling import list_pools
 
 

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import covpool_plugins
-from covpool_plugins.errors import UnknownNameError
+from covpool_plugins.errors import NotApplicableError, UnknownNameError
 from covpool_plugins.explain import ModelView, explain, load_mmpretrain_model
 from covpool_plugins.explain.excitation_rules import ExcitationRules
-from covpool_plugins.explain.methods import NotApplicableError
 from covpool_plugins.pooling import list_pools
 
 PLAIN, CONTRASTIVE = "excitation_backprop", "contrastive_excitation_backprop"

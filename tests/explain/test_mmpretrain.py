@@ -11,9 +11,8 @@ from PIL import Image
 from support.explanations import CHEAP, SECOND_ORDER
 from torch import nn
 
-from covpool_plugins.errors import OptionError
+from covpool_plugins.errors import NotApplicableError, OptionError
 from covpool_plugins.explain import METHODS, ModelView, explain, load_mmpretrain_model
-from covpool_plugins.explain.methods import NotApplicableError
 from covpool_plugins.pooling import Pool
 
 pytest.importorskip("mmpretrain")

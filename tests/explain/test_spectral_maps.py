@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from covpool_plugins.errors import OptionError
+from covpool_plugins.errors import NotApplicableError, OptionError
 from covpool_plugins.explain import ModelView, explain
 from covpool_plugins.explain.contribution import by_entries, contributions, mean_gradient
-from covpool_plugins.explain.methods import NotApplicableError
 from covpool_plugins.explain.root_shares import Eigenbasis, root_method, root_shares, weight_matrix
 from covpool_plugins.explain.spectral_maps import in_bands
 from covpool_plugins.linalg import EigenMethod, covariance, list_methods, sqrtm, unpack_symmetric

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import covpool_plugins
-from covpool_plugins.errors import OptionError, UnknownNameError
+from covpool_plugins.errors import NotApplicableError, OptionError, UnknownNameError
 from covpool_plugins.explain import ModelView, explain, list_methods
 from covpool_plugins.explain.deconvolution import Rectifiers
-from covpool_plugins.explain.methods import NotApplicableError
 from covpool_plugins.explain.perturbation import log_odds
 from covpool_plugins.pooling import create_pool, list_pools
 
