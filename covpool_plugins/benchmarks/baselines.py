@@ -268,3 +268,4 @@ BASELINES.add(
 if hasattr(torch.linalg, "matrix_sqrth"):
     BASELINES.add("torch.linalg.matrix_sqrth, autograd (f64)", Baseline(torch.linalg.matrix_sqrth, torch.float64))
 BASELINES.add("torch.linalg.eigh, autograd (f64)", Baseline(_eigh_root, torch.float64))
+BASELINES.add("torch.linalg.eigh, autograd (f32)", Baseline(_eigh_root, torch.float32))

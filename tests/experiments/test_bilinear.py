@@ -10,20 +10,13 @@ from PIL import Image
 
 from covpool_plugins.command_line import run_tool
 from covpool_plugins.errors import OptionError
-from covpool_plugins.experiments import bilinear
-from covpool_plugins.experiments.bilinear import (
-    SECTIONS,
-    BilinearRecipe,
-    BilinearRun,
-    build,
-    main,
-    section_table,
-    train,
-)
+from covpool_plugins.experiments import comparison
+from covpool_plugins.experiments.bilinear import SECTIONS, main, section_table
+from covpool_plugins.experiments.comparison import ComparisonRecipe, ComparisonRun, build, train
 from covpool_plugins.experiments.texture_crops import classes_of, crops, halves, shipped_classes
 from covpool_plugins.experiments.textures import photograph
 
-TINY = BilinearRecipe(size=32, per_class=4, test_per_class=2, epochs=1)
+TINY = ComparisonRecipe(size=32, per_class=4, test_per_class=2, epochs=1)
 CONTENDERS = list(dict.fromkeys(contender for section in SECTIONS.values() for contender in section.values()))
 
 
@@ -51,7 +44,7 @@ def test_every_contender_learns_from_the_same_network(contender):
 def test_the_classifier_has_its_own_rate():
     for contender in (SECTIONS["networks"]["[D+M]"], SECTIONS["aggregation"]["sum"]):
         model = build(contender, 4, seed=0)
-        rest, classifier = bilinear._groups(model, TINY)
+        rest, classifier = comparison._groups(model, TINY)
         assert [p.shape[0] for p in classifier["params"]] == [4, 4] and classifier["lr"] == TINY.classifier_rate
         assert len(rest["params"]) + 2 == len(list(model.parameters()))
 
@@ -62,7 +55,7 @@ def test_training_learns_and_follows_its_seed(tmp_path):
         (tmp_path / name).mkdir()
         stripes = 255 * (np.arange(200) // width % 2)
         Image.fromarray(np.tile(stripes, (100, 1)).astype(np.uint8)).save(tmp_path / name / "stripes.png")
-    recipe = BilinearRecipe(tmp_path, size=32, per_class=24, test_per_class=10, epochs=6)
+    recipe = ComparisonRecipe(str(tmp_path), size=32, per_class=24, test_per_class=10, epochs=6)
     run, again, other = (train(recipe, SECTIONS["aggregation"]["sum"], seed) for seed in (0, 0, 1))
     assert run.accuracy > 90
     assert (run.accuracy, run.loss) == (again.accuracy, again.loss) and run.loss != other.loss
@@ -102,7 +95,7 @@ def test_crops():
 def test_table_compares_seed_by_seed():
     rows = SECTIONS["power"]
     runs = [
-        BilinearRun(str(contender), seed, 50.0 + 10 * seed + place, 0.1, 1234)
+        ComparisonRun(str(contender), "photographs", seed, 50.0 + 10 * seed + place, 0.1, 1234)
         for seed in range(3)
         for place, contender in enumerate(rows.values())
     ]
@@ -145,9 +138,9 @@ def test_command_line(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_several_workers_give_the_same():
-    contenders = CONTENDERS[:2]
+    jobs = [(TINY, contender, seed) for seed in range(2) for contender in CONTENDERS[:2]]
     alone, together = (
-        [(run.contender, run.seed, run.accuracy, run.loss) for run in bilinear.train_all(TINY, contenders, 2, workers)]
+        [(run.contender, run.seed, run.accuracy, run.loss) for run in comparison.train_all(jobs, workers)]
         for workers in (1, 2)
     )
     assert alone == together and len(alone) == 4
