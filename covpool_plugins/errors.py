@@ -50,7 +50,7 @@ def require_extra(module: str, extra: str) -> ModuleType:
     """Import an optional dependency.
 
     Raises:
-        MissingExtraError: if ``module`` is not installed, naming the extra that brings it.
+        MissingExtraError: if ``module`` is not installed or cannot be imported, naming the extra that brings it.
     """
     try:
         return importlib.import_module(module)
@@ -58,4 +58,8 @@ def require_extra(module: str, extra: str) -> ModuleType:
         missing = error.name or module
         raise MissingExtraError(
             f"{missing} is not installed; run: pip install 'covpool_plugins[{extra}]'", name=missing
+        ) from error
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{module} cannot be imported ({error}); run: pip install 'covpool_plugins[{extra}]'", name=module
         ) from error

@@ -39,6 +39,19 @@ def write_file_atomically(path: Path | str, write: Callable[[str], object]) -> P
     return path
 
 
+def check_folder(path: Path | str) -> None:
+    """Raise unless files can be written into ``path``, which need not be there yet; nothing is made.
+
+    Raises:
+        OptionError: if it is or lies in something that is no folder, or one that cannot be written to.
+    """
+    existing = next(parent for parent in (Path(path).absolute(), *Path(path).absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise OptionError(f"{path}: {existing} is there and is no folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OptionError(f"{path}: {existing} cannot be written to")
+
+
 @contextmanager
 def new_folder(path: Path | str, replace: Container[str] | None = None) -> Iterator[Path]:
     """A temporary folder beside ``path`` that becomes ``path`` at the end; after an exception nothing is there.

@@ -6,6 +6,7 @@ import argparse
 import ast
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from covpool_plugins.command_line import Parser, one_line, run_tool
-from covpool_plugins.errors import OptionError
+from covpool_plugins.errors import OptionError, UnknownNameError
 from covpool_plugins.explain import (
     GRADIENTS,
     METHODS,
@@ -24,10 +25,13 @@ from covpool_plugins.explain import (
     method_options,
     read_picture,
 )
-from covpool_plugins.explain.batch import Job, Page, Subject, explain_pictures, find_pictures, write_numbers
+from covpool_plugins.explain.batch import Job, Page, Row, Subject, explain_pictures, find_pictures, write_numbers
 from covpool_plugins.explain.explanation import check_target
+from covpool_plugins.explain.methods import check_options
+from covpool_plugins.explain.options import LARGEST_SEED
 from covpool_plugins.explain.report import write_report
 from covpool_plugins.explain.studies import Table, pointing_table, print_table, sanity_table
+from covpool_plugins.files import check_folder
 
 EXAMPLE = (
     "python tools/explain.py --model resnet50_svdpade --checkpoint best.pth --image cat.jpg photos/ "
@@ -39,6 +43,7 @@ BUDGETS = {"masks": "masks of RISE", "iterations": "steps of the methods that op
 def main(argv: list[str] | None = None) -> None:
     arguments = parse(argv)
     methods = _methods(arguments)
+    check_folder(arguments.out)
     pictures = find_pictures(arguments.image)
     for path in pictures:
         read_picture(path)  # whatever cannot be read is said before the models are loaded
@@ -48,8 +53,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     for subject in subjects:
         _check_classes(arguments, subject)
-        if arguments.layer:
-            subject.view.stage(arguments.layer)
+        _check_layer(arguments, subject)
     job = Job(
         subjects,
         methods,
@@ -58,22 +62,40 @@ def main(argv: list[str] | None = None) -> None:
         arguments.classes,
         arguments.deletion_steps,
         arguments.seed,
-        skip_missing=arguments.method == ["all"],
     )
     if arguments.pointing:
         _point(job, arguments)
         return
-    total = len(pictures) * len(subjects) * len(methods)
-    with tqdm(total=total, unit="map", disable=None) as progress:
-        pages = explain_pictures(job, pictures, arguments.out, progress.update)
+    pages = _explain(job, pictures, arguments.out)
     tables = [_check_sanity(job, pictures, arguments.out)] if arguments.sanity else []
-    numbers = write_numbers(pages, arguments.out)
     report = write_report(pages, arguments.out, _title(subjects), tables)
     print(_table(pages))
     print("".join(f"\n{table.title}\n{print_table(table)}\n" for table in tables), end="")
-    for reason in dict.fromkeys(row.reason for page in pages for row in page.rows if row.reason):
+    for reason in dict.fromkeys(_reason(job, row) for page in pages for row in page.rows if row.reason):
         print(f"n/a: {reason}", file=sys.stderr)
-    print(f"wrote {report} and {numbers}")
+    print(f"wrote {report} and {arguments.out / 'metrics.json'}")
+
+
+def _explain(job: Job, pictures: list[Path], out: Path) -> list[Page]:
+    """Explain all pictures; if that ends early, there is a page of those that are done."""
+    pages: list[Page] = []
+    total = len(pictures) * len(job.subjects) * len(job.methods)
+    try:
+        with tqdm(total=total, unit="map", disable=None) as progress:
+            for page in explain_pictures(job, pictures, out, progress.update):
+                pages.append(page)
+        if not any(row.explanation for page in pages for row in page.rows):
+            raise OptionError(_reason(job, pages[0].rows[0]))
+    finally:
+        if any(row.explanation for page in pages for row in page.rows):
+            write_numbers(pages, out)
+            write_report(pages, out, _title(job.subjects))
+    return pages
+
+
+def _reason(job: Job, row: Row) -> str:
+    """Why there is no map, with the model where there are several."""
+    return f"{row.label}: {row.reason}" if len(job.subjects) > 1 else str(row.reason)
 
 
 def _check_sanity(job: Job, pictures: list[Path], out: Path) -> Table:
@@ -88,7 +110,7 @@ def _point(job: Job, arguments: argparse.Namespace) -> None:
     with tqdm(total=len(job.subjects) * len(job.methods), unit="method", desc="pointing", disable=None) as progress:
         table = pointing_table(job, arguments.pointing, progress.update)
     written = table.write(arguments.out / "pointing.json")
-    report = write_report([], arguments.out, _title(list(job.subjects)), [table])
+    report = write_report([], arguments.out, _title(job.subjects), [table])
     print(f"{print_table(table)}\nwrote {report} and {written}")
 
 
@@ -149,22 +171,33 @@ def _check(parser: Parser, arguments: argparse.Namespace) -> None:
         parser.error("the following arguments are required: --image")
     if arguments.deletion_steps < 0:
         parser.error(f"--deletion-steps must be at least 0, got {arguments.deletion_steps}")
-    if arguments.seed < 0:
-        parser.error(f"--seed must be at least 0, got {arguments.seed}")
+    if not 0 <= arguments.seed <= LARGEST_SEED:
+        parser.error(f"--seed must be an integer from 0 to {LARGEST_SEED}, got {arguments.seed}")
+    if arguments.num_classes is not None and arguments.num_classes < 1:
+        parser.error(f"--num-classes must be at least 1, got {arguments.num_classes}")
+    if arguments.target is not None and arguments.target == arguments.versus:
+        parser.error(f"--versus must be another class than --target, got {arguments.versus} for both")
 
 
 def _methods(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """The methods with those of the options that each takes; an option that none takes is an error."""
-    names = list_methods() if arguments.method == ["all"] else list(dict.fromkeys(arguments.method))
+    names = list_methods() if "all" in arguments.method else list(dict.fromkeys(arguments.method))
     for name in names:
         METHODS[name]
     given = {"layer": arguments.layer, **{name: getattr(arguments, name) for name in BUDGETS}}
-    options = {name: value for name, value in given.items() if value is not None} | dict(arguments.option)
+    given = {name: value for name, value in given.items() if value is not None}
+    for key in dict(arguments.option):
+        if key in given:
+            raise OptionError(f"--option {key} and --{key} are the same; give one of them")
+    options = given | dict(arguments.option)
     taken = {name: {key: value for key, value in options.items() if key in method_options(name)} for name in names}
     for key in options:
         if not any(key in of_method for of_method in taken.values()):
             flag = f"--{key}" if key in given else f"--option {key}"
-            raise OptionError(f"{flag}: none of the methods {', '.join(names)} takes it")
+            known = sorted({option for name in names for option in method_options(name)})
+            raise OptionError(f"{flag}: none of the methods {', '.join(names)} takes it; they take: {', '.join(known)}")
+    for name in names:
+        check_options(name, taken[name])
     return taken
 
 
@@ -174,13 +207,13 @@ def _subjects(arguments: argparse.Namespace) -> list[Subject]:
     names = [re.sub(r"[^\w.-]+", "_", source.stem if arguments.config else source) for source in sources]
     subjects = []
     for position, (source, checkpoint) in enumerate(zip(sources, checkpoints, strict=True)):
-        if checkpoint is None and ":" not in str(source):
-            print(f"{source}: no --checkpoint: the weights are random", file=sys.stderr)
         if arguments.config:
             model = load_mmpretrain_model(source, checkpoint)
         else:
             torch.manual_seed(arguments.seed)
             model = load_timm_model(source, checkpoint, arguments.num_classes, **arguments.model_kwargs)
+        if checkpoint is None and ":" not in str(source):
+            print(f"{source}: no --checkpoint: the weights are random", file=sys.stderr)
         label = names[position] if names.count(names[position]) == 1 else f"{names[position]}-{position + 1}"
         subjects.append(Subject(label, ModelView.of(model.to(arguments.device), arguments.grad)))
     return subjects
@@ -197,11 +230,20 @@ def _check_classes(arguments: argparse.Namespace, subject: Subject) -> None:
         )
 
 
+def _check_layer(arguments: argparse.Namespace, subject: Subject) -> None:
+    if arguments.layer and subject.view.pool is not None:
+        try:
+            subject.view.stage(arguments.layer)
+        except UnknownNameError as error:
+            raise OptionError(f"{subject.label}: {error}") from None
+
+
 def _layers(subject: Subject) -> str:
-    return "\n".join([f"{subject.label}:", *(f"  {name}" for name in subject.view.shallow_stages)])
+    names = subject.view.shallow_stages or ["none: no pool is known whose map they would lead to"]
+    return "\n".join([f"{subject.label}:", *(f"  {name}" for name in names)])
 
 
-def _title(subjects: list[Subject]) -> str:
+def _title(subjects: Sequence[Subject]) -> str:
     return "Explanations of " + ", ".join(subject.label for subject in subjects)
 
 
@@ -220,7 +262,7 @@ def _names(path: str) -> list[str]:
     try:
         return Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise argparse.ArgumentTypeError(one_line(error)) from None
+        raise argparse.ArgumentTypeError(f"{path}: not a text of names ({one_line(error)})") from None
 
 
 def _device(name: str) -> torch.device:

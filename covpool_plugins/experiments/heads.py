@@ -45,7 +45,7 @@ FAILING = (
         for name in ("svdoriginal", "svdtrunc", "svdtaylor", "svdpi", "svdpade", "exact", "isqrt")
     ),
 )
-SINGULAR_SIZE = 32  # 4x4 positions for 32 channels
+SINGULAR_SIZE = 16  # 2x2 positions for 32 channels
 
 
 def contenders(heads: Sequence[str]) -> list[Contender]:
@@ -73,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         source(recipe.pictures)  # a mistake shows before the first training
     rows = list(FAILING) if options.failures else contenders(options.heads)
     if options.failures:
-        recipes = [replace(recipe, size=SINGULAR_SIZE) for recipe in recipes]
+        size = SINGULAR_SIZE if options.size == RECIPE.size else options.size
+        recipes = [replace(recipe, size=size) for recipe in recipes]
     compare(recipes, rows, options.seeds, options.workers, options.json, options.plot)
 
 

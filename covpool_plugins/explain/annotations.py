@@ -46,6 +46,14 @@ class AnnotatedPicture:
         boxes: by class: left, top, right and bottom in pixels from 0; right and bottom are not inside any more.
         masks: a mask of one class by class, or by ``None`` a mask of numbers.
         source: the file of the boxes, for messages.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> Image.new("RGB", (8, 4)).save("cat.png")
+        >>> picture, masks = AnnotatedPicture(Path("cat.png"), boxes={2: [(0, 0, 4, 2)]}).read()
+        >>> masks[2].shape, int(masks[2].sum())
+        ((4, 8), 8)
     """
 
     path: Path
@@ -59,7 +67,7 @@ class AnnotatedPicture:
         Raises:
             ValueError: for a file that cannot be read, a mask of another size, or a box outside the picture.
         """
-        picture = read_picture(self.path)
+        picture = read_picture(self.path, upright=False)
         regions: dict[int, np.ndarray] = {}
         for label, boxes in self.boxes.items():
             regions[label] = np.zeros((picture.height, picture.width), bool)
@@ -84,6 +92,16 @@ def read_annotations(folder: Path | str, classes: Sequence[str] | None = None) -
 
     Raises:
         ValueError: for a folder without annotations or pictures, or a file that does not have the form.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> for name in ("pictures/cat.png", "masks/2/cat.png"):
+        ...     Path(name).parent.mkdir(parents=True)
+        ...     Image.new("L", (8, 4), 255).save(name)
+        ...
+        >>> [(picture.path.name, list(picture.masks)) for picture in read_annotations(".")]
+        [('cat.png', [2])]
     """
     folder = Path(folder)
     pictures = next((folder / name for name in PICTURE_FOLDERS if (folder / name).is_dir()), folder)

@@ -105,7 +105,7 @@ def disposable(view: ModelView) -> ModelView:
         model=model,
         pool=memo.get(id(view.pool), view.pool),
         pool_site=None if view.pool_site is None else memo[id(view.pool_site)],
-        classifier=memo[id(view.classifier)],
+        classifier=None if view.classifier is None else memo[id(view.classifier)],
         stages={name: memo[id(stage)] for name, stage in view.stages.items()},
     )
 

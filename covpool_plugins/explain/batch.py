@@ -6,7 +6,7 @@ import glob
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,6 @@ class Job:
         class_names: for captions.
         deletion_steps: of the deletion and insertion curves; 0 leaves them out.
         seed: of whatever is random.
-        skip_missing: methods whose extra is not installed count as not applicable.
     """
 
     subjects: Sequence[Subject]
@@ -56,7 +55,6 @@ class Job:
     class_names: Sequence[str] = ()
     deletion_steps: int = 10
     seed: int = 0
-    skip_missing: bool = False
 
 
 @dataclass
@@ -128,10 +126,18 @@ def unique_stems(paths: Sequence[Path]) -> list[str]:
     return stems
 
 
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """File names, with their folders where two pictures share one."""
+    counts = Counter(path.name for path in paths)
+    return [path.name if counts[path.name] == 1 else str(path) for path in paths]
+
+
 def explain_pictures(
     job: Job, pictures: Sequence[Path], directory: Path, progress: Callable[[], object] = lambda: None
-) -> list[Page]:
+) -> Iterator[Page]:
     """Explain every picture; each file is whole when it appears, and stays if what follows is interrupted.
+
+    A method that says nothing about a model, or whose extra is not installed, gives a row with the reason.
 
     Args:
         job: what to explain and how.
@@ -142,22 +148,20 @@ def explain_pictures(
     Raises:
         ValueError: as :func:`covpool_plugins.explain.explain` does; what a method has no meaning for is no error.
     """
-    pages = []
-    for path, stem in zip(pictures, unique_stems(pictures), strict=True):
+    for path, stem, name in zip(pictures, unique_stems(pictures), unique_names(pictures), strict=True):
         picture, page = read_picture(path), Page(stem)
         target = _target(job, picture)
         for method, options in job.methods.items():
             rows = []
             for subject in job.subjects:
-                row = _row(job, subject, path.name, picture, method, options, target)
+                row = _row(job, subject, name, picture, method, options, target)
                 if row.explanation is not None:
                     row.file = row.explanation.save(directory, _name(job, stem, subject.label, method))[0]
                 rows.append(row)
                 progress()
             page.rows += rows
             _compare(job, page, method, rows, directory)
-        pages.append(page)
-    return pages
+        yield page
 
 
 def seeded_options(job: Job, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,11 +201,11 @@ def _row(
     target: int,
 ) -> Row:
     x = as_input(picture, subject.view.preprocessing)
+    if job.versus == target:
+        return Row(name, subject.label, method, None, reason=f"class {target} versus itself: it is the top class")
     try:
         found = explain(subject.view, x, method, target, versus=job.versus, **seeded_options(job, method, options))
     except (NotApplicableError, MissingExtraError) as error:
-        if isinstance(error, MissingExtraError) and not job.skip_missing:
-            raise
         return Row(name, subject.label, method, None, reason=f"{method}: {one_line(error).removeprefix(f'{method}: ')}")
     found = replace(found, class_names=job.class_names)
     numbers = metrics(subject.view, x, found, steps=job.deletion_steps, seed=job.seed)

@@ -34,6 +34,7 @@ SAME = 1e-6
 COMPLETE = 1e-4
 ROUNDING = 1e-14
 MODEL_AGREEMENT = 1e-2
+ONE_POSITION = "the pool sees one position only: the whole score is its share"
 MORE_THAN_LINEAR = "the model has more than a linear layer behind its pool: its score has no contribution map"
 
 Represent = Callable[[Tensor], Tensor]
@@ -72,6 +73,8 @@ class LinearHead:
         passed, weight, pool = view.forward_pass(x), view.class_weight(target), view.float64_pool
         if not _is_linear(passed, pool.out_features, weight.numel()):
             raise NotApplicableError(MORE_THAN_LINEAR)
+        if grid == (1, 1):
+            raise NotApplicableError(ONE_POSITION)
         score, token = logits[0, target].item() - view.class_bias(target), None
         if passed.token is not None:
             token = (passed.token[0].double() @ weight[pool.out_features :]).item()

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
-from ..errors import OptionError
+from ..errors import NotApplicableError, OptionError
 from ..files import write_atomically
 from .images import Picture, as_input
 from .methods import METHODS, Space, attribute, method_options
@@ -42,6 +42,7 @@ class Explanation:
         space: ``image``, ``matrix`` or ``picture``, see :class:`covpool_plugins.explain.methods.Attribution`.
         versus: the class whose score was taken off, where there is one.
         class_names: names of the classes, for the caption.
+        relative: whether only differences of the map's values mean something.
     """
 
     map: np.ndarray
@@ -57,6 +58,12 @@ class Explanation:
     space: Space = "image"
     versus: int | None = None
     class_names: Sequence[str] = ()
+    relative: bool = False
+
+    @property
+    def shown(self) -> np.ndarray:
+        """The map as pictures show it: where only differences mean something, from its smallest value on."""
+        return self.map - self.map.min() if self.relative else self.map
 
     @property
     def class_token(self) -> float:
@@ -83,7 +90,7 @@ class Explanation:
         if self.space == "picture":
             pixels = np.round(255 * np.clip(self.extras["picture"], 0, 1)).astype(np.uint8)
             return at_least(Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1))), smallest_side)
-        return overlay(at_least(self.image, smallest_side), self.map, self.signed, limit)
+        return overlay(at_least(self.image, smallest_side), self.shown, self.signed, limit)
 
     def class_name(self, number: int) -> str:
         """Name of a class, or its number."""
@@ -99,6 +106,10 @@ class Explanation:
             total = f"{self.completeness_target:+.3g} (score - bias)"
             lines.append(f"{balance(self.contributions)}{token} = {total}")
         numbers = {name: value for name, value in self.extras.items() if value.ndim == 0 and name != "class_token"}
+        if self.relative:
+            lines.append(f"values from {self.map.min():.3g}, without colour, to {self.map.max():.3g}")
+        elif self.space == "image" and not self.map.any():
+            lines.append("the map is zero everywhere")
         if numbers:
             lines.append(", ".join(f"{name.replace('_', ' ')} {float(value):.3g}" for name, value in numbers.items()))
         return lines
@@ -158,11 +169,19 @@ def explain(
         OptionError: for a target out of range, or an option that the method does not take; as a
             :class:`~covpool_plugins.explain.methods.NotApplicableError` for a model that it says nothing about.
         ValueError: for a picture that cannot be read.
+
+    Examples:
+        >>> model = covpool_plugins.create_model("test_resnet", num_classes=3, reduce_channels=8)
+        >>> explanation = explain(model, torch.randn(1, 3, 64, 64), "contribution", target=1)
+        >>> explanation.map.shape, explanation.completeness_gap < 1e-4
+        ((2, 2), True)
     """
     METHODS[method]  # a typo is reported before the model is copied
     view = ModelView.of(model, grad)
     x = as_input(image, view.preprocessing)
     logits = view.forward_pass(x).logits[0].double()
+    if not logits.isfinite().all():
+        raise NotApplicableError("the model's class scores for this picture are not finite")
     target = check_target(target, view) if target is not None else int(logits.argmax())
     if versus is not None and check_target(versus, view, "versus") == target:
         raise OptionError(f"versus must be another class than the target, got {versus} for both")
@@ -170,6 +189,8 @@ def explain(
         options["versus"] = versus
     with view.against(None if "versus" in options else versus):
         result = attribute(method, view, x, target, **options)
+    if not result.map.isfinite().all():
+        raise NotApplicableError(f"{method}: the map has values that are not finite")
     return Explanation(
         map=_array(result.map),
         method=method,
@@ -183,6 +204,7 @@ def explain(
         extras={name: _array(values) for name, values in result.extras.items()},
         space=result.space,
         versus=versus,
+        relative=result.relative,
     )
 
 

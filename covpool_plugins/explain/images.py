@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 from ..errors import OptionError, ShapeError
@@ -18,16 +18,26 @@ from ..errors import OptionError, ShapeError
 Picture = Image.Image
 
 
-def read_picture(path: Path | str) -> Picture:
+def read_picture(path: Path | str, upright: bool = True) -> Picture:
     """An RGB picture from a file, completely read.
+
+    Args:
+        path: the file.
+        upright: turn it as its camera says (EXIF); annotations count the pixels as they are stored.
 
     Raises:
         ValueError: if the file is missing, no picture, cut short or of unknown brightness; the message is one line with
             the path.
+
+    Examples:
+        >>> from PIL import Image
+        >>> Image.new("L", (8, 4)).save("grey.png")
+        >>> read_picture("grey.png").size, read_picture("grey.png").mode
+        ((8, 4), 'RGB')
     """
     try:
         with Image.open(path) as opened:
-            return to_eight_bits(opened).convert("RGB")
+            return to_eight_bits(ImageOps.exif_transpose(opened) if upright else opened).convert("RGB")
     except OptionError as error:
         raise OptionError(f"{path}: {error}") from None
     except UnidentifiedImageError:

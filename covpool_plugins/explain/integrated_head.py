@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..checks import check_integer
 from .contribution import LinearHead, by_entries, contributions
 from .methods import METHODS, Attribution
 from .model_view import ModelView
@@ -33,7 +32,6 @@ def integrated_head(view: ModelView, x: Tensor, target: int, *, points: int = PO
 
     Source: Sundararajan, Taly & Yan, "Axiomatic Attribution for Deep Networks", ICML 2017.
     """
-    check_integer("integrated_head: points", points)
     head = LinearHead.of(view, x, target)
     shares, score, base = contributions(by_entries(head.pool, head.X), head.X, head.weight, points)
     return head.attribution("integrated_head", shares, score, base)

@@ -26,6 +26,10 @@ def load_timm_model(
         UnknownNameError: for a model that timm does not know.
         OptionError: for a checkpoint that does not fit or holds more than weights.
         OSError: for a checkpoint that cannot be read.
+
+    Examples:
+        >>> load_timm_model("resnet18_svdpade", num_classes=3, reduce_channels=8).training
+        False
     """
     import timm
     from timm.models import load_state_dict
@@ -62,6 +66,12 @@ def load_mmpretrain_model(config: Path | str, checkpoint: Path | str | None = No
         MissingExtraError: if MMPretrain is not installed.
         OptionError: for a file that is no config, or a checkpoint that does not fit or holds more than weights.
         OSError: for a file that cannot be read.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> written = Path("config.py").write_text("_base_ = 'mmpretrain::resnet/resnet18_8xb16_cifar10.py'")
+        >>> load_mmpretrain_model("config.py").head.num_classes
+        10
     """
     require_extra("mmpretrain", "mmpretrain")
     from mmengine.config import Config

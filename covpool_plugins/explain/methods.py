@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import OptionError
 from ..tables import Table
 from .model_view import ModelView
+from .options import check_ranges
 
 Space = Literal["image", "matrix", "picture"]
 
@@ -38,6 +39,7 @@ class Attribution:
         space: ``image`` for a map that lies over the picture, ``matrix`` for one that is drawn by itself, or
             ``picture`` where the method made a picture, ``extras["picture"]`` (3, H, W) of red, green and blue in 0..1,
             whose grey version the map is.
+        relative: only differences of the map's values mean something: pictures show it from its smallest value on.
     """
 
     map: Tensor
@@ -47,6 +49,7 @@ class Attribution:
     completeness_target: float | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     space: Space = "image"
+    relative: bool = False
 
 
 Method = Callable[..., Attribution]
@@ -54,13 +57,41 @@ METHODS: Table[Method] = Table("explanation method")
 
 
 def list_methods() -> list[str]:
-    """Names that :func:`covpool_plugins.explain.explain` takes."""
+    """Names that :func:`covpool_plugins.explain.explain` takes.
+
+    Examples:
+        >>> "contribution" in list_methods()
+        True
+    """
     return list(METHODS)
 
 
 def method_options(name: str) -> list[str]:
-    """Names of the options of a method."""
+    """Names of the options of a method.
+
+    Raises:
+        UnknownNameError: for a name that is not in the table.
+
+    Examples:
+        >>> method_options("grad_cam")
+        ['layer']
+    """
     return list(inspect.signature(METHODS[name]).parameters)[3:]
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise unless the method has the options and they are in their ranges.
+
+    Raises:
+        UnknownNameError: for a method that is not in the table.
+        OptionError: for an option.
+    """
+    known = method_options(name)
+    for option in options:
+        if option not in known:
+            listed = ", ".join(known) or "none"
+            raise OptionError(f"explanation method {name!r} has no option {option!r}; its options: {listed}")
+    check_ranges(name, options)
 
 
 def attribute(name: str, view: ModelView, x: Tensor, target: int, **options: Any) -> Attribution:
@@ -68,12 +99,8 @@ def attribute(name: str, view: ModelView, x: Tensor, target: int, **options: Any
 
     Raises:
         UnknownNameError: for a name that is not in the table.
-        OptionError: for an option that the method does not have.
+        OptionError: for an option that the method does not have, or one out of range.
         NotApplicableError: for a model that the method says nothing about.
     """
-    known = method_options(name)
-    for option in options:
-        if option not in known:
-            listed = ", ".join(known) or "none"
-            raise OptionError(f"explanation method {name!r} has no option {option!r}; its options: {listed}")
+    check_options(name, options)
     return METHODS[name](view, x, target, **options)

@@ -74,6 +74,12 @@ def deletion_insertion(
         ShapeError: for a map that is no matrix.
 
     Source: Petsiuk, Das & Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018.
+
+    Examples:
+        >>> view = ModelView.of(covpool_plugins.create_model("test_resnet", num_classes=3, reduce_channels=8))
+        >>> found = deletion_insertion(view, torch.randn(1, 3, 64, 64), torch.rand(2, 2), 0, steps=2, orders=1)
+        >>> 0 < found.deletion < 1
+        True
     """
     check_integer("deletion_insertion: steps", steps)
     check_integer("deletion_insertion: orders", orders)
@@ -190,6 +196,12 @@ def metrics(
         explanation: of that input.
         steps, orders, seed: of :func:`deletion_insertion`, whose deletion goes to a blurred picture and whose baseline
             are random orders; it takes 2 (steps + 1) (orders + 1) forward passes, and 0 steps leave it out.
+
+    Examples:
+        >>> view = ModelView.of(covpool_plugins.create_model("test_resnet", num_classes=3, reduce_channels=8))
+        >>> x = torch.randn(1, 3, 64, 64)
+        >>> metrics(view, x, explain(view, x), steps=0)["completeness_gap"] < 1e-4
+        True
     """
     names = (*DeletionInsertion._fields, "completeness_gap", *Conditioning._fields, "entropy")
     found: dict[str, float | None] = dict.fromkeys(names)

@@ -61,18 +61,25 @@ class ModelView:
         model: a copy of the caller's model in eval mode with frozen parameters, at least in float32.
         pool: the pool in front of the classifier, or ``None`` where there is none that we know.
         pool_site: the module of ``model`` whose input ``pool`` takes; the pool itself, except for average pooling.
-        classifier: the linear layer of the class scores.
+        classifier: the linear layer of the class scores, or ``None`` where there is not exactly one.
         preprocessing: how pictures become inputs.
         stages: modules whose output is a map of the whole picture and is not changed in place later, by name, in
             the order in which they finish. The last is the map in front of the pool.
+        num_classes: how many class scores there are.
+
+    Examples:
+        >>> view = ModelView.of(covpool_plugins.create_model("test_resnet", num_classes=3, reduce_channels=8))
+        >>> view.num_classes, view.pool.pool_type
+        (3, 'svdpade')
     """
 
     model: nn.Module
     pool: Pool | None
     pool_site: nn.Module | None
-    classifier: nn.Linear
+    classifier: nn.Linear | None
     preprocessing: Preprocessing
     stages: dict[str, nn.Module]
+    num_classes: int
 
     @classmethod
     def of(cls, model: nn.Module | ModelView, grad: Gradient = "exact") -> ModelView:
@@ -84,7 +91,7 @@ class ModelView:
                 the approximation the method trains with.
 
         Raises:
-            OptionError: for a model without a linear classifier or with other than one or three input channels, or an
+            OptionError: for a model without class scores or with other than one or three input channels, or an
                 unknown ``grad``.
         """
         if isinstance(model, ModelView):
@@ -96,22 +103,34 @@ class ModelView:
         if grad == "exact":
             _use_exact_gradient(private)
         classifier, site = _find_classifier(private), _find_pool_site(private)
-        weight = classifier.weight
         shape = (1, preprocessing.channels, *preprocessing.input_size)
-        blank = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
+        blank = torch.zeros(shape).to(next(private.parameters()))
         _check_first_layer(private, blank)
-        if site is None:
-            return cls(private, None, None, classifier, preprocessing, {})
-        input_fmt = _input_fmt(site)
-        stages, pooled = trace_stages(private, blank, site, input_fmt)
+        classes = _count_classes(private, blank) if classifier is None else classifier.out_features
+        input_fmt = "NCHW" if site is None else _input_fmt(site)
+        stages, pooled = ({}, None) if site is None else trace_stages(private, blank, site, input_fmt)
+        if site is None or pooled is None:
+            return cls(private, None, None, classifier, preprocessing, {}, classes)
         if isinstance(site, Pool):
-            return cls(private, site, site, classifier, preprocessing, stages)
+            return cls(private, site, site, classifier, preprocessing, stages, classes)
         channels = pooled.shape[1] if input_fmt == "NCHW" else pooled.shape[-1]
-        return cls(private, AveragePool(channels, input_fmt=input_fmt), site, classifier, preprocessing, stages)
+        pool = AveragePool(channels, input_fmt=input_fmt)
+        return cls(private, pool, site, classifier, preprocessing, stages, classes)
 
     @property
-    def num_classes(self) -> int:
-        return self.classifier.out_features
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.model.parameters()).dtype
+
+    def known_classifier(self) -> nn.Linear:
+        """The linear layer of the class scores.
+
+        Raises:
+            NotApplicableError: if there is not exactly one.
+        """
+        if self.classifier is None:
+            raise NotApplicableError("the model has no single linear layer of class scores")
+        return self.classifier
 
     def known_pool(self) -> Pool:
         """The pool.
@@ -147,8 +166,7 @@ class ModelView:
 
     def to_model(self, x: Tensor) -> Tensor:
         """An input in the device and dtype of the model."""
-        parameter = self.classifier.weight
-        return x.detach().to(parameter.device, parameter.dtype)
+        return x.detach().to(next(self.model.parameters()))
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
@@ -169,7 +187,9 @@ class ModelView:
 
             return hook
 
-        handles = [self.classifier.register_forward_hook(remember(vector=0, scores=1))]
+        handles = []
+        if self.classifier is not None:
+            handles.append(self.classifier.register_forward_hook(remember(vector=0, scores=1)))
         if self.pool_site is not None:
             handles.append(self.pool_site.register_forward_hook(remember(input=0, pooled=1)))
         try:
@@ -210,11 +230,12 @@ class ModelView:
 
     def class_weight(self, target: int) -> Tensor:
         """The classifier's weights (D,) of a class, in float64."""
-        return self.classifier.weight[target].detach().double()
+        return self.known_classifier().weight[target].detach().double()
 
     def class_bias(self, target: int) -> float:
         """The classifier's bias of a class."""
-        return 0.0 if self.classifier.bias is None else self.classifier.bias[target].item()
+        bias = self.known_classifier().bias
+        return 0.0 if bias is None else bias[target].item()
 
     @contextmanager
     def against(self, other: int | None) -> Iterator[None]:
@@ -225,7 +246,7 @@ class ModelView:
         if other is None:
             yield
             return
-        parameters = [p for p in (self.classifier.weight, self.classifier.bias) if p is not None]
+        parameters = list(self.known_classifier().parameters())
         before = [parameter.data for parameter in parameters]
         self._last_pass.clear()
         try:
@@ -286,14 +307,22 @@ def _use_exact_gradient(model: nn.Module) -> None:
             pool.method = Exact()
 
 
-def _find_classifier(model: Any) -> nn.Linear:
+def _find_classifier(model: Any) -> nn.Linear | None:
     if hasattr(model, "get_classifier"):
         found = model.get_classifier()
     else:
         found = getattr(getattr(model, "head", None), "fc", None)
-    if not isinstance(found, nn.Linear):
-        raise OptionError(f"{type(model).__name__} has no linear classifier: found {type(found).__name__}")
-    return found
+    return found if isinstance(found, nn.Linear) else None
+
+
+@torch.no_grad()
+def _count_classes(model: nn.Module, blank: Tensor) -> int:
+    """How many class scores a model without one linear classifier gives: several classifiers, or more layers."""
+    scores = model(blank)
+    without_classes = getattr(model, "num_classes", None) == 0
+    if without_classes or not isinstance(scores, Tensor) or scores.ndim != 2:
+        raise OptionError(f"{type(model).__name__} has no class scores to explain")
+    return scores.shape[1]
 
 
 def _find_pool_site(model: nn.Module) -> nn.Module | None:

@@ -11,6 +11,7 @@ from .images import Picture
 CLIP_PERCENTILE = 99.5
 DIVERGING, SEQUENTIAL = "RdBu_r", "inferno"
 MARGIN = 6
+LARGEST_FONT, SMALLEST_FONT = 14, 9
 
 
 def overlay(image: Picture, values: np.ndarray, signed: bool, limit: float | None = None) -> Picture:
@@ -78,13 +79,13 @@ def enlarge(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def with_caption(picture: Picture, lines: list[str]) -> Picture:
-    """The picture with lines of text below it; the text shrinks where the picture is narrow."""
-    font_size = 14
-    font = ImageFont.load_default(font_size)
+    """The picture with lines of text below it; where it is narrow the text shrinks, then breaks."""
+    width = picture.width - 2 * MARGIN
+    font = ImageFont.load_default(LARGEST_FONT)
     longest = max(font.getlength(line) for line in lines)
-    if longest > picture.width - 2 * MARGIN:
-        font_size = max(7, int(font_size * (picture.width - 2 * MARGIN) / longest))
-        font = ImageFont.load_default(font_size)
+    font_size = min(LARGEST_FONT, max(SMALLEST_FONT, int(LARGEST_FONT * width / max(longest, 1))))
+    font = ImageFont.load_default(font_size)
+    lines = [part for line in lines for part in _broken(line, font, width)]
     line_height = round(1.35 * font_size)
     captioned = Image.new("RGB", (picture.width, picture.height + len(lines) * line_height + 2 * MARGIN), "white")
     captioned.paste(picture)
@@ -92,3 +93,15 @@ def with_caption(picture: Picture, lines: list[str]) -> Picture:
     for row, line in enumerate(lines):
         draw.text((MARGIN, picture.height + MARGIN + row * line_height), line, fill="black", font=font)
     return captioned
+
+
+def _broken(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """The line in parts that fit, broken between words; a word that is too long by itself stays whole."""
+    parts = [""]
+    for word in line.split(" "):
+        longer = f"{parts[-1]} {word}".lstrip(" ")
+        if parts[-1] and font.getlength(longer) > width:
+            parts.append(word)
+        else:
+            parts[-1] = longer
+    return parts

@@ -37,6 +37,11 @@ def eigen_panel(explanation: Explanation) -> Picture:
     Raises:
         OptionError: for another method.
         MissingExtraError: without matplotlib.
+
+    Examples:
+        >>> model = covpool_plugins.create_model("test_resnet", num_classes=3, reduce_channels=8)
+        >>> eigen_panel(explain(model, torch.randn(1, 3, 64, 64), "eigen")).mode
+        'RGB'
     """
     if not {"eigenvalues", "normalized", "sigma", "bands", "band_edges"} <= explanation.extras.keys():
         raise OptionError(f"eigen_panel draws explanations of the method 'eigen', got {explanation.method!r}")
@@ -66,6 +71,11 @@ def montage(explanations: Sequence[tuple[str, Explanation | str]]) -> Picture:
     Raises:
         OptionError: for no explanation at all, or methods whose values do not share a scale.
         MissingExtraError: without matplotlib.
+
+    Examples:
+        >>> model = covpool_plugins.create_model("test_resnet", num_classes=3, reduce_channels=8)
+        >>> montage([("svdpade", explain(model, torch.randn(1, 3, 64, 64))), ("gap", "not trained")]).mode
+        'RGB'
     """
     found = [explanation for _, explanation in explanations if isinstance(explanation, Explanation)]
     if not found:
@@ -73,7 +83,7 @@ def montage(explanations: Sequence[tuple[str, Explanation | str]]) -> Picture:
     kinds = sorted({explanation.method for explanation in found})
     if len(kinds) > 1:
         raise OptionError(f"montage has one colour scale for one method, got {', '.join(kinds)}")
-    limit = max(colour_limit(explanation.map) for explanation in found)
+    limit = max(colour_limit(explanation.shown) for explanation in found)
     columns = min(MOST_COLUMNS, len(explanations))
     rows = -(-len(explanations) // columns)
     shape = found[0].map.shape if found[0].space == "matrix" else (found[0].image.height, found[0].image.width)

@@ -12,17 +12,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..checks import check_integer, check_number
-from ..errors import OptionError, require_extra
+from ..errors import require_extra
 from .methods import METHODS, Attribution
 from .model_view import ModelView
+from .options import DRAWN_TOGETHER
 
 # How often a cell of RISE's masks is seen, and how many cells a side has.
 SEEN = 0.5
 CERTAIN = 50.0  # whose sigmoid is 1
 CELLS = 7
-# Masks that are drawn together: the random numbers, and so the map, do not depend on the batch size of the network.
-DRAWN_TOGETHER = 64
 # TorchRay's grid of the mask in pixels, its smoothing and the strongest blur were chosen for inputs of this side.
 TUNED_SIDE = 224
 STEP, SIGMA_STEPS, MAX_BLUR = 7, 3, 20.0
@@ -58,11 +56,6 @@ def rise(
 
     Source: Petsiuk, Das & Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018.
     """
-    check_integer("masks", masks)
-    check_integer("seed", seed, 0)
-    check_integer("batch_size", batch_size)
-    if batch_size > DRAWN_TOGETHER:
-        raise OptionError(f"batch_size must be at most {DRAWN_TOGETHER}, got {batch_size!r}")
     torchray = require_extra("torchray.attribution.rise", "explain")
     x = view.to_model(x).float()
     score = partial(log_odds, target=target, versus=versus)
@@ -77,7 +70,10 @@ def rise(
             batch_size=DRAWN_TOGETHER,
             p=SEEN,
         )
-    return Attribution(seen[0, 0] / seen[0, 1], signed=False)
+    weighted, shown = seen[0, 0], seen[0, 1]
+    # With few masks no mask may have shown a pixel: nothing is known of it.
+    mean = torch.where(shown > 0, weighted / shown, weighted.sum() / shown.sum().clamp_min(1e-12))
+    return Attribution(mean, signed=False, relative=True)
 
 
 @METHODS.register("extremal_perturbation")
@@ -101,11 +97,6 @@ def extremal_perturbation(
     Source: Fong, Patrick & Vedaldi, "Understanding Deep Networks via Extremal Perturbations and Smooth Masks",
     ICCV 2019.
     """
-    check_integer("iterations", iterations)
-    if not isinstance(areas, Sequence) or not areas:
-        raise OptionError(f"areas must be a list of numbers in (0, 1), got {areas!r}")
-    for area in areas:
-        check_number("areas", area, "(0, 1)")
     torchray = require_extra("torchray.attribution.extremal_perturbation", "explain")
     x = view.to_model(x).float()
     scale = min(x.shape[2:]) / TUNED_SIDE
@@ -119,7 +110,7 @@ def extremal_perturbation(
         masks, _ = torchray.extremal_perturbation(
             model, x, 0, areas=list(areas), max_iter=iterations, step=step, sigma=SIGMA_STEPS * step, jitter=False
         )
-    return Attribution(masks.mean(dim=0)[0], signed=False)
+    return Attribution(masks.mean(dim=0)[0], signed=False, relative=True)
 
 
 def log_odds(logits: Tensor, target: int, versus: int | None = None) -> Tensor:
@@ -161,7 +152,7 @@ class OneOutput(nn.Module):
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
-        self.model, self.dtype, self.output = view.model, view.classifier.weight.dtype, output
+        self.model, self.dtype, self.output = view.model, view.dtype, output
         self._progress = partial(tqdm, total=total, desc=name, unit="input", leave=False, disable=None)
 
     def __enter__(self) -> OneOutput:

@@ -39,6 +39,10 @@ class Pointing:
         pointless: maps without a maximum: values that are not finite, or none above zero.
         energies: of the maps with a maximum, the share of the positive values inside the object.
         note: why there are no maps.
+
+    Examples:
+        >>> Pointing("rise", 0, hits=3, misses=1).accuracy
+        0.75
     """
 
     method: str
@@ -96,6 +100,15 @@ def pointing_game(
 
     Source: Zhang, Lin, Brandt, Shen & Sclaroff, "Top-down Neural Attention by Excitation Backprop", ECCV 2016; the
     energy: Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks", CVPRW 2020.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> Image.new("RGB", (64, 64)).save("grey.png")
+        >>> model = covpool_plugins.create_model("test_resnet", num_classes=3, reduce_channels=8)
+        >>> pictures = [AnnotatedPicture(Path("grey.png"), boxes={2: [(0, 0, 64, 64)]})]
+        >>> [row.target for row in pointing_game(model, pictures, ["contribution"])]
+        [2]
     """
     check_integer("tolerance", tolerance, 0)
     check_number("smooth", smooth, "[0, 1]")
@@ -120,7 +133,12 @@ def pointing_game(
 
 
 def mean_accuracy(rows: Iterable[Pointing]) -> dict[str, float | None]:
-    """By method the mean of the accuracies of the classes that there are, as the papers report it."""
+    """By method the mean of the accuracies of the classes that there are, as the papers report it.
+
+    Examples:
+        >>> mean_accuracy([Pointing("rise", 0, hits=3, misses=1), Pointing("rise", 1, hits=1, misses=0)])
+        {'rise': 0.875}
+    """
     found: dict[str, list[float]] = {}
     for row in rows:
         found.setdefault(row.method, []).extend([] if row.accuracy is None else [row.accuracy])

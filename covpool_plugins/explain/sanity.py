@@ -78,6 +78,12 @@ def cascading_randomization(
         OptionError: for an option out of range, or one for a method that is not asked for.
 
     Source: Adebayo, Gilmer, Muelly, Goodfellow, Hardt & Kim, "Sanity Checks for Saliency Maps", NeurIPS 2018.
+
+    Examples:
+        >>> model = covpool_plugins.create_model("test_resnet", num_classes=3, reduce_channels=8)
+        >>> rows = cascading_randomization(model, torch.randn(1, 3, 64, 64), ["contribution"], steps=2)
+        >>> [row.layers[:1] for row in rows]
+        [('head.fc',), ('head.fc',)]
     """
     check_integer("seed", seed, 0)
     check_integer("steps", steps)
@@ -114,6 +120,11 @@ def depends_on_weights(rows: Sequence[Randomization]) -> dict[str, bool | None]:
 
     ``None`` where there is no similarity with all layers random. A map of which less than a quarter of the variance of
     ranks is shared with the original one (0.5²) shows mostly what was learned; one far above it shows the picture.
+
+    Examples:
+        >>> rows = [Randomization("gradient", ("fc",), 0.9), Randomization("gradient", ("fc", "conv1"), 0.1)]
+        >>> depends_on_weights(rows)
+        {'gradient': True}
     """
     last = {row.method: row.similarity for row in rows}
     return {method: None if value is None else abs(value) < THRESHOLD for method, value in last.items()}
@@ -226,7 +237,7 @@ def _layers_from_the_classifier_down(view: ModelView, x: Tensor) -> dict[str, li
     layers: dict[str, list[str]] = {}
     for name in reversed(_in_order_of_use(view, x, owners)):
         layers.setdefault(_layer_of(name, [*view.shallow_stages, names.get(view.pool)]), []).append(name)
-    classifier = names[view.classifier]
+    classifier = next(iter(layers)) if view.classifier is None else names[view.classifier]
     return {classifier: layers.pop(classifier), **layers}
 
 

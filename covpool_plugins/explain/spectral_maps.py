@@ -7,7 +7,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..checks import check_integer
 from ..errors import NotApplicableError
 from ..linalg import EigenMethod, unpack_symmetric
 from ..linalg.packing import unpack_gradient
@@ -45,7 +44,6 @@ def eigen(view: ModelView, x: Tensor, target: int, *, bands: int = BANDS) -> Att
     Source: the view of Song, Sebe & Wang, "On the Eigenvalues of Global Covariance Pooling for Fine-grained Visual
     Recognition", T-PAMI 2022, that small eigenvalues carry the details, made visible.
     """
-    check_integer("eigen: bands", bands)
     head = LinearHead.of(view, x, target)
     found = shares_of_root(head)
     maps, edges = in_bands(found.shares.reshape(-1, *head.grid), bands)
@@ -77,7 +75,6 @@ def energy(view: ModelView, x: Tensor, target: int, *, bands: int = BANDS) -> At
         OptionError: for a number of bands that is not positive, or a model without a pool that we know.
         NotApplicableError: for a pool that takes no such matrix.
     """
-    check_integer("energy: bands", bands)
     features, grid, _ = view.features(x)
     basis = covariance_basis(view.float64_pool, features.double())
     maps, edges = in_bands((basis.coordinates.square() / features.shape[-1]).reshape(-1, *grid), bands)
@@ -103,7 +100,6 @@ def channel_pairs(view: ModelView, x: Tensor, target: int, *, strongest: int = 1
         NotApplicableError: for a pool whose vector is no such matrix, or a model with more than a linear layer behind
             it.
     """
-    check_integer("channel_pairs: strongest", strongest)
     head = LinearHead.of(view, x, target)
     with torch.no_grad():
         products = head.pool.represent(head.X)[0] * head.weight

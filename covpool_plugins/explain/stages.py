@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import OptionError
-
 
 @torch.no_grad()
-def trace_stages(model: nn.Module, x: Tensor, site: nn.Module, input_fmt: str) -> tuple[dict[str, nn.Module], Tensor]:
+def trace_stages(
+    model: nn.Module, x: Tensor, site: nn.Module, input_fmt: str
+) -> tuple[dict[str, nn.Module], Tensor | None]:
     """Modules whose output is a map that stays as it is, by name, in the order in which they finish.
 
-    The second thing returned is the input of ``site``.
+    The second thing returned is the input of ``site``; ``None`` if the model does not call it as a module.
 
     A probe makes the output a leaf of the graph, which no in-place operation may change: batch norm before an
     in-place ReLU, or the last layer of a branch before ``x += shortcut``, cannot be probed. The version counter of
@@ -52,9 +52,7 @@ def trace_stages(model: nn.Module, x: Tensor, site: nn.Module, input_fmt: str) -
         for handle in handles:
             handle.remove()
     kept = {name: module for name, (module, output, version) in seen.items() if output._version == version}
-    if not ended:
-        raise OptionError("the model does not call its pool by itself: nothing of it can be explained")
-    return kept, ended[-1]
+    return kept, ended[-1] if ended else None
 
 
 def _is_map(output: Tensor, input_fmt: str) -> bool:

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..checks import check_integer, check_number
-from ..errors import OptionError
 from .methods import METHODS, Attribution
 from .model_view import ModelView
 
@@ -19,8 +17,6 @@ ITERATIONS = 100
 JITTER = 16
 CLASS_SMOOTHNESS = 1000.0
 INVERSE_SMOOTHNESS = 100.0
-LARGEST_SEED = 2**63 - 1
-
 Loss = Callable[[Tensor], Tensor]
 
 
@@ -56,7 +52,6 @@ def maximal_image(
     Source: Mahendran & Vedaldi, "Visualizing Deep Convolutional Neural Networks Using Natural Pre-images", IJCV 2016;
     for second-order models Lin & Maji, "Visualizing and Understanding Deep Texture Representations", CVPR 2016.
     """
-    _check("maximal_image", iterations, seed, smoothness, jitter)
 
     def loss(picture: Tensor) -> Tensor:
         return -view.model(picture)[0, target]
@@ -93,7 +88,6 @@ def inverse_image(
 
     Source: Mahendran & Vedaldi, IJCV 2016; Lin & Maji, CVPR 2016.
     """
-    _check("inverse_image", iterations, seed, smoothness, jitter)
     view.known_pool()
     wanted = view.forward_pass(x).pooled
     assert wanted is not None and view.pool_site is not None
@@ -112,15 +106,6 @@ def inverse_image(
     finally:
         handle.remove()
     return _attribution(pixels, distance=distance)
-
-
-def _check(method: str, iterations: int, seed: int, smoothness: float, jitter: int) -> None:
-    check_integer(f"{method}: iterations", iterations)
-    check_integer(f"{method}: seed", seed, 0)
-    if seed > LARGEST_SEED:
-        raise OptionError(f"{method}: seed must be at most {LARGEST_SEED}, got {seed}")
-    check_number(f"{method}: smoothness", smoothness, "[0, inf)")
-    check_integer(f"{method}: jitter", jitter, 0)
 
 
 def _descend(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import covpool_plugins
-from covpool_plugins.errors import OptionError
+from covpool_plugins.errors import NotApplicableError, OptionError
 from covpool_plugins.explain import ModelView, explain
 from covpool_plugins.explain.contribution import COMPLETE, by_entries, contributions
 from covpool_plugins.explain.model_view import _use_exact_gradient
@@ -241,6 +241,12 @@ def test_plain_timm_models(name: str) -> None:
         expected = (net(x)[0, 2] - net.get_classifier().bias[2]).item()
     assert found.map.sum() == pytest.approx(expected, rel=1e-3)
     assert explain(net, x, "grad_cam", target=2).map.shape == found.map.shape
+
+
+def test_one_position_is_no_map() -> None:
+    view = ModelView.of(timm.create_model("test_resnet", num_classes=3))
+    with pytest.raises(NotApplicableError, match="one position only"):
+        explain(view, torch.randn(1, 3, 16, 16), "contribution", target=1)
 
 
 @pytest.mark.parametrize(

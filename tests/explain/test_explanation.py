@@ -13,10 +13,10 @@ from support.explanations import CHEAP, POOL_OF
 from torch import Tensor
 
 import covpool_plugins
-from covpool_plugins.errors import OptionError, ShapeError, UnknownNameError
+from covpool_plugins.errors import NotApplicableError, OptionError, ShapeError, UnknownNameError
 from covpool_plugins.explain import METHODS, Explanation, ModelView, explain, read_picture
 from covpool_plugins.explain.model_view import token_grid
-from covpool_plugins.explain.overlay import colour_limit
+from covpool_plugins.explain.overlay import colour_limit, with_caption
 
 
 def explanation(values: np.ndarray, signed: bool, size: tuple[int, int] = (60, 40)) -> Explanation:
@@ -209,9 +209,62 @@ def test_bad_input_is_named(call: dict, error: type[Exception], message: str, sm
         explain(small_net(), **(dict(image=image) | call))
 
 
-def test_models_without_a_linear_classifier_are_refused(image: Tensor) -> None:
-    with pytest.raises(OptionError, match="no linear classifier"):
+def test_models_without_class_scores_are_refused(image: Tensor) -> None:
+    with pytest.raises(OptionError, match="Conv2d has no class scores"):
         explain(torch.nn.Conv2d(3, 4, 3), image)
+    with pytest.raises(OptionError, match="no class scores"):
+        explain(timm.create_model("test_resnet", num_classes=0), image)
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "test_vit"])
+def test_scores_that_are_no_single_linear_layer_of_a_pool(name: str) -> None:
+    """Two classifiers, or tokens without a pool: what needs no more than scores works, the rest says why not."""
+    view = ModelView.of(timm.create_model(name, num_classes=4))
+    x = torch.randn(1, 3, *view.preprocessing.input_size)
+    for method in ("gradient", "rise", "maximal_image"):
+        found = explain(view, x, method, target=1, **CHEAP.get(method, {}))
+        assert np.isfinite(found.map).all() and np.ptp(found.map) > 0
+    for method in ("contribution", "eigen", "channel_pairs"):
+        with pytest.raises(NotApplicableError):
+            explain(view, x, method, target=1)
+
+
+def test_scores_and_maps_that_are_not_finite(small_net, image: Tensor) -> None:
+    net = small_net()
+    net.stage1[0].conv.weight.data[:] = torch.nan
+    with pytest.raises(NotApplicableError, match="class scores for this picture are not finite"):
+        explain(net, image, "gradient", target=1)
+
+
+@pytest.mark.parametrize("masks", [1, 2])
+def test_pixels_that_no_mask_has_shown(masks: int, small_net, image: Tensor) -> None:
+    assert np.isfinite(explain(small_net(), image, "rise", target=1, masks=masks).map).all()
+
+
+def test_a_relative_map_is_drawn_from_its_smallest_value_on() -> None:
+    values = np.array([[0.90, 0.91], [0.92, 0.98]])
+    common = dict(method="rise", target=1, probability=0.9, image=Image.new("RGB", (32, 32), "grey"), signed=False)
+    relative, absolute = (Explanation(map=values, relative=flag, **common) for flag in (True, False))
+    assert np.ptp(np.asarray(relative.overlay()).astype(int), axis=(0, 1)).max() > 150
+    assert np.ptp(np.asarray(absolute.overlay()).astype(int), axis=(0, 1)).max() < 100
+    assert "values from 0.9, without colour, to 0.98" in relative.caption()
+
+
+def test_long_captions_are_broken() -> None:
+    lines = ["contribution, class great white shark, white shark, man-eater, man-eating shark, p = 0.5"] * 2
+    short, long = (with_caption(Image.new("RGB", (320, 20)), said) for said in (["p = 0.5"] * 2, lines))
+    assert long.width == short.width and long.height > short.height
+    margin = np.asarray(long.convert("L"))[20:, -6:]
+    assert (margin == 255).all()
+
+
+def test_pictures_are_turned_as_their_camera_says(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 12))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.png", exif=exif)
+    assert read_picture(tmp_path / "turned.png").size == (4, 12)
+    assert read_picture(tmp_path / "turned.png", upright=False).size == (12, 4)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ from safetensors.torch import save_file
 from support.explanations import SECOND_ORDER
 
 from covpool_plugins.command_line import run_tool
+from covpool_plugins.errors import OptionError
 from covpool_plugins.explain import ModelView, explain, list_methods
 from covpool_plugins.explain.batch import find_pictures, unique_stems
 
@@ -143,6 +146,29 @@ def bad_calls(tmp_path: Path, picture: Path) -> dict[str, tuple[list[str], str]]
         "versus itself": ([*model, *image, "--target", "3", "--versus", "3"], "another class"),
         "too few names": ([*model, *image, "--classes", str(tmp_path / "names.txt")], "2 names"),
         "no names": ([*model, *image, "--classes", str(tmp_path / "no.txt")], "no.txt"),
+        "option twice": (
+            [*model, *image, "--method", "rise", "--masks", "3", "--option", "masks=5"],
+            "--option masks and --masks are the same",
+        ),
+        "option out of range": (
+            [*model, *image, "--method", "contribution", "rise", "--masks", "-1"],
+            "rise: masks must be a positive integer, got -1",
+        ),
+        "list out of range": (
+            [*model, *image, "--method", "gradient", "extremal_perturbation", "--option", "areas=5"],
+            "areas must be a list of numbers in (0, 1), got 5",
+        ),
+        "no classes": ([*model, *image, "--num-classes", "0"], "--num-classes must be at least 1, got 0"),
+        "seed too large": ([*model, *image, "--seed", str(2**70)], "--seed must be an integer from 0 to"),
+        "picture as names": ([*model, *image, "--classes", str(picture)], "not a text of names"),
+        "folder that is a file": (
+            [*model, *image, "--out", str(tmp_path / "names.txt")],
+            "names.txt is there and is no folder",
+        ),
+        "nothing but n/a": (
+            [*model, *image, "--method", "democratic_weights"],
+            "democratic_weights: not applicable",
+        ),
         "useless option": ([*model, *image, "--option", "speed=3"], "--option speed: none of the methods"),
         "negative steps": ([*model, *image, "--deletion-steps", "-1"], "got -1"),
         "text as picture": ([*model, "--image", str(tmp_path / "text.png")], "text.png: not a picture"),
@@ -189,7 +215,7 @@ def bad_calls(tmp_path: Path, picture: Path) -> dict[str, tuple[list[str], str]]
 def test_bad_input_is_one_line_and_status_2(tool, picture: Path, tmp_path: Path, monkeypatch, capsys, subtests) -> None:
     for name, (arguments, message) in bad_calls(tmp_path, picture).items():
         with subtests.test(name):
-            monkeypatch.setattr(sys, "argv", ["explain.py", *arguments, "--out", str(tmp_path / "out")])
+            monkeypatch.setattr(sys, "argv", ["explain.py", "--out", str(tmp_path / "out"), *arguments])
             capsys.readouterr()
             with pytest.raises(SystemExit) as caught:
                 run_tool(tool.main)
@@ -304,6 +330,33 @@ sys.modules["torchray"] = None
 sys.argv = ["explain.py", *sys.argv[2:]]
 runpy.run_path({tool!r}, run_name="__main__")
 """
+
+
+def test_what_ends_early_has_a_page_of_what_is_done(tool, picture: Path, tmp_path: Path, monkeypatch) -> None:
+    calls = []
+
+    def interrupt(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return explain(*arguments, **options)
+
+    shutil.copy(picture, tmp_path / "second.png")
+    monkeypatch.setattr("covpool_plugins.explain.batch.explain", interrupt)
+    arguments = ["--model", SMALL, "--image", str(picture), str(tmp_path / "second.png"), "--deletion-steps", "0"]
+    with pytest.raises(KeyboardInterrupt):
+        tool.main([*arguments, "--out", str(tmp_path / "out")])
+    (row,) = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert row["image"] == picture.name and "data:image/png" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_the_top_class_versus_itself_is_left_out(tool, picture: Path, tmp_path: Path, capsys) -> None:
+    common = ["--model", SMALL, "--num-classes", "2", "--image", str(picture), "--deletion-steps", "0"]
+    for versus in ("0", "1"):
+        out = ["--out", str(tmp_path / versus), "--versus", versus, "--method", "contribution"]
+        with contextlib.suppress(OptionError):
+            tool.main([*common, *out])
+    assert sum((tmp_path / versus / "metrics.json").exists() for versus in ("0", "1")) == 1
 
 
 @pytest.mark.slow
