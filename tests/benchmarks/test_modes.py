@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import covpool_plugins.linalg as linalg
-from covpool_plugins.benchmarks import MODES
+from covpool_plugins.benchmarks import MODES, scaling
 from covpool_plugins.benchmarks.linalg import (
     features_section,
     given_inverse_section,
@@ -52,6 +52,28 @@ def test_linalg_prints_and_writes(tmp_path, capsys):
     ]
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert list(tmp_path.glob("**/.*")) == []
+
+
+def test_networks_are_compared_with_average_pooling(tmp_path, capsys):
+    json_file = tmp_path / "figures.json"
+    options = ["--backbone", "test_resnet", "--heads", "svdpade", "--size", "64", "--batch", "2", "--repeats", "1"]
+    _tool("network", *options, "--json", str(json_file))
+    (section,) = json.loads(json_file.read_text())["sections"]
+    assert [row["contender"] for row in section["rows"]] == ["gap, ours", "svdpade, ours"]
+    assert section["rows"][0]["ratios"] == {"gap, ours": 1.0}
+    assert "test_resnet at 64" in capsys.readouterr().out
+
+
+def test_scaling_draws_what_grows(tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling, "BASE", {"channels": 8, "positions": 12, "batch": 2})
+    monkeypatch.setattr(scaling, "SWEEPS", {"channels": (4, 8), "positions": (6,), "batch": (1, 3)})
+    json_file, plot = tmp_path / "figures.json", tmp_path / "figures.png"
+    _tool("scaling", "--repeats", "1", "--json", str(json_file), "--plot", str(plot))
+    sections = json.loads(json_file.read_text())["sections"]
+    sizes = [(s["details"]["channels"], s["details"]["positions"], s["details"]["batch"]) for s in sections]
+    assert sizes == [(4, 12, 2), (8, 12, 2), (8, 6, 2), (8, 12, 1), (8, 12, 3)]
+    assert all({row["contender"] for row in section["rows"]} == set(scaling.LINES) for section in sections)
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_every_method_is_measured():
