@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from .errors import OptionError
+from .errors import OptionError, ShapeError
 
 
 def is_integer(value: object, least: int = 1) -> bool:
@@ -54,6 +54,28 @@ def check_choice(option: str, value: object, allowed: Collection[object]) -> Non
     if value not in allowed:
         listed = ", ".join(str(one) for one in allowed)
         raise OptionError(f"{option} must be one of {listed}, got {value!r}")
+
+
+def check_classes(num_classes: object, pool_type: str) -> None:
+    """Raise unless there are as many classes as can be, which without a pool is none.
+
+    Raises:
+        OptionError: naming the value.
+    """
+    check_integer("num_classes", num_classes, 0)
+    if num_classes and not pool_type:
+        raise OptionError(f"global_pool='' leaves nothing to classify: use num_classes=0, got {num_classes}")
+
+
+def check_whole_clips(count: int, frames: int) -> None:
+    """Raise unless ``count`` frames are a whole number of clips of ``frames`` frames.
+
+    Raises:
+        ShapeError: naming both.
+    """
+    # Any batch is a whole number of single frames; asking would tie an exported program to its batch.
+    if frames > 1 and count % frames != 0:
+        raise ShapeError(f"a batch of {count} frames is no whole number of clips of {frames} frames")
 
 
 def check_flag(option: str, value: object) -> None:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from .errors import UnknownNameError
 
 T = TypeVar("T")
 Entry = TypeVar("Entry")
+
+
+class About(NamedTuple):
+    """What a row is, for the tables of the documents: what it computes, its gradient, where it comes from."""
+
+    forward: str
+    gradient: str
+    source: str
 
 
 class Table(Generic[T]):
@@ -17,18 +25,21 @@ class Table(Generic[T]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[str, T] = {}
+        self.about: dict[str, About] = {}
 
-    def add(self, name: str, entry: T) -> None:
+    def add(self, name: str, entry: T, about: About | None = None) -> None:
         """Add a row; a name can be taken only once."""
         if name in self._entries:
             raise ValueError(f"{self.kind} {name!r} is registered twice")
         self._entries[name] = entry
+        if about is not None:
+            self.about[name] = about
 
-    def register(self, name: str) -> Callable[[Entry], Entry]:
+    def register(self, name: str, about: About | None = None) -> Callable[[Entry], Entry]:
         """Decorator form of :meth:`add`."""
 
         def decorate(entry: Entry) -> Entry:
-            self.add(name, entry)  # type: ignore[arg-type]
+            self.add(name, entry, about)  # type: ignore[arg-type]
             return entry
 
         return decorate

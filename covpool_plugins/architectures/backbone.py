@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..checks import check_choice, check_integer, check_number
+from ..checks import check_choice, check_classes, check_integer, check_number
 from ..errors import OptionError
 
 GLOBAL_POOLS = ("avg", "")
@@ -107,11 +107,9 @@ class Backbone(nn.Module):
             OptionError: for anything else.
         """
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
-        check_integer("num_classes", num_classes, 0)
         if pool_type not in GLOBAL_POOLS:
             raise OptionError(f"global_pool must be 'avg' or '', got {pool_type!r}")
-        if num_classes and not pool_type:
-            raise OptionError(f"global_pool='' leaves nothing to classify: use num_classes=0, got {num_classes}")
+        check_classes(num_classes, pool_type)
         weight = next(self.parameters())
         self.num_classes = num_classes
         self.global_pool: GlobalPool = GlobalPool(pool_type)

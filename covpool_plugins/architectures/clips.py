@@ -9,7 +9,7 @@ Action Recognition", ECCV 2016, for the sampling of frames and their consensus.
 import torch
 from torch import Tensor
 
-from ..checks import check_flag, check_integer
+from ..checks import check_flag, check_integer, check_whole_clips
 from ..errors import ShapeError
 
 
@@ -48,7 +48,7 @@ def join_clips(x: Tensor, frames: int) -> Tensor:
         return x.flatten(0, 1)
     if x.dim() != 4:
         raise ShapeError(f"expected clips (B, {frames}, C, H, W) or frames (B T, C, H, W), got shape {list(x.shape)}")
-    _check_whole_clips(x.shape[0], frames)
+    check_whole_clips(x.shape[0], frames)
     return x
 
 
@@ -60,11 +60,5 @@ def mean_over_frames(vectors: Tensor, frames: int) -> Tensor:
     """
     if frames == 1:
         return vectors
-    _check_whole_clips(vectors.shape[0], frames)
+    check_whole_clips(vectors.shape[0], frames)
     return vectors.reshape(-1, frames, vectors.shape[1]).mean(dim=1)
-
-
-def _check_whole_clips(count: int, frames: int) -> None:
-    # Any batch is a whole number of single frames; asking would tie an exported program to its batch.
-    if frames > 1 and count % frames != 0:
-        raise ShapeError(f"a batch of {count} frames is no whole number of clips of {frames} frames")

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_integer
-from ..errors import OptionError
+from ..checks import check_classes
 from ..pooling import POOLS, CrossCovariancePool, create_pool, pool_options
 
 REDUCTION = "conv-bn-relu"
@@ -79,7 +78,7 @@ class TokenHead(nn.Module):
         self.reduce_channels = reduce_channels
         self.pool_options = dict(pool_options or {})
         self.dropout = nn.Dropout(drop_rate)
-        _check_classes(num_classes, global_pool)
+        check_classes(num_classes, global_pool)
         self._build_pool(global_pool, factory)
         self._build_classifiers(num_classes, factory)
 
@@ -98,7 +97,7 @@ class TokenHead(nn.Module):
         """
         name = self.global_pool if global_pool is None else global_pool
         factory: dict[str, Any] = dict(device=device, dtype=dtype)
-        _check_classes(num_classes, name)
+        check_classes(num_classes, name)
         if name != self.global_pool:
             self._build_pool(name, factory)
         self._build_classifiers(num_classes, factory)
@@ -131,9 +130,3 @@ class TokenHead(nn.Module):
         if pre_logits or not self.classifies:
             return torch.cat([vector, token], dim=1)
         return self.fc(vector) + self.cls_fc(token)
-
-
-def _check_classes(num_classes: int, global_pool: str) -> None:
-    check_integer("num_classes", num_classes, 0)
-    if num_classes and not global_pool:
-        raise OptionError(f"global_pool='' leaves nothing to classify: use num_classes=0, got {num_classes}")

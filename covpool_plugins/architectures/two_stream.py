@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import check_integer, check_number
+from ..checks import check_classes, check_integer, check_number
 from ..errors import OptionError, ShapeError
 from ..pooling import BilinearPool, Pool
 from ..pooling.base import InputFormat
@@ -202,8 +202,7 @@ class TwoStreamNet(nn.Module):
         pool_type = self.global_pool.pool_type or "bilinear" * bool(num_classes) if global_pool is None else global_pool
         if pool_type not in GLOBAL_POOLS:
             raise OptionError(f"global_pool must be 'bilinear' or '', got {pool_type!r}")
-        if num_classes and not pool_type:
-            raise OptionError(f"global_pool='' leaves nothing to classify: use num_classes=0, got {num_classes}")
+        check_classes(num_classes, pool_type)
         if pool_type != self.global_pool.pool_type:
             self._build_pool(pool_type)
         self.num_classes = num_classes

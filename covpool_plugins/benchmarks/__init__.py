@@ -1,6 +1,17 @@
 """Measurements behind ``tools/benchmark.py``, one module per mode."""
 
-from . import convergence, linalg, operators, pools, whitening
+from . import convergence, linalg, networks, operators, pools, reliability, scaling, whitening
 from .modes import MODES, Mode
 
-__all__ = ["MODES", "Mode", "convergence", "linalg", "operators", "pools", "whitening"]
+__all__ = [
+    "MODES",
+    "Mode",
+    "convergence",
+    "linalg",
+    "networks",
+    "operators",
+    "pools",
+    "reliability",
+    "scaling",
+    "whitening",
+]

@@ -56,7 +56,7 @@ def _sections(arguments: argparse.Namespace) -> Iterator[Section]:
     for along in arguments.along:
         for value in SWEEPS[along]:
             sizes = BASE | {along: value}
-            made = features_section(*sizes.values(), methods, arguments.device)
+            made = features_section(sizes["channels"], sizes["positions"], sizes["batch"], methods, arguments.device)
             yield dataclasses.replace(
                 made,
                 title=f"{along} {value}: {made.title}, batch {sizes['batch']}",
@@ -77,8 +77,8 @@ def draw(results: Sequence[Result], path: Path) -> None:
         for name, (colour, style) in LINES.items():
             points = [(r.details[along], 1e3 * row.both) for r in own for row in r.rows if row.contender == name]
             axis.plot(*zip(*points, strict=True), style, marker="o", markersize=3, color=colour, label=name)
-        fixed = ", ".join(f"{value} {key}" for key, value in BASE.items() if key != along)
-        axis.set(xscale="log", yscale="log", xlabel=along, title=f"{fixed}")
+        fixed = ", ".join(f"{key} {value}" for key, value in BASE.items() if key != along)
+        axis.set(xscale="log", yscale="log", xlabel=along, title=fixed)
         axis.title.set_fontsize(9)
         axis.set_xticks(SWEEPS[along], [str(value) for value in SWEEPS[along]])
         axis.minorticks_off()

@@ -106,6 +106,12 @@ def load_original(
         CheckpointError: for a file that is no checkpoint, is damaged, or holds more than tensors and plain data.
         OptionError: for a checkpoint of an unknown kind, with tensors that nobody knows or without some that the model
             needs, or a hint that it does not fit.
+
+    Examples:
+        >>> torch.save(timm.create_model("resnet18", num_classes=10).state_dict(), "resnet18.pth")
+        >>> converted = load_original("resnet18.pth", head="isqrt")
+        >>> converted.model_name, converted.model_kwargs["num_classes"]
+        ('resnet18_isqrt', 10)
     """
     path = Path(path)
     if path.is_dir():

@@ -64,6 +64,11 @@ def read_checkpoint(path: Path | str, progress: Progress = lambda _: None) -> An
     Raises:
         FileNotFoundError, OSError: if there is no such file or it cannot be read.
         CheckpointError: for anything else that does not give such an object; the message is one line.
+
+    Examples:
+        >>> torch.save({"epoch": 3, "bias": torch.zeros(2)}, "best.pth")
+        >>> read_checkpoint("best.pth")
+        {'epoch': 3, 'bias': tensor([0., 0.])}
     """
     path = Path(path)
     with open(path, "rb") as file:

@@ -10,7 +10,13 @@ if TYPE_CHECKING:
 
 
 def summary(converted: Converted) -> list[tuple[str, str]]:
-    """Lines of a table: what was found, what becomes of it."""
+    """Lines of a table: what was found, what becomes of it.
+
+    Examples:
+        >>> torch.save(timm.create_model("resnet18", num_classes=10).state_dict(), "resnet18.pth")
+        >>> dict(summary(load_original("resnet18.pth")))["weights"]
+        '122 tensors, 44.8 MB'
+    """
     arguments = ", ".join(f"{name}={value!r}" for name, value in converted.model_kwargs.items())
     counts = Counter(_kind(row) for row in converted.keys)
     size = sum(tensor.nbytes for tensor in converted.state_dict.values()) / 1e6

@@ -53,6 +53,11 @@ def write(converted: Converted, target: str, directory: Path | str, force: bool 
         UnknownNameError: for another target.
         OptionError: for a folder that is there and not empty, without ``force``, or that holds anything else; for
             ``original``, if the weights do not come from a conversion.
+
+    Examples:
+        >>> torch.save(timm.create_model("resnet18", num_classes=10).state_dict(), "resnet18.pth")
+        >>> sorted(path.name for path in write(load_original("resnet18.pth"), "timm", "converted"))
+        ['config.json', 'conversion.md', 'model.safetensors', 'original.json']
     """
     row = TARGETS[target]
     with new_folder(directory, _written(Path(directory)) if force else None) as folder:

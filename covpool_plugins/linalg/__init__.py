@@ -3,6 +3,7 @@
 from .covariance import covariance, smaller_covariance
 from .covariance_power import covariance_powm
 from .covariance_square_root import Compute, Vectorize, check_root_options, covariance_sqrt
+from .logarithm import InverseScaling, logm
 from .lyapunov import EigenLyapunov, NewtonSchulzLyapunov, lyapunov
 from .methods import (
     MPA,
@@ -27,7 +28,7 @@ from .methods import (
 )
 from .packing import pack_triu, packed_size, unpack_symmetric
 from .routes import measured_routes
-from .spectral import InverseScaling, expm_neg, logm, powm
+from .spectral import expm_neg, powm
 from .square_root import inv_sqrtm, sqrtm
 
 __all__ = [

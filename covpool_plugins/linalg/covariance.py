@@ -24,6 +24,15 @@ def covariance(X: Tensor, centered: bool = True) -> Tensor:
 
     Raises:
         ShapeError, DtypeError: if ``X`` is not a batch of floating point features.
+
+    Examples:
+        >>> X = torch.tensor([[1.0, 3.0], [2.0, 2.0]])  # two channels at two positions
+        >>> covariance(X)
+        tensor([[1., 0.],
+                [0., 0.]])
+        >>> covariance(X, centered=False)
+        tensor([[5., 4.],
+                [4., 4.]])
     """
     check_features(X)
     return Covariance.apply(X.to(working_dtype(X.dtype)), centered).to(X.dtype)
@@ -44,6 +53,10 @@ def smaller_covariance(X: Tensor, centered: bool = True) -> Tensor:
 
     Raises:
         ShapeError, DtypeError: if ``X`` is not a batch of floating point features.
+
+    Examples:
+        >>> smaller_covariance(torch.randn(2, 64, 9)).shape
+        torch.Size([2, 9, 9])
     """
     check_features(X)
     if X.shape[-1] > X.shape[-2]:

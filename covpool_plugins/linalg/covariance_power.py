@@ -27,6 +27,11 @@ def covariance_powm(X: Tensor, p: float | Tensor, centered: bool = True) -> Tens
     Raises:
         ShapeError, DtypeError: if ``X`` is not a batch of floating point features.
         OptionError: if ``p`` is not a finite number.
+
+    Examples:
+        >>> X = torch.randn(2, 8, 5, dtype=torch.float64)
+        >>> torch.allclose(covariance_powm(X, 0.5), covariance_sqrt(X, "exact"))
+        True
     """
     check_features(X)
     work = X.to(working_dtype(X.dtype))

@@ -69,6 +69,13 @@ def covariance_sqrt(
     Raises:
         ShapeError, DtypeError: if ``X`` is not a batch of floating point features.
         UnknownNameError, OptionError: for a method or an option that does not exist.
+
+    Examples:
+        >>> X = torch.randn(2, 64, 49, requires_grad=True)
+        >>> covariance_sqrt(X, "svdpade").shape
+        torch.Size([2, 64, 64])
+        >>> covariance_sqrt(X, "isqrt", iterations=7, vectorize="triu").shape
+        torch.Size([2, 2080])
     """
     check_features(X)
     check_root_options(compute, vectorize)
@@ -95,7 +102,13 @@ def _routed_root(X: Tensor, method: Method, centered: bool, compute: Compute, ve
 
 
 def check_root_options(compute: str, vectorize: str) -> None:
-    """Raise :class:`OptionError` unless both are options of :func:`covariance_sqrt`."""
+    """Raise :class:`OptionError` unless both are options of :func:`covariance_sqrt`.
+
+    Examples:
+        >>> check_root_options("mixed", "tril")
+        Traceback (most recent call last):
+        covpool_plugins.errors.OptionError: vectorize must be one of full, triu, got 'tril'
+    """
     check_choice("compute", compute, COMPUTES)
     check_choice("vectorize", vectorize, VECTORIZES)
 
@@ -147,7 +160,7 @@ class EigenCovarianceRoot(torch.autograd.Function):
     def forward(
         X: Tensor, method: EigenMethod, centered: bool, mixed: bool, packed: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        decompose = _dual_decomposition if X.shape[-1] <= X.shape[-2] else _primal_decomposition
+        decompose = _dual_decomposition if _through_gram(X, method) else _primal_decomposition
         with autocast_off(X.device.type):
             s, U, V = decompose(X, method, centered, mixed)
             half = U * s.sqrt().unsqueeze(-2)
@@ -158,7 +171,7 @@ class EigenCovarianceRoot(torch.autograd.Function):
         X, ctx.method, ctx.centered, _, ctx.packed = inputs
         _, s, U, V = output
         ctx.positions = X.shape[-1]
-        ctx.dual = ctx.positions <= X.shape[-2]
+        ctx.dual = _through_gram(X, ctx.method)
         ctx.mark_non_differentiable(s, U, V)
         # X is kept by reference, not copied: the layer before has it anyway.
         ctx.save_for_backward(X, s, U, V)
@@ -182,11 +195,21 @@ class EigenCovarianceRoot(torch.autograd.Function):
         return first_derivative_only(grad, ctx.method, X, G), None, None, None, None
 
 
+def _through_gram(X: Tensor, method: EigenMethod) -> bool:
+    """Whether the M x M Gram matrix of features (..., C, M) serves.
+
+    Its eigenvectors span the features. The gradient also has entries towards eigenvectors that a method leaves out, in
+    which the features do vary.
+    """
+    C, M = X.shape[-2:]
+    return M <= C and not method.leaves_out(M)
+
+
 def _dual_decomposition(X: Tensor, method: EigenMethod, centered: bool, mixed: bool) -> tuple[Tensor, Tensor, Tensor]:
     """s (..., M), U (..., C, M) and V / √M (..., M, M) of X̃ / √M = U s Vᵀ; columns of U are zero where s is."""
     positions = X.shape[-1]
     wide, mean = center(X, centered, torch.float64 if mixed else X.dtype)
-    values, V = _decomposition((wide.mT @ wide).div_(positions), mean, method)
+    values, V = _decomposition((wide.mT @ wide).div_(positions), mean, method, X.dtype)
     s = values.sqrt()
     inverse = torch.where(s == 0, 0.0, s.reciprocal())
     V = V / positions**0.5
@@ -198,17 +221,17 @@ def _primal_decomposition(X: Tensor, method: EigenMethod, centered: bool, mixed:
     """s (..., C) and U (..., C, C) of X̃ X̃ᵀ / M = U s² Uᵀ; V is not needed and empty."""
     wide, mean = center(X, centered)
     A = (wide @ wide.mT).div_(X.shape[-1])
-    values, U = _decomposition(A.to(torch.float64) if mixed else A, mean, method)
+    values, U = _decomposition(A.to(torch.float64) if mixed else A, mean, method, X.dtype)
     return values.sqrt().to(X.dtype), U.to(X.dtype), X.new_empty(0)
 
 
-def _decomposition(A: Tensor, mean: Tensor | None, method: EigenMethod) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and vectors of a covariance or Gram matrix; eigenvalues that cannot be told from zero, or that the
-    method leaves out, are zero."""
+def _decomposition(A: Tensor, mean: Tensor | None, method: EigenMethod, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and vectors of a covariance or Gram matrix of features of that type; eigenvalues that cannot be told
+    from zero, whose root has no reciprocal in the type, or that the method leaves out, are zero."""
     trace = A.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     # No entry exceeds the trace, so one that is not finite shows there.
     values, U = guarded_eigh(A, torch.isfinite(trace))
-    threshold = null_threshold(values)
+    threshold = null_threshold(values).clamp_min(torch.finfo(dtype).tiny ** 2)
     if mean is not None:
         threshold = torch.maximum(threshold.double(), rounding_of_mean(mean))
     return method.truncate(torch.where(values <= threshold, 0.0, values)), U

@@ -17,7 +17,14 @@ from .tensors import autocast_off, check_floating, check_square, guarded_eigh, s
 
 @dataclass(frozen=True)
 class EigenLyapunov(Method):
-    """R = U [(Uᵀ G U)_ij / (s_i + s_j)] Uᵀ in the eigenbasis of S; zero where both eigenvalues are."""
+    """R = U [(Uᵀ G U)_ij / (s_i + s_j)] Uᵀ in the eigenbasis of S; zero where both eigenvalues are.
+
+    Examples:
+        >>> S = torch.diag(torch.tensor([1.0, 0.0]))
+        >>> lyapunov(S, torch.ones(2, 2), EigenLyapunov())
+        tensor([[0.5000, 1.0000],
+                [1.0000, 0.0000]])
+    """
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,12 @@ class NewtonSchulzLyapunov(Method):
         iterations: number of steps.
 
     Source: Lin & Maji, BMVC 2017, eq. 10; Song, Sebe & Wang, ICLR 2022, eq. 15-17.
+
+    Examples:
+        >>> S = torch.diag(torch.tensor([1.0, 2.0]))
+        >>> lyapunov(S, torch.ones(2, 2), NewtonSchulzLyapunov(iterations=12))
+        tensor([[0.5000, 0.3333],
+                [0.3333, 0.2500]])
     """
 
     iterations: int = 9
@@ -55,10 +68,24 @@ def lyapunov(S: Tensor, G: Tensor, method: str | Method = "exact", **options: An
         G: right-hand sides (..., C, C) of the same shape.
         method: ``exact`` (eigenbasis; differentiable any number of times) or ``newton_schulz`` (matrix products only,
             for symmetric G).
+        options: replace fields of the method, for example ``iterations=12``.
+
+    Returns:
+        The solutions (..., C, C) in the dtype of ``G``, computed in float32 at least.
 
     Raises:
         ShapeError, DtypeError: for other shapes or dtypes.
         UnknownNameError, OptionError: for a method or option that does not exist.
+
+    Examples:
+        >>> S = torch.diag(torch.tensor([1.0, 2.0]))
+        >>> R = lyapunov(S, torch.ones(2, 2))
+        >>> R
+        tensor([[0.5000, 0.3333],
+                [0.3333, 0.2500]])
+        >>> S @ R + R @ S
+        tensor([[1., 1.],
+                [1., 1.]])
     """
     check_square(S, "S")
     check_floating(G, "G")

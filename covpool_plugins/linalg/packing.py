@@ -11,17 +11,33 @@ _indices: dict[tuple[str, int, int, torch.device], Tensor] = {}
 
 
 def packed_size(n: int) -> int:
-    """How many numbers an n x n symmetric matrix has: n (n + 1) / 2."""
+    """How many numbers an n x n symmetric matrix has: n (n + 1) / 2.
+
+    Examples:
+        >>> packed_size(256)
+        32896
+    """
     return n * (n + 1) // 2
 
 
 def pack_triu(S: Tensor) -> Tensor:
-    """Upper triangles (..., n(n+1)/2) of matrices (..., n, n), in the order of ``torch.triu_indices(n, n)``."""
+    """Upper triangles (..., n(n+1)/2) of matrices (..., n, n), in the order of ``torch.triu_indices(n, n)``.
+
+    Examples:
+        >>> pack_triu(torch.tensor([[1.0, 2.0], [2.0, 3.0]]))
+        tensor([1., 2., 3.])
+    """
     return _pack_rows(S)
 
 
 def unpack_symmetric(v: Tensor, n: int) -> Tensor:
-    """The symmetric matrices (..., n, n) whose upper triangles are ``v`` (..., n(n+1)/2), in one pass."""
+    """The symmetric matrices (..., n, n) whose upper triangles are ``v`` (..., n(n+1)/2), in one pass.
+
+    Examples:
+        >>> unpack_symmetric(torch.tensor([1.0, 2.0, 3.0]), 2)
+        tensor([[1., 2.],
+                [2., 3.]])
+    """
     return v.index_select(-1, _cached("mirrored", n, n, v.device)).unflatten(-1, (n, n))
 
 

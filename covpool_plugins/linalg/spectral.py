@@ -16,23 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_integer
 from ..errors import OptionError
-from ._dual import solve_positive
-from .methods.base import (
-    LOGARITHMS,
-    EigenMethod,
-    Method,
-    SpectralMethod,
-    check_exportable,
-    check_field,
-    resolve_method,
-)
+from .methods.base import EigenMethod, SpectralMethod, check_exportable
 from .tensors import autocast_off, check_square, first_derivative_only, guarded_eigh, symmetrize, working_dtype
 
 
 def powm(A: Tensor, p: float | Tensor) -> Tensor:
-    """A^p for symmetric positive semi-definite matrices (..., C, C) and any real p.
+    """A^p, in the dtype of A, for symmetric positive semi-definite matrices (..., C, C) and any real p.
 
     Eigenvalues that count as zero stay zero, for negative p too (Moore-Penrose); p = 0 gives the
     projector on the range. A 0-dimensional tensor p, a learned exponent, gets its gradient ⟨G, A^p log A⟩ (but no
@@ -41,9 +31,13 @@ def powm(A: Tensor, p: float | Tensor) -> Tensor:
     Raises:
         ShapeError, DtypeError: if ``A`` is not a batch of square floating point matrices.
         OptionError: if ``p`` is not a finite number.
+
+    Examples:
+        >>> powm(torch.diag(torch.tensor([4.0, 0.0])), -0.5).diagonal()
+        tensor([0.5000, 0.0000])
     """
     if not isinstance(p, Tensor):
-        return _apply(A, Power(p))
+        return apply_to(A, Power(p))
     if p.ndim or not p.is_floating_point():
         raise OptionError(f"powm: p must be a number or a 0-dimensional tensor of one, got shape {tuple(p.shape)}")
     check_square(A)
@@ -78,35 +72,29 @@ class AlongExponent(torch.autograd.Function):
 
 
 def expm_neg(A: Tensor) -> Tensor:
-    """exp(-A) for symmetric positive semi-definite matrices (..., C, C).
+    """exp(-A), in the dtype of A, for symmetric positive semi-definite matrices (..., C, C).
+
+    Raises:
+        ShapeError, DtypeError: if ``A`` is not a batch of square floating point matrices.
+
+    Examples:
+        >>> expm_neg(torch.diag(torch.tensor([0.0, 1.0]))).diagonal()
+        tensor([1.0000, 0.3679])
+    """
+    return apply_to(A, NegativeExponential())
+
+
+def damped(A: Tensor) -> Tensor:
+    """A exp(-2 A) for symmetric positive semi-definite matrices (..., C, C), which is (A^(1/2) exp(-A))².
 
     Raises:
         ShapeError, DtypeError: if ``A`` is not a batch of square floating point matrices.
     """
-    return _apply(A, NegativeExponential())
+    return apply_to(A, Damped())
 
 
-def logm(A: Tensor, method: str | Method = "exact", **options: Any) -> Tensor:
-    """log(A) for symmetric positive definite matrices (..., C, C).
-
-    Args:
-        A: the matrices. Eigenvalues that count as zero are raised to the smallest one that does not, so that the
-            logarithm of a singular matrix is finite; add a multiple of the identity for another floor.
-        method: ``exact``, or ``inverse_scaling``: log A = 2^k log A^(1/2^k) with k square roots.
-
-    Raises:
-        ShapeError, DtypeError: if ``A`` is not a batch of square floating point matrices.
-        UnknownNameError, OptionError: for a method or option that does not exist.
-    """
-    chosen = resolve_method(method, "logm", **options)
-    if isinstance(chosen, SpectralMethod):
-        return _apply(A, chosen)
-    assert isinstance(chosen, InverseScaling)
-    check_square(A)
-    return chosen.logarithm(symmetrize(A.to(working_dtype(A.dtype)))).to(A.dtype)
-
-
-def _apply(A: Tensor, function: SpectralMethod) -> Tensor:
+def apply_to(A: Tensor, function: SpectralMethod) -> Tensor:
+    """f(A) for matrices of any floating point dtype, as the public functions give it."""
     check_square(A)
     check_exportable(function, type(function).__name__)
     return SpectralFunction.apply(symmetrize(A.to(working_dtype(A.dtype))), function)[0].to(A.dtype)
@@ -173,64 +161,18 @@ class NegativeExponential(SpectralMethod):
 
 
 @dataclass(frozen=True)
-class Logarithm(SpectralMethod):
-    """log λ."""
+class Damped(SpectralMethod):
+    """λ exp(-2 λ); of zero eigenvalues the derivative is left out, as of a root: features do not vary along them."""
 
     def values(self, eigenvalues: Tensor) -> Tensor:
-        return torch.where(eigenvalues == 0, _floor(eigenvalues), eigenvalues).log()
+        return eigenvalues * torch.exp(-2 * eigenvalues)
 
     def divided_differences(self, first: Tensor, second: Tensor) -> Tensor:
         low, high = torch.minimum(first, second), torch.maximum(first, second)
-        x = (high - low) / torch.where(low == 0, high, low)
-        tie = x == 0
-        return torch.where(tie, 1.0, torch.log1p(x) / torch.where(tie, 1.0, x)) / torch.where(low == 0, high, low)
+        return torch.exp(-2 * high) + 2 * low * NegativeExponential().divided_differences(2 * first, 2 * second)
 
     def derivative(self, eigenvalues: Tensor, order: int) -> Tensor | None:
-        return -(eigenvalues**-2) if order == 2 else -6 * eigenvalues**-4
-
-
-def _floor(eigenvalues: Tensor) -> Tensor:
-    tiny = torch.finfo(eigenvalues.dtype).tiny
-    return null_threshold(eigenvalues).clamp_min(tiny)
-
-
-@dataclass(frozen=True)
-class InverseScaling(Method):
-    """log A = 2^k log A^(1/2^k): k square roots bring A near the identity, where a short series does for the logarithm.
-
-    Args:
-        roots: k.
-        terms: of log X = 2 Σ_j W^(2 j + 1) / (2 j + 1), W = (X + I)⁻¹ (X - I).
-
-    Source: Kenney & Laub, "Condition estimates for matrix functions", 1989; Higham, "Functions of Matrices", ch. 11.
-    """
-
-    roots: int = 6
-    terms: int = 6
-
-    def __post_init__(self) -> None:
-        check_field(self, "roots", check_integer, 1)
-        check_field(self, "terms", check_integer, 1)
-
-    def logarithm(self, A: Tensor) -> Tensor:
-        """log A; eigenvalues below a rounding error of the largest are raised to it."""
-        eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-        scale = A.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-        scale = torch.where(scale > 0, scale, 1.0)
-        X = A / scale + torch.finfo(A.dtype).eps * eye
-        for _ in range(self.roots):
-            X = SpectralFunction.apply(X, Power(0.5))[0]
-        # Cholesky, not LU: batched LU fails in MKL for large matrices on two threads (pytorch#142815).
-        W = symmetrize(solve_positive(X + eye, X - eye))
-        square, power, total = W @ W, W, W
-        for j in range(1, self.terms):
-            power = power @ square
-            total = total + power / (2 * j + 1)
-        return 2 ** (self.roots + 1) * total + scale.log() * eye
-
-
-LOGARITHMS.add("exact", Logarithm())
-LOGARITHMS.add("inverse_scaling", InverseScaling())
+        return (4 * eigenvalues - 4 if order == 2 else 16 * eigenvalues - 32) * torch.exp(-2 * eigenvalues)
 
 
 def null_threshold(eigenvalues: Tensor) -> Tensor:

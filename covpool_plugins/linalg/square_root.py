@@ -40,6 +40,15 @@ def sqrtm(A: Tensor, method: str | Method = "exact", **options: Any) -> Tensor:
     Raises:
         ShapeError, DtypeError: if ``A`` is not a batch of square floating point matrices.
         UnknownNameError, OptionError: for a method or option that does not exist.
+
+    Examples:
+        >>> A = torch.tensor([[5.0, 4.0], [4.0, 5.0]])
+        >>> sqrtm(A).round(decimals=4)
+        tensor([[2., 1.],
+                [1., 2.]])
+        >>> sqrtm(A, "isqrt", iterations=15).round(decimals=4)
+        tensor([[2., 1.],
+                [1., 2.]])
     """
     check_square(A)
     chosen = resolve_method(method, "sqrtm", **options)
@@ -50,10 +59,11 @@ def inv_sqrtm(A: Tensor, method: str | Method = "exact", eps: float = 0.0, **opt
     """Inverse square root (A + eps I)^(-1/2) of symmetric positive semi-definite matrices.
 
     Args:
-        A: matrices (..., C, C).
+        A: matrices (..., C, C), float32 or float64; half precision is computed in float32 and rounded at the end.
         method: a name from ``list_methods("inv_sqrtm")`` or a method object.
         eps: added to the diagonal. With 0 and ``exact``, eigenvalues that count as zero stay zero (Moore-Penrose);
             the iterative methods need a positive definite matrix.
+        options: replace fields of the method, for example ``iterations=7``.
 
     Returns:
         The inverse roots (..., C, C) in the dtype of ``A``.
@@ -61,6 +71,13 @@ def inv_sqrtm(A: Tensor, method: str | Method = "exact", eps: float = 0.0, **opt
     Raises:
         ShapeError, DtypeError: if ``A`` is not a batch of square floating point matrices.
         UnknownNameError, OptionError: for a method or option that does not exist, or a negative ``eps``.
+
+    Examples:
+        >>> A = torch.diag(torch.tensor([4.0, 0.0]))
+        >>> inv_sqrtm(A).diagonal()
+        tensor([0.5000, 0.0000])
+        >>> inv_sqrtm(A, eps=1e-2).diagonal()
+        tensor([ 0.4994, 10.0000])
     """
     check_square(A)
     if not eps >= 0:

@@ -22,7 +22,7 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 from ..errors import OptionError, UnknownNameError
 from ..files import write_atomically
@@ -33,6 +33,7 @@ from .epoch_seed_hook import EpochSeedHook
 from .processes import process_group, wrap_model
 from .runner_errors import one_line_errors
 from .safe_checkpoints import check_checkpoint, weights_only_checkpoints
+from .whole_checkpoints import latest_checkpoint, write_whole_checkpoints
 
 # Read by the runner from the config, without being arguments of it.
 RUNNER_KEYS = {
@@ -62,7 +63,8 @@ def train(
     A run that is resumed at the end of an epoch goes on as if it had never stopped: with the same config, as many
     processes and workers, and operations that are deterministic (on a GPU: ``randomness.deterministic=True``) it ends
     with the same weights, averages and optimizer state, bit for bit. That takes a ``train_cfg`` that counts epochs,
-    and gradients that are not accumulated from one epoch into the next.
+    and gradients that are not accumulated from one epoch into the next. A run may be killed at any moment: checkpoints
+    are moved into place when they are whole, and older ones removed after that.
 
     Args:
         config: path of an MMPretrain config.
@@ -88,6 +90,7 @@ def train(
         _prepare_checkpoint(cfg, resume)
         with weights_only_checkpoints(), one_line_errors(config, cfg, "train", "val") as set_up:
             runner = _build_runner(cfg, set_up, EpochSeedHook(), EagerUpdateHook(), ConfiguredMethodHook())
+            write_whole_checkpoints(runner)
             if cfg.get("resume"):
                 _load_strictly(runner)
             runner.train()
@@ -245,7 +248,7 @@ def _prepare_checkpoint(cfg: Config, resume: str | Path | None) -> None:
     if resume is not None:
         cfg.load_from, cfg.resume = None if resume == "auto" else str(resume), True
     if cfg.get("resume") and cfg.get("load_from") is None:
-        cfg.load_from = find_latest_checkpoint(cfg.work_dir)
+        cfg.load_from = latest_checkpoint(cfg.work_dir)
         cfg.resume = cfg.load_from is not None
     if cfg.get("load_from") is None:
         return

@@ -5,12 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..tables import About
 from .base import POOLS, InputFormat, Pool
 
 
-@POOLS.register("gap")
+@POOLS.register("gap", About("global average pooling", "-", "for comparison"))
 class AveragePool(Pool):
-    """Global average pooling: the mean over the positions, C numbers."""
+    """Global average pooling: the mean over the positions, C numbers.
+
+    Examples:
+        >>> AveragePool(8)(torch.randn(2, 8, 7, 7)).shape
+        torch.Size([2, 8])
+    """
 
     def __init__(
         self,

@@ -79,6 +79,12 @@ class Pool(nn.Module):
 
     Raises:
         OptionError: for an option outside its range.
+
+    Examples:
+        >>> isinstance(create_pool("svdpade", 64), Pool)
+        True
+        >>> create_pool("gap", 64).out_features, create_pool("svdpade", 64).out_features
+        (64, 2080)
     """
 
     default_channels: ClassVar[int | None] = None
@@ -228,6 +234,10 @@ def list_pools(exportable: bool = False) -> list[str]:
 
     Args:
         exportable: only those that export to ONNX as they are by default.
+
+    Examples:
+        >>> "svdpade" in list_pools(), "svdpade" in list_pools(exportable=True)
+        (True, False)
     """
     return [name for name in POOLS if not exportable or create_pool(name, 4, device="meta").is_exportable]
 
@@ -252,6 +262,15 @@ def pool_options(name: str, of_parts: bool = True, method: Any = None) -> list[s
         name: one of :func:`list_pools`.
         of_parts: those of its parts too, for example of its matrix method; they come first.
         method: the matrix method, where the pool leaves it open.
+
+    Raises:
+        UnknownNameError: for a pool or a method that does not exist.
+
+    Examples:
+        >>> pool_options("gap")
+        ['input_fmt', 'num_prefix_tokens']
+        >>> "iterations" in pool_options("isqrt"), "iterations" in pool_options("isqrt", of_parts=False)
+        (True, False)
     """
     kind, decided = _row(name)
     if not of_parts:
@@ -278,9 +297,19 @@ def create_pool(
         options: options of the pool (``input_fmt``, ``reduce_channels``, ...) and of its matrix method
             (``iterations``, ...).
 
+    Returns:
+        A module (B, C, H, W), (B, H, W, C) or (B, N, C), as ``input_fmt`` says, -> (B, ``out_features``).
+
     Raises:
         UnknownNameError: for a name that is not in the table.
         OptionError: for an option that the pool does not take.
+
+    Examples:
+        >>> pool = create_pool("isqrt", 64, reduce_channels=16, iterations=3)
+        >>> pool(torch.randn(2, 64, 7, 7)).shape
+        torch.Size([2, 136])
+        >>> create_pool("svdpade", 64, input_fmt="NLC", num_prefix_tokens=1)(torch.randn(2, 50, 64)).shape
+        torch.Size([2, 2080])
     """
     check_known(f"pool {name!r}", options, pool_options(name, method=options.get("method")))
     return POOLS[name](in_channels, device=device, dtype=dtype, **options)

@@ -32,6 +32,10 @@ class BilinearPool(Pool):
     Raises:
         OptionError: for an option outside its range.
         ShapeError: from ``forward``, if the inputs differ in batch or positions, or one is missing.
+
+    Examples:
+        >>> BilinearPool(8, 4)(torch.randn(2, 8, 7, 7), torch.randn(2, 4, 7, 7)).shape
+        torch.Size([2, 32])
     """
 
     def __init__(

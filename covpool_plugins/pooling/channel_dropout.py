@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..checks import check_flag, check_number
 from ..linalg.tensors import autocast_off
+from ..tables import About
 from .base import POOLS, widened
 from .covariance_pool import CovariancePool
 from .normalizations import Plain
@@ -46,6 +47,14 @@ class AdaptiveChannelDropout(nn.Module):
 
     Raises:
         OptionError: for a rate outside its range.
+
+    Examples:
+        >>> dropout = AdaptiveChannelDropout(256)
+        >>> dropout.rate
+        0.5
+        >>> X = torch.randn(2, 256, 49)
+        >>> torch.equal(dropout.eval()(X), X)
+        True
     """
 
     def __init__(self, channels: int, *, rate: float | None = None, adaptive: bool = True) -> None:
@@ -97,4 +106,9 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
 POOLS.add(
     "dropcov",
     partial(CovariancePool, pool_type="dropcov", weighting=AdaptiveChannelDropout, normalization=Plain),
+    About(
+        "covariance of channels dropped by an adaptive rule while training; the plain covariance at inference",
+        "exact",
+        "NeurIPS 2022",
+    ),
 )

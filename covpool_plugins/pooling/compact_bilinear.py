@@ -10,6 +10,7 @@ from torch import Tensor
 from ..checks import check_choice, check_integer, is_integer
 from ..errors import OptionError
 from ..linalg.tensors import autocast_off, power_of_two
+from ..tables import About
 from .base import POOLS, Pool, widened
 from .elementwise import SignedRootL2
 
@@ -19,7 +20,9 @@ UNLIKELY = 1e-9
 SketchRoute = Literal["auto", "matrix", "fft"]
 
 
-@POOLS.register("cbp")
+@POOLS.register(
+    "cbp", About("compact bilinear: tensor sketch of the second moment, signed square root, l2", "exact", "CVPR 2016")
+)
 class CompactBilinearPool(Pool):
     """Tensor sketch of X Xᵀ, signed square root, l2: D numbers instead of the C² of bilinear pooling.
 
@@ -51,6 +54,10 @@ class CompactBilinearPool(Pool):
 
     Raises:
         OptionError: for an option outside its range.
+
+    Examples:
+        >>> CompactBilinearPool(64, projection=128)(torch.randn(2, 64, 7, 7)).shape
+        torch.Size([2, 128])
     """
 
     h1: Tensor

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from ..checks import check_flag, check_known
 from ..errors import OptionError
 from ..linalg import Compute, Method, Vectorize, check_root_options, list_methods, packed_size, resolve_method
+from ..linalg.methods import SQUARE_ROOTS
+from ..tables import About
 from .base import POOLS, Pool
 from .elementwise import SignedRootL2
 from .normalizations import (
@@ -50,6 +52,13 @@ class CovariancePool(Pool):
 
     Raises:
         OptionError: for an option outside its range, or one that neither the pool nor a part has.
+
+    Examples:
+        >>> pool = CovariancePool(64, "isqrt", iterations=3, reduce_channels=16)
+        >>> pool(torch.randn(2, 64, 7, 7)).shape
+        torch.Size([2, 136])
+        >>> pool.spectrum(torch.randn(2, 64, 7, 7)).eigenvalues.shape
+        torch.Size([2, 16])
     """
 
     default_channels = DEFAULT_CHANNELS
@@ -152,7 +161,7 @@ def build_part(kind: type[nn.Module] | None, options: dict[str, Any], context: d
 
 
 for _name in list_methods("sqrtm"):
-    POOLS.add(_name, partial(CovariancePool, method=_name))
+    POOLS.add(_name, partial(CovariancePool, method=_name), SQUARE_ROOTS.about.get(_name))
 
 _BILINEAR: dict[str, Any] = {
     "elementwise": SignedRootL2,
@@ -160,12 +169,26 @@ _BILINEAR: dict[str, Any] = {
     "vectorize": "full",
     "reduce_channels": None,
 }
-_PARTS: dict[str, dict[str, Any]] = {
-    "seb": {"normalization": ScalingEigenBranch},
-    "powcov": {"normalization": MatrixPower},
-    "logcov": {"normalization": MatrixLogarithm},
-    "bcnn": {"normalization": Plain, **_BILINEAR},
-    "ibcnn": {"normalization": MatrixRoot, **_BILINEAR},
+_PARTS: dict[str, tuple[dict[str, Any], About]] = {
+    "seb": (
+        {"normalization": ScalingEigenBranch},
+        About("the root, scaled by a branch of its small eigenvalues", "exact", "T-PAMI 2022"),
+    ),
+    "powcov": (
+        {"normalization": MatrixPower},
+        About(
+            "the power p of the covariance, 0.5 by default; `learn_p=True` learns it", "exact, of p too", "ICCV 2017"
+        ),
+    ),
+    "logcov": ({"normalization": MatrixLogarithm}, About("the logarithm log(I + A / ε)", "exact", "ICCV 2015")),
+    "bcnn": (
+        {"normalization": Plain, **_BILINEAR},
+        About("second moment, signed square root, l2", "exact", "ICCV 2015"),
+    ),
+    "ibcnn": (
+        {"normalization": MatrixRoot, **_BILINEAR},
+        About("root of the second moment, signed square root, l2", "exact", "BMVC 2017"),
+    ),
 }
-for _name, _parts in _PARTS.items():
-    POOLS.add(_name, partial(CovariancePool, pool_type=_name, **_parts))
+for _name, (_parts, _about) in _PARTS.items():
+    POOLS.add(_name, partial(CovariancePool, pool_type=_name, **_parts), _about)

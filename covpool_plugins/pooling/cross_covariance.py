@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..checks import check_choice, check_known
 from ..errors import OptionError
 from ..linalg.tensors import autocast_off, product, transpose
+from ..tables import About
 from .base import POOLS, InputFormat, Pool, widened
 from .covariance_pool import options_of
 from .reduction import reduced_channels
@@ -21,7 +22,10 @@ NORMALIZATIONS: tuple[str, ...] = get_args(CrossNormalization)
 DEFAULT_CHANNELS = 64
 
 
-@POOLS.register("crosscov")
+@POOLS.register(
+    "crosscov",
+    About("cross covariance of two projections, normalised like `svpn`", "exact, of those steps", "So-ViT, 2021"),
+)
 class CrossCovariancePool(Pool):
     """Ỹ Z̃ᵀ / M of two reductions Y (B, C₁, M) and Z (B, C₂, M) of the input, normalised, C₁ C₂ numbers row by row.
 
@@ -42,6 +46,10 @@ class CrossCovariancePool(Pool):
 
     Raises:
         OptionError: for an option out of its range, or one that the normalisation does not have.
+
+    Examples:
+        >>> CrossCovariancePool(64, reduce_channels=(16, 8))(torch.randn(2, 64, 7, 7)).shape
+        torch.Size([2, 128])
     """
 
     def __init__(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..checks import check_integer, check_number
 from ..linalg.tensors import autocast_off, power_of_two
+from ..tables import About
 from .base import POOLS, widened
 from .covariance_pool import CovariancePool
 from .elementwise import SignedRootL2
@@ -38,6 +39,11 @@ class DemocraticWeighting(nn.Module):
 
     Raises:
         OptionError: for an option outside its range.
+
+    Examples:
+        >>> X = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])  # two positions, the second twice as large
+        >>> DemocraticWeighting(gamma=0.0)(X).norm(dim=1)
+        tensor([[1., 1.]])
     """
 
     def __init__(self, *, gamma: float = 0.5, iterations: int = 10, damping: float = 0.5) -> None:
@@ -93,5 +99,10 @@ POOLS.add(
         centered=False,
         vectorize="full",
         reduce_channels=None,
+    ),
+    About(
+        "second moment of positions weighted by damped Sinkhorn, signed square root, l2",
+        "exact, through the weights",
+        "ECCV 2018",
     ),
 )

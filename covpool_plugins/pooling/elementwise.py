@@ -17,6 +17,13 @@ class SignedRootL2(nn.Module):
         eps: ε, without which the slope at zero would be infinite.
 
     Source: Lin, RoyChowdhury & Maji, "Bilinear CNN Models for Fine-grained Visual Recognition", ICCV 2015.
+
+    Raises:
+        OptionError: unless ε is between 0 and 1.
+
+    Examples:
+        >>> SignedRootL2()(torch.tensor([[9.0, -16.0]]))
+        tensor([[ 0.6000, -0.8000]])
     """
 
     def __init__(self, *, eps: float = 1e-8) -> None:

@@ -11,10 +11,11 @@ from ..checks import check_integer, is_integer
 from ..errors import OptionError, ShapeError
 from ..linalg import covariance
 from ..linalg.tensors import autocast_off
+from ..tables import About
 from .base import POOLS, Pool, widened
 
 
-@POOLS.register("lrbp")
+@POOLS.register("lrbp", About("responses of 200 low-rank bilinear filters", "exact", "CVPR 2017"))
 class LowRankBilinearPool(Pool):
     """Responses ⟨W_k, X Xᵀ / M⟩ of K bilinear filters of low rank, which are learned.
 
@@ -40,6 +41,10 @@ class LowRankBilinearPool(Pool):
 
     Raises:
         OptionError: for an option outside its range.
+
+    Examples:
+        >>> LowRankBilinearPool(64, filters=10)(torch.randn(2, 64, 7, 7)).shape
+        torch.Size([2, 10])
     """
 
     default_channels = 100
@@ -113,6 +118,12 @@ def low_rank_factors(W: Tensor, rank: int) -> Tensor:
     Raises:
         OptionError: unless the rank is even and positive.
         ShapeError: unless ``W`` has the shape (K, C, C).
+
+    Examples:
+        >>> factors = low_rank_factors(torch.diag(torch.tensor([4.0, 0.0, -9.0]))[None], rank=2)
+        >>> factors.shape, factors.abs().amax(-1)
+        (torch.Size([1, 2, 1, 3]), tensor([[[2.],
+                 [3.]]]))
     """
     check_rank(rank)
     if W.ndim != 3 or W.shape[1] != W.shape[2]:

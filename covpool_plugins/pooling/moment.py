@@ -12,6 +12,7 @@ from ..checks import check_choice, check_integer, is_integer
 from ..errors import OptionError
 from ..linalg import smaller_covariance
 from ..linalg.tensors import autocast_off
+from ..tables import About
 from .base import POOLS, Pool, Spectrum, widened
 
 FirstOrder = Literal["mean", "token"]
@@ -19,7 +20,9 @@ FIRST_ORDERS: tuple[str, ...] = get_args(FirstOrder)
 DEFAULT_HEADS = 16
 
 
-@POOLS.register("moment")
+@POOLS.register(
+    "moment", About("mean or class token, and multi-head convolutional cross-covariances", "exact", "ICCV 2023")
+)
 class MomentPool(Pool):
     """The mean or the class token, and multi-head convolutional cross-covariances (MHC³), concatenated.
 
@@ -48,6 +51,10 @@ class MomentPool(Pool):
 
     Raises:
         OptionError: for an option outside its range.
+
+    Examples:
+        >>> MomentPool(64, reduce_channels=32, heads=4)(torch.randn(2, 64, 7, 7)).shape
+        torch.Size([2, 80])
     """
 
     default_channels = 768

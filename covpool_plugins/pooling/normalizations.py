@@ -27,12 +27,12 @@ from ..linalg import (
     covariance,
     covariance_powm,
     covariance_sqrt,
-    expm_neg,
     logm,
     pack_triu,
     resolve_method,
     smaller_covariance,
 )
+from ..linalg.spectral import damped
 from ..linalg.tensors import autocast_off, working_dtype
 
 
@@ -40,6 +40,14 @@ class Normalization(nn.Module):
     """Features (B, C, M) to vectors: a function of their covariance.
 
     A subclass gives ``function``, or ``of_features`` or ``forward`` where features go there in fewer steps.
+
+    Examples:
+        >>> class Doubled(Normalization):
+        ...     def function(self, A):
+        ...         return 2 * A
+        ...
+        >>> CovariancePool(8, normalization=Doubled, pool_type="doubled")(torch.randn(2, 8, 7, 7)).shape
+        torch.Size([2, 36])
     """
 
     def __init__(self) -> None:
@@ -71,6 +79,13 @@ class MatrixRoot(Normalization):
     Args:
         method: name or object of the method.
         options: fields of the method, for example ``iterations=3``.
+
+    Raises:
+        UnknownNameError, OptionError: for a method or option that does not exist.
+
+    Examples:
+        >>> create_pool("isqrt", 8, iterations=3).normalization
+        MatrixRoot(NewtonSchulz(scaling='trace', gradient='exact', lyapunov_iterations=9, iterations=3))
     """
 
     def __init__(self, method: str | Method = "svdpade", **options: Any) -> None:
@@ -89,7 +104,12 @@ class MatrixRoot(Normalization):
 
 
 class Plain(Normalization):
-    """The covariance itself, or with ``centered=False`` the second moment of bilinear pooling."""
+    """The covariance itself, or with ``centered=False`` the second moment of bilinear pooling.
+
+    Examples:
+        >>> Plain()(torch.tensor([[[1.0, 3.0], [2.0, 2.0]]]), True, "mixed", "triu")
+        tensor([[1., 0., 0.]])
+    """
 
     @property
     def is_exportable(self) -> bool:
@@ -112,6 +132,13 @@ class MatrixPower(Normalization):
         learn_p: make it a parameter; p = sigmoid(``logit_p``), so that it stays between 0 and 1.
 
     Source: Li et al., "Is Second-order Information Helpful for Large-scale Visual Recognition?", ICCV 2017, eq. 4.
+
+    Raises:
+        OptionError: for an exponent outside its range.
+
+    Examples:
+        >>> create_pool("powcov", 8, p=0.3, learn_p=True).normalization
+        MatrixPower(p=0.3, learn_p=True)
     """
 
     def __init__(self, *, p: float = 0.5, learn_p: bool = False, device: Any = None, dtype: Any = None) -> None:
@@ -133,7 +160,8 @@ class MatrixPower(Normalization):
 
     def extra_repr(self) -> str:
         learned = self.logit_p is not None and not self.logit_p.is_meta
-        return f"p={float(self.p) if learned else self.fixed_p:.4g}, learn_p={self.logit_p is not None}"
+        p = float(self.p.detach()) if learned and isinstance(self.p, Tensor) else self.fixed_p
+        return f"p={p:.4g}, learn_p={self.logit_p is not None}"
 
 
 class MatrixLogarithm(Normalization):
@@ -147,6 +175,13 @@ class MatrixLogarithm(Normalization):
 
     Source: Ionescu, Vantzos & Sminchisescu, "Matrix Backpropagation for Deep Networks with Structured Layers",
     ICCV 2015, section 5.
+
+    Raises:
+        OptionError: unless ε is a positive number.
+
+    Examples:
+        >>> create_pool("logcov", 8, reduce_channels=None, eps=1e-2)(torch.zeros(1, 8, 4, 4)).abs().sum()
+        tensor(0.)
     """
 
     def __init__(self, *, eps: float = 1e-3) -> None:
@@ -169,14 +204,19 @@ class ScalingEigenBranch(Normalization):
 
     Source: Song, Sebe & Wang, "On the Eigenvalues of Global Covariance Pooling for Fine-grained Visual Recognition",
     T-PAMI 2022, section 4.
+
+    Examples:
+        >>> create_pool("seb", 8)(torch.randn(2, 8, 7, 7)).shape
+        torch.Size([2, 36])
     """
 
     def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
         root = covariance_sqrt(X, "exact", centered=centered, compute=compute, vectorize=vectorize).flatten(1)
         with autocast_off(X.device.type):
             A = smaller_covariance(_working(X, compute), centered)
-            # ‖A^(1/2) exp(-A)‖² = tr(A exp(-2 A)), which the eigenvalues determine.
-            squared = (A * expm_neg(2 * A)).sum((-2, -1)).unsqueeze(-1)
+            # ‖A^(1/2) exp(-A)‖² = tr(A exp(-2 A)), which the eigenvalues determine. As one function: a product with the
+            # exponential would be the rounding of A wherever that is large.
+            squared = damped(A).diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
             zero = squared <= 0
             scale = 1 + torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
         return root * scale.to(X.dtype)

@@ -22,6 +22,7 @@ from ..errors import OptionError, ShapeError
 from ..linalg import Compute, Vectorize, covariance, pack_triu
 from ..linalg.covariance import center, rounding_of_mean
 from ..linalg.tensors import autocast_off, power_of_two, product, transpose, working_dtype
+from ..tables import About
 from .base import POOLS, widened
 from .covariance_pool import CovariancePool
 from .normalizations import Normalization
@@ -61,6 +62,10 @@ class SingularValuePower(Normalization):
 
     Raises:
         OptionError: for an option out of its range.
+
+    Examples:
+        >>> create_pool("svpn", 64, reduce_channels=16, n=3, iterations=2)(torch.randn(2, 64, 7, 7)).shape
+        torch.Size([2, 136])
     """
 
     def __init__(
@@ -222,4 +227,12 @@ def _power(values: Tensor, exponent: float) -> Tensor:
     return torch.where(null, 0.0, torch.where(null, 1.0, values) ** exponent)
 
 
-POOLS.add("svpn", partial(CovariancePool, pool_type="svpn", normalization=SingularValuePower))
+POOLS.add(
+    "svpn",
+    partial(CovariancePool, pool_type="svpn", normalization=SingularValuePower),
+    About(
+        "singular-value power normalisation: the largest singular values rooted, by power iteration",
+        "exact, of those steps",
+        "So-ViT, 2021",
+    ),
+)

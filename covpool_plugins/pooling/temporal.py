@@ -7,9 +7,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..checks import check_choice, check_flag, check_integer
-from ..errors import ShapeError
+from ..checks import check_choice, check_flag, check_integer, check_whole_clips
 from ..linalg import Method, NewtonSchulz
+from ..tables import About
 from .base import POOLS
 from .covariance_pool import CovariancePool
 from .temporal_attention import GATE_CHANNELS, AttentionWeights, TemporalAttention
@@ -18,7 +18,14 @@ Level = Literal["video", "frame"]
 LEVELS: tuple[str, ...] = get_args(Level)
 
 
-@POOLS.register("temporal")
+@POOLS.register(
+    "temporal",
+    About(
+        "temporal-attentive covariance pooling of clips, `frames=T` in a row; 3 Newton-Schulz steps",
+        "exact, of those steps",
+        "NeurIPS 2021",
+    ),
+)
 class TemporalPool(CovariancePool):
     """Reduction, temporal attention within clips, root of the covariance over all positions of a clip or a frame.
 
@@ -49,6 +56,11 @@ class TemporalPool(CovariancePool):
     Raises:
         OptionError: for an option out of its range, or one that the method does not have.
         ShapeError: for a batch that is no whole number of clips.
+
+    Examples:
+        >>> pool = TemporalPool(64, frames=4, reduce_channels=8)
+        >>> pool(torch.randn(2 * 4, 64, 7, 7)).shape  # two clips of four frames
+        torch.Size([2, 36])
     """
 
     default_reductions = ("conv-bn-relu-twice", "linear-ln")
@@ -111,11 +123,7 @@ class TemporalPool(CovariancePool):
     def _clips(self, x: Tensor) -> Tensor:
         """Reduced features (B, T, C, M)."""
         maps = self.to_maps(x)
-        # Any batch is a whole number of single frames; asking would tie an exported program to its batch.
-        if self.frames > 1 and maps.shape[0] % self.frames:
-            raise ShapeError(
-                f"temporal pool: a batch of {maps.shape[0]} is no whole number of clips of {self.frames} frames"
-            )
+        check_whole_clips(maps.shape[0], self.frames)
         X = self.reduction(maps).flatten(2)
         return X.reshape(-1, self.frames, X.shape[1], X.shape[2])
 

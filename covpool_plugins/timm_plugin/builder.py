@@ -83,6 +83,14 @@ def create_model(
         UnknownNameError: for an unknown backbone or head.
         OptionError: for an option that head or backbone does not take.
         ShapeError: for a backbone whose features a covariance cannot be taken of.
+
+    Examples:
+        >>> model = create_model("resnet10t", "isqrt", num_classes=5, reduce_channels=8, head_kwargs=dict(iterations=7))
+        >>> model(torch.randn(2, 3, 64, 64)).shape
+        torch.Size([2, 5])
+        >>> model.reset_classifier(3, "svdpade")
+        >>> model(torch.randn(2, 3, 64, 64)).shape
+        torch.Size([2, 3])
     """
     name, tag = _known_backbone(backbone)
     POOLS[head]  # a typo is reported before the backbone is built

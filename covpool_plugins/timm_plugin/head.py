@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from ..architectures.clips import mean_over_frames
 from ..architectures.two_stream import Unpooled
-from ..checks import check_integer
-from ..errors import OptionError
+from ..checks import check_classes, check_integer
 from ..pooling import create_pool, list_pools, pool_options
 from ..pooling.base import InputFormat, pool_classes
 
@@ -22,7 +21,12 @@ for _pool in pool_classes():
 
 
 def list_heads() -> list[str]:
-    """Names of the heads: one for every pool."""
+    """Names of the heads: one for every pool.
+
+    Examples:
+        >>> "svdpade" in list_heads(), "gap" in list_heads()
+        (True, True)
+    """
     return list_pools()
 
 
@@ -50,6 +54,11 @@ class SecondOrderHead(nn.Module):
 
     Raises:
         OptionError: for an option outside its range.
+
+    Examples:
+        >>> head = SecondOrderHead(64, 10, "isqrt", pool_options=dict(reduce_channels=16, iterations=3))
+        >>> head(torch.randn(2, 64, 7, 7)).shape, head(torch.randn(2, 64, 7, 7), pre_logits=True).shape
+        (torch.Size([2, 10]), torch.Size([2, 136]))
     """
 
     def __init__(
@@ -71,7 +80,7 @@ class SecondOrderHead(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_classes(num_classes, pool_type)
+        check_classes(num_classes, pool_type)
         if frames is not None:
             check_integer("frames", frames)
         for width in hidden_features:
@@ -106,7 +115,7 @@ class SecondOrderHead(nn.Module):
         device, dtype = device or reference.device, dtype or reference.dtype
         if pool_type is None and num_classes and not self.pool_type:
             pool_type = self.own_pool_type
-        _check_classes(num_classes, self.pool_type if pool_type is None else pool_type)
+        check_classes(num_classes, self.pool_type if pool_type is None else pool_type)
         if pool_type is not None and pool_type != self.pool_type:
             self._build_pool(pool_type, device, dtype)
         self._build_classifier(num_classes, device, dtype)
@@ -165,9 +174,3 @@ class SecondOrderHead(nn.Module):
 def takes_frames(pool_type: str) -> bool:
     """Whether a pool knows about the frames of clips."""
     return "frames" in pool_options(pool_type, of_parts=False)
-
-
-def _check_classes(num_classes: int, pool_type: str) -> None:
-    check_integer("num_classes", num_classes, 0)
-    if num_classes and not pool_type:
-        raise OptionError(f"global_pool='' leaves nothing to classify: use num_classes=0, got {num_classes}")

@@ -49,6 +49,15 @@ def save_for_hub(model: nn.Module, directory: Path | str) -> Path:
     Raises:
         OptionError: for another model, one that its arguments do not build again (a reparameterized one, say, or one
             with an argument that JSON cannot express), one without data, or a ``directory`` that is a file.
+
+    Examples:
+        >>> model = create_model("test_resnet", "svdpade", num_classes=5, reduce_channels=16).eval()
+        >>> save_for_hub(model, "hub").name
+        'hub'
+        >>> again = timm.create_model("local-dir:hub", pretrained=True).eval()
+        >>> x = torch.randn(2, 3, 64, 64)
+        >>> torch.equal(again(x), model(x))
+        True
     """
     if not isinstance(model, SecondOrderModel):
         raise OptionError(f"save_for_hub takes a second-order model, got {type(model).__name__}")

@@ -44,7 +44,12 @@ default_cfgs: dict[str, Any] = {}
 
 
 def registered_models() -> Iterator[tuple[str, str, str]]:
-    """(model name, backbone, head) of every registered model."""
+    """(model name, backbone, head) of every registered model.
+
+    Examples:
+        >>> ("resnet50_svdpade", "resnet50", "svdpade") in registered_models()
+        True
+    """
     for backbones, heads in (
         (BACKBONES_WITH_EVERY_HEAD, list_heads()),
         (BACKBONES, COMMON_HEADS),

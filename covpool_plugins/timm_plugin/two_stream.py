@@ -80,6 +80,12 @@ def create_two_stream_model(
         OptionError: for an option that head or backbone does not take, ``shared=True`` with two backbones, or
             pretrained backbones that expect pictures of different mean or deviation.
         ShapeError: for a backbone whose features have no positions.
+
+    Examples:
+        >>> options = dict(reduce_channels=(8, 16))
+        >>> model = create_two_stream_model("resnet10t", "test_resnet", num_classes=5, head_kwargs=options)
+        >>> model(torch.randn(2, 3, 64, 64)).shape
+        torch.Size([2, 5])
     """
     check_flag("shared", shared)
     backbone_b = backbone_a if backbone_b is None else backbone_b

@@ -53,6 +53,12 @@ def whitening_coloring(
     Sources: Li et al., "Universal Style Transfer via Feature Transforms", NeurIPS 2017; Cho et al., "Image-to-Image
     Translation via Group-wise Deep Whitening-and-Coloring Transformation", CVPR 2019 (groups); Song, Sebe & Wang,
     "Fast Differentiable Matrix Square Root", ICLR 2022 (gradients by ``mpa`` and ``mtp``).
+
+    Examples:
+        >>> content, style = torch.randn(2, 4, 9, 9), 3 + 2 * torch.randn(1, 4, 12, 12)
+        >>> Z = whitening_coloring(content, style)
+        >>> torch.allclose(Z.mean((2, 3)), style.mean((2, 3)).expand(2, 4), atol=1e-4)
+        True
     """
     _check_maps(content, style)
     check_integer("groups", groups)

@@ -144,6 +144,10 @@ def released_layer(name: str, num_features: int, **options: Any) -> WhiteningNor
     Raises:
         UnknownNameError: for a name that there is not.
         OptionError: for an option out of its range.
+
+    Examples:
+        >>> released_layer("ZCANormSVDPI", 64, groups=8).method
+        'svdpi_released'
     """
     return RELEASED_LAYERS[name](num_features, **options)
 
@@ -180,6 +184,14 @@ def convert_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         state: the entries of one layer, without a prefix.
+
+    Examples:
+        >>> original = ZCANorm2d(4, groups=2).state_dict()
+        >>> original["weight"] = original["weight"].view(4, 1)
+        >>> first, second = original.pop("running_subspace")
+        >>> state = convert_state(original | {"running_subspace0": first, "running_subspace1": second})
+        >>> state["weight"].shape, state["running_subspace"].shape
+        (torch.Size([4]), torch.Size([2, 2, 2]))
     """
     pca = "running_subspace" in state and "running_var" in state
     converted: dict[str, Tensor] = {}

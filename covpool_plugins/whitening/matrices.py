@@ -132,6 +132,10 @@ def list_methods(eigenvectors: bool = False) -> list[str]:
 
     Args:
         eigenvectors: only the methods that have them, which ``energy`` and a projector need.
+
+    Examples:
+        >>> list_methods(eigenvectors=True)
+        ['exact', 'svdpi', 'power_iteration']
     """
     current = [(name, method) for name, method in METHODS.items() if not name.endswith(RELEASED)]
     return [name for name, method in current if not eigenvectors or isinstance(method, EigenvectorMethod)]

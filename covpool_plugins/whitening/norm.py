@@ -208,6 +208,12 @@ class ZCANorm(WhiteningNorm):
 
     Source: Huang et al., "Decorrelated Batch Normalization", CVPR 2018; Wang et al., "Backpropagation-Friendly
     Eigendecomposition", NeurIPS 2019.
+
+    Examples:
+        >>> layer = ZCANorm2d(16, groups=4)
+        >>> x = torch.randn(8, 16, 5, 5)
+        >>> layer(x).shape, bool((layer.whitening_error(x) < 1e-3).all())
+        (torch.Size([8, 16, 5, 5]), True)
     """
 
     def __init__(
@@ -267,6 +273,12 @@ class PCANorm(WhiteningNorm):
         UnknownNameError: for a method that there is not.
 
     Source: Wang et al., "Backpropagation-Friendly Eigendecomposition", NeurIPS 2019, section 4.2.
+
+    Examples:
+        >>> layer = PCANorm2d(16, n_components=4)
+        >>> y = layer(torch.randn(8, 16, 5, 5))
+        >>> y.shape, int(torch.linalg.matrix_rank(y.transpose(0, 1).flatten(1)))
+        (torch.Size([8, 16, 5, 5]), 4)
     """
 
     def __init__(

@@ -55,6 +55,11 @@ def swap_norm(model: nn.Module, rules: Mapping[str, Rule]) -> nn.Module:
     Raises:
         OptionError: for a pattern that is no regular expression, that matches nothing, or that matches something
             else than a batch norm; for a type that does not exist, and an option that the layer does not have or take.
+
+    Examples:
+        >>> model = timm.create_model("test_resnet")
+        >>> swap_norm(model, {"bn1": dict(type="ZCANorm2d", groups=4)}).bn1.groups
+        4
     """
     found = list(_candidates(model))
     chosen: dict[_BatchNorm, tuple[str, str]] = {}

@@ -39,6 +39,16 @@ def test_sqrtm(method, spectrum):
     assert torch.autograd.gradcheck(lambda A: sqrtm(A, method, **EXACT[method]), A, eps=eps)
 
 
+@pytest.mark.parametrize("shape", [(12, 6), (12, 12), (8, 20)])
+def test_eigenvalues_that_are_left_out(shape):
+    """The features vary in the directions that are left out, on whichever side of the covariance the root is taken."""
+    X, method = features(*shape).requires_grad_(), resolve_method("svdtopn", n=3)
+    G = torch.randn(shape[0], shape[0], dtype=torch.float64)
+    fused, composed = covariance_sqrt(X, method), sqrtm(covariance(X), method)
+    gradients = [torch.autograd.grad((root * G).sum(), X)[0] for root in (fused, composed)]
+    assert relative_error(fused, composed) < 1e-12 and relative_error(*gradients) < 1e-12
+
+
 @pytest.mark.parametrize("scaling", get_args(Scaling))
 @pytest.mark.parametrize("method", ITERATIVE)
 def test_scalings(method, scaling):

@@ -371,7 +371,7 @@ def test_method_by_default_is_the_released_one():
         (
             lambda: create_pool("temporal", 5, frames=4)(clips(1, 6).float()),
             ShapeError,
-            "a batch of 6 is no whole number of clips of 4 frames",
+            "a batch of 6 frames is no whole number of clips of 4 frames",
         ),
         (lambda: create_pool("temporal", 5, frames=0), OptionError, "frames must be a positive integer, got 0"),
         (lambda: create_pool("temporal", 5, frames=2.0), OptionError, "frames must be a positive integer, got 2.0"),

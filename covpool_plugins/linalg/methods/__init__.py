@@ -1,24 +1,13 @@
 """Method objects: frozen dataclasses that say how a matrix function and its gradient are computed.
 
-===========================  ====================================  =====================================  =============
-name                         forward                               backward                               source
-===========================  ====================================  =====================================  =============
-``exact``                    eigh                                  1 / (√λ_i + √λ_j)                      BMVC 2017
-``svdpade``                  eigh                                  the same, from the Padé quotient       ICCV 2021
-``svdtaylor``                eigh                                  Taylor series of degree 100            ICCV 2021
-``svdpi``                    eigh                                  power iteration                        NeurIPS 2019
-``svdnewton``                eigh                                  that of Newton-Schulz steps            ICCV 2021
-``svdtrunc``                 eigh                                  1 / (λ_i - λ_j) cut off at 1e10        ICCV 2021
-``svdtopn``                  eigh, the n largest                   exact for what is left                 ICCV 2021
-``svdoriginal``              eigh                                  1 / (λ_i - λ_j) with overflow check    ICCV 2015
-``isqrt``                    Newton-Schulz, 5 steps, trace         the exact one of those steps           CVPR 2018
-``newton_schulz_lyapunov``   Newton-Schulz, 10 steps, Frobenius    iterative Lyapunov                     BMVC 2017
-``denman_beavers``           Denman-Beavers, 10 steps              iterative Lyapunov                     BMVC 2017
-``mtp``                      Taylor polynomial, degree 10          iterative Lyapunov                     ICLR 2022
-``mpa``                      Padé approximant, degree 5            iterative Lyapunov                     ICLR 2022
-``minimax``                  best composite polynomials            the exact one of those steps           this project
-===========================  ====================================  =====================================  =============
+Every module of this folder is imported, so that a new method is one file: its class, and the line that adds an object
+of it to the table of roots or of inverse roots. A method is an :class:`EigenMethod`, the root by eigen-decomposition
+with a gradient rule of its own, or an :class:`IterativeMethod`, matrix products whose gradient follows. Forward,
+gradient and source of each are in its docstring and in the table of heads of the README.
 """
+
+import importlib
+import pkgutil
 
 from .base import (
     INVERSE_ROOTS,
@@ -65,3 +54,6 @@ __all__ = [
     "list_methods",
     "resolve_method",
 ]
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -23,7 +23,12 @@ Route = Literal["auto", "eigh", "products"]
 
 @dataclass(frozen=True)
 class Method:
-    """How a function of symmetric positive semi-definite matrices and its gradient are computed."""
+    """How a function of symmetric positive semi-definite matrices and its gradient are computed.
+
+    Examples:
+        >>> resolve_method("isqrt").matmul_only("sqrtm"), resolve_method("exact").matmul_only("sqrtm")
+        (True, False)
+    """
 
     def matmul_only(self, function: str) -> bool:
         """Whether it takes nothing but matrix products: it exports to ONNX and never waits for a GPU."""
@@ -73,6 +78,17 @@ class EigenMethod(SpectralMethod):
     """A square root by eigh; K is all that distinguishes one published method from another.
 
     K is written in the roots s = √λ, whose range is that of the features; their squares may leave it.
+
+    Examples:
+        >>> class Damped(EigenMethod):
+        ...     def factor(self, first, second):
+        ...         return 0.5 + 0.5 * (first == second)
+        ...
+        >>> A = torch.diag(torch.tensor([4.0, 1.0])).requires_grad_()
+        >>> sqrtm(A, Damped()).sum().backward()
+        >>> A.grad  # the exact one has 0.3333 off the diagonal
+        tensor([[0.2500, 0.1667],
+                [0.1667, 0.5000]])
     """
 
     def values(self, eigenvalues: Tensor) -> Tensor:
@@ -84,6 +100,10 @@ class EigenMethod(SpectralMethod):
     def truncate(self, eigenvalues: Tensor) -> Tensor:
         """The eigenvalues (..., n), ascending, with those set to zero that the method leaves out."""
         return eigenvalues
+
+    def leaves_out(self, count: int) -> bool:
+        """Whether :meth:`truncate` sets any of ``count`` eigenvalues to zero that are not."""
+        return False
 
     def coefficients(self, values: Tensor, others: Tensor) -> Tensor:
         """K for all pairs of the roots ``values`` (..., n) and ``others`` (..., m), shape (..., n, m).
@@ -132,6 +152,13 @@ class IterativeMethod(Method):
             matrix and ``exact`` for features with no more positions than channels, whose covariance is singular:
             there half of the Lyapunov solution is missing.
         lyapunov_iterations: steps of the Lyapunov solver; nine is what the released code of MTP and MPA runs.
+
+    Raises:
+        OptionError: for an option outside its range, here and in every method.
+
+    Examples:
+        >>> isinstance(resolve_method("mpa"), IterativeMethod), isinstance(resolve_method("svdpade"), IterativeMethod)
+        (True, False)
     """
 
     at_zero: ClassVar[float] = 0.0
@@ -167,6 +194,13 @@ def list_methods(function: str = "sqrtm", matmul_only: bool = False) -> list[str
     Args:
         function: that function.
         matmul_only: only those that take nothing but matrix products, and therefore export to ONNX.
+
+    Raises:
+        UnknownNameError: for another function.
+
+    Examples:
+        >>> "svdpade" in list_methods(), "svdpade" in list_methods(matmul_only=True)
+        (True, False)
     """
     return [name for name, method in TABLES[function].items() if not matmul_only or method.matmul_only(function)]
 
@@ -178,6 +212,10 @@ def resolve_method(method: str | Method, function: str = "sqrtm", **options: Any
         UnknownNameError: for a name that the function's table does not have.
         OptionError: for an object of another function, an option the method does not have, or one out of range.
         ExportError: while a model is exported to ONNX, for a method that ONNX cannot express.
+
+    Examples:
+        >>> resolve_method("isqrt", iterations=7)
+        NewtonSchulz(scaling='trace', gradient='exact', lyapunov_iterations=9, iterations=7)
     """
     if isinstance(method, Method):
         if not isinstance(method, _accepted(function)):

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from ...checks import check_integer, check_number
+from ...tables import About
 from .._dual import Dual, Matrix, affine, combination, inverse_positive
 from .base import SQUARE_ROOTS, Gradient, IterativeMethod, Wanted, check_field
 
@@ -25,6 +26,11 @@ class DenmanBeavers(IterativeMethod):
         iterations: number of steps.
 
     Source: Denman & Beavers, "The matrix sign function and computations in systems", 1976; Lin & Maji, BMVC 2017.
+
+    Examples:
+        >>> A = torch.diag(torch.tensor([9.0, 4.0], dtype=torch.float64))
+        >>> sqrtm(A, DenmanBeavers(iterations=12, ridge=1e-12)).diagonal()
+        tensor([3.0000, 2.0000], dtype=torch.float64)
     """
 
     through_gram: ClassVar[bool] = False
@@ -49,4 +55,8 @@ class DenmanBeavers(IterativeMethod):
         return Y if wanted == "root" else Z
 
 
-SQUARE_ROOTS.add("denman_beavers", DenmanBeavers())
+SQUARE_ROOTS.add(
+    "denman_beavers",
+    DenmanBeavers(),
+    About("10 Denman-Beavers steps; not for fewer positions than channels", "iterative Lyapunov", "BMVC 2017"),
+)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ...checks import check_choice, check_integer, check_number
+from ...tables import About
 from .base import (
     INVERSE_ROOTS,
     SQUARE_ROOTS,
@@ -55,6 +56,13 @@ class Exact(EigenMethod):
             ``auto``: on a GPU the faster one, measured once for each size (``routes.py``), elsewhere eigh.
 
     Source: Lin & Maji, "Improved Bilinear Pooling with CNNs", BMVC 2017, eq. 9.
+
+    Examples:
+        >>> A = torch.eye(2, requires_grad=True)
+        >>> sqrtm(A, Exact()).sum().backward()
+        >>> A.grad
+        tensor([[0.5000, 0.5000],
+                [0.5000, 0.5000]])
     """
 
     route: Route = "auto"
@@ -82,6 +90,13 @@ class SVDPade(Exact):
 
     Source: Song, Sebe & Wang, "Why Approximate Matrix Square Root Outperforms Accurate SVD in Global Covariance
     Pooling?", ICCV 2021, eq. 15-17.
+
+    Examples:
+        >>> A = torch.eye(2, requires_grad=True)
+        >>> sqrtm(A, SVDPade()).sum().backward()
+        >>> A.grad
+        tensor([[0.5000, 0.5000],
+                [0.5000, 0.5000]])
     """
 
 
@@ -93,6 +108,10 @@ class SVDTaylor(EigenMethod):
         degree: the last power, the paper's K.
 
     Source: Song, Sebe & Wang, ICCV 2021, eq. 14.
+
+    Examples:
+        >>> SVDTaylor().factor(torch.ones(1), torch.tensor([0.99]).sqrt())  # of the exact K for λ = 1 and 0.99
+        tensor([0.6376])
     """
 
     degree: int = 100
@@ -114,6 +133,10 @@ class SVDPI(EigenMethod):
         iterations: number of power iterations.
 
     Source: Wang et al., "Backpropagation-Friendly Eigendecomposition", NeurIPS 2019, eq. 9-12.
+
+    Examples:
+        >>> SVDPI().factor(torch.ones(1), torch.tensor([0.99]).sqrt())  # of the exact K for λ = 1 and 0.99
+        tensor([0.1821])
     """
 
     iterations: int = 19
@@ -133,6 +156,10 @@ class SVDTrunc(EigenMethod):
         cap: that value.
 
     Source: Song, Sebe & Wang, ICCV 2021, section 3.3.
+
+    Examples:
+        >>> SVDTrunc(cap=10.0).factor(torch.ones(1), torch.tensor([0.99]).sqrt())  # of the exact K for λ = 1 and 0.99
+        tensor([0.1000])
     """
 
     cap: float = 1e10
@@ -155,6 +182,10 @@ class SVDTopN(EigenMethod):
         n: how many eigenvalues are kept.
 
     Source: Song, Sebe & Wang, ICCV 2021, section 3.3.
+
+    Examples:
+        >>> sqrtm(torch.diag(torch.tensor([9.0, 4.0, 1.0])), SVDTopN(n=2)).diagonal()
+        tensor([3., 2., 0.])
     """
 
     n: int = 206
@@ -163,10 +194,13 @@ class SVDTopN(EigenMethod):
         check_field(self, "n", check_integer, 1)
 
     def truncate(self, eigenvalues: Tensor) -> Tensor:
-        dropped = eigenvalues.shape[-1] - self.n
-        if dropped <= 0:
+        if not self.leaves_out(eigenvalues.shape[-1]):
             return eigenvalues
+        dropped = eigenvalues.shape[-1] - self.n
         return torch.cat([torch.zeros_like(eigenvalues[..., :dropped]), eigenvalues[..., dropped:]], dim=-1)
+
+    def leaves_out(self, count: int) -> bool:
+        return count > self.n
 
 
 @dataclass(frozen=True)
@@ -177,6 +211,13 @@ class SVDOriginal(EigenMethod):
 
     Source: Ionescu, Vantzos & Sminchisescu, "Matrix Backpropagation for Deep Networks with Structured Layers",
     ICCV 2015, eq. 13; the overflow check is that of the ICCV 2021 code.
+
+    Examples:
+        >>> A = torch.eye(2, requires_grad=True)
+        >>> sqrtm(A, SVDOriginal()).sum().backward()
+        >>> A.grad
+        tensor([[0.5000, 0.5000],
+                [0.5000, 0.5000]])
     """
 
     def factor(self, first: Tensor, second: Tensor) -> Tensor:
@@ -196,6 +237,10 @@ class ExactInverse(SpectralMethod):
 
     Args:
         route: as of :class:`Exact`; by matrix products, the matrix must be positive definite.
+
+    Examples:
+        >>> inv_sqrtm(torch.diag(torch.tensor([4.0, 0.0])), ExactInverse()).diagonal()
+        tensor([0.5000, 0.0000])
     """
 
     route: Route = "auto"
@@ -229,11 +274,45 @@ class ExactInverse(SpectralMethod):
         return 0.75 * eigenvalues**-2.5 if order == 2 else (105 / 16) * eigenvalues**-4.5
 
 
-SQUARE_ROOTS.add("exact", Exact())
-SQUARE_ROOTS.add("svdpade", SVDPade())
-SQUARE_ROOTS.add("svdtaylor", SVDTaylor())
-SQUARE_ROOTS.add("svdpi", SVDPI())
-SQUARE_ROOTS.add("svdtrunc", SVDTrunc())
-SQUARE_ROOTS.add("svdtopn", SVDTopN())
-SQUARE_ROOTS.add("svdoriginal", SVDOriginal())
+SQUARE_ROOTS.add(
+    "exact",
+    Exact(),
+    About("square root of the covariance, by eigen-decomposition", "Lyapunov solution in the eigenbasis", "BMVC 2017"),
+)
+SQUARE_ROOTS.add(
+    "svdpade",
+    SVDPade(),
+    About(
+        "square root of the covariance, by eigen-decomposition",
+        "exact: what the published Padé quotient is, without its cancellation",
+        "ICCV 2021",
+    ),
+)
+SQUARE_ROOTS.add(
+    "svdtaylor",
+    SVDTaylor(),
+    About("square root of the covariance, by eigen-decomposition", "Taylor series of degree 100", "ICCV 2021"),
+)
+SQUARE_ROOTS.add(
+    "svdpi",
+    SVDPI(),
+    About("square root of the covariance, by eigen-decomposition", "power iteration, 19 steps", "NeurIPS 2019"),
+)
+SQUARE_ROOTS.add(
+    "svdtrunc",
+    SVDTrunc(),
+    About("square root of the covariance, by eigen-decomposition", "1 / (λi - λj) cut off at 1e10", "ICCV 2021"),
+)
+SQUARE_ROOTS.add(
+    "svdtopn", SVDTopN(), About("root of the n = 206 largest eigenvalues", "exact for what is left", "ICCV 2021")
+)
+SQUARE_ROOTS.add(
+    "svdoriginal",
+    SVDOriginal(),
+    About(
+        "square root of the covariance, by eigen-decomposition",
+        "1 / (λi - λj) with an overflow check, for comparison",
+        "ICCV 2015",
+    ),
+)
 INVERSE_ROOTS.add("exact", ExactInverse())

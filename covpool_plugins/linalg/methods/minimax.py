@@ -10,6 +10,7 @@ from itertools import groupby
 import torch
 
 from ...checks import check_choice, check_integer, check_number
+from ...tables import About
 from .._dual import Matrix
 from .base import INVERSE_ROOTS, SQUARE_ROOTS, IterativeMethod, Scaling, Wanted, check_field
 from .newton_schulz import coupled_steps
@@ -46,6 +47,10 @@ class Minimax(IterativeMethod):
         degree: of the odd polynomials, 3, 5, 7 or 9.
 
     Source: this project; Remez exchange per step as in Chen & Chow, "A stable scaling of Newton-Schulz", 2014.
+
+    Examples:
+        >>> sqrtm(torch.diag(torch.tensor([100.0, 1.0])), Minimax(smallest=1e-3, steps=4)).diagonal()
+        tensor([10.0001,  1.0000])
     """
 
     scaling: Scaling = "frobenius"
@@ -144,5 +149,7 @@ def _solve(rows: list[list[float]], right: list[float]) -> list[float]:
     return [row[-1] for row in table]
 
 
-SQUARE_ROOTS.add("minimax", Minimax())
+SQUARE_ROOTS.add(
+    "minimax", Minimax(), About("3 steps with the best polynomials", "exact, of those steps", "this project")
+)
 INVERSE_ROOTS.add("minimax", Minimax(smallest=1e-3, steps=5))

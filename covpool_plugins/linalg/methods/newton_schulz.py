@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...checks import check_integer
+from ...tables import About
 from .._dual import Matrix, affine, polynomials, product
 from .base import INVERSE_ROOTS, SQUARE_ROOTS, IterativeMethod, Scaling, Wanted, check_field
 
@@ -67,6 +68,12 @@ class NewtonSchulz(IterativeMethod):
     Source: Li, Xie, Wang & Gao, "Towards Faster Training of Global Covariance Pooling Networks by Iterative Matrix
     Square Root Normalization" (iSQRT-COV), CVPR 2018, eq. 3-5; Lin & Maji, BMVC 2017, section 3.1; Huang et al.,
     "Iterative Normalization", CVPR 2019.
+
+    Examples:
+        >>> sqrtm(torch.diag(torch.tensor([100.0, 1.0])), NewtonSchulz(iterations=5)).diagonal()
+        tensor([10.0000,  0.6563])
+        >>> sqrtm(torch.diag(torch.tensor([100.0, 1.0])), NewtonSchulz(iterations=15)).diagonal()
+        tensor([10.0000,  1.0000])
     """
 
     scaling: Scaling = "trace"
@@ -83,9 +90,12 @@ class NewtonSchulz(IterativeMethod):
         return coupled_steps(B, [NEWTON_SCHULZ_STEP] * self.iterations, wanted)
 
 
-SQUARE_ROOTS.add("isqrt", NewtonSchulz())
+SQUARE_ROOTS.add(
+    "isqrt", NewtonSchulz(), About("5 Newton-Schulz steps towards the root", "exact, of those steps", "CVPR 2018")
+)
 SQUARE_ROOTS.add(
     "newton_schulz_lyapunov",
     NewtonSchulz(scaling="frobenius", gradient="auto", lyapunov_iterations=10, iterations=10),
+    About("10 Newton-Schulz steps", "iterative Lyapunov", "BMVC 2017"),
 )
 INVERSE_ROOTS.add("newton_schulz", NewtonSchulz(scaling="frobenius", iterations=10))

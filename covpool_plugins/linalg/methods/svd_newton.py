@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...checks import check_integer
+from ...tables import About
 from .base import SQUARE_ROOTS, EigenMethod, check_field
 
 
@@ -23,6 +24,12 @@ class SVDNewton(EigenMethod):
 
     Source: Song, Sebe & Wang, "Why Approximate Matrix Square Root Outperforms Accurate SVD in Global Covariance
     Pooling?", ICCV 2021, section 3.2.
+
+    Examples:
+        >>> A = torch.diag(torch.tensor([4.0, 1.0])).requires_grad_()
+        >>> grads = [torch.autograd.grad(sqrtm(A, name, iterations=5).sum(), A)[0] for name in ("svdnewton", "isqrt")]
+        >>> torch.allclose(*grads, atol=1e-5)
+        True
     """
 
     iterations: int = 10
@@ -74,4 +81,8 @@ def _differences(b: Tensor, c: Tensor, iterations: int) -> Tensor:
     return Y
 
 
-SQUARE_ROOTS.add("svdnewton", SVDNewton())
+SQUARE_ROOTS.add(
+    "svdnewton",
+    SVDNewton(),
+    About("square root of the covariance, by eigen-decomposition", "that of 10 Newton-Schulz steps", "ICCV 2021"),
+)

@@ -11,6 +11,7 @@ from math import comb
 import torch
 
 from ...checks import check_integer
+from ...tables import About
 from .._dual import Matrix, affine, inverse_positive, polynomials, solve_positive
 from .base import INVERSE_ROOTS, SQUARE_ROOTS, Gradient, IterativeMethod, Wanted, check_field
 
@@ -89,6 +90,10 @@ class MTP(IterativeMethod):
         degree: of the polynomial, the paper's K.
 
     Source: Song, Sebe & Wang, "Fast Differentiable Matrix Square Root", ICLR 2022, eq. 4-6.
+
+    Examples:
+        >>> sqrtm(torch.diag(torch.tensor([100.0, 1.0])), MTP(degree=10)).diagonal()  # too large for the smaller
+        tensor([10.0000,  1.9356])
     """
 
     gradient: Gradient = "auto"
@@ -131,6 +136,10 @@ class MPA(IterativeMethod):
         degree: of numerator and denominator, the paper's M = N.
 
     Source: Song, Sebe & Wang, "Fast Differentiable Matrix Square Root", ICLR 2022, eq. 7-11.
+
+    Examples:
+        >>> sqrtm(torch.diag(torch.tensor([100.0, 1.0])), MPA(degree=5)).diagonal()  # too large for the smaller
+        tensor([10.0000,  1.2473])
     """
 
     gradient: Gradient = "auto"
@@ -149,7 +158,7 @@ class MPA(IterativeMethod):
         return solve_positive(denominator, numerator)
 
 
-SQUARE_ROOTS.add("mtp", MTP())
-SQUARE_ROOTS.add("mpa", MPA())
+SQUARE_ROOTS.add("mtp", MTP(), About("Taylor polynomial of degree 10", "iterative Lyapunov", "ICLR 2022"))
+SQUARE_ROOTS.add("mpa", MPA(), About("Padé approximant of degree 5", "iterative Lyapunov", "ICLR 2022"))
 INVERSE_ROOTS.add("mtp", MTP())
 INVERSE_ROOTS.add("mpa", MPA())
