@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
+from ..pooling import pool_options
+from ..pooling.reduction import DEFAULT_CHANNELS
 from ..timm_plugin import create_model, list_heads
 from .modes import MODES, Mode, add_common_arguments, positive
 from .sections import Contender, Section, run_sections
@@ -41,7 +44,9 @@ def _sections(arguments: argparse.Namespace) -> Iterator[Section]:
 
 
 def _network(arguments: argparse.Namespace, head: str) -> nn.Module:
-    return create_model(arguments.backbone, head, num_classes=CLASSES).to(arguments.device)
+    """With as many channels for every head, also for those that the papers use without a reduction."""
+    reduced: dict[str, Any] = {"reduce_channels": DEFAULT_CHANNELS} if "reduce_channels" in pool_options(head) else {}
+    return create_model(arguments.backbone, head, num_classes=CLASSES, **reduced).to(arguments.device)
 
 
 MODES.add(
