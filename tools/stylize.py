@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from covpool_plugins.command_line import Parser, run_tool
 from covpool_plugins.experiments.style_transfer import SHIPPED, Settings, Stylist, Transfer, open_picture
-from covpool_plugins.files import write_atomically
+from covpool_plugins.files import check_folder, write_atomically
 from covpool_plugins.linalg import list_methods
 
 EXAMPLE = "python tools/stylize.py --content photo.jpg --style painting.jpg --out out/style"
@@ -18,6 +18,7 @@ EXAMPLE = "python tools/stylize.py --content photo.jpg --style painting.jpg --ou
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse(argv)
+    check_folder(arguments.out)
     settings = Settings(
         arguments.model,
         arguments.pretrained,
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     content, style = (open_picture(name, arguments.size) for name in (arguments.content, arguments.style))
     with tqdm(total=arguments.steps * len(arguments.stage), desc="training the decoder", disable=None) as bar:
         stylist = Stylist(content, style, settings, bar.update)
-    rows = [(method, stylist.transfer(method)) for method in arguments.method]
+    rows = [(method, stylist.transfer(method)) for method in dict.fromkeys(arguments.method)]
     for method, found in rows:
         _save(found.picture, arguments.out / f"{method}.png")
     print(_table(rows))
@@ -46,7 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--style", default="immunohistochemistry", help="picture, likewise")
     known = list_methods("inv_sqrtm")
     parser.add_argument("--method", nargs="+", choices=known, default=["exact", "mpa", "newton_schulz"], help="roots")
-    parser.add_argument("--model", default="resnet18", help="timm backbone (resnet18)")
+    parser.add_argument("--model", default="resnet18", help="timm backbone for pictures of any size (resnet18)")
     parser.add_argument("--pretrained", action="store_true", help="with timm's weights, which are downloaded")
     parser.add_argument("--stage", nargs="+", type=int, default=[0], help="of the backbone, from 0; deepest first (0)")
     parser.add_argument("--steps", type=int, default=300, help="of the decoder's training (300)")

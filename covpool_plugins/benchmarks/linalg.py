@@ -12,7 +12,6 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from ..errors import require_extra
 from ..linalg import (
     Compute,
     EigenMethod,
@@ -29,7 +28,7 @@ from ..linalg.routes import ROUTES
 from ..linalg.tensors import symmetrize
 from .baselines import BASELINES, ISQRT, MPA, SVD_PADE, published_inverse_root
 from .measure import Function, correlated_features, exact_root_and_gradient, seeded_gradient, value_and_gradient
-from .modes import MODES, Mode, add_common_arguments, check_output, positive
+from .modes import MODES, Mode, add_common_arguments, check_plot, positive
 from .report import write_plot
 from .sections import Clock, Contender, Section, run_sections
 
@@ -54,9 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measure, print each section as it is done, write the files."""
     methods = {name: resolve_method(name) for name in arguments.methods}
-    check_output(arguments.plot)
-    if arguments.plot:
-        require_extra("matplotlib", "explain")
+    check_plot(arguments.plot)
     results = run_sections(arguments, "linalg", _sections(arguments, methods))
     if arguments.plot:
         write_plot(arguments.plot, [r for r in results if "positions" in r.details])

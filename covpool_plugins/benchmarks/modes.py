@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from ..checks import check_choice
 from ..command_line import one_line
-from ..errors import OptionError
+from ..errors import OptionError, require_extra
+from ..files import check_folder
 from ..tables import Table
 
 
@@ -53,9 +55,25 @@ def available_device(name: str) -> torch.device:
 
 
 def check_output(path: Path | None) -> None:
-    """Raise :class:`OptionError` for a folder: better before the measurement than after."""
+    """Raise :class:`OptionError` for what cannot become a file: better before the measurement than after."""
     if path is not None and path.is_dir():
         raise OptionError(f"{path} is a folder; name a file")
+    if path is not None:
+        check_folder(path.parent)
+
+
+def check_plot(path: Path | None) -> None:
+    """As :func:`check_output`, for a picture; the suffix says of which kind.
+
+    Raises:
+        OptionError: for another kind than those below.
+        MissingExtraError: without matplotlib.
+    """
+    if path is None:
+        return
+    check_choice("the suffix of a plot", path.suffix, (".png", ".svg", ".pdf"))
+    check_output(path)
+    require_extra("matplotlib", "explain")
 
 
 def environment(device: torch.device) -> dict[str, Any]:

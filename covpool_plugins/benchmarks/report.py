@@ -93,5 +93,4 @@ def write_plot(path: Path, results: Sequence[Result]) -> None:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     figure.axes[0].set_ylabel("relative error of the gradient")
-    suffix = path.suffix.lstrip(".") or "png"
-    write_atomically(path, lambda file: figure.savefig(file, format=suffix, dpi=150))
+    write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=150))

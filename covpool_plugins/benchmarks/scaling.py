@@ -12,7 +12,7 @@ from ..files import write_atomically
 from ..linalg import resolve_method
 from .baselines import ISQRT, MPA, SVD_PADE
 from .linalg import features_section
-from .modes import MODES, Mode, add_common_arguments, check_output
+from .modes import MODES, Mode, add_common_arguments, check_plot
 from .sections import Result, Section, run_sections
 
 BASE = {"channels": 256, "positions": 196, "batch": 8}
@@ -42,9 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, print each section as it is done, write the files."""
-    check_output(arguments.plot)
-    if arguments.plot:
-        require_extra("matplotlib", "explain")
+    check_plot(arguments.plot)
     arguments.batch = BASE["batch"]
     results = run_sections(arguments, "scaling", _sections(arguments))
     if arguments.plot:
@@ -85,8 +83,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
         axis.grid(alpha=0.3)
     panels[0].set_ylabel("forward + backward, ms per image")
     panels[0].legend(fontsize=7)
-    suffix = path.suffix.lstrip(".") or "png"
-    write_atomically(path, lambda file: figure.savefig(file, format=suffix, dpi=130))
+    write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=130))
 
 
 MODES.add(

@@ -23,11 +23,13 @@ from tqdm import tqdm
 from ..architectures.two_stream import Stream, TwoStreamNet
 from ..benchmarks.baselines import BASELINES
 from ..benchmarks.measure import bytes_saved, correlated_features, seeded_gradient, time_interleaved
+from ..benchmarks.modes import check_output
 from ..benchmarks.report import write_json
 from ..checks import check_integer
+from ..errors import OptionError
 from ..linalg import resolve_method
 from ..linalg.packing import unpack_symmetric
-from ..pooling import CovariancePool, Pool, create_pool
+from ..pooling import CovariancePool, create_pool
 from ..timm_plugin import SecondOrderHead
 from .sources import source
 from .textures import Split
@@ -195,8 +197,9 @@ def _fit(recipe: ComparisonRecipe, contender: Contender, model: nn.Module, seed:
     return loss
 
 
-def _pool(model: nn.Module) -> Any:
-    return next((module for module in model.modules() if isinstance(module, Pool)), None)
+def _pool(model: Any) -> Any:
+    """The pool of one map; there is none of two networks."""
+    return None if isinstance(model, TwoStreamNet) else model[-1].global_pool
 
 
 def _groups(model: nn.Module, recipe: ComparisonRecipe) -> list[dict[str, Any]]:
@@ -320,7 +323,11 @@ def mean_and_spread(values: Sequence[float], sign: str = "") -> str:
 
 def add_arguments(parser: argparse.ArgumentParser, recipe: ComparisonRecipe) -> None:
     """The options of every comparison, with the defaults of ``recipe``."""
-    parser.add_argument("--images", metavar="DIR", help="one folder of pictures per class, instead of those that ship")
+    parser.add_argument(
+        "--images",
+        metavar="DIR",
+        help="one folder of pictures per class, instead of those that ship; every third is for testing",
+    )
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each row (5)")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time, one thread each (2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
@@ -333,8 +340,11 @@ def check_arguments(options: argparse.Namespace) -> dict[str, int]:
     """The recipe's settings among the arguments.
 
     Raises:
-        OptionError: for a number that is not positive.
+        OptionError: for a number that is not positive, pictures that are not there, or a file that cannot be written.
     """
     for name in ("seeds", "workers", *SETTINGS):
         check_integer(f"--{name.replace('_', '-')}", getattr(options, name))
+    check_output(options.json)
+    if options.images is not None and not Path(options.images).is_dir():
+        raise OptionError(f"--images {options.images}: no such folder")
     return {name: getattr(options, name) for name in SETTINGS}

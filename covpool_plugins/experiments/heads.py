@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..benchmarks.modes import check_output, environment
+from ..benchmarks.modes import check_plot, environment
 from ..benchmarks.report import markdown_table, number
 from ..command_line import Parser
 from ..errors import require_extra
@@ -50,28 +50,29 @@ SINGULAR_SIZE = 16  # 2x2 positions for 32 channels
 
 def contenders(heads: Sequence[str]) -> list[Contender]:
     """The heads by name, and the hybrid protocol behind the one that it begins with."""
-    found = [Contender(name) for name in heads]
+    found = [Contender(name) for name in dict.fromkeys(heads)]
     return [row for head in found for row in ([head, HYBRID] if head.head == HYBRID.head else [head])]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = Parser(__doc__ or "", "python tools/compare.py --json out/compare.json --plot out/compare.png")
-    parser.add_argument("--heads", nargs="+", choices=list_heads(), default=list_heads(), metavar="NAME", help="(all)")
+    parser.add_argument("--heads", nargs="+", choices=list_heads(), metavar="NAME", help="(all)")
     parser.add_argument("--pictures", nargs="+", choices=SOURCES, default=list(SOURCES), metavar="NAME", help="(all)")
     parser.add_argument("--failures", action="store_true", help="the gradients on singular covariances instead")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw accuracies and times (.png, .svg or .pdf)")
     add_arguments(parser, RECIPE)
     options = parser.parse_args(arguments)
     settings = check_arguments(options)
-    for path in (options.json, options.plot):
-        check_output(path)
+    check_plot(options.plot)
+    if options.failures and options.heads is not None:
+        parser.error("--failures has rows of its own: leave out --heads")
     torch.set_num_threads(1)  # small networks gain nothing by more
     named = [options.images] if options.images else options.pictures
     recipes = [replace(RECIPE, pictures=name, **settings) for name in named]
     for recipe in recipes:
         source(recipe.pictures)  # a mistake shows before the first training
-    rows = list(FAILING) if options.failures else contenders(options.heads)
+    rows = list(FAILING) if options.failures else contenders(options.heads or list_heads())
     if options.failures:
         size = SINGULAR_SIZE if options.size == RECIPE.size else options.size
         recipes = [replace(recipe, size=size) for recipe in recipes]
@@ -143,7 +144,10 @@ def _conditions(runs: Sequence[ComparisonRun]) -> str:
 
 
 def draw(runs: Sequence[ComparisonRun], times: Milliseconds, path: Path) -> None:
-    """Accuracy of every head, mean and spread, a panel for each source of pictures; and the time of a step."""
+    """Accuracy of every head, mean and spread, a panel for each source of pictures; and the time of a step.
+
+    A dashed line is average pooling's.
+    """
     pictures = list(dict.fromkeys(run.pictures for run in runs))
     rows = list(dict.fromkeys(run.contender for run in runs))
     rows.sort(key=lambda row: statistics.mean(_accuracies((r for r in runs if r.contender == row), pictures[0]) or [0]))
@@ -163,5 +167,4 @@ def draw(runs: Sequence[ComparisonRun], times: Milliseconds, path: Path) -> None
     panels[0].set_yticks(range(len(rows)), rows, fontsize=8)
     for axis in (*panels, last):
         axis.grid(alpha=0.3)
-    suffix = path.suffix.lstrip(".") or "png"
-    write_atomically(path, lambda file: figure.savefig(file, format=suffix, dpi=130))
+    write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=130))

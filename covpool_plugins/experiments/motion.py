@@ -21,8 +21,10 @@ from timm.utils import random_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..benchmarks.modes import check_output
 from ..checks import check_integer
 from ..command_line import Parser, run_tool
+from ..errors import OptionError
 from ..files import write_atomically
 from ..timm_plugin import create_model, list_heads
 from .moving_photos import MOTIONS, batches, photos_of, shipped_photos
@@ -186,6 +188,9 @@ def main() -> None:
     args = parser.parse_args()
     for name in ("seeds", "steps", "size", "frames"):
         check_integer(f"--{name}", getattr(args, name))
+    check_output(args.out)
+    if args.images is not None and not args.images.is_dir():
+        raise OptionError(f"--images {args.images}: no such folder")
     recipe = MotionRecipe(steps=args.steps, size=args.size, frames=args.frames)
     compare(recipe, args.heads, args.seeds, args.out, args.images)
 

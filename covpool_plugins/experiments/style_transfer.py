@@ -204,9 +204,13 @@ def _encoder(settings: Settings, stage: int) -> nn.Module:
         encoder: Any = timm.create_model(
             settings.model, pretrained=settings.pretrained, features_only=True, out_indices=(stage,)
         )
-    except (RuntimeError, AssertionError, IndexError, TypeError) as error:
-        raise OptionError(f"stage {stage} of {settings.model!r}: {' '.join(str(error).split())[:120]}") from None
-    return encoder.eval().requires_grad_(False)
+        encoder.eval().requires_grad_(False)(torch.zeros(1, 3, settings.size, settings.size))
+    except IndexError:
+        raise OptionError(f"stage must be one of {settings.model!r}, which has fewer, got {stage}") from None
+    except (RuntimeError, AssertionError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise OptionError(f"stage {stage} of {settings.model!r} at {settings.size} pixels: {reason}") from None
+    return encoder
 
 
 def _features(encoder: nn.Module, pictures: Tensor) -> Tensor:

@@ -93,6 +93,7 @@ def _settings(arch: str | dict[str, Any]) -> dict[str, Any]:
     if isinstance(arch, dict):
         check_known("SoViT: arch", arch, SETTINGS)
         return dict(arch)
+    arch = str(arch)
     if arch not in SO_VITS:
         raise UnknownNameError("So-ViT", arch, SO_VITS)
     settings = SO_VITS[arch]._asdict()

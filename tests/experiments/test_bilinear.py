@@ -166,7 +166,7 @@ def test_bad_folders(tmp_path, counts, size, message):
     [
         (["--seeds", "0"], "--seeds must be a positive integer, got 0"),
         (["--per-class", "-1"], "--per-class must be a positive integer, got -1"),
-        (["--images", "no/such"], "no/such: No such file or directory"),
+        (["--images", "no/such"], "--images no/such: no such folder"),
     ],
 )
 def test_bad_options_are_one_line(options, message, capsys, monkeypatch):

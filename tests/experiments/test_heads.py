@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,11 +119,17 @@ def test_command_line(tmp_path, capsys):
     [
         (["--seeds", "0"], "--seeds must be a positive integer, got 0"),
         (["--heads", "svdpad"], "invalid choice: 'svdpad'"),
-        (["--images", "no/such"], "no/such: No such file or directory"),
-        (["--plot", "."], ". is a folder; name a file"),
+        (["--images", "no/such"], "--images no/such: no such folder"),
+        (["--plot", "folder.png"], "folder.png is a folder; name a file"),
+        (["--plot", "plot.txt"], "the suffix of a plot must be one of .png, .svg, .pdf, got '.txt'"),
+        (["--json", "file.txt/a.json"], "file.txt is there and is no folder"),
+        (["--failures", "--heads", "gap"], "--failures has rows of its own"),
     ],
 )
-def test_bad_options_are_one_line(options, message, capsys, monkeypatch):
+def test_bad_options_are_one_line(options, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("folder.png").mkdir()
+    Path("file.txt").touch()
     monkeypatch.setattr(sys, "argv", ["compare.py", *options])
     with pytest.raises(SystemExit) as ended:
         run_tool(main)

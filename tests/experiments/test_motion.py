@@ -174,7 +174,7 @@ def test_table():
     [
         (["--steps", "0"], "--steps must be a positive integer, got 0"),
         (["--heads", "nothing"], "invalid choice: 'nothing'"),
-        (["--images", "/nowhere"], "/nowhere: No such file or directory"),
+        (["--images", "/nowhere"], "--images /nowhere: no such folder"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments, message, monkeypatch, capsys):

@@ -82,7 +82,7 @@ def test_pictures_and_models_that_are_not_there(tmp_path):
     picture = open_picture("astronaut", 32)
     with pytest.raises(UnknownNameError, match="timm model"):
         Stylist(picture, picture, Settings(model="resnet0", steps=1))
-    with pytest.raises(OptionError, match="stage 9"):
+    with pytest.raises(OptionError, match="stage must be .* got 9"):
         Stylist(picture, picture, Settings(model="test_resnet", stages=(9,), steps=1))
 
 
@@ -96,3 +96,21 @@ def test_the_tool(tmp_path, monkeypatch, capsys):
     assert stopped.value.code == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["exact.png", "mpa.png", "newton_schulz.png"]
     assert "dB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--model", "vit_tiny_patch16_224"], "stage 0 of 'vit_tiny_patch16_224' at 48 pixels: Input height"),
+        (["--stage", "9"], "stage must be one of 'resnet18', which has fewer, got 9"),
+        (["--out", "file/there"], "file is there and is no folder"),
+    ],
+)
+def test_bad_options_are_one_line(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["stylize.py", "--size", "48", "--steps", "2", *options])
+    with pytest.raises(SystemExit) as ended:
+        run_tool(runpy.run_path(str(TOOL), run_name="imported")["main"])
+    said = [line for line in capsys.readouterr().err.splitlines() if "it/s" not in line and "training" not in line]
+    assert ended.value.code == 2 and len(said) == 1 and message in said[0]
