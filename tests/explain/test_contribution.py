@@ -65,6 +65,7 @@ def test_contributions_sum_to_the_score_of_the_model(name: str, small_net, image
     torch.testing.assert_close(found.probability, logits.softmax(0)[3].item(), rtol=1e-5, atol=0)
 
 
+@pytest.mark.fast_for("svdpade", "isqrt", "seb", "cbp", "democratic", "logcov", "temporal", "gap")
 @pytest.mark.parametrize("head", [name for name in HEADS if name not in WITH_BIASES])
 def test_timm_models_with_our_heads(head: str) -> None:
     torch.manual_seed(0)

@@ -43,7 +43,14 @@ def heads(cfg):
     return {f"{name}-{method}{where}" for name, method in kinds}
 
 
-@pytest.mark.parametrize("header", headers(), ids=lambda header: header.name)
+# All of them take 40 s.
+@pytest.mark.parametrize(
+    "header",
+    [
+        pytest.param(header, id=header.name, marks=() if number % 6 == 0 else pytest.mark.slow)
+        for number, header in enumerate(headers())
+    ],
+)
 def test_a_header_is_true(header):
     cfg = Config.fromfile(header.path)
     assert header.name.split("_")[1] in heads(cfg)

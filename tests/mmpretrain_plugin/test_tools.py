@@ -171,7 +171,14 @@ BAD_WORDS = {
 }
 
 
-@pytest.mark.parametrize("option, message", [*BAD_OPTIONS.items(), *BAD_WORDS.items()])
+# Each starts a tool, which takes a second.
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        pytest.param(option, message, marks=() if number % 3 == 0 else pytest.mark.slow)
+        for number, (option, message) in enumerate([*BAD_OPTIONS.items(), *BAD_WORDS.items()])
+    ],
+)
 def test_bad_options(option, message, textures, tmp_path, run_tool):
     options = ["--cfg-options", f"data_root={textures}", *SMALL, option]
     status, said = run_tool("train", CONFIG, "--work-dir", tmp_path, *options)
@@ -222,9 +229,9 @@ def copied(textures, tmp_path, name, content):
     "content, name, workers",
     [
         (b"", "train/grass/3.png", 0),
-        (b"", "val/brick/2.png", 0),
-        (b"no picture", "train/grass/3.png", 0),
-        (b"no picture", "train/grass/3.png", 1),
+        pytest.param(b"", "val/brick/2.png", 0, marks=pytest.mark.slow),
+        pytest.param(b"no picture", "train/grass/3.png", 0, marks=pytest.mark.slow),
+        pytest.param(b"no picture", "train/grass/3.png", 1, marks=pytest.mark.slow),
     ],
 )
 def test_an_unreadable_picture_is_named(content, name, workers, textures, tmp_path, run_tool):
@@ -235,7 +242,7 @@ def test_an_unreadable_picture_is_named(content, name, workers, textures, tmp_pa
     assert f"{name}: not a picture that can be read" in said
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_missing_picture_and_a_label_out_of_range_are_named(workers, textures, tmp_path, run_tool):
     options = [*SMALL, "train_dataloader.dataset.ann_file=list.txt", "train_dataloader.dataset.data_prefix=''"]
     options += [f"data_root={textures}", f"train_dataloader.num_workers={workers}"]

@@ -82,6 +82,7 @@ def tiny(stages=1, **neck):
 def a_runner(work_dir, *hooks, model=None, loop=None, **options):
     loader = dict(batch_size=4, num_workers=0, dataset=Noise(), collate_fn=dict(type="default_collate"))
     return Runner(
+        default_scope="mmpretrain",  # it stays for the tests that follow
         model=model if model is not None else tiny(),
         work_dir=str(work_dir),
         train_dataloader=dict(loader, sampler=dict(type="DefaultSampler", shuffle=True)),
