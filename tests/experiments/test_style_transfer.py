@@ -82,7 +82,7 @@ def test_pictures_and_models_that_are_not_there(tmp_path):
     picture = open_picture("astronaut", 32)
     with pytest.raises(UnknownNameError, match="timm model"):
         Stylist(picture, picture, Settings(model="resnet0", steps=1))
-    with pytest.raises(OptionError, match="stage must be .* got 9"):
+    with pytest.raises(OptionError, match=r"stage must be .* got 9"):
         Stylist(picture, picture, Settings(model="test_resnet", stages=(9,), steps=1))
 
 
