@@ -60,7 +60,8 @@ def save_for_hub(model: nn.Module, directory: Path | str) -> Path:
         True
     """
     if not isinstance(model, SecondOrderModel):
-        raise OptionError(f"save_for_hub takes a second-order model, got {type(model).__name__}")
+        kind = type(model).__name__
+        raise OptionError(f"save_for_hub takes models of create_model and of names <backbone>_<head>, got {kind}")
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
         raise OptionError(f"save_for_hub: {str(directory)!r} is no folder")

@@ -105,6 +105,6 @@ def test_what_cannot_be_built_again_is_refused(tmp_path):
 
 
 def test_other_models_are_refused(tmp_path):
-    with pytest.raises(OptionError, match="takes a second-order model, got Linear"):
+    with pytest.raises(OptionError, match="takes models of create_model and of names <backbone>_<head>, got Linear"):
         covpool_plugins.save_for_hub(nn.Linear(2, 2), tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
