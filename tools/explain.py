@@ -84,12 +84,14 @@ def _explain(job: Job, pictures: list[Path], out: Path) -> list[Page]:
         with tqdm(total=total, unit="map", disable=None) as progress:
             for page in explain_pictures(job, pictures, out, progress.update):
                 pages.append(page)
-        if not any(row.explanation for page in pages for row in page.rows):
-            raise OptionError(_reason(job, pages[0].rows[0]))
-    finally:
+    except BaseException:
         if any(row.explanation for page in pages for row in page.rows):
             write_numbers(pages, out)
             write_report(pages, out, _title(job.subjects))
+        raise
+    if not any(row.explanation for page in pages for row in page.rows):
+        raise OptionError(_reason(job, pages[0].rows[0]))
+    write_numbers(pages, out)
     return pages
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..command_line import one_line
+from ..errors import OptionError
 from ..pooling import pool_options
 from ..pooling.reduction import DEFAULT_CHANNELS
 from ..timm_plugin import create_model, list_heads
@@ -38,6 +40,11 @@ def _sections(arguments: argparse.Namespace) -> Iterator[Section]:
     heads = dict.fromkeys([AVERAGE, *arguments.heads])
     networks = {head: _network(arguments, head) for head in heads}
     X = torch.randn(arguments.batch, 3, arguments.size, arguments.size).to(arguments.device)
+    try:
+        networks[AVERAGE](X)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        what = f"{arguments.backbone} on {arguments.batch} pictures of {arguments.size}"
+        raise OptionError(f"{what}: {one_line(error)}") from None
     contenders = [Contender(head, "ours", network) for head, network in networks.items()]
     title = f"{arguments.backbone} at {arguments.size}, {CLASSES} classes, all gradients"
     yield Section(title, contenders, X, None, None, (f"{AVERAGE}, ours",), details={"backbone": arguments.backbone})

@@ -62,7 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--failures", action="store_true", help="the gradients on singular covariances instead")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw accuracies and times (.png, .svg or .pdf)")
     add_arguments(parser, RECIPE)
+    parser.set_defaults(size=None)
     options = parser.parse_args(arguments)
+    if options.size is None:
+        options.size = SINGULAR_SIZE if options.failures else RECIPE.size
     settings = check_arguments(options)
     check_plot(options.plot)
     if options.failures and options.heads is not None:
@@ -73,9 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for recipe in recipes:
         source(recipe.pictures)  # a mistake shows before the first training
     rows = list(FAILING) if options.failures else contenders(options.heads or list_heads())
-    if options.failures:
-        size = SINGULAR_SIZE if options.size == RECIPE.size else options.size
-        recipes = [replace(recipe, size=size) for recipe in recipes]
     compare(recipes, rows, options.seeds, options.workers, options.json, options.plot)
 
 
@@ -158,12 +158,13 @@ def draw(runs: Sequence[ComparisonRun], times: Milliseconds, path: Path) -> None
         found = [_accuracies((run for run in runs if run.contender == row), name) for row in rows]
         means = [statistics.mean(values) if values else float("nan") for values in found]
         spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in found]
-        axis.errorbar(means, range(len(rows)), xerr=spreads, fmt="o", markersize=4, capsize=2, color="tab:blue")
+        axis.errorbar(means, range(len(rows)), xerr=spreads, fmt="o", markersize=4, capsize=2, label="mean ± deviation")
         if "gap" in rows:
-            axis.axvline(means[rows.index("gap")], color="0.6", linestyle="--", linewidth=1)
+            axis.axvline(means[rows.index("gap")], color="0.6", linestyle="--", linewidth=1, label="mean of gap")
         axis.set(title=name, xlabel="test accuracy, %")
     last.barh(range(len(rows)), [times.get(row, 0.0) for row in rows], color="tab:orange")
     last.set(title="training step", xlabel="ms")
+    panels[0].legend(fontsize=7, loc="lower right")
     panels[0].set_yticks(range(len(rows)), rows, fontsize=8)
     for axis in (*panels, last):
         axis.grid(alpha=0.3)

@@ -18,7 +18,15 @@ from torch import Tensor
 
 from ..errors import OptionError
 from .methods.base import EigenMethod, SpectralMethod, check_exportable
-from .tensors import autocast_off, check_square, first_derivative_only, guarded_eigh, symmetrize, working_dtype
+from .tensors import (
+    autocast_off,
+    check_square,
+    first_derivative_only,
+    guarded_eigh,
+    no_further_derivative,
+    symmetrize,
+    working_dtype,
+)
 
 
 def powm(A: Tensor, p: float | Tensor) -> Tensor:
@@ -274,7 +282,7 @@ class SpectralDerivative(torch.autograd.Function):
         G, A, values, U = ctx.saved_tensors
         H = symmetrize(H)
         if ctx.function.derivative(values[..., -1:], 2) is None:
-            raise RuntimeError(f"{ctx.function} has an approximate gradient, and no second derivative; use 'exact'")
+            raise no_further_derivative(ctx.function)
         along_G = SpectralDerivative.apply(H, A, values, U, ctx.function)
         with autocast_off(G.device.type):
             F = second_divided_differences(values, ctx.function)

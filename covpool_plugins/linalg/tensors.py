@@ -99,8 +99,15 @@ class FirstDerivativeOnly(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, H: Tensor) -> Any:
-        hint = "" if isinstance(ctx.method, str) else "; 'exact' and gradient='exact' have a second one"
-        raise RuntimeError(f"{ctx.method} has no further derivative{hint}")
+        raise no_further_derivative(ctx.method)
+
+
+def no_further_derivative(method: object) -> RuntimeError:
+    """For the backward of a gradient that has none; ``method`` is a text where no other one would do."""
+    hint = "" if isinstance(method, str) else "; 'exact' has a second one"
+    if hasattr(method, "gradient"):
+        hint = "; 'exact' and gradient='exact' have a second one"
+    return RuntimeError(f"{method} has no further derivative{hint}")
 
 
 def first_derivative_only(gradient: Tensor, method: object, *sources: Tensor) -> Tensor:

@@ -73,6 +73,7 @@ class Leading(SpectralMethod):
         return self.differences(first + self.eps, second + self.eps)
 
     def coefficients(self, values: Tensor, others: Tensor) -> Tensor:
+        # Which are left out depends on all of them: ``others`` are the same ones.
         shifted, dropped = values + self.eps, self.dropped(values)
         first, second = shifted.unsqueeze(-1), shifted.unsqueeze(-2)
         K = self.differences(first, second)
