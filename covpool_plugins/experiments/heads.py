@@ -164,7 +164,7 @@ def draw(runs: Sequence[ComparisonRun], times: Milliseconds, path: Path) -> None
         axis.set(title=name, xlabel="test accuracy, %")
     last.barh(range(len(rows)), [times.get(row, 0.0) for row in rows], color="tab:orange")
     last.set(title="training step", xlabel="ms")
-    panels[0].legend(fontsize=7, loc="lower right")
+    panels[0].legend(fontsize=7, loc="upper left")
     panels[0].set_yticks(range(len(rows)), rows, fontsize=8)
     for axis in (*panels, last):
         axis.grid(alpha=0.3)
