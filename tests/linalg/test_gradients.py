@@ -56,6 +56,7 @@ def test_scalings(method, scaling):
     assert torch.autograd.gradcheck(lambda A: sqrtm(A, method, scaling=scaling, gradient="exact"), A)
 
 
+@pytest.mark.fast_for("svdpade", "isqrt", "mpa", "minimax", "denman_beavers")
 @pytest.mark.parametrize("centered", [True, False])
 @pytest.mark.parametrize("vectorize", ["full", "triu"])
 @pytest.mark.parametrize("shape", SHAPES)

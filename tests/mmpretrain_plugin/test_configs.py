@@ -17,12 +17,17 @@ NARROW = 4  # how many times as wide a ResNet is as the one trained here
 
 
 def is_fast(path):
-    """One of every network and of every head; the others are slow."""
+    """One of every kind of network and of every head; the others are slow."""
     network, head, *_, data = path.stem.split("_")
     return (
         path.parent.name == "demo"
-        or (network in ("resnet50", "resnet18") and data in ("in1k", "cub", "cifar10") and "-hybrid" not in head)
-        or (data == "in1k" and not network.startswith("resnet") and head in ("svdpade", "moment"))
+        or (network == "resnet50" and data == "in1k" and "-hybrid" not in head)
+        or (network == "resnet18" and data == "cifar10" and head.startswith("zca-svdpi"))
+        or (
+            network in ("alexnet-bn", "convnext-tiny", "vit-base-p16")
+            and data == "in1k"
+            and head in ("svdpade", "moment")
+        )
         or path.stem.startswith(("resnet50_svdpade-hybrid", "so-vit-7_mpa"))
     )
 

@@ -31,6 +31,7 @@ def photos(size=64, channels=3):
     return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.fast_for("gap", "svdpade", "isqrt", "seb", "cbp", "democratic", "moment", "temporal")
 @pytest.mark.parametrize("name, backbone, head", [r for r in registered_models() if r[1] == "resnet18"])
 def test_registered_models_train(name, backbone, head):
     model = timm.create_model(name, num_classes=7)
@@ -74,6 +75,7 @@ def test_forward_stages(head):
     assert model.get_submodule(model.get_classifier(name_only=True)) is model.get_classifier()
 
 
+@pytest.mark.fast_for("gap", "svdpade", "isqrt", "seb", "cbp", "democratic", "moment", "temporal")
 @pytest.mark.parametrize("head", HEADS)
 def test_without_classifier_and_without_pool(head):
     x = photos()
