@@ -95,6 +95,7 @@ def test_names_in_texts(name, text, found):
     assert names(name, text) is found
 
 
+@pytest.mark.slow
 def test_last_stride(tmp_path):
     state = small("fmpn__resnet50__MPNCOV__scratch")
     state |= {"classifier.weight": torch.zeros(3, 32896), "classifier.bias": torch.zeros(3)}

@@ -302,7 +302,9 @@ def test_versus_is_a_difference(method: str, picture: Path) -> None:
     np.testing.assert_array_equal(again.map, first.map)
 
 
-def test_an_interrupted_run_leaves_whole_files(tool, picture: Path, tmp_path: Path, monkeypatch) -> None:
+@pytest.fixture
+def interrupted(monkeypatch) -> None:
+    """Ctrl-C during the second explanation."""
     calls = []
 
     def interrupt(*arguments, **options):
@@ -312,6 +314,9 @@ def test_an_interrupted_run_leaves_whole_files(tool, picture: Path, tmp_path: Pa
         return explain(*arguments, **options)
 
     monkeypatch.setattr("covpool_plugins.explain.batch.explain", interrupt)
+
+
+def test_an_interrupted_run_leaves_whole_files(tool, picture: Path, tmp_path: Path, monkeypatch, interrupted) -> None:
     arguments = ["explain.py", "--model", SMALL, "--image", str(picture), "--method", "contribution", "gradient"]
     monkeypatch.setattr(sys, "argv", [*arguments, "--out", str(tmp_path / "out"), "--deletion-steps", "0"])
     with pytest.raises(SystemExit) as caught:
@@ -332,17 +337,8 @@ runpy.run_path({tool!r}, run_name="__main__")
 """
 
 
-def test_what_ends_early_has_a_page_of_what_is_done(tool, picture: Path, tmp_path: Path, monkeypatch) -> None:
-    calls = []
-
-    def interrupt(*arguments, **options):
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return explain(*arguments, **options)
-
+def test_what_ends_early_has_a_page_of_what_is_done(tool, picture: Path, tmp_path: Path, interrupted) -> None:
     shutil.copy(picture, tmp_path / "second.png")
-    monkeypatch.setattr("covpool_plugins.explain.batch.explain", interrupt)
     arguments = ["--model", SMALL, "--image", str(picture), str(tmp_path / "second.png"), "--deletion-steps", "0"]
     with pytest.raises(KeyboardInterrupt):
         tool.main([*arguments, "--out", str(tmp_path / "out")])

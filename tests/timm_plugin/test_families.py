@@ -144,7 +144,7 @@ def test_fx(backbone):
     assert torch.equal(graph(x)[nodes[-1]], model(x))
 
 
-@pytest.mark.fast_for("resnet10t", "test_vit")
+@pytest.mark.fast_for("resnet10t")
 @pytest.mark.parametrize("backbone", FAMILIES)
 def test_compiles_and_exports_with_a_dynamic_batch(backbone):
     model = build(backbone).eval()
