@@ -96,4 +96,4 @@ def check_known(owner: str, options: Iterable[str], known: Collection[str]) -> N
     """
     for option in options:
         if option not in known:
-            raise OptionError(f"{owner} has no option {option!r}; its options: {', '.join(known)}")
+            raise OptionError(f"{owner} has no option {option!r}; its options: {', '.join(known) or 'none'}")

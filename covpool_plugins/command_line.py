@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import torch
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, with an example at the end of ``--help``."""
@@ -60,3 +62,11 @@ def one_line(error: BaseException) -> str:
         return f"{error.filename}: {error.strerror}"
     said = "".join(letter if letter.isprintable() else " " for letter in str(error))  # no escapes of a terminal
     return " ".join(said.split()) or type(error).__name__
+
+
+def available_device(name: str) -> torch.device:
+    """A device on which a tensor can be made, as an ``argparse`` type."""
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"{name!r} is not available: {one_line(error)}") from None

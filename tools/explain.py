@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from covpool_plugins.command_line import Parser, one_line, run_tool
+from covpool_plugins.command_line import Parser, available_device, one_line, run_tool
 from covpool_plugins.errors import OptionError, UnknownNameError
 from covpool_plugins.explain import (
     GRADIENTS,
@@ -146,7 +146,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--grad", choices=GRADIENTS, default="exact", help="true gradient, or the training gradient")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random (0): same command, same files")
-    parser.add_argument("--device", type=_device, default="cpu", help="for example cuda (default: cpu)")
+    parser.add_argument("--device", type=available_device, default="cpu", help="for example cuda (default: cpu)")
     parser.add_argument("--out", type=Path, default=Path("out/explain"), help="folder (default: out/explain)")
     arguments = parser.parse_args(argv)
     arguments.model_kwargs = dict(arguments.model_kwargs)
@@ -267,15 +267,9 @@ def _names(path: str) -> list[str]:
         raise argparse.ArgumentTypeError(f"{path}: not a text of names ({one_line(error)})") from None
 
 
-def _device(name: str) -> torch.device:
-    try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(f"{name!r} is not available: {one_line(error)}") from None
-
-
 def _table(pages: list[Page]) -> str:
-    rows: list[tuple[str, ...]] = [("image", "model", "method", "layer", "target", "probability", "completeness gap")]
+    head = ("image", "model", "method", "layer", "target", "probability", "completeness gap")
+    rows: list[tuple[str, ...]] = []
     for row in (row for page in pages for row in page.rows):
         found = row.explanation
         if found is None:
@@ -284,8 +278,7 @@ def _table(pages: list[Page]) -> str:
         gap = found.completeness_gap
         said = (found.layer or "-", found.class_name(found.target), f"{found.probability:.4f}")
         rows.append((row.picture, row.label, row.method, *said, "n/a" if gap is None else f"{gap:.1e}"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return print_table(Table("Explanations", "", head, rows))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..checks import check_choice
-from ..command_line import one_line
+from ..command_line import available_device
 from ..errors import OptionError, require_extra
 from ..files import check_folder
 from ..tables import Table
@@ -44,14 +44,6 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be an integer >= 1, got {text!r}")
     return int(text)
-
-
-def available_device(name: str) -> torch.device:
-    """A device on which a tensor can be made, as an ``argparse`` type."""
-    try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(f"{name!r} is not available: {one_line(error)}") from None
 
 
 def check_output(path: Path | None) -> None:

@@ -93,4 +93,9 @@ def write_plot(path: Path, results: Sequence[Result]) -> None:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     figure.axes[0].set_ylabel("relative error of the gradient")
-    write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=150))
+    save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """A matplotlib figure as what the suffix of the path says."""
+    write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=130))

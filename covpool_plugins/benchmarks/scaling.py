@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import require_extra
-from ..files import write_atomically
 from ..linalg import resolve_method
 from .baselines import ISQRT, MPA, SVD_PADE
 from .linalg import features_section
 from .modes import MODES, Mode, add_common_arguments, check_plot
+from .report import save_figure
 from .sections import Result, Section, run_sections
 
 BASE = {"channels": 256, "positions": 196, "batch": 8}
@@ -83,7 +83,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
         axis.grid(alpha=0.3)
     panels[0].set_ylabel("forward + backward, ms per image")
     panels[0].legend(fontsize=7)
-    write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=130))
+    save_figure(figure, path)
 
 
 MODES.add(

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 
 from ..benchmarks.modes import check_plot, environment
-from ..benchmarks.report import markdown_table, number
+from ..benchmarks.report import markdown_table, number, save_figure
 from ..command_line import Parser
 from ..errors import require_extra
-from ..files import write_atomically
 from ..timm_plugin import list_heads
 from .comparison import (
     ComparisonRecipe,
@@ -168,4 +167,4 @@ def draw(runs: Sequence[ComparisonRun], times: Milliseconds, path: Path) -> None
     panels[0].set_yticks(range(len(rows)), rows, fontsize=8)
     for axis in (*panels, last):
         axis.grid(alpha=0.3)
-    write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=130))
+    save_figure(figure, path)

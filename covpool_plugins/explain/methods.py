@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ..errors import OptionError
+from ..checks import check_known
 from ..tables import Table
 from .model_view import ModelView
 from .options import check_ranges
@@ -86,11 +86,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
         UnknownNameError: for a method that is not in the table.
         OptionError: for an option.
     """
-    known = method_options(name)
-    for option in options:
-        if option not in known:
-            listed = ", ".join(known) or "none"
-            raise OptionError(f"explanation method {name!r} has no option {option!r}; its options: {listed}")
+    check_known(f"explanation method {name!r}", options, method_options(name))
     check_ranges(name, options)
 
 

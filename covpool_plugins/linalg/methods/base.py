@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from ...checks import check_choice, check_integer
+from ...checks import check_choice, check_integer, check_known
 from ...errors import ExportError, OptionError
 from ...tables import Table
 from .._dual import Matrix
@@ -230,11 +230,7 @@ def resolve_method(method: str | Method, function: str = "sqrtm", **options: Any
 
 
 def _with_options(chosen: Method, label: str, options: dict[str, Any]) -> Method:
-    allowed = [field.name for field in dataclasses.fields(chosen)]
-    for option in options:
-        if option not in allowed:
-            known = ", ".join(allowed) or "none"
-            raise OptionError(f"method {label} has no option {option!r}; its options: {known}")
+    check_known(f"method {label}", options, [field.name for field in dataclasses.fields(chosen)])
     return dataclasses.replace(chosen, **options)
 
 
