@@ -1,13 +1,15 @@
-"""What the tools share: parsers and errors that say one line and exit with status 2."""
+"""What the command-line tools share: a parser, the handling of errors, types of arguments, a table printer."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
+
+from .errors import one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,17 +58,22 @@ def run_tool(main: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
-def one_line(error: BaseException) -> str:
-    """The message of an error on one line; the file's name comes with an ``OSError``."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    said = "".join(letter if letter.isprintable() else " " for letter in str(error))  # no escapes of a terminal
-    return " ".join(said.split()) or type(error).__name__
-
-
 def available_device(name: str) -> torch.device:
     """A device on which a tensor can be made, as an ``argparse`` type."""
     try:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise argparse.ArgumentTypeError(f"{name!r} is not available: {one_line(error)}") from None
+
+
+def positive_integer(text: str) -> int:
+    """An integer >= 1, as an ``argparse`` type."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer >= 1, got {text!r}")
+    return int(text)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
+    """A Markdown table; the first ``text_columns`` columns are text, the others are numbers, aligned to the right."""
+    rule = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))

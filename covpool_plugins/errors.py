@@ -46,6 +46,14 @@ class MissingExtraError(ImportError):
     """An optional dependency is missing; the message names the extra to install."""
 
 
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line, without control characters; an ``OSError`` names its file."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    message = "".join(letter if letter.isprintable() else " " for letter in str(error))
+    return " ".join(message.split()) or type(error).__name__
+
+
 def require_extra(module: str, extra: str) -> ModuleType:
     """Import an optional dependency.
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from .errors import OptionError
 
@@ -37,6 +39,37 @@ def write_file_atomically(path: Path | str, write: Callable[[str], object]) -> P
         os.unlink(temporary)
         raise
     return path
+
+
+def write_json(path: Path | str, data: Any) -> Path:
+    """Write numbers, texts, lists and dictionaries as JSON; NaN and infinity, which JSON does not have, become null."""
+    text = json.dumps(_finite(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def check_file(path: Path | str, suffixes: Collection[str] = ()) -> None:
+    """Raise unless a file can be written to ``path``; nothing is made.
+
+    Args:
+        path: of the file; the folders above need not be there yet.
+        suffixes: those allowed, such as ``".png"``; any if empty.
+
+    Raises:
+        OptionError: if it is a folder, its folder cannot be written to, or it has another suffix.
+    """
+    if Path(path).is_dir():
+        raise OptionError(f"{path} is a folder; name a file")
+    if suffixes and Path(path).suffix not in suffixes:
+        raise OptionError(f"{path} must end in {' or '.join(suffixes)}")
+    check_folder(Path(path).parent)
 
 
 def check_folder(path: Path | str) -> None:

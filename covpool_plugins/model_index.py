@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .command_line import one_line
+from .errors import one_line
 
 PACKAGE = Path(__file__).resolve().parent
 # The index, and the folder that its configs are relative to: in an installed wheel and in a checkout.

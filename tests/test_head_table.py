@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from covpool_plugins.benchmarks.report import markdown_table
+from covpool_plugins.command_line import markdown_table
 from covpool_plugins.pooling import POOLS, create_pool, list_pools
 
 README = Path(__file__).parents[1] / "README.md"

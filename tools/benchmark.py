@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from covpool_plugins.benchmarks import MODES
+from studies import convergence, networks, operators, pools, reliability, roots, scaling, whitening_layers  # noqa: F401
+from studies.modes import MODES
+
 from covpool_plugins.command_line import Parser, run_tool
 
 

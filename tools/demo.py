@@ -13,7 +13,7 @@ def main() -> None:
     if args.epochs < 1:
         parser.error(f"--epochs must be at least 1, got {args.epochs}")
 
-    from covpool_plugins.experiments.demo import run_demo
+    from studies.demo import run_demo
 
     run_demo(args.out, args.epochs)
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from covpool_plugins.command_line import Parser, available_device, one_line, run_tool
-from covpool_plugins.errors import OptionError, UnknownNameError
+from covpool_plugins.command_line import Parser, available_device, run_tool
+from covpool_plugins.errors import OptionError, UnknownNameError, one_line
 from covpool_plugins.explain import (
     GRADIENTS,
     METHODS,

@@ -1,6 +1,7 @@
 """Why a classifier says what it says: attribution maps for second-order (and first-order) models."""
 
 from ..errors import NotApplicableError
+from ..pictures import read_picture
 from . import (  # noqa: F401  fill the table of methods
     backprop,
     contribution,
@@ -15,7 +16,6 @@ from . import (  # noqa: F401  fill the table of methods
 )
 from .annotations import AnnotatedPicture, read_annotations
 from .explanation import Explanation, explain
-from .images import read_picture
 from .loading import load_mmpretrain_model, load_timm_model
 from .methods import METHODS, list_methods, method_options
 from .metrics import deletion_insertion, metrics

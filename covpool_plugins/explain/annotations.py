@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import UnknownNameError
-from .images import Picture, read_picture
+from ..pictures import Picture, read_picture
 
 PICTURE_FOLDERS = ("pictures", "JPEGImages")
 PICTURE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})

@@ -13,11 +13,11 @@ from typing import Any
 
 from PIL import Image
 
-from ..command_line import one_line
-from ..errors import MissingExtraError, NotApplicableError, OptionError
+from ..errors import MissingExtraError, NotApplicableError, OptionError, one_line
 from ..files import write_atomically
+from ..pictures import Picture, read_picture
 from .explanation import Explanation, explain
-from .images import Picture, as_input, read_picture
+from .images import as_input
 from .methods import method_options
 from .metrics import metrics
 from .model_view import ModelView

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..errors import NotApplicableError, OptionError
 from ..files import write_atomically
-from .images import Picture, as_input
+from ..pictures import Picture
+from .images import as_input
 from .methods import METHODS, Space, attribute, method_options
 from .model_view import Gradient, ModelView
 from .overlay import at_least, balance, heat_map, overlay, with_caption

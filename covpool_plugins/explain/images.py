@@ -1,4 +1,4 @@
-"""Pictures in, network inputs out, and back to the picture the network saw."""
+"""From a picture to the input of a network, and back to the picture the network saw."""
 
 from __future__ import annotations
 
@@ -10,57 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import OptionError, ShapeError
-
-Picture = Image.Image
-
-
-def read_picture(path: Path | str, upright: bool = True) -> Picture:
-    """An RGB picture from a file, completely read.
-
-    Args:
-        path: the file.
-        upright: turn it as its camera says (EXIF); annotations count the pixels as they are stored.
-
-    Raises:
-        ValueError: if the file is missing, no picture, cut short or of unknown brightness; the message is one line with
-            the path.
-
-    Examples:
-        >>> from PIL import Image
-        >>> Image.new("L", (8, 4)).save("grey.png")
-        >>> read_picture("grey.png").size, read_picture("grey.png").mode
-        ((8, 4), 'RGB')
-    """
-    try:
-        with Image.open(path) as opened:
-            return to_eight_bits(ImageOps.exif_transpose(opened) if upright else opened).convert("RGB")
-    except OptionError as error:
-        raise OptionError(f"{path}: {error}") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"{path}: not a picture that can be read") from None
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
-    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
-        raise ValueError(f"{path}: not a picture that can be read ({error})") from None
-
-
-def to_eight_bits(picture: Picture) -> Picture:
-    """The picture, if need be from 16 bits a channel to 8; Pillow itself would clip them.
-
-    Raises:
-        OptionError: for a picture of 32 bits (``I`` or ``F``), whose white is not known, or one without pixels.
-    """
-    if 0 in picture.size:
-        raise OptionError(f"a picture of {picture.width}x{picture.height} pixels has nothing to explain")
-    if picture.mode in ("I", "F"):
-        raise OptionError(f"a picture of mode {picture.mode!r} (32 bits) has no known white; save it with 8 or 16 bits")
-    if picture.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
-    return picture
+from ..pictures import Picture, read_picture, to_eight_bits
 
 
 @dataclass(frozen=True)

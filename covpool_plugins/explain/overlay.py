@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import require_extra
-from .images import Picture
+from ..pictures import Picture
 
 CLIP_PERCENTILE = 99.5
 DIVERGING, SEQUENTIAL = "RdBu_r", "inferno"

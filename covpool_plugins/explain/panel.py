@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from ..errors import OptionError, require_extra
+from ..pictures import Picture
 from .explanation import Explanation
-from .images import Picture
 from .overlay import at_least, balance, colour_limit, overlay
 
 SIDE = 320  # of a picture, in pixels

@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from ..checks import check_integer
 from ..errors import NotApplicableError, OptionError, ShapeError
+from ..pictures import Picture
 from .backprop import DegenerateLayerError, disposable
 from .explanation import Explanation, explain
-from .images import Picture, as_input
+from .images import as_input
 from .methods import METHODS, method_options
 from .model_view import Gradient, ModelView
 

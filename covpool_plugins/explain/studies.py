@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_atomically
+from ..pictures import read_picture
 from .annotations import read_annotations
 from .batch import Job, seeded_options
-from .images import read_picture
 from .pointing import mean_accuracy, pointing_game
 from .sanity import cascading_randomization, depends_on_weights
 

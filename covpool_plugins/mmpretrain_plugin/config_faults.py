@@ -21,8 +21,7 @@ from urllib.error import URLError
 from mmengine.config import Config
 from mmengine.registry import Registry, build_functions
 
-from ..command_line import one_line
-from ..errors import UnknownNameError
+from ..errors import UnknownNameError, one_line
 
 Part = tuple[str, dict[str, Any]]  # the path of a part of a config, and the part
 

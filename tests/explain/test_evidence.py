@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
-from covpool_plugins.experiments.planted import (
+from studies.planted import (
     METHODS,
     PATCH,
     SIZE,
@@ -16,7 +15,8 @@ from covpool_plugins.experiments.planted import (
     plant,
     train_network,
 )
-from covpool_plugins.experiments.textures import CLASSES
+from studies.textures import CLASSES
+
 from covpool_plugins.explain import ModelView, explain
 from covpool_plugins.explain.sanity import cascading_randomization, depends_on_weights, rank_correlation
 

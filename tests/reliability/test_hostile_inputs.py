@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-
-from covpool_plugins.benchmarks.hostile_inputs import INPUTS, ordinary_features
-from covpool_plugins.benchmarks.reliability import (
+from studies.hostile_inputs import INPUTS, ordinary_features
+from studies.reliability import (
     CHANNELS,
     ECOSYSTEMS,
     SIDE,
@@ -20,6 +18,8 @@ from covpool_plugins.benchmarks.reliability import (
     failures,
     outcome_table,
 )
+from torch import nn
+
 from covpool_plugins.errors import OptionError
 from covpool_plugins.pooling import create_pool
 from covpool_plugins.timm_plugin import list_heads

@@ -1,0 +1,53 @@
+"""Short trainings and the demo's page."""
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from studies.demo import HEADS, METHODS, run_demo
+from studies.textures import write_crops
+from studies.training import Recipe, build, train
+
+TINY = {"channels": (8, 8, 8, 16), "last_stride": 1}
+
+
+def test_every_head_starts_from_the_same_backbone(tmp_path):
+    recipe = Recipe(tmp_path, backbone_kwargs=TINY)
+    states = [build(recipe, head, options).state_dict() for head, options in HEADS.items()]
+    backbone = [key for key in states[0] if not key.startswith("head.")]
+    assert len(backbone) > 20
+    assert all(torch.equal(state[key], states[0][key]) for state in states for key in backbone)
+
+
+def test_training_learns(tmp_path):
+    data = write_crops(tmp_path / "data", {"train": 24, "val": 8}, size=48)
+    recipe = Recipe(data, backbone_kwargs=TINY, size=48, batch_size=12, epochs=4, learning_rate=0.05)
+    run = train(recipe, "svdpade", {"reduce_channels": 8}, tmp_path / "model.pth")
+    assert len(run.accuracies) == len(run.losses) == 4
+    assert run.losses[-1] < 0.95 * run.losses[0] and run.step_ms > 0
+    assert set(torch.load(run.checkpoint, weights_only=True)) == set(
+        build(recipe, "svdpade", {"reduce_channels": 8}).state_dict()
+    )
+
+
+class _Sources(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [value for name, value in attrs if name in ("src", "href")]
+
+
+@pytest.mark.slow
+def test_demo(tmp_path):
+    run_demo(tmp_path, epochs=1, per_class=8, mosaics=1, mmpretrain_epochs=1)
+    page = (tmp_path / "index.html").read_text()
+    sources = _Sources()
+    sources.feed(page)
+    assert sources.found and all((tmp_path / source).is_file() for source in sources.found)
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert [run["head"] for run in numbers["runs"]] == list(HEADS)
+    assert len(numbers["localisation"]) == len(HEADS) * len(METHODS)
+    assert all(0 <= share <= 1 for entry in numbers["localisation"] for share in entry["shares"])

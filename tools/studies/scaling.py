@@ -1,0 +1,98 @@
+"""The ``scaling`` mode: time against channels, positions and batch, ours and the published forms, as a picture."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from covpool_plugins.errors import require_extra
+from covpool_plugins.linalg import resolve_method
+
+from .baselines import ISQRT, MPA, SVD_PADE
+from .figures import save_figure
+from .linalg import features_section
+from .modes import MODES, Mode, add_common_arguments, check_outputs
+from .sections import Result, Section, run_sections
+
+BASE = {"channels": 256, "positions": 196, "batch": 8}
+SWEEPS = {
+    "channels": (32, 64, 128, 256, 512),
+    "positions": (16, 49, 196, 784, 3136),
+    "batch": (1, 2, 4, 8, 16, 32),
+}
+OURS = ("svdpade", "isqrt", "mpa")
+# The published forms dashed, ours solid, in one colour for one method.
+LINES = {
+    SVD_PADE: ("tab:blue", "--"),
+    "svdpade, mixed": ("tab:blue", "-"),
+    ISQRT: ("tab:orange", "--"),
+    "isqrt, float32": ("tab:orange", "-"),
+    MPA: ("tab:green", "--"),
+    "mpa, float32": ("tab:green", "-"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the mode."""
+    parser.add_argument("--along", nargs="+", choices=SWEEPS, default=list(SWEEPS), help="(channels positions batch)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the times (.png, .svg or .pdf)")
+    add_common_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, print each section as it is done, write the files."""
+    check_outputs(arguments.json, arguments.plot)
+    arguments.batch = BASE["batch"]
+    results = run_sections(arguments, "scaling", _sections(arguments))
+    if arguments.plot:
+        draw(results, arguments.plot)
+
+
+def _sections(arguments: argparse.Namespace) -> Iterator[Section]:
+    methods = {name: resolve_method(name) for name in OURS}
+    for along in arguments.along:
+        for value in SWEEPS[along]:
+            sizes = BASE | {along: value}
+            made = features_section(sizes["channels"], sizes["positions"], sizes["batch"], methods, arguments.device)
+            yield dataclasses.replace(
+                made,
+                title=f"{along} {value}: {made.title}, batch {sizes['batch']}",
+                contenders=[contender for contender in made.contenders if contender.name in LINES],
+                details={**sizes, "along": along},
+            )
+
+
+def draw(results: Sequence[Result], path: Path) -> None:
+    """A panel for each thing that grows: ms per image, forward and backward, of every contender."""
+    sweeps = list(dict.fromkeys(result.details["along"] for result in results))
+    figure = require_extra("matplotlib.figure", "explain").Figure(
+        figsize=(3.6 * len(sweeps), 3.6), layout="constrained"
+    )
+    panels = figure.subplots(1, len(sweeps), sharey=True, squeeze=False)[0]
+    for axis, along in zip(panels, sweeps, strict=True):
+        own = [result for result in results if result.details["along"] == along]
+        for name, (colour, style) in LINES.items():
+            points = [(r.details[along], 1e3 * row.both) for r in own for row in r.rows if row.contender == name]
+            axis.plot(*zip(*points, strict=True), style, marker="o", markersize=3, color=colour, label=name)
+        fixed = ", ".join(f"{key} {value}" for key, value in BASE.items() if key != along)
+        axis.set(xscale="log", yscale="log", xlabel=along, title=fixed)
+        axis.title.set_fontsize(9)
+        axis.set_xticks(SWEEPS[along], [str(value) for value in SWEEPS[along]])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    panels[0].set_ylabel("forward + backward, ms per image")
+    panels[0].legend(fontsize=7)
+    save_figure(figure, path)
+
+
+MODES.add(
+    "scaling",
+    Mode(
+        "Time per image against channels, positions and batch: SVD-Padé, iSQRT and MPA, ours and published.",
+        "python tools/benchmark.py scaling --repeats 3 --plot out/scaling.png",
+        add_arguments,
+        run,
+    ),
+)
