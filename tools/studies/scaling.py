@@ -12,7 +12,7 @@ from covpool_plugins.linalg import resolve_method
 
 from .baselines import ISQRT, MPA, SVD_PADE
 from .figures import save_figure
-from .linalg import features_section
+from .roots import features_section
 from .modes import MODES, Mode, add_common_arguments, check_outputs
 from .sections import Result, Section, run_sections
 
