@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all their own set-up in .venv; a second run installs nothing.
+# `make demo` and `make test` set themselves up in .venv first; a second run installs nothing.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
@@ -6,9 +6,11 @@ READY := .venv/ready
 .PHONY: demo test lint clean
 
 demo: $(READY)
+	@echo "demo: three heads are trained, tested and explained on photographs; about three minutes on two cores"
 	$(BIN)/python tools/demo.py --out out/demo
 
 test: $(READY)
+	@echo "test: all tests but the slow ones; about three minutes on two cores"
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 lint: $(READY)
@@ -17,7 +19,8 @@ lint: $(READY)
 	$(BIN)/mypy
 
 $(READY): pyproject.toml
-	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed')"
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed, this is ' + sys.version.split()[0])"
+	@echo "set-up: PyTorch and the other packages go into .venv, once; two to ten minutes, six gigabytes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable ".[all]"
 	touch $@
