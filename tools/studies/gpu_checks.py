@@ -306,7 +306,7 @@ def _replay(function: Function, X: Tensor, setting: Setting) -> Cells:
     graph.replay()
     torch.cuda.synchronize()
     expected = _run(function, other, G)
-    errors = [relative_error(value, expected[0]), relative_error(gradient, expected[1])]
+    errors = [relative_error(value.detach(), expected[0]), relative_error(gradient, expected[1])]
     return {
         "value": errors[0],
         "gradient": errors[1],
