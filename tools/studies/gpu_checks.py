@@ -35,6 +35,7 @@ QUICK = ("gap", "svdpade", "isqrt", "bcnn", "cbp", "dropcov")
 HALVES = {"bf16": torch.bfloat16, "f16": torch.float16}
 TOLERANCE = 1e-4
 FACTOR = 10.0  # how far above the CPU's own error in float32 the GPU's may be
+LONGEST_COMPILATION = 40.0  # seconds
 NEEDS_CUDA = "needs CUDA"
 PACKAGE = Path(str(covpool_plugins.__file__)).parent
 
@@ -113,7 +114,8 @@ def compilation(setting: Setting, report: Report, clock: Clock) -> None:
     channels, side = _maps(setting)[0]
     x = _map(channels, side).to(setting.device)
     for name in COMPILED[:2] if setting.quick else COMPILED:
-        attempt(report, clock, {"pool": name}, partial(_compiled_errors, name, x, backend, setting))
+        compiled = partial(_compiled_errors, name, x, backend, setting)
+        attempt(report, clock, {"pool": name}, compiled, LONGEST_COMPILATION)
 
 
 def _maps(setting: Setting) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -87,20 +87,21 @@ def _cell(value: Any) -> str:
     return str(value).replace("|", "/")
 
 
-def attempt(report: Report, clock: Clock, item: Cells, measure: Callable[[], Cells]) -> Cells | None:
-    """Add a row: ``item`` and what ``measure`` returns, or the message of its error; nothing if the time is over."""
+def attempt(report: Report, clock: Clock, item: Cells, measure: Callable[[], Cells], longest: float = math.inf) -> None:
+    """Add a row: ``item`` and what ``measure`` returns, or the message of its error; nothing if the time is over.
+
+    It is stopped after ``longest`` seconds, or a little after the time of the section.
+    """
     if clock.left() <= 0:
         report.left_out.append(" ".join(str(value) for value in item.values()))
-        return None
+        return
     try:
-        with time_limit(clock.left() + GRACE):
+        with time_limit(min(longest, clock.left() + GRACE)):
             row = {**item, **measure()}
     except Exception as error:
-        report.rows.append({**item, "failed": message(error)})
+        row = {**item, "failed": message(error)}
         _free_memory()
-        return None
     report.rows.append(row)
-    return row
 
 
 def message(error: BaseException) -> str:
