@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from studies import convergence, networks, operators, pools, reliability, roots, scaling, whitening_layers  # noqa: F401
+from studies import convergence, gpu, networks, operators, pools, reliability, roots, scaling, whitening_layers  # noqa: F401
 from studies.modes import MODES
 
 from covpool_plugins.command_line import Parser, run_tool
