@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..checks import check_flag, check_known
 from ..errors import OptionError
 from ..linalg import Compute, Method, Vectorize, check_root_options, list_methods, packed_size, resolve_method
-from ..linalg.methods import SQUARE_ROOTS
+from ..linalg.methods.base import SQUARE_ROOTS
 from ..tables import About
 from .base import POOLS, Pool
 from .elementwise import SignedRootL2

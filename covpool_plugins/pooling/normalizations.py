@@ -97,7 +97,7 @@ class MatrixRoot(Normalization):
 
     @property
     def is_exportable(self) -> bool:
-        return self.method.matmul_only("sqrtm")
+        return self.method.exportable("sqrtm")
 
     def extra_repr(self) -> str:
         return str(self.method)
