@@ -1,4 +1,4 @@
-"""Tables from names to things: the only lists of names in the package."""
+"""Tables of named objects: the only lists of names in the package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Entry = TypeVar("Entry")
 
 
 class About(NamedTuple):
-    """What a row is, for the tables of the documents: what it computes, its gradient, where it comes from."""
+    """A row in the documents: what it computes, its gradient, its source."""
 
     forward: str
     gradient: str

@@ -11,8 +11,8 @@ method               forward                                    backward        
 ``mtp``              Taylor polynomial, degree 10               iterative Lyapunov       ICLR 2022
 ===================  =========================================  =======================  ============
 
-The last four are other matrices than the inverse root (Σ + eps I)^(-1/2), and leave a covariance that is not quite
-the identity, the further from it the worse Σ is conditioned; ``layer.whitening_error(x)`` tells how far.
+The last four approximate the inverse root (Σ + eps I)^(-1/2): the output's covariance is not quite the identity, and
+the further from it the worse Σ is conditioned; ``layer.whitening_error(x)`` tells how far.
 """
 
 from __future__ import annotations

@@ -86,9 +86,9 @@ class SVDPade(Exact):
     The paper writes 1 / (λ_i - λ_j) = (1 / λ_i) · 1 / (1 - x) with x = λ_j / λ_i <= 1, and replaces the geometric
     series 1 / (1 - x) by its [50/50] Padé approximant. That approximant *is* 1 / (1 - x): for every degree of
     denominator above zero the rational approximant of a geometric series is the series' sum, and the coefficients
-    of the released code are rounding noise around a common factor. What is left,
-    (√λ_i - √λ_j) / (λ_i (1 - x)), is (1 / √λ_max) / (1 + √x) without the cancellation: the exact K. It agrees with the
-    released code up to ties, where that code returns noise.
+    of the released code are rounding noise around a common factor. The quotient (√λ_i - √λ_j) / (λ_i (1 - x)) is
+    (1 / √λ_max) / (1 + √x) without the cancellation: the exact K. It agrees with the released code but for ties, where
+    that code returns noise.
 
     Source: Song, Sebe & Wang, "Why Approximate Matrix Square Root Outperforms Accurate SVD in Global Covariance
     Pooling?", ICCV 2021, eq. 15-17.

@@ -45,8 +45,8 @@ def _polynomial(coefficients: Sequence[float], X: Matrix) -> Matrix:
 class NewtonSchulz(IterativeMethod):
     """Coupled Newton-Schulz steps Y <- Y T, Z <- T Z with T = (3 I - Z Y) / 2, from Y = A / scale and Z = I.
 
-    ``isqrt`` is the method as published: five steps, trace scaling and the exact gradient of the steps taken. That is
-    another operator than the square root: eigenvalues far below the trace come out too small. Relative error of S S
+    ``isqrt`` is the method as published: five steps, trace scaling and the exact gradient of the steps taken. Five
+    steps only approximate the square root: eigenvalues far below the trace come out too small. Relative error of S S
     for a matrix 64 x 64 with eigenvalues evenly spaced on a logarithmic scale, by condition number, as
     ``tools/benchmark.py operators`` prints it:
 

@@ -76,7 +76,7 @@ def _divide_by_b(coefficients: Coefficients) -> Coefficients:
 class MTP(IterativeMethod):
     """The Taylor polynomial of √(I - Z), Z = I - A / ‖A‖_F; the inverse root is its inverse.
 
-    Another operator than the square root: eigenvalues far below ‖A‖_F come out too large, a zero eigenvalue as
+    An approximation of the square root: eigenvalues far below ‖A‖_F come out too large, a zero eigenvalue as
     0.18 √‖A‖_F for degree 10. Relative error of S S for a matrix 64 x 64 with eigenvalues evenly spaced on a
     logarithmic scale, by condition number, as ``tools/benchmark.py operators`` prints it:
 
@@ -120,7 +120,7 @@ class MTP(IterativeMethod):
 class MPA(IterativeMethod):
     """The Padé approximant of √(I - Z), Z = I - A / ‖A‖_F; the inverse root is its inverse.
 
-    Another operator than the square root: eigenvalues far below ‖A‖_F come out too large, a zero eigenvalue as
+    An approximation of the square root: eigenvalues far below ‖A‖_F come out too large, a zero eigenvalue as
     √‖A‖_F / (2 degree + 1). Relative error of S S for a matrix 64 x 64 with eigenvalues evenly spaced on a logarithmic
     scale, by condition number, as ``tools/benchmark.py operators`` prints it:
 
