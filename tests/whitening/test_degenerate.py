@@ -5,10 +5,10 @@ import torch
 from support.whitening import correlated, statistics
 
 from covpool_plugins.errors import ShapeError
-from covpool_plugins.whitening import PCANorm2d, ZCANorm1d, ZCANorm2d, list_methods
+from covpool_plugins.whitening import PCANorm2d, ZCANorm1d, ZCANorm2d, list_whitening_methods
 
-LAYERS = [(ZCANorm2d, method) for method in list_methods()]
-LAYERS += [(PCANorm2d, method) for method in list_methods(eigenvectors=True)]
+LAYERS = [(ZCANorm2d, method) for method in list_whitening_methods()]
+LAYERS += [(PCANorm2d, method) for method in list_whitening_methods(eigenvectors=True)]
 
 
 def _step(layer, x):
@@ -65,7 +65,7 @@ def test_scales(make, exponent):
         assert y.abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("method", list_whitening_methods())
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_poison_raises_nothing_and_stays_in_its_group(method, value):
     x = correlated(dtype=torch.float32)

@@ -7,7 +7,7 @@ from support.whitening import correlated, inverse_root, samples, statistics
 import covpool_plugins.whitening as whitening
 from covpool_plugins.errors import OptionError, ShapeError, UnknownNameError
 from covpool_plugins.linalg import MPA, NewtonSchulz, SVDPade
-from covpool_plugins.whitening import PCANorm1d, PCANorm2d, ZCANorm1d, ZCANorm2d, ZCANorm3d, list_methods
+from covpool_plugins.whitening import PCANorm1d, PCANorm2d, ZCANorm1d, ZCANorm2d, ZCANorm3d, list_whitening_methods
 from covpool_plugins.whitening.matrices import Decomposition, PowerIteration
 
 EXACT = ("exact", "svdpi")
@@ -26,7 +26,7 @@ def test_output_is_white(method, groups):
 ERRORS = {"exact": 1e-5, "svdpi": 1e-5, "power_iteration": 0.1, "newton_schulz": 0.3, "mpa": 1e-3, "mtp": 0.1}
 
 
-@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("method", list_whitening_methods())
 def test_every_method_whitens(method):
     x = correlated(32)
     layer = ZCANorm2d(8, 2, method=method, eps=1e-8, affine=False)
