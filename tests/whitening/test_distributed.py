@@ -4,6 +4,8 @@ import pytest
 import torch
 from support.two_processes import LAYERS, SIZES, in_two_processes, inputs, run
 
+pytestmark = pytest.mark.slow  # two processes
+
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
