@@ -102,7 +102,7 @@ def test_the_pool_normalises_the_covariance(vectorize):
     assert relative_error(wide.represent(X.float()), expected.flatten(1)) < 1e-6
 
 
-@pytest.mark.parametrize("shape", [(4, 4), (4, 3), (3, 4)])
+@pytest.mark.parametrize("shape", [(3, 3), (4, 3)])
 @pytest.mark.parametrize("iterations, n", [(1, 1), (2, 3), (2, None)])
 def test_gradients(shape, iterations, n):
     Q = matrices(*shape, batch=1).requires_grad_()
@@ -191,19 +191,6 @@ def test_a_start_orthogonal_to_the_matrix_falls_back_on_its_norm():
     assert relative_error(torch.autograd.grad(found.sin().sum(), Q)[0], expected) < 1e-12
 
 
-def test_a_poisoned_matrix_spoils_only_itself():
-    Q = matrices(6, 6, batch=3)
-    normalization = _power(6, iterations=2, n=2)
-    expected = normalization.function(Q)
-    poisoned = Q.clone()
-    poisoned[1, 2, 3] = torch.nan
-    poisoned.requires_grad_()
-    found = normalization.function(poisoned)
-    (grad,) = torch.autograd.grad(found[[0, 2]].sum(), poisoned)
-    assert relative_error(found[[0, 2]], expected[[0, 2]]) < 1e-14 and found[1].isnan().all()
-    assert torch.isfinite(grad[[0, 2]]).all()
-
-
 def test_the_start():
     state = torch.get_rng_state()
     one, other = create_pool("svpn", 12), create_pool("svpn", 12)
@@ -273,67 +260,6 @@ def test_gradients_of_cross_covariance(normalization):
     assert torch.autograd.gradcheck(lambda X: pool.represent(X).sin(), (X,), atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("normalization", ["svpn", "none"])
-@pytest.mark.parametrize("kind", ["zero", "constant", "dead channels", "rank one", "one position"])
-def test_degenerate_features_of_cross_covariance(kind, normalization):
-    pool = create_pool("crosscov", 9, reduce_channels=(5, 4), normalization=normalization)
-    X = features(9, 20).float()
-    X[0] = {
-        "zero": lambda x: 0 * x,
-        "constant": lambda x: torch.full_like(x, 0.1),
-        "dead channels": lambda x: x * (torch.arange(9) % 3 > 0)[:, None],
-        "rank one": lambda x: x[:, :1] * x[:1],
-        "one position": lambda x: x[:, :1].expand(-1, 20),
-    }[kind](X[0])
-    X.requires_grad_()
-    found = pool.represent(X)
-    (grad,) = torch.autograd.grad(found.sum(), X)
-    assert torch.isfinite(found).all() and torch.isfinite(grad).all() and grad[1].any()
-    if kind in ("zero", "constant", "one position"):
-        assert not found[0].any() and not grad[0].any()
-    else:
-        assert found[0].any() and grad[0].any()
-
-
-def test_half_precision_and_autocast_round_the_result_only():
-    pool = create_pool("crosscov", 9, reduce_channels=(5, 4), iterations=2, n=2)
-    X = features(9, 20).float().requires_grad_()
-    expected = pool.represent(X)
-    (grad,) = torch.autograd.grad(expected.sin().sum(), X, retain_graph=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = pool.represent(X)
-        (found_grad,) = torch.autograd.grad(found.sin().sum(), X)
-    assert torch.equal(found, expected) and relative_error(found_grad, grad) < 1e-6
-    assert pool.represent(X.detach().bfloat16()).dtype == torch.bfloat16
-    half = X.detach().half()
-    assert relative_error(pool.represent(half), pool.represent(half.float())) < 1e-3
-
-
-def test_compiles_exports_and_keeps_its_state():
-    pool = create_pool("crosscov", 6, reduce_channels=(4, 3), iterations=2, n=2).eval()
-    maps = features(6, 20).float().unflatten(-1, (4, 5))
-    expected = pool(maps)
-    torch.compiler.reset()
-    compiled = torch.compile(pool, fullgraph=True, backend="aot_eager")
-    assert relative_error(compiled(maps), expected) < 1e-5
-    program = torch.export.export(pool, (maps,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    assert relative_error(program.module()(maps[[0, 1, 1]]), expected[[0, 1, 1]]) < 1e-5
-    assert torch.equal(copy.deepcopy(pool)(maps), expected)
-
-
-@pytest.mark.parametrize("name", ["svpn", "crosscov"])
-def test_maps_over_a_batch(name):
-    pool = create_pool(name, 6, iterations=2, n=3).eval()
-    maps = features(6, 20).float().unflatten(-1, (4, 5))
-
-    def loss(x):
-        return pool(x.unsqueeze(0)).sin().sum()
-
-    x = maps.clone().requires_grad_()
-    pool(x).sin().sum().backward()
-    assert relative_error(torch.func.vmap(torch.func.grad(loss))(maps), x.grad) < 1e-4
-
-
 def test_options_are_listed():
     assert {"reduce_channels", "reduction", "centered", "input_fmt"} <= set(pool_options("crosscov"))
     assert isinstance(create_pool("crosscov", 8), CrossCovariancePool)
@@ -341,59 +267,6 @@ def test_options_are_listed():
     assert create_pool("crosscov", 384, reduce_channels=[8, 6]).out_features == 48
     assert "iterations=2, n=3" in repr(create_pool("svpn", 8, iterations=2, n=3))
     assert "channels=(8, 8)" in repr(create_pool("crosscov", 8))
-
-
-@pytest.mark.parametrize(
-    "call, message",
-    [
-        (lambda: create_pool("svpn", 8, alpha=0), r"svpn: alpha must be a number in \(0, 1\], got 0"),
-        (lambda: create_pool("svpn", 8, alpha=1.5), r"svpn: alpha must be a number in \(0, 1\], got 1.5"),
-        (lambda: create_pool("svpn", 8, eps=-1), r"svpn: eps must be a number in \[0, 1\), got -1"),
-        (lambda: create_pool("svpn", 8, iterations=0), "svpn: iterations must be a positive integer, got 0"),
-        (lambda: create_pool("svpn", 8, n=9), "svpn: n must be an integer from 1 to 8 or None, got 9"),
-        (lambda: create_pool("svpn", 8, n=True), "svpn: n must be an integer from 1 to 8 or None, got True"),
-        (lambda: create_pool("svpn", 8, n=2), "svpn: n=2 needs iterations >= 2, got 1"),
-        (lambda: create_pool("svpn", 8, n=None), "svpn: n=None needs iterations >= 2, got 1"),
-        (lambda: create_pool("svpn", 8, start="zeros"), "svpn: start must be one of learned, ones, got 'zeros'"),
-        (lambda: create_pool("svpn", 8, svNum=1), "pool 'svpn' has no option 'svNum'; its options: alpha"),
-        (
-            lambda: create_pool("crosscov", 8, reduce_channels=(6, 4), iterations=2, n=5),
-            "svpn: n must be an integer from 1 to 4 or None, got 5",
-        ),
-        (
-            lambda: create_pool("crosscov", 8, reduce_channels=(6, 4, 2)),
-            r"reduce_channels must be one or two positive integers or None, got \(6, 4, 2\)",
-        ),
-        (
-            lambda: create_pool("crosscov", 8, reduce_channels=(6, None)),
-            r"reduce_channels must be one or two positive integers or None, got \(6, None\)",
-        ),
-        (
-            lambda: create_pool("crosscov", 8, reduce_channels=(6, 0)),
-            "reduce_channels must be a positive integer or None, got 0",
-        ),
-        (
-            lambda: create_pool("crosscov", 8, normalization="root"),
-            "normalization must be one of svpn, none, got 'root'",
-        ),
-        (
-            lambda: create_pool("crosscov", 8, normalization="none", n=1),
-            "pool 'crosscov' has no option 'n'; its options: reduce_channels",
-        ),
-        (
-            lambda: create_pool("crosscov", 8, iteration=1),
-            "pool 'crosscov' has no option 'iteration'; its options: alpha, iterations, n, start, eps",
-        ),
-        (
-            lambda: SingularValuePower(6, 5).function(torch.ones(2, 5, 6)),
-            r"svpn: expected matrices \(..., 6, 5\), got \(2, 5, 6\)",
-        ),
-    ],
-)
-def test_bad_input(call, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        call()
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["svpn", "crosscov"])
