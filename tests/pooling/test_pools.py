@@ -173,10 +173,10 @@ def test_spectrum_changes_nothing_and_survives_a_bad_sample():
     out = pool(maps())
     pool.spectrum(maps())
     out.sum().backward()  # nothing that it needs was changed
-    found = create_pool("gap", 12).spectrum(x)
-    assert torch.isfinite(found.eigenvalues[:2]).all() and torch.isnan(found.eigenvalues[2]).all()
-    assert torch.isnan(found.condition_number[2]) and torch.isnan(found.effective_rank[2])
-    assert found.effective_rank[3] == 0 and found.rank[3] == 0 and torch.isinf(found.condition_number[3])
+    spectrum = create_pool("gap", 12).spectrum(x)
+    assert torch.isfinite(spectrum.eigenvalues[:2]).all() and torch.isnan(spectrum.eigenvalues[2]).all()
+    assert torch.isnan(spectrum.condition_number[2]) and torch.isnan(spectrum.effective_rank[2])
+    assert spectrum.effective_rank[3] == 0 and spectrum.rank[3] == 0 and torch.isinf(spectrum.condition_number[3])
 
 
 @pytest.mark.parametrize("scale", [1e-18, 1e18])

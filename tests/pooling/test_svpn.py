@@ -58,7 +58,7 @@ def test_it_is_the_published_iteration(shape, iterations, n):
     Q = matrices(*shape)
     normalization = _power(*shape, alpha=0.4, iterations=iterations, n=n, eps=1e-3)
     start = normalization.weight.detach()
-    expected = torch.stack([_published(one, start, 0.4, iterations, n, 1e-3) for one in Q])
+    expected = torch.stack([_published(matrix, start, 0.4, iterations, n, 1e-3) for matrix in Q])
     assert relative_error(normalization.function(Q), expected) < 1e-9
 
 
@@ -69,22 +69,22 @@ def test_a_product_need_not_be_formed(iterations, n):
     results = []
     for F in (normalization.of_product(L, R), normalization.function(L @ R.mT)):
         results.append((F, *torch.autograd.grad(F.sin().sum(), (L, R, normalization.weight))))
-    assert all(relative_error(one, other) < 1e-9 for one, other in zip(*results, strict=True))
+    assert all(relative_error(formed, unformed) < 1e-9 for formed, unformed in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_it_tends_to_powers_of_the_exact_singular_values(shape, n):
     Q = separated(*shape)
-    found = _power(*shape, alpha=0.3, iterations=25, n=n, eps=0).function(Q)
-    assert relative_error(found, _exact(Q, 0.3, n)) < 1e-6
+    out = _power(*shape, alpha=0.3, iterations=25, n=n, eps=0).function(Q)
+    assert relative_error(out, _exact(Q, 0.3, n)) < 1e-6
 
 
 def test_all_singular_values_of_a_covariance_give_its_power():
     Q = separated(6, 6)
     A = Q @ Q.mT
-    found = _power(6, alpha=0.3, iterations=25, n=None).function(A)
-    assert relative_error(found, powm(A, 0.3)) < 1e-6
+    out = _power(6, alpha=0.3, iterations=25, n=None).function(A)
+    assert relative_error(out, powm(A, 0.3)) < 1e-6
     assert relative_error(_power(6, alpha=1, iterations=2, n=None).function(A), A) < 1e-12
 
 
@@ -129,9 +129,9 @@ def test_without_eps_it_is_homogeneous_at_any_scale(scale, dtype):
     Q = matrices(6, 5).to(dtype)
     normalization = SingularValuePower(6, 5, iterations=2, n=2, eps=0, dtype=dtype)
     leaf = (scale * Q).requires_grad_()
-    found = normalization.function(leaf)
-    assert relative_error(found / scale**0.5, normalization.function(Q)) < 1e3 * torch.finfo(dtype).eps
-    (grad,) = torch.autograd.grad(found.sum(), leaf)
+    out = normalization.function(leaf)
+    assert relative_error(out / scale**0.5, normalization.function(Q)) < 1e3 * torch.finfo(dtype).eps
+    (grad,) = torch.autograd.grad(out.sum(), leaf)
     assert torch.isfinite(grad).all() and grad.any()
 
 
@@ -166,41 +166,41 @@ def test_degenerate_matrices(kind, iterations, n, dtype, start):
     expected = Q.sign() * Q.abs().sqrt() if expected is None else expected
     leaf = torch.stack([Q, matrices(6, 6)[0]]).to(dtype).requires_grad_()
     normalization = SingularValuePower(6, iterations=iterations, n=n, eps=0, start=start, dtype=dtype)
-    found = normalization.function(leaf)
-    (grad,) = torch.autograd.grad((found * matrices(6, 6, seed=1).to(dtype)).sum(), leaf)
+    out = normalization.function(leaf)
+    (grad,) = torch.autograd.grad((out * matrices(6, 6, seed=1).to(dtype)).sum(), leaf)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
-    assert (found[0].detach() - expected).norm() <= tolerance * expected.norm()
+    assert (out[0].detach() - expected).norm() <= tolerance * expected.norm()
     assert torch.isfinite(grad).all() and grad[1].any()
     # The derivative is of the order of α σ^(α-1) = 1/4 and less; rounding taken for a direction makes it millions.
     assert (grad[0].norm() < 100) and (kind != "zero" or not grad[0].any())
 
 
 def test_ties_need_a_rest():
-    found = _power(6, iterations=3, n=None).function(4 * torch.eye(6).double())
-    values = torch.linalg.svdvals(found)
+    out = _power(6, iterations=3, n=None).function(4 * torch.eye(6).double())
+    values = torch.linalg.svdvals(out)
     assert torch.allclose(values, torch.tensor([2.0, 0, 0, 0, 0, 0]).double(), atol=1e-12)
 
 
 def test_a_start_orthogonal_to_the_matrix_falls_back_on_its_norm():
     Q = matrices(6, 6)
     Q = (Q - Q.mean(1, keepdim=True)).requires_grad_()  # columns add to zero, as layer-normalised features make them
-    found = _power(6, start="ones", eps=0).function(Q)
+    out = _power(6, start="ones", eps=0).function(Q)
     norm = Q.norm(dim=(1, 2), keepdim=True)
-    assert relative_error(found, Q / norm.sqrt()) < 1e-12
+    assert relative_error(out, Q / norm.sqrt()) < 1e-12
     expected = torch.autograd.grad((Q / norm.sqrt()).sin().sum(), Q, retain_graph=True)[0]
-    assert relative_error(torch.autograd.grad(found.sin().sum(), Q)[0], expected) < 1e-12
+    assert relative_error(torch.autograd.grad(out.sin().sum(), Q)[0], expected) < 1e-12
 
 
 def test_the_start():
     state = torch.get_rng_state()
-    one, other = create_pool("svpn", 12), create_pool("svpn", 12)
-    assert torch.equal(one.normalization.weight, other.normalization.weight)
+    first, second = create_pool("svpn", 12), create_pool("svpn", 12)
+    assert torch.equal(first.normalization.weight, second.normalization.weight)
     torch.set_rng_state(state)
     before = torch.rand(3)
     torch.set_rng_state(state)
     SingularValuePower(12)
     assert torch.equal(torch.rand(3), before)
-    assert "normalization.weight" in one.state_dict()
+    assert "normalization.weight" in first.state_dict()
     assert not list(create_pool("svpn", 12, reduce_channels=None, start="ones").parameters())
     assert SingularValuePower(12, device="meta").weight.is_meta
     assert SingularValuePower(12, dtype=torch.bfloat16).weight.dtype == torch.bfloat16
@@ -231,10 +231,10 @@ def test_cross_covariance_of_two_projections(channels, centered, start):
         Y, Z = Y - Y.mean(1, keepdim=True), Z - Z.mean(1, keepdim=True)
     Q = torch.einsum("bmi,bmj->bij", Y, Z) / 20
     weight = pool.normalization.weight if start == "learned" else Q.new_ones(Q.shape[1])
-    expected = torch.stack([_published(one, weight, 0.5, 3, 2, 1e-5) for one in Q])
-    found = pool(tokens)
-    assert found.shape == (2, pool.out_features) == (2, Q[0].numel())
-    assert relative_error(found, expected.flatten(1)) < 1e-9
+    expected = torch.stack([_published(matrix, weight, 0.5, 3, 2, 1e-5) for matrix in Q])
+    out = pool(tokens)
+    assert out.shape == (2, pool.out_features) == (2, Q[0].numel())
+    assert relative_error(out, expected.flatten(1)) < 1e-9
     plain = create_pool(
         "crosscov", 12, reduce_channels=channels, centered=centered, input_fmt="NLC", normalization="none", **options
     ).double()
@@ -249,8 +249,8 @@ def reduction_of(pool, i, tokens):
 
 def test_without_reductions_it_is_the_covariance():
     X = features(12, 7)
-    found = create_pool("crosscov", 12, reduce_channels=None, normalization="none").represent(X)
-    assert relative_error(found, covariance(X).flatten(1)) < 1e-14
+    out = create_pool("crosscov", 12, reduce_channels=None, normalization="none").represent(X)
+    assert relative_error(out, covariance(X).flatten(1)) < 1e-14
 
 
 @pytest.mark.parametrize("normalization", ["svpn", "none"])
@@ -275,12 +275,12 @@ def test_options_are_listed():
 def test_gradients_at_the_ends_of_the_range(name, scale, positions):
     X = torch.randn(2, 12, positions, dtype=torch.float64)
     pool = create_pool(name, 12, reduce_channels=None)
-    found = {}
+    gradients = {}
     for dtype in (torch.float32, torch.float64):
         inputs = (X.to(dtype) * scale).requires_grad_()
         wide = copy.deepcopy(pool).to(dtype)
         # Of a size that neither the vectors nor the gradients leave the range with.
         loss = (wide.represent(inputs) / scale).sum()
-        found[dtype] = torch.autograd.grad(loss, [inputs, wide.normalization.weight])
-    for narrow, exact in zip(*found.values(), strict=True):
+        gradients[dtype] = torch.autograd.grad(loss, [inputs, wide.normalization.weight])
+    for narrow, exact in zip(*gradients.values(), strict=True):
         assert relative_error(narrow, exact) < 1e-4

@@ -261,8 +261,8 @@ def test_clips_do_not_meet(level):
     assert relative_error(pool(permuted).unflatten(0, (3, -1)), expected[order]) < 1e-12
     assert relative_error(pool(x[4:8]), expected[1]) < 1e-12
     x[5, 2, 1, 1] = torch.nan
-    found = pool(x).unflatten(0, (3, -1))
-    assert relative_error(found[[0, 2]], expected[[0, 2]]) < 1e-12 and found[1].isnan().any()
+    out = pool(x).unflatten(0, (3, -1))
+    assert relative_error(out[[0, 2]], expected[[0, 2]]) < 1e-12 and out[1].isnan().any()
 
 
 def test_the_order_of_the_frames_matters():
@@ -312,9 +312,9 @@ def test_half_precision_is_computed_in_float32():
     X = clips(2, 3).flatten(2).unflatten(0, (2, 3)).bfloat16()
     exact = attention(X.double())
     with torch.autocast("cpu", torch.bfloat16):
-        found = attention(X)
-    assert found.dtype == torch.bfloat16
-    assert relative_error(found, exact) < torch.finfo(torch.bfloat16).eps / 2
+        out = attention(X)
+    assert out.dtype == torch.bfloat16
+    assert relative_error(out, exact) < torch.finfo(torch.bfloat16).eps / 2
     pool = create_pool("temporal", 5, frames=3).bfloat16().eval()
     assert pool(clips(2, 3).bfloat16()).dtype == torch.bfloat16
 

@@ -94,8 +94,3 @@ def test_a_single_sample_is_refused_in_training_only():
     with pytest.raises(ShapeError, match=r"more than one sample per channel in training, got shape \(1, 8\)"):
         layer(torch.ones(1, 8))
     assert layer.eval()(torch.ones(1, 8)).shape == (1, 8)
-
-
-def test_groups_of_one_channel_are_a_batch_norm():
-    x = correlated(dtype=torch.float32)
-    assert torch.allclose(ZCANorm2d(8, 8, eps=1e-5)(x), torch.nn.BatchNorm2d(8)(x), atol=1e-5)
