@@ -225,8 +225,7 @@ def widened(X: Tensor) -> Tensor:
     return X.to(working_dtype(X.dtype))
 
 
-PoolFactory = Callable[..., Pool]
-POOLS: Table[PoolFactory] = Table("pool")
+POOLS: Table[Callable[..., Pool]] = Table("pool")
 
 
 def list_pools(exportable: bool = False) -> list[str]:

@@ -43,7 +43,7 @@ def test_iterative_inverse_converges(method, spectrum):
     assert relative_error(inv_sqrtm(A, method, **steps), inv_sqrtm(A)) < 1e-10
 
 
-@pytest.mark.parametrize("spectrum", ["well", "repeated", "nearly_equal", "identity"])
+@pytest.mark.parametrize("spectrum", ["repeated", "nearly_equal", "identity"])
 @pytest.mark.parametrize("name", SPECTRAL)
 def test_gradients(name, spectrum):
     A = with_spectrum(spectrum, 1, 4).requires_grad_()

@@ -61,11 +61,12 @@ def test_scalings(method, scaling):
 
 @KINDS
 @pytest.mark.parametrize("vectorize, centered", [("full", True), ("triu", False)])
-@pytest.mark.parametrize("shape", [(4, 3), (4, 4), (3, 5)])
-@pytest.mark.parametrize("method", EXACT)
+# Not with fewer positions for Denman-Beavers: finite differences of a rounded mean leave the null space there.
+@pytest.mark.parametrize(
+    "method, shape", [(m, s) for m in EXACT for s in [(4, 3), (4, 4), (3, 5)] if m != "denman_beavers" or s == (3, 5)]
+)
 def test_features_to_root(method, shape, vectorize, centered):
-    # Not with fewer positions for Denman-Beavers: finite differences of a rounded mean leave the null space there.
-    X = features(*((3, 6) if method == "denman_beavers" else shape), batch=1).requires_grad_()
+    X = features(*shape, batch=1).requires_grad_()
     options = {"vectorize": vectorize, "centered": centered, **EXACT[method]}
     assert torch.autograd.gradcheck(lambda X: covariance_sqrt(X, method, **options), X, atol=1e-4)
     assert torch.autograd.gradgradcheck(lambda X: covariance_sqrt(X, method, **options), X, atol=1e-4)

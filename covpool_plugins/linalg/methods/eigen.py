@@ -238,14 +238,14 @@ class ExactInverse(SpectralMethod):
     Eigenvalues that count as zero stay zero (the Moore-Penrose inverse).
 
     Args:
-        route: as of :class:`Exact`; by matrix products, the matrix must be positive definite.
+        route: as of :class:`Exact`, but eigh by default: by matrix products, the matrix must be positive definite.
 
     Examples:
         >>> inv_sqrtm(torch.diag(torch.tensor([4.0, 0.0])), ExactInverse()).diagonal()
         tensor([0.5000, 0.0000])
     """
 
-    route: Route = "auto"
+    route: Route = "eigh"
 
     def __post_init__(self) -> None:
         check_field(self, "route", check_choice, get_args(Route))
