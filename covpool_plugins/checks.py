@@ -52,8 +52,7 @@ def check_choice(option: str, value: object, allowed: Collection[object]) -> Non
         OptionError: naming ``option``, the value and what is allowed.
     """
     if value not in allowed:
-        listed = ", ".join(str(one) for one in allowed)
-        raise OptionError(f"{option} must be one of {listed}, got {value!r}")
+        raise OptionError(f"{option} must be one of {', '.join(map(str, allowed))}, got {value!r}")
 
 
 def check_classes(num_classes: object, pool_type: str) -> None:

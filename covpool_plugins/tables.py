@@ -1,18 +1,17 @@
-"""Tables from names to things: the only lists of names in the package."""
+"""Tables of named objects: the only lists of names in the package."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Generic, NamedTuple, TypeVar
 
 from .errors import UnknownNameError
 
 T = TypeVar("T")
-Entry = TypeVar("Entry")
 
 
 class About(NamedTuple):
-    """What a row is, for the tables of the documents: what it computes, its gradient, where it comes from."""
+    """A row in the documents: what it computes, its gradient, its source."""
 
     forward: str
     gradient: str
@@ -34,15 +33,6 @@ class Table(Generic[T]):
         self._entries[name] = entry
         if about is not None:
             self.about[name] = about
-
-    def register(self, name: str, about: About | None = None) -> Callable[[Entry], Entry]:
-        """Decorator form of :meth:`add`."""
-
-        def decorate(entry: Entry) -> Entry:
-            self.add(name, entry, about)  # type: ignore[arg-type]
-            return entry
-
-        return decorate
 
     def __getitem__(self, name: str) -> T:
         if not isinstance(name, str) or name not in self._entries:

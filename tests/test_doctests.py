@@ -1,7 +1,7 @@
-"""The examples in docstrings say what the code does, and every public name has one.
+"""The examples in docstrings give what they say, and every public name has one.
 
-An example may use the public names of its room, ``torch``, ``timm`` and ``covpool_plugins``; what it writes goes to a
-temporary folder.
+An example may use the public names of its room (beside the rooms, those of its module), ``torch``, ``timm`` and
+``covpool_plugins``; what it writes goes to a temporary folder.
 """
 
 import doctest
@@ -33,25 +33,34 @@ def _public(room):
     return {name: getattr(module, name) for name in module.__all__}
 
 
+def _modules():
+    """(name, names that its examples may use) of every module of the rooms and beside them."""
+    for module in pkgutil.iter_modules(covpool_plugins.__path__, "covpool_plugins."):
+        room = module.name.removeprefix("covpool_plugins.")
+        if not module.ispkg:
+            yield module.name, vars(importlib.import_module(module.name))
+        elif room in ROOMS:
+            yield module.name, _public(room)
+            package = importlib.import_module(module.name)
+            for inner in pkgutil.walk_packages(package.__path__, f"{module.name}."):
+                yield inner.name, _public(room)
+
+
 def _examples():
-    """(id, doctest, room) of every docstring of the package that has examples."""
+    """Every docstring of the package that has examples, and the names that these may use."""
     finder = doctest.DocTestFinder(exclude_empty=True)
-    for room in ROOMS:
-        package = importlib.import_module(f"covpool_plugins.{room}")
-        names = [found.name for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
-        for name in [package.__name__, *names]:
-            module = importlib.import_module(name)
-            for test in finder.find(module, name.removeprefix("covpool_plugins."), globs={}):
-                if test.examples:
-                    yield pytest.param(test, room, id=test.name)
+    for name, public in _modules():
+        for test in finder.find(importlib.import_module(name), name.removeprefix("covpool_plugins."), globs={}):
+            if test.examples:
+                yield pytest.param(test, public, id=test.name)
 
 
 def _needing_examples():
     for room in ["", *ROOMS]:
-        for name, thing in _public(room).items():
-            is_error = inspect.isclass(thing) and issubclass(thing, Exception)
-            if (inspect.isclass(thing) or inspect.isfunction(thing)) and not is_error and name not in NEED_NO_EXAMPLE:
-                yield pytest.param(thing, id=f"{room or 'covpool_plugins'}.{name}")
+        for name, value in _public(room).items():
+            is_error = inspect.isclass(value) and issubclass(value, Exception)
+            if (inspect.isclass(value) or inspect.isfunction(value)) and not is_error and name not in NEED_NO_EXAMPLE:
+                yield pytest.param(value, id=f"{room or 'covpool_plugins'}.{name}")
 
 
 EXAMPLES = list(_examples())
@@ -63,22 +72,21 @@ def test_no_example_is_left_out():
     assert written == {Path(parameter.values[0].filename) for parameter in EXAMPLES}
 
 
-@pytest.mark.parametrize("example, room", EXAMPLES)
-def test_an_example_gives_what_it_says(example, room, tmp_path, monkeypatch):
+@pytest.mark.parametrize("example, public", EXAMPLES)
+def test_an_example_gives_what_it_says(example, public, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    example.globs = {"torch": torch, "timm": timm, "covpool_plugins": covpool_plugins, **_public(room)}
-    said = []
-    doctest.DocTestRunner().run(example, out=said.append)
-    assert not said, "".join(said)
+    example.globs = {"torch": torch, "timm": timm, "covpool_plugins": covpool_plugins, **public}
+    differences = []
+    doctest.DocTestRunner().run(example, out=differences.append)
+    assert not differences, "".join(differences)
 
 
-@pytest.mark.parametrize("thing", list(_needing_examples()))
-def test_every_public_name_has_an_example(thing):
-    documented = thing
-    reference = re.fullmatch(r":class:`(\w+)` of .*", thing.__doc__)
+@pytest.mark.parametrize("value", list(_needing_examples()))
+def test_every_public_name_has_an_example(value):
+    reference = re.fullmatch(r":class:`(\w+)` of .*", value.__doc__)
     if reference:  # ZCANorm2d refers to ZCANorm
-        documented = getattr(inspect.getmodule(thing), reference[1])
-    assert ">>> " in documented.__doc__
+        value = getattr(inspect.getmodule(value), reference[1])
+    assert ">>> " in value.__doc__
 
 
 def test_the_names_without_an_example_are_public():

@@ -31,7 +31,7 @@ def _names(section: str) -> list[str]:
 
 
 def test_every_whitening_method_has_its_row():
-    assert _names("Whitening") == whitening.list_methods()
+    assert _names("Whitening") == whitening.list_whitening_methods()
 
 
 def test_every_explanation_has_its_row():

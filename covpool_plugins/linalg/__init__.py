@@ -1,33 +1,21 @@
-"""Differentiable functions of symmetric positive semi-definite matrices: tensors in, tensors out, torch only."""
+"""Differentiable functions of symmetric positive semi-definite matrices: tensors in, tensors out.
+
+Written in torch alone; but importing it imports ``covpool_plugins``, and with it timm.
+"""
 
 from .covariance import covariance, smaller_covariance
 from .covariance_power import covariance_powm
 from .covariance_square_root import Compute, Vectorize, check_root_options, covariance_sqrt
-from .logarithm import InverseScaling, logm
+from .logarithm import logm
 from .lyapunov import EigenLyapunov, NewtonSchulzLyapunov, lyapunov
-from .methods import (
-    MPA,
-    MTP,
-    SVDPI,
-    DenmanBeavers,
-    EigenMethod,
-    Exact,
-    ExactInverse,
-    IterativeMethod,
-    Method,
-    Minimax,
-    NewtonSchulz,
-    SVDNewton,
-    SVDOriginal,
-    SVDPade,
-    SVDTaylor,
-    SVDTopN,
-    SVDTrunc,
-    list_methods,
-    resolve_method,
-)
+from .methods.base import EigenMethod, IterativeMethod, Method, list_methods, resolve_method
+from .methods.denman_beavers import DenmanBeavers
+from .methods.eigen import SVDPI, Exact, ExactInverse, SVDOriginal, SVDPade, SVDTaylor, SVDTopN, SVDTrunc
+from .methods.minimax import Minimax
+from .methods.newton_schulz import NewtonSchulz
+from .methods.svd_newton import SVDNewton
+from .methods.taylor_pade import MPA, MTP
 from .packing import pack_triu, packed_size, unpack_symmetric
-from .routes import measured_routes
 from .spectral import expm_neg, powm
 from .square_root import inv_sqrtm, sqrtm
 
@@ -41,7 +29,6 @@ __all__ = [
     "EigenMethod",
     "Exact",
     "ExactInverse",
-    "InverseScaling",
     "IterativeMethod",
     "Method",
     "Minimax",
@@ -63,7 +50,6 @@ __all__ = [
     "list_methods",
     "logm",
     "lyapunov",
-    "measured_routes",
     "pack_triu",
     "packed_size",
     "powm",

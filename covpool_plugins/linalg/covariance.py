@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .tensors import autocast_off, check_features, symmetrize, transpose, working_dtype
+from .tensors import autocast_off, check_features, symmetrize, trace, transpose, working_dtype
 
 
 def covariance(X: Tensor, centered: bool = True) -> Tensor:
@@ -87,8 +87,8 @@ def zero_where_constant(A: Tensor, mean: Tensor | None) -> Tensor:
     """The covariance or Gram matrix A (..., n, n) of features with that mean; zero where they are constant."""
     if mean is None:
         return A
-    constant = A.detach().diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True) <= rounding_of_mean(mean)
-    return A * (~constant).to(A.dtype).unsqueeze(-1)
+    constant = trace(A.detach()) <= rounding_of_mean(mean).unsqueeze(-1)
+    return A * (~constant).to(A.dtype)
 
 
 class Covariance(torch.autograd.Function):

@@ -7,7 +7,7 @@ from torch import Tensor
 from .covariance import Covariance, Gram, center, zero_where_constant
 from .covariance_square_root import Congruence
 from .spectral import powm
-from .tensors import autocast_off, check_features, working_dtype
+from .tensors import autocast_off, check_features, trace, working_dtype
 
 
 def covariance_powm(X: Tensor, p: float | Tensor, centered: bool = True) -> Tensor:
@@ -43,7 +43,6 @@ def covariance_powm(X: Tensor, p: float | Tensor, centered: bool = True) -> Tens
     gram = zero_where_constant(Gram.apply(Y), mean)
     if centered:
         # Yᵀ Y maps the vector of ones to zero, and so does Y: any other value will do there, and this one is not zero.
-        trace = gram.detach().diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-        gram = gram + trace / M**2
+        gram = gram + trace(gram.detach()) / M**2
     with autocast_off(X.device.type):
         return Congruence.apply(Y, powm(gram, p - 1)).to(X.dtype)

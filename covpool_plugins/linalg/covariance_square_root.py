@@ -5,8 +5,7 @@ With X̃ / √M = U s Vᵀ the root is U s Uᵀ, and for the gradient G with E =
     dL/dX = 2 / √M · [ G U diag(s_j K(λ_j, 0)) + U ((s_j K(λ_i, λ_j) - s_j K(λ_j, 0)) ∘ E) ] Vᵀ
 
 where K is the eigen method's rule. Nothing is divided by s, so rank-deficient covariances, the normal case with 49
-positions and 256 channels, need no care. With M <= C ("dual") the eigen-decomposition is that of the M x M Gram
-matrix, otherwise ("primal") of the covariance.
+positions and 256 channels, need no care. With M <= C the M x M Gram matrix is decomposed, otherwise the covariance.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from .tensors import (
     guarded_eigh,
     power_of_two,
     symmetrize,
+    trace,
     transpose,
     working_dtype,
 )
@@ -79,25 +79,19 @@ def covariance_sqrt(
     """
     check_features(X)
     check_root_options(compute, vectorize)
-    return _routed_root(X, resolve_method(method, **options), centered, compute, vectorize)
-
-
-def _routed_root(X: Tensor, method: Method, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
-    def same(X: Tensor, method: Method) -> Tensor:
-        return _routed_root(X, method, centered, compute, vectorize)
-
+    chosen = resolve_method(method, **options)
     work = X.to(torch.float64 if compute == "float64" else working_dtype(X.dtype))
-    if uses_products(method, work, ("covariance_sqrt", compute, vectorize), same):
+    if uses_products(chosen, work):
         # What the eigen-decomposition would be done in.
         work = work.to(torch.float32 if compute == "float32" and X.dtype != torch.float64 else torch.float64)
-        method = PRODUCTS[work.dtype]
-    if isinstance(method, EigenMethod):
-        root = EigenCovarianceRoot.apply(work, method, centered, compute == "mixed", vectorize == "triu")[0]
+        chosen = PRODUCTS[work.dtype]
+    if isinstance(chosen, EigenMethod):
+        root = EigenCovarianceRoot.apply(work, chosen, centered, compute == "mixed", vectorize == "triu")[0]
         return root.to(X.dtype)
-    assert isinstance(method, IterativeMethod)
+    assert isinstance(chosen, IterativeMethod)
     # The root is homogeneous; features near one keep the powers of their scale that occur within range.
     unit = power_of_two(work)
-    root = unit * _iterative_root(work / unit, method, centered)
+    root = unit * _iterative_root(work / unit, chosen, centered)
     return (pack_triu(root) if vectorize == "triu" else root).to(X.dtype)
 
 
@@ -152,7 +146,7 @@ class Congruence(torch.autograd.Function):
 
 
 class EigenCovarianceRoot(torch.autograd.Function):
-    """The fused map of this module's head, for any eigen method. Outputs the root, s, U and, if dual, V."""
+    """The fused map of this module's head, for any eigen method. Outputs the root, s, U and V."""
 
     generate_vmap_rule = True
 
@@ -160,7 +154,7 @@ class EigenCovarianceRoot(torch.autograd.Function):
     def forward(
         X: Tensor, method: EigenMethod, centered: bool, mixed: bool, packed: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        decompose = _dual_decomposition if _through_gram(X, method) else _primal_decomposition
+        decompose = _by_gram_matrix if _through_gram(X, method) else _by_covariance
         with autocast_off(X.device.type):
             s, U, V = decompose(X, method, centered, mixed)
             half = U * s.sqrt().unsqueeze(-2)
@@ -171,7 +165,7 @@ class EigenCovarianceRoot(torch.autograd.Function):
         X, ctx.method, ctx.centered, _, ctx.packed = inputs
         _, s, U, V = output
         ctx.positions = X.shape[-1]
-        ctx.dual = _through_gram(X, ctx.method)
+        ctx.through_gram = _through_gram(X, ctx.method)
         ctx.mark_non_differentiable(s, U, V)
         # X is kept by reference, not copied: the layer before has it anyway.
         ctx.save_for_backward(X, s, U, V)
@@ -187,8 +181,8 @@ class EigenCovarianceRoot(torch.autograd.Function):
                 # Twice the symmetric gradient, times U.
                 GU = unpacked_gradient_product(G, U) if ctx.packed else (G + G.mT) @ U
                 E = U.mT @ GU
-                if ctx.dual:
-                    grad = _dual_gradient(GU, E, s, U, V, ctx.method)
+                if ctx.through_gram:
+                    grad = _gram_gradient(GU, E, s, U, V, ctx.method)
                 else:
                     E = basis_derivative(E, s, ctx.method).div_(ctx.positions)
                     grad = (U @ E @ U.mT) @ center(X, ctx.centered)[0]
@@ -205,7 +199,7 @@ def _through_gram(X: Tensor, method: EigenMethod) -> bool:
     return M <= C and not method.leaves_out(M)
 
 
-def _dual_decomposition(X: Tensor, method: EigenMethod, centered: bool, mixed: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _by_gram_matrix(X: Tensor, method: EigenMethod, centered: bool, mixed: bool) -> tuple[Tensor, Tensor, Tensor]:
     """s (..., M), U (..., C, M) and V / √M (..., M, M) of X̃ / √M = U s Vᵀ; columns of U are zero where s is."""
     positions = X.shape[-1]
     wide, mean = center(X, centered, torch.float64 if mixed else X.dtype)
@@ -217,7 +211,7 @@ def _dual_decomposition(X: Tensor, method: EigenMethod, centered: bool, mixed: b
     return s.to(X.dtype), U, V.to(X.dtype)
 
 
-def _primal_decomposition(X: Tensor, method: EigenMethod, centered: bool, mixed: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _by_covariance(X: Tensor, method: EigenMethod, centered: bool, mixed: bool) -> tuple[Tensor, Tensor, Tensor]:
     """s (..., C) and U (..., C, C) of X̃ X̃ᵀ / M = U s² Uᵀ; V is not needed and empty."""
     wide, mean = center(X, centered)
     A = (wide @ wide.mT).div_(X.shape[-1])
@@ -228,16 +222,15 @@ def _primal_decomposition(X: Tensor, method: EigenMethod, centered: bool, mixed:
 def _decomposition(A: Tensor, mean: Tensor | None, method: EigenMethod, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Eigenvalues and vectors of a covariance or Gram matrix of features of that type; eigenvalues that cannot be told
     from zero, whose root has no reciprocal in the type, or that the method leaves out, are zero."""
-    trace = A.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     # No entry exceeds the trace, so one that is not finite shows there.
-    values, U = guarded_eigh(A, torch.isfinite(trace))
+    values, U = guarded_eigh(A, torch.isfinite(trace(A)))
     threshold = null_threshold(values).clamp_min(torch.finfo(dtype).tiny ** 2)
     if mean is not None:
         threshold = torch.maximum(threshold.double(), rounding_of_mean(mean))
     return method.truncate(torch.where(values <= threshold, 0.0, values)), U
 
 
-def _dual_gradient(GU: Tensor, E: Tensor, s: Tensor, U: Tensor, V: Tensor, method: EigenMethod) -> Tensor:
+def _gram_gradient(GU: Tensor, E: Tensor, s: Tensor, U: Tensor, V: Tensor, method: EigenMethod) -> Tensor:
     multiple = method.along_identity(s, E.diagonal(dim1=-2, dim2=-1))
     to_null = method.towards_null(s)
     E.mul_(method.coefficients(s, s).mul_(s.unsqueeze(-2)).sub_(to_null))

@@ -52,7 +52,7 @@ class NewtonSchulzLyapunov(Method):
     def __post_init__(self) -> None:
         check_field(self, "iterations", check_integer, 1)
 
-    def matmul_only(self, function: str) -> bool:
+    def exportable(self, function: str) -> bool:
         return True
 
 

@@ -77,14 +77,14 @@ def _pack_rows(S: Tensor) -> Tensor:
 
 def _cached(kind: str, rows: int, columns: int, device: torch.device) -> Tensor:
     key = (kind, rows, columns, device)
-    found = None if torch.compiler.is_compiling() else _indices.get(key)
-    if found is None:
+    indices = None if torch.compiler.is_compiling() else _indices.get(key)
+    if indices is None:
         with torch.inference_mode(False):
-            found = _upper(rows, columns, device) if kind == "upper" else _mirrored(rows, device)
+            indices = _upper(rows, columns, device) if kind == "upper" else _mirrored(rows, device)
         # Fake and meta tensors of a tracing mode must not outlive it.
-        if type(found) is Tensor and not torch.compiler.is_compiling():
-            _indices[key] = found
-    return found
+        if type(indices) is Tensor and not torch.compiler.is_compiling():
+            _indices[key] = indices
+    return indices
 
 
 def _upper(rows: int, columns: int, device: torch.device) -> Tensor:

@@ -295,8 +295,12 @@ class SpectralDerivative(torch.autograd.Function):
 
 def _any_zero(values: Tensor) -> bool:
     """Whether there is an eigenvalue that is zero, where that can be asked; under vmap it cannot."""
-    if torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(values):
+    if torch.compiler.is_compiling():
         return False
+    while torch._C._functorch.is_functorch_wrapped_tensor(values):
+        if torch._C._functorch.is_batchedtensor(values):
+            return False
+        values = torch._C._functorch.get_unwrapped(values)
     return bool((values == 0).any())
 
 

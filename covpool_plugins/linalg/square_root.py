@@ -19,6 +19,7 @@ from .tensors import (
     finite_matrices,
     first_derivative_only,
     symmetrize,
+    trace,
     working_dtype,
 )
 
@@ -91,7 +92,7 @@ def inv_sqrtm(A: Tensor, method: str | Method = "exact", eps: float = 0.0, **opt
 
 def root_of_symmetric(A: Tensor, method: Method, wanted: Wanted = "root") -> Tensor:
     """What ``wanted`` says of symmetric matrices, in their own precision."""
-    if uses_products(method, A, (wanted,), lambda A, method: root_of_symmetric(A, method, wanted)):
+    if uses_products(method, A):
         method = PRODUCTS[A.dtype]
     if isinstance(method, IterativeMethod):
         return IterativeRoot.apply(A, method, wanted)
@@ -148,7 +149,7 @@ def _gradient_of_steps(A: Tensor, G: Tensor, method: IterativeMethod, wanted: Wa
 def positive_scale(A: Tensor, method: IterativeMethod) -> Tensor:
     """What A (..., n, n) is divided by, shape (..., 1, 1); one for a zero matrix."""
     if method.scaling == "trace":
-        t = A.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+        t = trace(A)
     elif method.scaling == "frobenius":
         t = _frobenius(A)
     else:

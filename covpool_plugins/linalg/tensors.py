@@ -48,6 +48,14 @@ def transpose(A: Tensor) -> Tensor:
     return A.transpose(-2, -1)
 
 
+def trace(A: Tensor) -> Tensor:
+    """The trace of each matrix of A (..., n, n), shape (..., 1, 1)."""
+    if torch.onnx.is_in_onnx_export():
+        # The older exporter writes a diagonal of float64 matrices that onnxruntime refuses to load.
+        return (A * torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)).sum(dim=(-2, -1), keepdim=True)
+    return A.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+
+
 def symmetrize(G: Tensor) -> Tensor:
     """(G + Gᵀ) / 2 for G (..., C, C)."""
     return (G + transpose(G)).mul_(0.5)

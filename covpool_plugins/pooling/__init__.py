@@ -1,7 +1,7 @@
 """Feature maps or tokens to one vector per image: nn.Modules on top of ``linalg``."""
 
 from .average import AveragePool
-from .base import INPUT_FORMATS, POOLS, Pool, Spectrum, create_pool, list_pools, pool_options
+from .base import POOLS, Pool, Spectrum, create_pool, list_pools, pool_options
 from .bilinear import BilinearPool
 from .channel_dropout import AdaptiveChannelDropout
 from .compact_bilinear import CompactBilinearPool
@@ -9,7 +9,7 @@ from .covariance_pool import CovariancePool
 from .cross_covariance import CrossCovariancePool
 from .democratic import DemocraticWeighting
 from .elementwise import SignedRootL2
-from .low_rank_bilinear import LowRankBilinearPool, low_rank_factors
+from .low_rank_bilinear import LowRankBilinearPool
 from .moment import MomentPool
 from .normalizations import (
     MatrixLogarithm,
@@ -24,7 +24,6 @@ from .singular_value_power import SingularValuePower
 from .temporal import TemporalPool
 
 __all__ = [
-    "INPUT_FORMATS",
     "POOLS",
     "REDUCTIONS",
     "AdaptiveChannelDropout",
@@ -49,6 +48,5 @@ __all__ = [
     "TemporalPool",
     "create_pool",
     "list_pools",
-    "low_rank_factors",
     "pool_options",
 ]

@@ -9,7 +9,6 @@ from ..tables import About
 from .base import POOLS, InputFormat, Pool
 
 
-@POOLS.register("gap", About("global average pooling", "-", "for comparison"))
 class AveragePool(Pool):
     """Global average pooling: the mean over the positions, C numbers.
 
@@ -32,3 +31,6 @@ class AveragePool(Pool):
 
     def represent(self, X: Tensor) -> Tensor:
         return X.mean(dim=-1)
+
+
+POOLS.add("gap", AveragePool, About("global average pooling", "-", "for comparison"))

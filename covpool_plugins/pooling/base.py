@@ -225,8 +225,7 @@ def widened(X: Tensor) -> Tensor:
     return X.to(working_dtype(X.dtype))
 
 
-PoolFactory = Callable[..., Pool]
-POOLS: Table[PoolFactory] = Table("pool")
+POOLS: Table[Callable[..., Pool]] = Table("pool")
 
 
 def list_pools(exportable: bool = False) -> list[str]:
@@ -236,7 +235,7 @@ def list_pools(exportable: bool = False) -> list[str]:
         exportable: only those that export to ONNX as they are by default.
 
     Examples:
-        >>> "svdpade" in list_pools(), "svdpade" in list_pools(exportable=True)
+        >>> "svdtaylor" in list_pools(), "svdtaylor" in list_pools(exportable=True)
         (True, False)
     """
     return [name for name in POOLS if not exportable or create_pool(name, 4, device="meta").is_exportable]

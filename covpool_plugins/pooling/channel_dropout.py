@@ -23,10 +23,10 @@ LARGEST_RATE = 0.9
 class AdaptiveChannelDropout(nn.Module):
     """Features (B, C, M) with channels dropped while training, as they are otherwise.
 
-    From the paper come: whole channels are dropped just before the covariance, in a way that trades the information
-    they carry (to be preserved) against their correlation (to be removed), at a cost linear in the channels; nothing
-    is done at inference; the rate ρ depends on log2 C. The method section of the paper was not at hand, so **the
-    formulas are this project's own**, and results need not match those of the paper:
+    As in the paper, whole channels are dropped just before the covariance, in a way that trades the information they
+    carry against their correlation, at a cost linear in the channels; inference drops none; the rate ρ depends on
+    log2 C. The paper's method section was not at hand: **the formulas are this project's own**, and results need not
+    match those of the paper:
 
     * ρ = min(log2(C) / 16, 0.9), one half for 256 channels, if no rate is given;
     * importance ω_i = σ_i² / max_j σ_j², the variance of channel i relative to the largest;
@@ -106,9 +106,5 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
 POOLS.add(
     "dropcov",
     partial(CovariancePool, pool_type="dropcov", weighting=AdaptiveChannelDropout, normalization=Plain),
-    About(
-        "covariance of channels dropped by an adaptive rule while training; the plain covariance at inference",
-        "exact",
-        "NeurIPS 2022",
-    ),
+    About("covariance; training drops channels by an adaptive rule", "exact", "NeurIPS 2022"),
 )

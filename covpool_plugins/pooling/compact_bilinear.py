@@ -20,9 +20,6 @@ UNLIKELY = 1e-9
 SketchRoute = Literal["auto", "matrix", "fft"]
 
 
-@POOLS.register(
-    "cbp", About("compact bilinear: tensor sketch of the second moment, signed square root, l2", "exact", "CVPR 2016")
-)
 class CompactBilinearPool(Pool):
     """Tensor sketch of X Xᵀ, signed square root, l2: D numbers instead of the C² of bilinear pooling.
 
@@ -163,3 +160,10 @@ class CompactBilinearPool(Pool):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, seed={self.seed}, route={self.route!r}"
+
+
+POOLS.add(
+    "cbp",
+    CompactBilinearPool,
+    About("tensor sketch of the second moment, signed square root, l2 norm", "exact", "CVPR 2016"),
+)

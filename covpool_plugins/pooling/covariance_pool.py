@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..checks import check_flag, check_known
 from ..errors import OptionError
 from ..linalg import Compute, Method, Vectorize, check_root_options, list_methods, packed_size, resolve_method
-from ..linalg.methods import SQUARE_ROOTS
+from ..linalg.methods.base import SQUARE_ROOTS
 from ..tables import About
 from .base import POOLS, Pool
 from .elementwise import SignedRootL2
@@ -163,32 +163,29 @@ def build_part(kind: type[nn.Module] | None, options: dict[str, Any], context: d
 for _name in list_methods("sqrtm"):
     POOLS.add(_name, partial(CovariancePool, method=_name), SQUARE_ROOTS.about.get(_name))
 
-_BILINEAR: dict[str, Any] = {
-    "elementwise": SignedRootL2,
-    "centered": False,
-    "vectorize": "full",
-    "reduce_channels": None,
-}
-_PARTS: dict[str, tuple[dict[str, Any], About]] = {
-    "seb": (
-        {"normalization": ScalingEigenBranch},
-        About("the root, scaled by a branch of its small eigenvalues", "exact", "T-PAMI 2022"),
-    ),
-    "powcov": (
-        {"normalization": MatrixPower},
-        About(
-            "the power p of the covariance, 0.5 by default; `learn_p=True` learns it", "exact, of p too", "ICCV 2017"
-        ),
-    ),
-    "logcov": ({"normalization": MatrixLogarithm}, About("the logarithm log(I + A / ε)", "exact", "ICCV 2015")),
-    "bcnn": (
-        {"normalization": Plain, **_BILINEAR},
-        About("second moment, signed square root, l2", "exact", "ICCV 2015"),
-    ),
-    "ibcnn": (
-        {"normalization": MatrixRoot, **_BILINEAR},
-        About("root of the second moment, signed square root, l2", "exact", "BMVC 2017"),
-    ),
-}
-for _name, (_parts, _about) in _PARTS.items():
-    POOLS.add(_name, partial(CovariancePool, pool_type=_name, **_parts), _about)
+POOLS.add(
+    "seb",
+    partial(CovariancePool, pool_type="seb", normalization=ScalingEigenBranch),
+    About("square root times a factor that its small eigenvalues raise", "exact", "T-PAMI 2022"),
+)
+POOLS.add(
+    "powcov",
+    partial(CovariancePool, pool_type="powcov", normalization=MatrixPower),
+    About("power p of the covariance, p = 0.5 or learned (`learn_p=True`)", "exact, also for p", "ICCV 2017"),
+)
+POOLS.add(
+    "logcov",
+    partial(CovariancePool, pool_type="logcov", normalization=MatrixLogarithm),
+    About("logarithm log(I + A / ε) of the covariance A", "exact", "ICCV 2015"),
+)
+BILINEAR: dict[str, Any] = dict(elementwise=SignedRootL2, centered=False, vectorize="full", reduce_channels=None)
+POOLS.add(
+    "bcnn",
+    partial(CovariancePool, pool_type="bcnn", normalization=Plain, **BILINEAR),
+    About("second moment, signed square root, l2 norm", "exact", "ICCV 2015"),
+)
+POOLS.add(
+    "ibcnn",
+    partial(CovariancePool, pool_type="ibcnn", **BILINEAR),
+    About("square root of the second moment, signed square root, l2 norm", "exact", "BMVC 2017"),
+)

@@ -22,10 +22,6 @@ NORMALIZATIONS: tuple[str, ...] = get_args(CrossNormalization)
 DEFAULT_CHANNELS = 64
 
 
-@POOLS.register(
-    "crosscov",
-    About("cross covariance of two projections, normalised like `svpn`", "exact, of those steps", "So-ViT, 2021"),
-)
 class CrossCovariancePool(Pool):
     """Ỹ Z̃ᵀ / M of two reductions Y (B, C₁, M) and Z (B, C₂, M) of the input, normalised, C₁ C₂ numbers row by row.
 
@@ -122,3 +118,10 @@ def _channels(in_channels: int, reduce_channels: int | str | Sequence[int] | Non
         raise OptionError(f"reduce_channels must be one or two positive integers or None, got {reduce_channels!r}")
     rows, columns = (reduced_channels(in_channels, count) for count in pair)
     return rows, columns
+
+
+POOLS.add(
+    "crosscov",
+    CrossCovariancePool,
+    About("cross-covariance of two projections, normalised as in `svpn`", "exact for these steps", "So-ViT, 2021"),
+)

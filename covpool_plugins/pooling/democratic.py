@@ -11,8 +11,7 @@ from ..checks import check_integer, check_number
 from ..linalg.tensors import autocast_off, power_of_two
 from ..tables import About
 from .base import POOLS, widened
-from .covariance_pool import CovariancePool
-from .elementwise import SignedRootL2
+from .covariance_pool import BILINEAR, CovariancePool
 from .normalizations import Plain
 
 
@@ -95,14 +94,11 @@ POOLS.add(
         pool_type="democratic",
         weighting=DemocraticWeighting,
         normalization=Plain,
-        elementwise=SignedRootL2,
-        centered=False,
-        vectorize="full",
-        reduce_channels=None,
+        **BILINEAR,
     ),
     About(
-        "second moment of positions weighted by damped Sinkhorn, signed square root, l2",
-        "exact, through the weights",
+        "second moment of positions weighted by Sinkhorn iterations, signed square root, l2 norm",
+        "exact, also through the weights",
         "ECCV 2018",
     ),
 )

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_integer, is_integer
-from ..errors import OptionError, ShapeError
+from ..errors import OptionError
 from ..linalg import covariance
 from ..linalg.tensors import autocast_off
 from ..tables import About
 from .base import POOLS, Pool, widened
 
 
-@POOLS.register("lrbp", About("responses of 200 low-rank bilinear filters", "exact", "CVPR 2017"))
 class LowRankBilinearPool(Pool):
     """Responses ⟨W_k, X Xᵀ / M⟩ of K bilinear filters of low rank, which are learned.
 
@@ -61,28 +60,13 @@ class LowRankBilinearPool(Pool):
         **common: Any,
     ) -> None:
         check_integer("lrbp: filters", filters)
-        check_rank(rank)
+        if not is_integer(rank, 2) or rank % 2:
+            raise OptionError(f"lrbp: rank must be a positive even integer, got {rank!r}")
         super().__init__(in_channels, pool_type="lrbp", device=device, dtype=dtype, **common)
         self.out_features = filters
         self.rank = rank
         self.factors = nn.Parameter(torch.empty(filters, 2, rank // 2, self.channels, device=device, dtype=dtype))
         self.reset_parameters()
-
-    @classmethod
-    def from_classifiers(cls, W: Tensor, *, rank: int, **options: Any) -> LowRankBilinearPool:
-        """The pool whose filters are the best approximations of given bilinear classifiers; no reduction.
-
-        Args:
-            W: classifiers (K, C, C), see :func:`low_rank_factors`.
-            rank: of each filter; 2 C keeps them exactly.
-            options: others of the pool.
-        """
-        factors = low_rank_factors(W, rank)
-        options = {"device": W.device, "dtype": W.dtype, **options}
-        pool = cls(W.shape[-1], filters=W.shape[0], rank=rank, reduce_channels=None, **options)
-        with torch.no_grad():
-            pool.factors.copy_(factors)
-        return pool
 
     def reset_parameters(self) -> None:
         """Directions of about unit length, so that a response has the size of the features' variance."""
@@ -104,41 +88,4 @@ class LowRankBilinearPool(Pool):
         return f"{super().extra_repr()}, rank={self.rank}"
 
 
-def low_rank_factors(W: Tensor, rank: int) -> Tensor:
-    """Factors U (K, 2, r/2, C) with W_k ≈ U₊ᵀ U₊ - U₋ᵀ U₋ for symmetric classifiers.
-
-    The eigenvectors of the r/2 largest positive and the r/2 largest negative eigenvalues, scaled by the roots of their
-    magnitudes; zero rows where a matrix has fewer of a sign. Only the symmetric part of W_k counts, as in its inner
-    product with a symmetric matrix.
-
-    Args:
-        W: bilinear classifiers (K, C, C).
-        rank: r, even.
-
-    Raises:
-        OptionError: unless the rank is even and positive.
-        ShapeError: unless ``W`` has the shape (K, C, C).
-
-    Examples:
-        >>> factors = low_rank_factors(torch.diag(torch.tensor([4.0, 0.0, -9.0]))[None], rank=2)
-        >>> factors.shape, factors.abs().amax(-1)
-        (torch.Size([1, 2, 1, 3]), tensor([[[2.],
-                 [3.]]]))
-    """
-    check_rank(rank)
-    if W.ndim != 3 or W.shape[1] != W.shape[2]:
-        raise ShapeError(f"classifiers must have the shape (K, C, C), got shape {tuple(W.shape)}")
-    wide = W.detach().double()
-    values, vectors = torch.linalg.eigh((wide + wide.mT) / 2)
-    half = min(rank // 2, W.shape[-1])
-    rows = values.abs().sqrt().unsqueeze(-1) * vectors.mT
-    positive = torch.where(values.unsqueeze(-1) > 0, rows, 0.0)[:, -half:].flip(1)
-    negative = torch.where(values.unsqueeze(-1) < 0, rows, 0.0)[:, :half]
-    factors = torch.stack([positive, negative], 1)
-    return nn.functional.pad(factors, (0, 0, 0, rank // 2 - half)).to(W.dtype)
-
-
-def check_rank(rank: int) -> None:
-    """Raise unless the rank divides into equally many positive and negative directions."""
-    if not is_integer(rank, 2) or rank % 2:
-        raise OptionError(f"lrbp: rank must be a positive even integer, got {rank!r}")
+POOLS.add("lrbp", LowRankBilinearPool, About("responses of 200 low-rank bilinear filters", "exact", "CVPR 2017"))

@@ -20,16 +20,12 @@ FIRST_ORDERS: tuple[str, ...] = get_args(FirstOrder)
 DEFAULT_HEADS = 16
 
 
-@POOLS.register(
-    "moment", About("mean or class token, and multi-head convolutional cross-covariances", "exact", "ICCV 2023")
-)
 class MomentPool(Pool):
     """The mean or the class token, and multi-head convolutional cross-covariances (MHC³), concatenated.
 
-    From the paper come: the first-order moment is what linear probing uses, the mean of the tokens or the class token;
-    the second-order one is a multi-head convolutional cross-covariance; a linear classifier follows. The method
-    section of the paper was not at hand, so **the details are this project's own**, and checkpoints of the authors do
-    not fit:
+    As in the paper, the first-order moment is what linear probing uses, the mean of the tokens or the class token; the
+    second-order one is a multi-head convolutional cross-covariance; a linear classifier follows. The paper's method
+    section was not at hand: **the details are this project's own**, and the authors' checkpoints do not fit:
 
     * the features are reduced to d channels, by the reductions of the other pools, and split into h heads;
     * Z_j = X_j X_{j+1}ᵀ / M, d/h x d/h, the covariance of the head j with the next one, the last with the first;
@@ -130,3 +126,10 @@ class MomentPool(Pool):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, heads={self.heads}, first_order={self.first_order!r}"
+
+
+POOLS.add(
+    "moment",
+    MomentPool,
+    About("mean or class token, and convolved cross-covariances of groups of channels", "exact", "ICCV 2023"),
+)

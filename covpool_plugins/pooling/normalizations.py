@@ -1,4 +1,4 @@
-"""What is computed of the covariance: the statistic and its normalisation, from features to matrices.
+"""Functions of the covariance, from features to vectors.
 
 ================================  ==========================================  ====================================
 class                             function of the covariance A                source
@@ -97,7 +97,7 @@ class MatrixRoot(Normalization):
 
     @property
     def is_exportable(self) -> bool:
-        return self.method.matmul_only("sqrtm")
+        return self.method.exportable("sqrtm")
 
     def extra_repr(self) -> str:
         return str(self.method)
@@ -117,11 +117,6 @@ class Plain(Normalization):
 
     def function(self, A: Tensor) -> Tensor:
         return A
-
-    def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
-        # ONNX's older exporter writes a packing of float64 matrices that onnxruntime refuses to load.
-        narrow = compute == "mixed" and torch.onnx.is_in_onnx_export()
-        return super().forward(X, centered, "float32" if narrow else compute, vectorize)
 
 
 class MatrixPower(Normalization):
@@ -199,8 +194,9 @@ class MatrixLogarithm(Normalization):
 class ScalingEigenBranch(Normalization):
     """(1 + ‖A^(1/2) exp(-A)‖_F) A^(1/2): the root, scaled by a branch that small eigenvalues drive.
 
-    The released layer divides each entry of the root by itself on the way and is NaN where one is zero; this is the
-    closed form of what it computes elsewhere.
+    The released layer is NaN where an entry of the root is zero; elsewhere it computes this closed form.
+
+    With fewer positions than channels a centred covariance is singular, and the second derivative is refused.
 
     Source: Song, Sebe & Wang, "On the Eigenvalues of Global Covariance Pooling for Fine-grained Visual Recognition",
     T-PAMI 2022, section 4.

@@ -15,7 +15,6 @@ DEFAULT_CHANNELS = 256
 REDUCTIONS: Table[type[nn.Module]] = Table("reduction")
 
 
-@REDUCTIONS.register("conv-bn-relu")
 class ConvReduction(nn.Sequential):
     """1x1 convolution, batch norm, ReLU: the reduction of iSQRT-COV (CVPR 2018) and SVD-Padé (ICCV 2021)."""
 
@@ -27,7 +26,6 @@ class ConvReduction(nn.Sequential):
         super().__init__(OrderedDict(conv=conv, norm=norm, act=nn.ReLU(inplace=True)))
 
 
-@REDUCTIONS.register("linear-ln")
 class LinearReduction(nn.Sequential):
     """Linear layer and layer norm over the channels: the reduction for tokens."""
 
@@ -39,7 +37,6 @@ class LinearReduction(nn.Sequential):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-@REDUCTIONS.register("conv-bn-relu-twice")
 class TwoStageReduction(nn.Sequential):
     """1x1 convolution, batch norm, ReLU to 256 channels and once more to the final ones: the reduction of TACP."""
 
@@ -48,7 +45,6 @@ class TwoStageReduction(nn.Sequential):
         super().__init__(OrderedDict(first=first, second=ConvReduction(DEFAULT_CHANNELS, out_channels, **factory)))
 
 
-@REDUCTIONS.register("projection")
 class Projection(nn.Conv2d):
     """1x1 convolution without bias, norm or activation: a linear projection that all positions share."""
 
@@ -69,3 +65,9 @@ def reduced_channels(in_channels: int, reduce_channels: int | str | None) -> int
     if not isinstance(reduce_channels, int) or not is_integer(reduce_channels):
         raise OptionError(f"reduce_channels must be a positive integer or None, got {reduce_channels!r}")
     return reduce_channels
+
+
+REDUCTIONS.add("conv-bn-relu", ConvReduction)
+REDUCTIONS.add("linear-ln", LinearReduction)
+REDUCTIONS.add("conv-bn-relu-twice", TwoStageReduction)
+REDUCTIONS.add("projection", Projection)

@@ -153,8 +153,8 @@ class SingularValuePower(Normalization):
 
     def _parts(self, L: Tensor, R: Tensor | None, eps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """V, Q V, σ^(α-1) (..., 1, n) and f (..., 1, 1), for Q = L Rᵀ or L of about unit size. No rest makes f zero."""
-        V, QV, found, last = self._triplets(L, R)
-        powers = _power(found, self.alpha - 1)
+        V, QV, values, last = self._triplets(L, R)
+        powers = _power(values, self.alpha - 1)
         if self.n is None:
             return V, QV, powers, torch.zeros_like(last)
         empty = last <= 0
@@ -230,9 +230,5 @@ def _power(values: Tensor, exponent: float) -> Tensor:
 POOLS.add(
     "svpn",
     partial(CovariancePool, pool_type="svpn", normalization=SingularValuePower),
-    About(
-        "singular-value power normalisation: the largest singular values rooted, by power iteration",
-        "exact, of those steps",
-        "So-ViT, 2021",
-    ),
+    About("covariance with powers of its singular values, by power iteration", "exact for these steps", "So-ViT, 2021"),
 )

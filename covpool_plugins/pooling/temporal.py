@@ -12,20 +12,12 @@ from ..linalg import Method, NewtonSchulz
 from ..tables import About
 from .base import POOLS
 from .covariance_pool import CovariancePool
-from .temporal_attention import GATE_CHANNELS, AttentionWeights, TemporalAttention
+from .temporal_attention import GATE_CHANNELS, TemporalAttention
 
 Level = Literal["video", "frame"]
 LEVELS: tuple[str, ...] = get_args(Level)
 
 
-@POOLS.register(
-    "temporal",
-    About(
-        "temporal-attentive covariance pooling of clips, `frames=T` in a row; 3 Newton-Schulz steps",
-        "exact, of those steps",
-        "NeurIPS 2021",
-    ),
-)
 class TemporalPool(CovariancePool):
     """Reduction, temporal attention within clips, root of the covariance over all positions of a clip or a frame.
 
@@ -110,16 +102,6 @@ class TemporalPool(CovariancePool):
             clips = self.attention(clips)
         return clips.flatten(0, 1) if self.level == "frame" else clips.transpose(1, 2).flatten(2)
 
-    @torch.no_grad()
-    def attention_weights(self, x: Tensor) -> AttentionWeights:
-        """What the attention gives for frames (B T, ...); batch norms in training mode see the batch as in a forward.
-
-        Raises:
-            ShapeError: for a batch that is no whole number of clips.
-        """
-        clips = self._clips(x)
-        return AttentionWeights(None, None) if self.attention is None else self.attention.weights(clips)
-
     def _clips(self, x: Tensor) -> Tensor:
         """Reduced features (B, T, C, M)."""
         maps = self.to_maps(x)
@@ -129,3 +111,14 @@ class TemporalPool(CovariancePool):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, frames={self.frames}, level={self.level!r}"
+
+
+POOLS.add(
+    "temporal",
+    TemporalPool,
+    About(
+        "covariance of a clip of `frames=T` images after temporal attention; 3 Newton-Schulz steps",
+        "exact for these steps",
+        "NeurIPS 2021",
+    ),
+)

@@ -17,7 +17,7 @@ NeurIPS 2021.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,19 +26,6 @@ from ..linalg.tensors import autocast_off
 from .base import widened
 
 GATE_CHANNELS = 32
-
-
-class AttentionWeights(NamedTuple):
-    """What the attention gives; ``None`` for one that is switched off.
-
-    Attributes:
-        channel: a, between 0 and 1, (B, T, C).
-        spatial: for each position of a frame (third dimension) the weights of the positions of that frame that are
-            added to it (fourth dimension), which sum to one, (B, T, M, M).
-    """
-
-    channel: Tensor | None
-    spatial: Tensor | None
 
 
 def temporal_kernel(frames: int) -> int:
@@ -161,15 +148,6 @@ class TemporalAttention(nn.Module):
             if self.convolution is not None:
                 calibrated = (features + self.convolution(calibrated)).relu()
             return calibrated.to(X.dtype)
-
-    def weights(self, X: Tensor) -> AttentionWeights:
-        """The weights of both attentions for clips (B, T, C, M), in float32 at least."""
-        with autocast_off(X.device.type):
-            features = widened(X)
-            return AttentionWeights(
-                None if self.channel is None else self.channel(features),
-                None if self.spatial is None else self.spatial.weights(features),
-            )
 
 
 def _linear(layer: nn.Linear, rows: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ from ..linalg.methods.leading import Leading, LeadingInverseRoot, LeadingProject
 from ..linalg.spectral import SpectralFunction
 from ..linalg.tensors import symmetrize
 from ..tables import Table
-from .matrices import METHODS, EigenvectorMethod
+from .matrices import WHITENING_METHODS, EigenvectorMethod
 from .norm import PCANorm2d, WhiteningNorm, ZCANorm2d
 
 STARTING_VECTOR = re.compile(r"(eigenvector\d+-)?\d+")
@@ -53,7 +53,7 @@ class Deflated(Leading):
 
     def coefficients(self, values: Tensor, others: Tensor) -> Tensor:
         assert self.iterations is not None
-        exact = self.exact_coefficients(values)
+        exact = Leading.coefficients(replace(self, iterations=None), values, values)
         shifted, f = values + self.eps, self.values(values)
         first, second = shifted.unsqueeze(-1), shifted.unsqueeze(-2)
         high = torch.maximum(first, second)
@@ -65,10 +65,6 @@ class Deflated(Leading):
         n = self.iterations + 1
         approximate = exact * (1 - x**n) + smaller * x ** (n - 1) / high
         return torch.where(index.unsqueeze(-1) == index, exact, approximate)
-
-    def exact_coefficients(self, values: Tensor) -> Tensor:
-        """K without iterations."""
-        return Leading.coefficients(replace(self, iterations=None), values, values)
 
 
 @dataclass(frozen=True)
@@ -121,9 +117,9 @@ class ReleasedSVD(EigenvectorMethod):
         return SpectralFunction.apply(symmetrize(covariance), ReleasedSVDInverseRoot(eps=function.eps))[0]
 
 
-METHODS.add("svdpi_released", ReleasedSVDPI())
-METHODS.add("svd_released", ReleasedSVD())
-METHODS.add("mpa_released", MPA(lyapunov_iterations=10))
+WHITENING_METHODS.add("svdpi_released", ReleasedSVDPI())
+WHITENING_METHODS.add("svd_released", ReleasedSVD())
+WHITENING_METHODS.add("mpa_released", MPA(lyapunov_iterations=10))
 
 RELEASED_LAYERS: Table[Callable[..., WhiteningNorm]] = Table("released whitening layer")
 RELEASED_LAYERS.add("ZCANormSVDPI", partial(ZCANorm2d, method="svdpi_released"))

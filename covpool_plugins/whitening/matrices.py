@@ -11,8 +11,8 @@ method               forward                                    backward        
 ``mtp``              Taylor polynomial, degree 10               iterative Lyapunov       ICLR 2022
 ===================  =========================================  =======================  ============
 
-The last four are other matrices than the inverse root (Σ + eps I)^(-1/2), and leave a covariance that is not quite
-the identity, the further from it the worse Σ is conditioned; ``layer.whitening_error(x)`` tells how far.
+The last four approximate the inverse root (Σ + eps I)^(-1/2): the output's covariance is not quite the identity, and
+the further from it the worse Σ is conditioned; ``layer.whitening_error(x)`` tells how far.
 """
 
 from __future__ import annotations
@@ -118,47 +118,47 @@ class PowerIteration(EigenvectorMethod):
         return torch.stack(values, -1), torch.stack(vectors, -1)
 
 
-METHODS: Table[Method] = Table("whitening method")
-METHODS.add("exact", Decomposition())
-METHODS.add("svdpi", Decomposition(iterations=19))
-METHODS.add("power_iteration", PowerIteration())
-METHODS.add("newton_schulz", NewtonSchulz(scaling="trace", iterations=5))
-METHODS.add("mpa", MPA())
-METHODS.add("mtp", MTP())
+WHITENING_METHODS: Table[Method] = Table("whitening method")
+WHITENING_METHODS.add("exact", Decomposition())
+WHITENING_METHODS.add("svdpi", Decomposition(iterations=19))
+WHITENING_METHODS.add("power_iteration", PowerIteration())
+WHITENING_METHODS.add("newton_schulz", NewtonSchulz(scaling="trace", iterations=5))
+WHITENING_METHODS.add("mpa", MPA())
+WHITENING_METHODS.add("mtp", MTP())
 
 
-def list_methods(eigenvectors: bool = False) -> list[str]:
+def list_whitening_methods(eigenvectors: bool = False) -> list[str]:
     """Names of the whitening methods, without those that only reproduce released layers.
 
     Args:
         eigenvectors: only the methods that have them, which ``energy`` and a projector need.
 
     Examples:
-        >>> list_methods(eigenvectors=True)
+        >>> list_whitening_methods(eigenvectors=True)
         ['exact', 'svdpi', 'power_iteration']
     """
-    current = [(name, method) for name, method in METHODS.items() if not name.endswith(RELEASED)]
+    current = [(name, method) for name, method in WHITENING_METHODS.items() if not name.endswith(RELEASED)]
     return [name for name, method in current if not eigenvectors or isinstance(method, EigenvectorMethod)]
 
 
-def resolve_method(method: str | Method, needs_eigenvectors: str = "") -> Method:
+def resolve_whitening_method(method: str | Method, needs_eigenvectors: str = "") -> Method:
     """A method object from a name or an object.
 
     Args:
-        method: one of :func:`list_methods`, or a method object of this module or an iterative one of linalg.
+        method: one of :func:`list_whitening_methods`, or a method object of this module or an iterative one of linalg.
         needs_eigenvectors: the option that does, for the message; empty if none.
 
     Raises:
         UnknownNameError: for a name that there is not.
         OptionError: for an object of another kind, or one without eigenvectors where these are needed.
     """
-    if isinstance(method, str) and method not in METHODS:
-        raise UnknownNameError("whitening method", method, list_methods())
-    chosen: Any = METHODS[method] if isinstance(method, str) else method
+    if isinstance(method, str) and method not in WHITENING_METHODS:
+        raise UnknownNameError("whitening method", method, list_whitening_methods())
+    chosen: Any = WHITENING_METHODS[method] if isinstance(method, str) else method
     if not isinstance(chosen, EigenvectorMethod | IterativeMethod):
-        raise OptionError(f"{method!r} is no whitening method; available: {', '.join(list_methods())}")
+        raise OptionError(f"{method!r} is no whitening method; available: {', '.join(list_whitening_methods())}")
     if needs_eigenvectors and not isinstance(chosen, EigenvectorMethod):
-        able = ", ".join(list_methods(eigenvectors=True))
+        able = ", ".join(list_whitening_methods(eigenvectors=True))
         raise OptionError(f"{needs_eigenvectors} needs eigenvectors, which method {method!r} does not have; use {able}")
     return chosen
 

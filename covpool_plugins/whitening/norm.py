@@ -13,7 +13,7 @@ from ..errors import OptionError, ShapeError
 from ..linalg import Method
 from ..linalg.tensors import autocast_off, check_floating, working_dtype
 from .grouped import AffineMap, GroupedMap, GroupStatistics, like, synchronized_group, to_groups, wide_dtype
-from .matrices import EigenvectorMethod, projector, resolve_method, whitening_matrix
+from .matrices import EigenvectorMethod, projector, resolve_whitening_method, whitening_matrix
 
 
 class WhiteningNorm(_NormBase):
@@ -56,7 +56,7 @@ class WhiteningNorm(_NormBase):
             raise OptionError(f"groups must divide num_features {num_features}, got {groups}")
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         self.groups, self.method, self.energy, self.sync = groups, method, energy, sync
-        self._chosen = resolve_method(method, self._needs_eigenvectors())
+        self._chosen = resolve_whitening_method(method, self._needs_eigenvectors())
         d = num_features // groups
         eye = torch.eye(d, device=device, dtype=dtype).repeat(groups, 1, 1) if track_running_stats else None
         self.register_buffer("running_subspace", eye)

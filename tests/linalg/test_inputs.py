@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from covpool_plugins.linalg import NewtonSchulz, covariance, covariance_sqrt, sqrtm
+from covpool_plugins.linalg import (
+    NewtonSchulz,
+    covariance,
+    covariance_sqrt,
+    inv_sqrtm,
+    list_methods,
+    lyapunov,
+    powm,
+    resolve_method,
+    sqrtm,
+)
 
 
 @pytest.mark.parametrize(
@@ -23,6 +33,22 @@ from covpool_plugins.linalg import NewtonSchulz, covariance, covariance_sqrt, sq
         (lambda: covariance(torch.ones(2, 4, 0)), r"C and M positive, got shape \(2, 4, 0\)"),
         (lambda: covariance_sqrt(torch.ones(4, 3), compute="half"), "compute must be one of mixed, float32, float64"),
         (lambda: covariance_sqrt(torch.ones(4, 3), vectorize="tril"), "vectorize must be one of full, triu"),
+        (lambda: inv_sqrtm(torch.eye(6), "isqrt"), "unknown method 'isqrt'; available: .*exact"),
+        (lambda: inv_sqrtm(torch.eye(6), eps=-1), "eps must not be negative, got -1"),
+        (lambda: inv_sqrtm(torch.eye(6), resolve_method("svdpade")), "is no method for inv_sqrtm; available: exact"),
+        (lambda: powm(torch.eye(6), float("inf")), "p must be a finite number, got inf"),
+        (lambda: powm(torch.eye(6), "half"), "p must be a finite number, got 'half'"),
+        (lambda: lyapunov(torch.eye(6), torch.ones(2, 2)), r"one shape, got \(6, 6\) and \(2, 2\)"),
+        (lambda: lyapunov(torch.eye(6), torch.eye(6), "schur"), "unknown method 'schur'; available: "),
+        (lambda: list_methods("sinm"), "unknown matrix function 'sinm'; available: "),
+        (lambda: sqrtm(torch.eye(6), "minimax", degree=4), "degree must be one of 3, 5, 7, 9, got 4"),
+        (lambda: sqrtm(torch.eye(6), "minimax", smallest=1.5), r"smallest must be a number in \(0, 1\), got 1.5"),
+        (lambda: sqrtm(torch.eye(6), "svdtopn", n=0), "n must be a positive integer, got 0"),
+        (lambda: sqrtm(torch.eye(6), "svdtrunc", cap=0), r"cap must be a number in \(0, inf\), got 0"),
+        (
+            lambda: sqrtm(torch.eye(6), "mpa", gradient="none"),
+            "gradient must be one of auto, exact, lyapunov, got 'none'",
+        ),
     ],
 )
 def test_bad_input(call, message):

@@ -52,17 +52,6 @@ def test_sizes():
     assert odd.out_features == 30 + 2 * 3**2 and odd(torch.rand(2, 30, 3, 3)).shape == (2, 48)
 
 
-@pytest.mark.parametrize("fmt", ["NCHW", "NHWC", "NLC"])
-@pytest.mark.parametrize("reduction", ["conv-bn-relu", "linear-ln"])
-def test_layouts_agree(fmt, reduction):
-    x = torch.rand(2, 12, 3, 5)
-    expected = create_pool("moment", 12, reduce_channels=8, reduction=reduction).eval()
-    pool = create_pool("moment", 12, reduce_channels=8, reduction=reduction, input_fmt=fmt).eval()
-    pool.load_state_dict(expected.state_dict())
-    layouts = {"NCHW": x, "NHWC": x.permute(0, 2, 3, 1), "NLC": x.flatten(2).mT}
-    assert relative_error(pool(layouts[fmt]), expected(x)) < 1e-6
-
-
 def test_class_token_is_the_first_moment():
     x = tokens()
     options = {"input_fmt": "NLC", "num_prefix_tokens": 2}
@@ -101,37 +90,6 @@ def test_gradients(first_order):
     assert torch.autograd.gradcheck(call, (x, *parameters))
 
 
-@pytest.mark.parametrize("kind", ["zero", "constant", "dead channel", "one position"])
-@pytest.mark.parametrize("reduce_channels", [None, 8])
-def test_degenerate_features(kind, reduce_channels):
-    x = tokens()
-    if kind == "zero":
-        x[0] = 0
-    elif kind == "constant":
-        x[0] = x[0, 0].clone()
-    elif kind == "dead channel":
-        x[0, :, 3] = 0
-    else:
-        x = x[:, :1]
-    x.requires_grad_()
-    pool = create_pool("moment", 12, input_fmt="NLC", reduce_channels=reduce_channels)
-    out = pool(x)
-    out.square().sum().backward()
-    assert torch.isfinite(out).all() and torch.isfinite(x.grad).all()
-    assert all(torch.isfinite(p.grad).all() for p in pool.parameters())
-
-
-def test_samples_are_independent():
-    x = tokens(3)
-    pool = create_pool("moment", 12, input_fmt="NLC")
-    expected = pool(x)
-    x[1, 2, 3] = torch.nan
-    out = pool(x)
-    assert torch.isnan(out[1]).any() and torch.equal(out[[0, 2]], expected[[0, 2]])
-    alone = pool(x[:1])
-    assert alone.shape == (1, pool.out_features) and relative_error(alone, expected[:1]) < 1e-6
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_parameters_are_computed_in_float32(dtype):
     pool = create_pool("moment", 24, reduce_channels=None, heads=2).to(dtype)
@@ -139,27 +97,3 @@ def test_half_precision_parameters_are_computed_in_float32(dtype):
     out = pool.represent(X)
     assert out.dtype == dtype
     assert torch.equal(out, pool.float().represent(X.float()).to(dtype))
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"heads": 5}, "moment: heads must be a divisor of the 12 channels, got 5"),
-        ({"heads": 0}, "moment: heads must be a divisor of the 12 channels, got 0"),
-        ({"heads": 3, "reduce_channels": 8}, "moment: heads must be a divisor of the 8 channels, got 3"),
-        ({"convolutions": -1}, "moment: convolutions must be an integer >= 0, got -1"),
-        ({"first_order": "max"}, "moment: first_order must be one of mean, token, got 'max'"),
-        ({"first_order": "token"}, "moment: first_order='token' needs num_prefix_tokens >= 1, got 0"),
-        ({"reduce_channels": 0}, "reduce_channels must be a positive integer or None, got 0"),
-        ({"dimension": 8}, "pool 'moment' has no option 'dimension'; its options: heads"),
-    ],
-)
-def test_options_out_of_range(options, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        create_pool("moment", 12, **options)
-    assert "\n" not in str(caught.value)
-
-
-def test_wrong_shape():
-    with pytest.raises(ValueError, match=r"expected NLC with in_channels=12, got shape \(2, 7, 11\)"):
-        create_pool("moment", 12, input_fmt="NLC")(torch.rand(2, 7, 11))

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from support.matrices import features, relative_error
-from torch import nn
 
 from covpool_plugins.linalg import covariance
 from covpool_plugins.pooling import create_pool, list_pools
@@ -14,8 +13,8 @@ SHAPES = [(12, 20), (12, 7)]  # of full rank, and with fewer positions than chan
 SYMMETRIC = ["seb", "powcov", "logcov", "bcnn", "ibcnn", "svdpade"]
 
 
-def _pool(name, **options):
-    return create_pool(name, 12, reduce_channels=None, **options).double()
+def _pool(name, channels=12, **options):
+    return create_pool(name, channels, reduce_channels=None, **options).double()
 
 
 def _spectral(X, function, centered=True):
@@ -68,13 +67,10 @@ def test_the_power_one_half_is_the_root(shape):
     assert relative_error(_pool("powcov").represent(X), _pool("exact").represent(X)) < 1e-7
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [(4, 6), (4, 3)])
 @pytest.mark.parametrize("name", SYMMETRIC)
 def test_gradients(name, shape):
-    options = {"learn_p": True} if name == "powcov" else {}
-    if name == "powcov" and shape[1] < shape[0]:
-        pytest.skip("not differentiable as a function of a singular covariance; finite, see below")
-    pool = _pool(name, **options)
+    pool = _pool(name, 4, **({"learn_p": True} if name == "powcov" else {}))
     # An entry that is zero has no slope: its signed root has a jump of its own there.
     X = (features(*shape, batch=1) + (0.1 if "bcnn" in name else 0.0)).requires_grad_()
     parameters = tuple(pool.parameters())
@@ -112,9 +108,9 @@ def test_a_poisoned_sample_spoils_only_itself(name):
     x = features(12, 20, batch=3).float().unflatten(-1, (4, 5))
     expected = pool(x)
     x[1, 2, 3, 3] = torch.nan
-    found = pool(x)
-    assert torch.equal(found[[0, 2]].isfinite(), torch.ones_like(found[[0, 2]], dtype=torch.bool))
-    assert relative_error(found[[0, 2]], expected[[0, 2]]) < 1e-6 and found[1].isnan().any()
+    out = pool(x)
+    assert torch.isfinite(out[[0, 2]]).all() and out[1].isnan().any()
+    assert relative_error(out[[0, 2]], expected[[0, 2]]) < 1e-6
 
 
 def test_a_learned_exponent_learns():
@@ -135,17 +131,16 @@ def test_a_learned_exponent_learns():
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_spectrum(shape):
-    pool = nn.Sequential(_pool("svdpade"))[0]
+    pool = _pool("svdpade")
     X = features(*shape)
     X[1] = 0
-    found = pool.spectrum(X.unsqueeze(-1))
+    spectrum = pool.spectrum(X.unsqueeze(-1))
     values = torch.linalg.eigvalsh(covariance(X[0])).flip(-1)[: min(shape)]
-    assert (
-        found.eigenvalues.shape == (2, min(shape)) and relative_error(found.eigenvalues[0], values.clamp_min(0)) < 1e-12
-    )
+    assert spectrum.eigenvalues.shape == (2, min(shape))
+    assert relative_error(spectrum.eigenvalues[0], values.clamp_min(0)) < 1e-12
     rank = min(12, shape[1] - 1)
     shares = values[:rank] / values.sum()
-    assert found.rank.tolist() == [rank, 0]
-    assert found.condition_number[0] == pytest.approx((values[0] / values[rank - 1]).item(), rel=1e-6)
-    assert found.effective_rank[0] == pytest.approx((-(shares * shares.log()).sum()).exp().item(), rel=1e-6)
-    assert found.condition_number[1] == torch.inf and not found.eigenvalues.requires_grad
+    assert spectrum.rank.tolist() == [rank, 0]
+    assert spectrum.condition_number[0] == pytest.approx((values[0] / values[rank - 1]).item(), rel=1e-6)
+    assert spectrum.effective_rank[0] == pytest.approx((-(shares * shares.log()).sum()).exp().item(), rel=1e-6)
+    assert spectrum.condition_number[1] == torch.inf and not spectrum.eigenvalues.requires_grad

@@ -258,30 +258,3 @@ def test_dropout_keeps_a_broken_sample_to_itself():
     torch.manual_seed(0)
     out = part(broken)
     assert torch.isnan(out[1]).any() and torch.equal(out[[0, 2]], expected[[0, 2]])
-
-
-def test_dropout_compiles_for_training():
-    pool = create_pool("dropcov", 6, reduce_channels=None)
-    x = features(6, 12).float().unflatten(2, (3, 4)).requires_grad_()
-    torch.compiler.reset()
-    out = torch.compile(pool, fullgraph=True, backend="aot_eager")(x)
-    out.sum().backward()
-    assert torch.isfinite(out).all() and torch.isfinite(x.grad).all()
-
-
-@pytest.mark.parametrize(
-    "name, options, message",
-    [
-        ("democratic", {"gamma": 1.5}, r"democratic: gamma must be a number in \[0, 1\], got 1.5"),
-        ("democratic", {"gamma": True}, "democratic: gamma must be .* got True"),
-        ("democratic", {"iterations": 0}, "democratic: iterations must be a positive integer, got 0"),
-        ("democratic", {"damping": 0}, r"democratic: damping must be a number in \(0, 1\], got 0"),
-        ("democratic", {"tau": 0.5}, "pool 'democratic' has no option 'tau'; .*: gamma, iterations, damping"),
-        ("dropcov", {"rate": 1.0}, r"dropcov: rate must be a number in \[0, 1\), got 1.0"),
-        ("dropcov", {"rate": "auto"}, "dropcov: rate must be .* got 'auto'"),
-        ("dropcov", {"adaptive": 1}, "dropcov: adaptive must be True or False, got 1"),
-    ],
-)
-def test_options_out_of_range(name, options, message):
-    with pytest.raises(ValueError, match=message):
-        create_pool(name, 6, **options)

@@ -23,7 +23,7 @@ from torch import nn
 from covpool_plugins.errors import OptionError
 from covpool_plugins.pooling import create_pool
 from covpool_plugins.timm_plugin import list_heads
-from covpool_plugins.whitening import PCANorm2d, ZCANorm2d, list_methods
+from covpool_plugins.whitening import PCANorm2d, ZCANorm2d, list_whitening_methods
 
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
 TIMM = {subject.name: subject for subject in ECOSYSTEMS["timm"]()}
@@ -34,10 +34,10 @@ IMPOSSIBLE = {"another number of channels", "integers"}
 
 
 def test_nothing_is_left_out():
-    norms = [f"ZCANorm2d {method}" for method in list_methods()]
-    norms += [f"PCANorm2d {method}" for method in list_methods(eigenvectors=True)]
+    norms = [f"ZCANorm2d {method}" for method in list_whitening_methods()]
+    norms += [f"PCANorm2d {method}" for method in list_whitening_methods(eigenvectors=True)]
     assert list(TIMM) == [*list_heads(), *norms]
-    for method in set(list_methods()) - set(list_methods(eigenvectors=True)):
+    for method in set(list_whitening_methods()) - set(list_whitening_methods(eigenvectors=True)):
         with pytest.raises(OptionError, match=f"'{method}'"):
             PCANorm2d(CHANNELS, method=method)
 

@@ -7,7 +7,7 @@ import torch
 from studies import convergence
 from studies.convergence import BATCH_NORM, UNSTABLE, Digits, Outcome, table, train
 
-from covpool_plugins.whitening import ZCANorm2d, list_methods
+from covpool_plugins.whitening import ZCANorm2d, list_whitening_methods
 
 
 def digits(count=None):
@@ -26,7 +26,7 @@ def test_digits():
     assert set(found.train[1].tolist()) == set(found.validation[1].tolist()) == set(range(10))
 
 
-@pytest.mark.parametrize("method", [BATCH_NORM, *UNSTABLE, *list_methods()])
+@pytest.mark.parametrize("method", [BATCH_NORM, *UNSTABLE, *list_whitening_methods()])
 def test_every_method_is_built_and_trained(method):
     model = convergence.build(method, 8)
     found = [module for module in model.modules() if isinstance(module, ZCANorm2d)]

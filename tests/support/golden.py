@@ -37,9 +37,9 @@ def load(name: str) -> Golden:
 
 def names(*prefixes: str) -> list[str]:
     """Files whose names begin with one of the prefixes."""
-    found = [path.stem for path in sorted(LAYERS.glob("*.npz")) if path.stem.startswith(prefixes)]
-    assert found, f"no golden file begins with {prefixes}"
-    return found
+    stems = [path.stem for path in sorted(LAYERS.glob("*.npz")) if path.stem.startswith(prefixes)]
+    assert stems, f"no golden file begins with {prefixes}"
+    return stems
 
 
 def sample_errors(result: Tensor, expected: Tensor) -> list[float]:

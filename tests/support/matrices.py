@@ -19,9 +19,9 @@ def orthogonal(n: int, seed: int = 0) -> Tensor:
     return torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator))[0]
 
 
-def with_spectrum(kind: str, batch: int = 2) -> Tensor:
-    """Matrices (batch, 6, 6) in float64 with the named spectrum in random bases."""
-    values = torch.tensor(SPECTRA[kind], dtype=torch.float64)
+def with_spectrum(kind: str, batch: int = 2, size: int = 6) -> Tensor:
+    """Matrices (batch, size, size) in float64 with the first values of the named spectrum in random bases."""
+    values = torch.tensor(SPECTRA[kind][:size], dtype=torch.float64)
     bases = torch.stack([orthogonal(len(values), seed) for seed in range(batch)])
     A = (bases * values) @ bases.mT
     return 0.5 * (A + A.mT)

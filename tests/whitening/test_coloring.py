@@ -24,9 +24,9 @@ def grouped_covariance(x, groups=1):
 def check_statistics(result, style, groups=1, tolerance=1e-4):
     means = [x.double().mean((2, 3)).expand(len(result), -1) for x in (result, style)]
     assert relative_error(*means) < tolerance
-    found, expected = (grouped_covariance(x, groups) for x in (result, style))
-    for one, other in zip(found.flatten(0, 1), expected.expand_as(found).flatten(0, 1), strict=True):
-        assert relative_error(one, other) < tolerance
+    ours, expected = (grouped_covariance(x, groups) for x in (result, style))
+    for group, of_style in zip(ours.flatten(0, 1), expected.expand_as(ours).flatten(0, 1), strict=True):
+        assert relative_error(group, of_style) < tolerance
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -43,6 +43,8 @@ def test_the_statistics_are_those_of_the_style(groups, size, dtype):
 def test_wide_ranges_of_the_features(scale):
     content, style = scale * maps(32, 10, 10).float(), maps(32, 9, 9, seed=1).float() / scale
     check_statistics(whitening_coloring(content, style + 10 * style.std()), style + 10 * style.std())
+    content, style = maps(8, 6, 6), maps(8, 2, 2, seed=1)  # a style of lower rank
+    check_statistics(whitening_coloring(content, style), style)
 
 
 def test_one_style_for_all_images():
@@ -50,10 +52,6 @@ def test_one_style_for_all_images():
     result = whitening_coloring(content, style)
     check_statistics(result, style)
     torch.testing.assert_close(result, whitening_coloring(content, style.expand(3, -1, -1, -1)))
-
-
-def test_the_own_style_changes_nothing():
-    content = maps(8, 6, 6)
     torch.testing.assert_close(whitening_coloring(content, content), content)
 
 
@@ -81,13 +79,8 @@ def test_alpha_blends(alpha):
     torch.testing.assert_close(whitening_coloring(content, style, alpha), expected)
     for learned in (torch.tensor(alpha), torch.tensor([alpha]), torch.tensor([alpha, alpha])):
         torch.testing.assert_close(whitening_coloring(content, style, learned.double()), expected)
-
-
-def test_each_image_has_its_alpha():
-    content, style = maps(8, 6, 6), maps(8, 5, 5, seed=1)
-    result = whitening_coloring(content, style, torch.tensor([0.0, 1.0]))
-    torch.testing.assert_close(result[0], content[0])
-    torch.testing.assert_close(result[1], whitening_coloring(content, style)[1])
+    each = whitening_coloring(content, style, torch.tensor([0.0, alpha]))
+    torch.testing.assert_close(each, torch.stack([content[0], expected[1]]))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -111,10 +104,9 @@ def test_the_roots_that_a_name_stands_for():
     assert root == inverse and inverse.iterations == 10
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("method", ["exact", "mpa", "minimax"])
+@pytest.mark.parametrize("method, groups", [("exact", 1), ("exact", 2), ("mpa", 1)])
 def test_gradients(method, groups):
-    content, style = (x.requires_grad_() for x in (maps(4, 3, 4), maps(4, 2, 5, seed=1)))
+    content, style = (x.requires_grad_() for x in (maps(4, 2, 3, 1), maps(4, 2, 4, 1, seed=1)))
     alpha = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     if method != "exact":
         method = type(both_roots(method)[0])(gradient="exact")
@@ -126,7 +118,7 @@ def test_gradients(method, groups):
 
 
 def test_second_derivatives():
-    content, style = (x.requires_grad_() for x in (maps(2, 3, 3), maps(2, 2, 3, seed=1)))
+    content, style = (x.requires_grad_() for x in (maps(2, 2, 2, 1), maps(2, 2, 3, 1, seed=1)))
     assert torch.autograd.gradgradcheck(whitening_coloring, (content, style))
 
 
@@ -162,11 +154,6 @@ def test_fewer_positions_than_channels(method, eps, dtype):
     assert grad.norm() < 1e3 * style.norm()
 
 
-def test_a_rank_deficient_style_is_met():
-    content, style = maps(8, 6, 6), maps(8, 2, 2, seed=1)
-    check_statistics(whitening_coloring(content, style), style)
-
-
 def test_a_sample_that_is_not_finite_spoils_only_itself():
     content, style = maps(8, 6, 6), maps(8, 5, 5, seed=1)
     expected = whitening_coloring(content, style)
@@ -193,13 +180,13 @@ def test_autocast_changes_nothing():
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
+@pytest.mark.slow
 def test_compiled_as_a_whole():
     content, style = (x.requires_grad_() for x in (maps(8, 6, 6), maps(8, 5, 5, seed=1)))
     compiled = torch.compile(whitening_coloring, fullgraph=True, backend="aot_eager")
-    found, expected = (f(content, style, groups=2) for f in (compiled, whitening_coloring))
-    torch.testing.assert_close(found, expected)
-    found, expected = (torch.autograd.grad(y.square().sum(), (content, style)) for y in (found, expected))
-    torch.testing.assert_close(found, expected)
+    results = [f(content, style, groups=2) for f in (compiled, whitening_coloring)]
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), (content, style)) for y in results))
 
 
 @pytest.mark.parametrize("name", names("fms__WCT"))

@@ -4,20 +4,22 @@ import pytest
 import torch
 from support.two_processes import LAYERS, SIZES, in_two_processes, inputs, run
 
+pytestmark = pytest.mark.slow  # two processes
+
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     return in_two_processes(tmp_path_factory.mktemp("processes"))
 
 
-def _close(found, expected):
-    return torch.allclose(found, expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
+def _close(result, expected):
+    return torch.allclose(result, expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("layer", [name for name in LAYERS if name != "apart"])
 def test_two_processes_equal_one(both, layer, size):
-    first, second = (found[layer, size] for found in both)
+    first, second = (results[layer, size] for results in both)
     joined = run(layer, inputs(layer, size)[0])
     for entry in ("output", "grad_input"):
         for a, b, expected in zip(first[entry], second[entry], joined[entry], strict=True):
@@ -33,10 +35,10 @@ def test_two_processes_equal_one(both, layer, size):
 @pytest.mark.parametrize("size", ["equal", "unequal"])
 def test_without_sync_they_stay_apart(both, size):
     batches, begin = inputs("apart", size)
-    for found, share in zip(both, (slice(None, begin), slice(begin, None)), strict=True):
+    for results, share in zip(both, (slice(None, begin), slice(begin, None)), strict=True):
         alone = run("apart", [(x[share].clone(), g[share].clone()) for x, g in batches])
         for entry in ("output", "grad_input", "grad_param"):
-            for mine, expected in zip(found["apart", size][entry], alone[entry], strict=True):
+            for mine, expected in zip(results["apart", size][entry], alone[entry], strict=True):
                 assert torch.equal(mine, expected)
-    means = [found["apart", size]["buffers"]["running_mean"] for found in both]
+    means = [results["apart", size]["buffers"]["running_mean"] for results in both]
     assert not torch.allclose(*means)

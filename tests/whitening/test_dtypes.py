@@ -24,9 +24,9 @@ def test_half_input_loses_its_rounding_only(dtype, make, training):
         y = module(leaf)
         assert y.dtype == features.dtype
         results.append((y, *torch.autograd.grad(y, [leaf, module.weight], G.to(features.dtype))))
-    for found, expected in zip(*results, strict=True):
-        error = (found.double() - expected).abs().max() / expected.abs().max()
-        assert error < 2 * torch.finfo(found.dtype).eps or error < 1e-5
+    for result, expected in zip(*results, strict=True):
+        error = (result.double() - expected).abs().max() / expected.abs().max()
+        assert error < 2 * torch.finfo(result.dtype).eps or error < 1e-5
     assert layer.running_mean.dtype == layer.running_subspace.dtype == torch.float32
     assert torch.allclose(layer.running_subspace.double(), reference.running_subspace, atol=1e-5)
 
@@ -44,8 +44,8 @@ def test_autocast_changes_nothing(make, training):
 
     plain = step()
     with torch.autocast("cpu", torch.bfloat16):
-        for found, expected in zip(step(), plain, strict=True):
-            assert found.dtype == torch.float32 and torch.equal(found, expected)
+        for result, expected in zip(step(), plain, strict=True):
+            assert result.dtype == torch.float32 and torch.equal(result, expected)
 
 
 @pytest.mark.parametrize("dtype", [*HALF, torch.float64])

@@ -68,9 +68,9 @@ def _layer(golden):
     return layer
 
 
-def _relative(found, expected):
+def _relative(result, expected):
     norm = expected.norm()
-    return float((found.detach() - expected).norm() / (norm if norm > 0 else 1.0))
+    return float((result.detach() - expected).norm() / (norm if norm > 0 else 1.0))
 
 
 def _results(layer, arrays, step):
@@ -83,9 +83,9 @@ def _results(layer, arrays, step):
     x = arrays[f"input_{step}"].clone().requires_grad_()
     y = layer(x)
     gradients = torch.autograd.grad(y, [x, layer.weight, layer.bias], arrays[f"grad_output_{step}"])
-    found = {f"output_{step}": y, f"grad_input_{step}": gradients[0]}
-    found |= {f"grad_param_{step}.weight": gradients[1], f"grad_param_{step}.bias": gradients[2]}
-    return found
+    results = {f"output_{step}": y, f"grad_input_{step}": gradients[0]}
+    results |= {f"grad_param_{step}.weight": gradients[1], f"grad_param_{step}.bias": gradients[2]}
+    return results
 
 
 def _buffers(arrays, step):
@@ -101,8 +101,8 @@ def test_four_calls(name):
     golden = load(name)
     layer, noise = _layer(golden), NOISE.get(name, ())
     for step in STEPS:
-        found = _results(layer, golden.arrays, step)
-        for entry, result in found.items():
+        results = _results(layer, golden.arrays, step)
+        for entry, result in results.items():
             if entry.startswith(noise) and not entry.endswith(".bias"):
                 assert torch.isfinite(result).all(), entry
                 continue

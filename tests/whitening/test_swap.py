@@ -38,28 +38,16 @@ def experienced(model):
     return model
 
 
-def parameters(model):
-    return {key: value.clone() for key, value in model.named_parameters()}
-
-
 @pytest.mark.parametrize("rule", [ZCA, dict(type=ZCANorm2d, groups=2), lambda width: ZCANorm2d(width, groups=2)])
 def test_a_layer_is_replaced(rule):
     model = small()
-    before, other = parameters(model), model.block[1]
+    parameters, second, keys = dict(model.named_parameters()), model.block[1], set(model.state_dict())
     assert swap_norm(model, {"bn1": rule}) is model
-    assert type(model.bn1) is ZCANorm2d and model.bn1.groups == 2
-    assert model.block[1] is other
+    assert type(model.bn1) is ZCANorm2d and model.bn1.groups == 2 and model.block[1] is second
+    assert set(model.state_dict()) == keys - {"bn1.running_var"} | {"bn1.running_subspace"}
     after = dict(model.named_parameters())
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[key], before[key]) for key in before)
-
-
-def test_keys_stay_but_for_the_new_buffer():
-    model = small()
-    keys = set(model.state_dict())
-    swap_norm(model, {"bn1|block.1": ZCA})
-    wanted = keys - {"bn1.running_var", "block.1.running_var"} | {"bn1.running_subspace", "block.1.running_subspace"}
-    assert set(model.state_dict()) == wanted
+    assert after.keys() == parameters.keys()
+    assert all(after[key] is parameters[key] for key in after)  # an optimizer keeps them
 
 
 def test_a_checkpoint_loads_after_swapping():
@@ -79,16 +67,6 @@ def test_the_network_gives_what_it_gave(rule):
     swap_norm(model, {"bn1": rule})
     torch.testing.assert_close(model.bn1(model.conv1(images)), before)
     assert model.bn1.num_batches_tracked == 7
-
-
-def test_an_optimizer_keeps_the_parameters():
-    model = small()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    swap_norm(model, {"bn1": ZCA})
-    before = model.bn1.weight.detach().clone()
-    model.bn1(model.conv1(torch.randn(4, 3, 8, 8))).pow(3).sum().backward()
-    optimizer.step()
-    assert not torch.equal(model.bn1.weight, before)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -163,7 +141,7 @@ def test_the_first_pattern_counts():
 
 def efficientnet(**options):
     torch.manual_seed(0)
-    return experienced(timm.create_model("efficientnet_b0", num_classes=3, **options))
+    return experienced(timm.create_model("test_efficientnet", num_classes=3, **options))
 
 
 def test_activation_and_dropout_of_timm_survive():
@@ -174,7 +152,7 @@ def test_activation_and_dropout_of_timm_survive():
     assert {type(model.get_submodule(name)) for name in names} == {ZCANorm2d}
     assert set(dict(model.named_parameters())) == keys
     torch.testing.assert_close(model(images), before, rtol=1e-2, atol=1e-4)
-    assert (model.bn1(torch.randn(2, 32, 4, 4)) > -0.3).all()  # SiLU is nowhere below -0.28
+    assert (model.bn1(torch.randn(2, model.bn1.num_features, 4, 4)) > -0.3).all()  # SiLU is nowhere below -0.28
     torch.testing.assert_close(pickle.loads(pickle.dumps(model))(images), model(images))
     torch.testing.assert_close(copy.deepcopy(model)(images), model(images))
 
@@ -193,16 +171,9 @@ def test_dropout_within_a_batch_norm():
     assert not model.bn1.drop.training
 
 
-def test_an_activation_in_place_may_follow():
-    model = small()
-    model.bn1 = nn.Sequential(model.bn1, nn.ReLU(inplace=True))
-    swap_norm(model, {r"bn1\.0": ZCA})
-    model(torch.randn(4, 3, 8, 8)).square().sum().backward()
-    assert model.bn1[0].weight.grad.abs().sum() > 0
-
-
 def test_a_swapped_network_trains():
     model = swap_norm(efficientnet().train(), {r"blocks\.0\.0\.bn1": ZCA})
+    model.bn1.act = nn.ReLU(inplace=True)  # an activation in place may follow
     loss = model(torch.randn(4, 3, 32, 32)).square().sum()
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -238,10 +209,7 @@ def test_bad_rules_are_named(rules, words):
         swap_norm(model, rules)
     assert "\n" not in str(info.value)
     assert {type(model.bn1), type(model.block[1])} == {nn.BatchNorm2d}
-
-
-def test_a_network_without_batch_norm():
-    with pytest.raises(OptionError, match="'bn1' matches no layer; there is no batch norm"):
+    with pytest.raises(OptionError, match="matches no layer; there is no batch norm"):
         swap_norm(nn.Sequential(nn.Conv2d(3, 4, 3)), {"bn1": ZCA})
 
 

@@ -29,7 +29,7 @@ from covpool_plugins.files import write_json
 from covpool_plugins.linalg import Method
 from covpool_plugins.linalg.methods.leading import Leading
 from covpool_plugins.linalg.tensors import symmetrize
-from covpool_plugins.whitening import list_methods
+from covpool_plugins.whitening import list_whitening_methods
 from covpool_plugins.whitening.matrices import EigenvectorMethod, PowerIteration
 
 from .modes import MODES, Mode, add_common_arguments, check_outputs, environment
@@ -147,7 +147,7 @@ def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the mode."""
-    methods = [BATCH_NORM, *UNSTABLE, *list_methods()]
+    methods = [BATCH_NORM, *UNSTABLE, *list_whitening_methods()]
     default = [BATCH_NORM, *UNSTABLE, "power_iteration", "svdpi", "exact"]
     help_text = f"({' '.join(default)}); also the other whitening methods"
     parser.add_argument("--methods", nargs="+", choices=methods, default=default, metavar="METHOD", help=help_text)

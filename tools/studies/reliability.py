@@ -37,7 +37,7 @@ from covpool_plugins.linalg.tensors import autocast_off
 from covpool_plugins.pooling import pool_options
 from covpool_plugins.tables import Table
 from covpool_plugins.timm_plugin.head import SecondOrderHead, list_heads
-from covpool_plugins.whitening import PCANorm2d, ZCANorm2d, list_methods
+from covpool_plugins.whitening import PCANorm2d, ZCANorm2d, list_whitening_methods
 from covpool_plugins.whitening.norm import WhiteningNorm
 
 from .hostile_inputs import BAD, BATCH, INPUTS, HostileInput, ordinary_features
@@ -107,8 +107,8 @@ def _norms(build: Callable[[type[WhiteningNorm], dict[str, Any]], nn.Module]) ->
         options: dict[str, Any] = dict(method=method, **({"n_components": 4} if kind is PCANorm2d else {}))
         return {f"groups={groups}": partial(build, kind, dict(options, groups=groups)) for groups in (1, 2)}
 
-    layers: list[tuple[type[WhiteningNorm], str]] = [(ZCANorm2d, method) for method in list_methods()]
-    layers += [(PCANorm2d, method) for method in list_methods(eigenvectors=True)]
+    layers: list[tuple[type[WhiteningNorm], str]] = [(ZCANorm2d, method) for method in list_whitening_methods()]
+    layers += [(PCANorm2d, method) for method in list_whitening_methods(eigenvectors=True)]
     return [Subject(f"{kind.__name__} {method}", False, variants(kind, method)) for kind, method in layers]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from covpool_plugins.command_line import positive_integer
 from covpool_plugins.errors import OptionError
 from covpool_plugins.whitening import ZCANorm2d
-from covpool_plugins.whitening.matrices import list_methods, resolve_method
+from covpool_plugins.whitening.matrices import list_whitening_methods, resolve_whitening_method
 
 from .baselines import published_inverse_root
 from .measure import Function, correlated_features, seeded_gradient
@@ -116,7 +116,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--side", type=positive_integer, default=16, metavar="S", help="of the maps (16)")
     parser.add_argument("--batch", type=positive_integer, default=32, help="images (32)")
     parser.add_argument(
-        "--methods", nargs="+", default=["exact", "svdpi"], metavar="METHOD", help=f"of: {', '.join(list_methods())}"
+        "--methods",
+        nargs="+",
+        default=["exact", "svdpi"],
+        metavar="METHOD",
+        help=f"of: {', '.join(list_whitening_methods())}",
     )
     parser.add_argument("--channels-last", action="store_true", help="memory format of the features")
     add_common_arguments(parser)
@@ -125,7 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measure, print each section as it is done, write the file."""
     for name in arguments.methods:
-        resolve_method(name)
+        resolve_whitening_method(name)
     for size in arguments.group_sizes:
         if arguments.channels % size:
             raise OptionError(f"--group-sizes must divide --channels {arguments.channels}, got {size}")

@@ -26,12 +26,12 @@ class Method:
     """How a function of symmetric positive semi-definite matrices and its gradient are computed.
 
     Examples:
-        >>> resolve_method("isqrt").matmul_only("sqrtm"), resolve_method("exact").matmul_only("sqrtm")
+        >>> resolve_method("isqrt").exportable("sqrtm"), resolve_method("svdtaylor").exportable("sqrtm")
         (True, False)
     """
 
-    def matmul_only(self, function: str) -> bool:
-        """Whether it takes nothing but matrix products: it exports to ONNX and never waits for a GPU."""
+    def exportable(self, function: str) -> bool:
+        """Whether it exports to ONNX, which has no decompositions: it can do with matrix products alone."""
         return False
 
 
@@ -148,9 +148,9 @@ class IterativeMethod(Method):
         scaling: what A is divided by, so that its eigenvalues lie in [0, 1]: its trace, its Frobenius norm, or
             ``spectral``, ‖A A‖_F^½, the tightest bound of the largest eigenvalue that takes one product.
         gradient: ``exact``, the derivative of the steps taken; ``lyapunov``, the iterative solution of
-            S R + R S = G with the computed root S, as published for some methods; ``auto`` is ``lyapunov`` for a given
-            matrix and ``exact`` for features with no more positions than channels, whose covariance is singular:
-            there half of the Lyapunov solution is missing.
+            S R + R S = G with the computed root S, as published for some methods; ``auto`` is ``lyapunov`` for a
+            matrix (``sqrtm``) and ``exact`` for features (``covariance_sqrt``, the pools), whose covariance may be
+            singular: half of a block of the Lyapunov solution is missing then.
         lyapunov_iterations: steps of the Lyapunov solver; nine is what the released code of MTP and MPA runs.
 
     Raises:
@@ -177,32 +177,31 @@ class IterativeMethod(Method):
         raise NotImplementedError
 
 
-TABLES: Table[Table[Method]] = Table("matrix function")
+MATRIX_FUNCTIONS: Table[Table[Method]] = Table("matrix function")
 SQUARE_ROOTS: Table[Method] = Table("method")
 INVERSE_ROOTS: Table[Method] = Table("method")
-LOGARITHMS: Table[Method] = Table("method")
 LYAPUNOV: Table[Method] = Table("method")
-TABLES.add("sqrtm", SQUARE_ROOTS)
-TABLES.add("inv_sqrtm", INVERSE_ROOTS)
-TABLES.add("logm", LOGARITHMS)
-TABLES.add("lyapunov", LYAPUNOV)
+MATRIX_FUNCTIONS.add("sqrtm", SQUARE_ROOTS)
+MATRIX_FUNCTIONS.add("inv_sqrtm", INVERSE_ROOTS)
+MATRIX_FUNCTIONS.add("lyapunov", LYAPUNOV)
 
 
-def list_methods(function: str = "sqrtm", matmul_only: bool = False) -> list[str]:
-    """Names of the methods of a matrix function: ``sqrtm``, ``inv_sqrtm``, ``logm`` or ``lyapunov``.
+def list_methods(function: str = "sqrtm", exportable: bool = False) -> list[str]:
+    """Names of the methods of a matrix function: ``sqrtm``, ``inv_sqrtm`` or ``lyapunov``.
 
     Args:
         function: that function.
-        matmul_only: only those that take nothing but matrix products, and therefore export to ONNX.
+        exportable: only those that export to ONNX.
 
     Raises:
         UnknownNameError: for another function.
 
     Examples:
-        >>> "svdpade" in list_methods(), "svdpade" in list_methods(matmul_only=True)
+        >>> "svdtaylor" in list_methods(), "svdtaylor" in list_methods(exportable=True)
         (True, False)
     """
-    return [name for name, method in TABLES[function].items() if not matmul_only or method.matmul_only(function)]
+    methods = MATRIX_FUNCTIONS[function].items()
+    return [name for name, method in methods if not exportable or method.exportable(function)]
 
 
 def resolve_method(method: str | Method, function: str = "sqrtm", **options: Any) -> Method:
@@ -217,41 +216,36 @@ def resolve_method(method: str | Method, function: str = "sqrtm", **options: Any
         >>> resolve_method("isqrt", iterations=7)
         NewtonSchulz(scaling='trace', gradient='exact', lyapunov_iterations=9, iterations=7)
     """
-    if isinstance(method, Method):
-        if not isinstance(method, _accepted(function)):
-            raise OptionError(f"{method} is no method for {function}; available: {', '.join(list_methods(function))}")
+    if not isinstance(method, Method):
+        chosen, label = MATRIX_FUNCTIONS[function][method], repr(method)
+    elif isinstance(method, _accepted(function)):
         chosen, label = method, type(method).__name__
     else:
-        chosen, label = TABLES[function][method], repr(method)
+        raise OptionError(f"{method} is no method for {function}; available: {', '.join(list_methods(function))}")
     if options:
-        chosen = _with_options(chosen, label, options)
+        check_known(f"method {label}", options, [field.name for field in dataclasses.fields(chosen)])
+        chosen = dataclasses.replace(chosen, **options)
     check_exportable(chosen, function)
     return chosen
 
 
-def _with_options(chosen: Method, label: str, options: dict[str, Any]) -> Method:
-    check_known(f"method {label}", options, [field.name for field in dataclasses.fields(chosen)])
-    return dataclasses.replace(chosen, **options)
+def _accepted(function: str) -> tuple[type[Method], ...]:
+    """The classes whose objects a matrix function takes: those in its table, and users' own of the same kind."""
+    kinds: dict[str, tuple[type[Method], ...]] = {
+        "sqrtm": (EigenMethod, IterativeMethod),
+        "inv_sqrtm": (IterativeMethod,),
+    }
+    return kinds.get(function, ()) + tuple(type(method) for _, method in MATRIX_FUNCTIONS[function].items())
 
 
 def check_exportable(method: Method, function: str) -> None:
     """Raise while a model is exported to ONNX, which has no decomposition, unless the method does without."""
-    if torch.onnx.is_in_onnx_export() and not method.matmul_only(function):
-        able = list_methods(function, matmul_only=True) if function in TABLES else []
-        able += ["route='products'"] if hasattr(method, "route") else []
+    if torch.onnx.is_in_onnx_export() and not method.exportable(function):
+        able = list_methods(function, exportable=True) if function in MATRIX_FUNCTIONS else []
         raise ExportError(
             f"{method} needs a matrix decomposition, which ONNX does not have; "
             f"{function} without one: {', '.join(able) or 'none'}"
         )
-
-
-def _accepted(function: str) -> tuple[type[Method], ...]:
-    """The classes whose objects a matrix function takes: those in its table, and users' own of the same kind."""
-    of_a_kind: dict[str, tuple[type[Method], ...]] = {
-        "sqrtm": (EigenMethod, IterativeMethod),
-        "inv_sqrtm": (IterativeMethod,),
-    }
-    return of_a_kind.get(function, ()) + tuple(type(known) for _, known in TABLES[function].items())
 
 
 def check_field(method: object, option: str, check: Callable[..., None], *allowed: object) -> None:

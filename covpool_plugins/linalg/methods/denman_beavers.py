@@ -58,5 +58,5 @@ class DenmanBeavers(IterativeMethod):
 SQUARE_ROOTS.add(
     "denman_beavers",
     DenmanBeavers(),
-    About("10 Denman-Beavers steps; not for fewer positions than channels", "iterative Lyapunov", "BMVC 2017"),
+    About("10 Denman-Beavers steps; needs more positions than channels", "exact for these steps", "BMVC 2017"),
 )

@@ -36,6 +36,8 @@ from .base import (
     sum_or_infinity,
 )
 
+BY_EIGH = "square root of the covariance, by eigen-decomposition"
+
 
 def partial_sum(first: Tensor, second: Tensor, last: int) -> Tensor:
     """1 - x^(last + 1), the share of the geometric series up to x^last; one for ties, which are not divided by."""
@@ -52,8 +54,8 @@ class Exact(EigenMethod):
 
     Args:
         route: ``eigh``; ``products``, the same root by matrix products alone (``minimax`` with enough steps for the
-            precision; eigenvalues below 1e-8 of the norm, in float32 1e-4, come out too small), for GPUs and ONNX; or
-            ``auto``: on a GPU the faster one, measured once for each size (``routes.py``), elsewhere eigh.
+            precision; eigenvalues below 1e-8 of the norm, in float32 1e-4, come out too small); or ``auto``: products
+            on a GPU and while a graph is exported (``torch.export``, ONNX), elsewhere eigh.
 
     Source: Lin & Maji, "Improved Bilinear Pooling with CNNs", BMVC 2017, eq. 9.
 
@@ -70,8 +72,8 @@ class Exact(EigenMethod):
     def __post_init__(self) -> None:
         check_field(self, "route", check_choice, get_args(Route))
 
-    def matmul_only(self, function: str) -> bool:
-        return self.route == "products"
+    def exportable(self, function: str) -> bool:
+        return self.route != "eigh"
 
     def derivative(self, eigenvalues: Tensor, order: int) -> Tensor | None:
         return -0.25 * eigenvalues**-1.5 if order == 2 else -(15 / 16) * eigenvalues**-3.5
@@ -84,9 +86,9 @@ class SVDPade(Exact):
     The paper writes 1 / (λ_i - λ_j) = (1 / λ_i) · 1 / (1 - x) with x = λ_j / λ_i <= 1, and replaces the geometric
     series 1 / (1 - x) by its [50/50] Padé approximant. That approximant *is* 1 / (1 - x): for every degree of
     denominator above zero the rational approximant of a geometric series is the series' sum, and the coefficients
-    of the released code are rounding noise around a common factor. What is left,
-    (√λ_i - √λ_j) / (λ_i (1 - x)), is (1 / √λ_max) / (1 + √x) without the cancellation: the exact K. It agrees with the
-    released code up to ties, where that code returns noise.
+    of the released code are rounding noise around a common factor. The quotient (√λ_i - √λ_j) / (λ_i (1 - x)) is
+    (1 / √λ_max) / (1 + √x) without the cancellation: the exact K. It agrees with the released code but for ties, where
+    that code returns noise.
 
     Source: Song, Sebe & Wang, "Why Approximate Matrix Square Root Outperforms Accurate SVD in Global Covariance
     Pooling?", ICCV 2021, eq. 15-17.
@@ -236,20 +238,20 @@ class ExactInverse(SpectralMethod):
     Eigenvalues that count as zero stay zero (the Moore-Penrose inverse).
 
     Args:
-        route: as of :class:`Exact`; by matrix products, the matrix must be positive definite.
+        route: as of :class:`Exact`, but eigh by default: by matrix products, the matrix must be positive definite.
 
     Examples:
         >>> inv_sqrtm(torch.diag(torch.tensor([4.0, 0.0])), ExactInverse()).diagonal()
         tensor([0.5000, 0.0000])
     """
 
-    route: Route = "auto"
+    route: Route = "eigh"
 
     def __post_init__(self) -> None:
         check_field(self, "route", check_choice, get_args(Route))
 
-    def matmul_only(self, function: str) -> bool:
-        return self.route == "products"
+    def exportable(self, function: str) -> bool:
+        return self.route != "eigh"
 
     def values(self, eigenvalues: Tensor) -> Tensor:
         zero = eigenvalues == 0
@@ -274,45 +276,11 @@ class ExactInverse(SpectralMethod):
         return 0.75 * eigenvalues**-2.5 if order == 2 else (105 / 16) * eigenvalues**-4.5
 
 
-SQUARE_ROOTS.add(
-    "exact",
-    Exact(),
-    About("square root of the covariance, by eigen-decomposition", "Lyapunov solution in the eigenbasis", "BMVC 2017"),
-)
-SQUARE_ROOTS.add(
-    "svdpade",
-    SVDPade(),
-    About(
-        "square root of the covariance, by eigen-decomposition",
-        "exact: what the published Padé quotient is, without its cancellation",
-        "ICCV 2021",
-    ),
-)
-SQUARE_ROOTS.add(
-    "svdtaylor",
-    SVDTaylor(),
-    About("square root of the covariance, by eigen-decomposition", "Taylor series of degree 100", "ICCV 2021"),
-)
-SQUARE_ROOTS.add(
-    "svdpi",
-    SVDPI(),
-    About("square root of the covariance, by eigen-decomposition", "power iteration, 19 steps", "NeurIPS 2019"),
-)
-SQUARE_ROOTS.add(
-    "svdtrunc",
-    SVDTrunc(),
-    About("square root of the covariance, by eigen-decomposition", "1 / (λi - λj) cut off at 1e10", "ICCV 2021"),
-)
-SQUARE_ROOTS.add(
-    "svdtopn", SVDTopN(), About("root of the n = 206 largest eigenvalues", "exact for what is left", "ICCV 2021")
-)
-SQUARE_ROOTS.add(
-    "svdoriginal",
-    SVDOriginal(),
-    About(
-        "square root of the covariance, by eigen-decomposition",
-        "1 / (λi - λj) with an overflow check, for comparison",
-        "ICCV 2015",
-    ),
-)
+SQUARE_ROOTS.add("exact", Exact(), About(BY_EIGH, "exact", "BMVC 2017"))
+SQUARE_ROOTS.add("svdpade", SVDPade(), About(BY_EIGH, "exact; the published Padé quotient equals it", "ICCV 2021"))
+SQUARE_ROOTS.add("svdtaylor", SVDTaylor(), About(BY_EIGH, "approximate: Taylor series of degree 100", "ICCV 2021"))
+SQUARE_ROOTS.add("svdpi", SVDPI(), About(BY_EIGH, "approximate: 19 power iterations", "NeurIPS 2019"))
+SQUARE_ROOTS.add("svdtrunc", SVDTrunc(), About(BY_EIGH, "approximate: 1 / (λi - λj) capped at 1e10", "ICCV 2021"))
+SQUARE_ROOTS.add("svdtopn", SVDTopN(), About("square root of the 206 largest eigenvalues", "exact", "ICCV 2021"))
+SQUARE_ROOTS.add("svdoriginal", SVDOriginal(), About(BY_EIGH, "1 / (λi - λj), unstable; for comparison", "ICCV 2015"))
 INVERSE_ROOTS.add("exact", ExactInverse())

@@ -64,7 +64,7 @@ class Minimax(IterativeMethod):
         check_field(self, "steps", check_integer, 1)
         check_field(self, "degree", check_choice, DEGREES)
 
-    def matmul_only(self, function: str) -> bool:
+    def exportable(self, function: str) -> bool:
         return True
 
     def evaluate(self, B: Matrix, wanted: Wanted) -> Matrix:
@@ -79,12 +79,12 @@ def step_coefficients(smallest: float, steps: int, degree: int) -> tuple[tuple[f
 
 @cache
 def _step_coefficients(smallest: float, steps: int, degree: int) -> tuple[tuple[float, ...], ...]:
-    low, high, found = smallest**0.5, 1.0, []
+    low, high, polynomials = smallest**0.5, 1.0, []
     for _ in range(steps):
         coefficients, error = best_odd_polynomial(low, high, degree)
-        found.append(tuple(coefficients))
+        polynomials.append(tuple(coefficients))
         low, high = 1 - error, 1 + error
-    return tuple(found)
+    return tuple(polynomials)
 
 
 def best_odd_polynomial(low: float, high: float, degree: int) -> tuple[list[float], float]:
@@ -150,6 +150,6 @@ def _solve(rows: list[list[float]], right: list[float]) -> list[float]:
 
 
 SQUARE_ROOTS.add(
-    "minimax", Minimax(), About("3 steps with the best polynomials", "exact, of those steps", "this project")
+    "minimax", Minimax(), About("3 steps with minimax polynomials", "exact for these steps", "this project")
 )
 INVERSE_ROOTS.add("minimax", Minimax(smallest=1e-3, steps=5))

@@ -45,8 +45,8 @@ def _polynomial(coefficients: Sequence[float], X: Matrix) -> Matrix:
 class NewtonSchulz(IterativeMethod):
     """Coupled Newton-Schulz steps Y <- Y T, Z <- T Z with T = (3 I - Z Y) / 2, from Y = A / scale and Z = I.
 
-    ``isqrt`` is the method as published: five steps, trace scaling and the exact gradient of the steps taken. That is
-    another operator than the square root: eigenvalues far below the trace come out too small. Relative error of S S
+    ``isqrt`` is the method as published: five steps, trace scaling and the exact gradient of the steps taken. Five
+    steps only approximate the square root: eigenvalues far below the trace come out too small. Relative error of S S
     for a matrix 64 x 64 with eigenvalues evenly spaced on a logarithmic scale, by condition number, as
     ``tools/benchmark.py operators`` prints it:
 
@@ -59,8 +59,8 @@ class NewtonSchulz(IterativeMethod):
     20 steps, Frobenius                   1e-15   2e-15   8e-15   2e-9
     ===================================  ======  ======  ======  ======
 
-    ``newton_schulz_lyapunov`` scales by the Frobenius norm and has the iterative Lyapunov solution for a gradient;
-    ``newton_schulz`` is the inverse root, as in IterNorm.
+    ``newton_schulz_lyapunov`` scales by the Frobenius norm, and its gradient for a matrix is the iterative Lyapunov
+    solution; ``newton_schulz`` is the inverse root, as in IterNorm.
 
     Args:
         iterations: number of steps, the paper's N.
@@ -83,19 +83,17 @@ class NewtonSchulz(IterativeMethod):
         super().__post_init__()
         check_field(self, "iterations", check_integer, 1)
 
-    def matmul_only(self, function: str) -> bool:
+    def exportable(self, function: str) -> bool:
         return True
 
     def evaluate(self, B: Matrix, wanted: Wanted) -> Matrix:
         return coupled_steps(B, [NEWTON_SCHULZ_STEP] * self.iterations, wanted)
 
 
-SQUARE_ROOTS.add(
-    "isqrt", NewtonSchulz(), About("5 Newton-Schulz steps towards the root", "exact, of those steps", "CVPR 2018")
-)
+SQUARE_ROOTS.add("isqrt", NewtonSchulz(), About("5 Newton-Schulz steps", "exact for these steps", "CVPR 2018"))
 SQUARE_ROOTS.add(
     "newton_schulz_lyapunov",
     NewtonSchulz(scaling="frobenius", gradient="auto", lyapunov_iterations=10, iterations=10),
-    About("10 Newton-Schulz steps", "iterative Lyapunov", "BMVC 2017"),
+    About("10 Newton-Schulz steps", "exact for these steps", "BMVC 2017"),
 )
 INVERSE_ROOTS.add("newton_schulz", NewtonSchulz(scaling="frobenius", iterations=10))

@@ -10,6 +10,7 @@ from torch import Tensor
 from ...checks import check_integer
 from ...tables import About
 from .base import SQUARE_ROOTS, EigenMethod, check_field
+from .eigen import BY_EIGH
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,12 @@ def _shares(roots: Tensor) -> tuple[Tensor, Tensor]:
 
 def _steps(b: Tensor, iterations: int) -> list[tuple[Tensor, Tensor, Tensor]]:
     """(y, z, t) before every step y <- y t, z <- t z, t = (3 - z y) / 2, and after the last."""
-    y, z, found = b, torch.ones_like(b), []
+    y, z, states = b, torch.ones_like(b), []
     for _ in range(iterations + 1):
         t = 1.5 - 0.5 * z * y
-        found.append((y, z, t))
+        states.append((y, z, t))
         y, z = y * t, t * z
-    return found
+    return states
 
 
 def _differences(b: Tensor, c: Tensor, iterations: int) -> Tensor:
@@ -81,8 +82,4 @@ def _differences(b: Tensor, c: Tensor, iterations: int) -> Tensor:
     return Y
 
 
-SQUARE_ROOTS.add(
-    "svdnewton",
-    SVDNewton(),
-    About("square root of the covariance, by eigen-decomposition", "that of 10 Newton-Schulz steps", "ICCV 2021"),
-)
+SQUARE_ROOTS.add("svdnewton", SVDNewton(), About(BY_EIGH, "that of 10 Newton-Schulz steps", "ICCV 2021"))

@@ -21,10 +21,10 @@ Coefficients = tuple[Fraction, ...]
 @cache
 def taylor_coefficients(degree: int) -> Coefficients:
     """√(1 - z) up to z^degree, ascending."""
-    found = [Fraction(1)]
+    coefficients = [Fraction(1)]
     for k in range(degree):
-        found.append(found[-1] * (Fraction(k) - Fraction(1, 2)) / (k + 1))
-    return tuple(found)
+        coefficients.append(coefficients[-1] * (Fraction(k) - Fraction(1, 2)) / (k + 1))
+    return tuple(coefficients)
 
 
 @cache
@@ -76,7 +76,7 @@ def _divide_by_b(coefficients: Coefficients) -> Coefficients:
 class MTP(IterativeMethod):
     """The Taylor polynomial of √(I - Z), Z = I - A / ‖A‖_F; the inverse root is its inverse.
 
-    Another operator than the square root: eigenvalues far below ‖A‖_F come out too large, a zero eigenvalue as
+    An approximation of the square root: eigenvalues far below ‖A‖_F come out too large, a zero eigenvalue as
     0.18 √‖A‖_F for degree 10. Relative error of S S for a matrix 64 x 64 with eigenvalues evenly spaced on a
     logarithmic scale, by condition number, as ``tools/benchmark.py operators`` prints it:
 
@@ -107,7 +107,7 @@ class MTP(IterativeMethod):
     def at_zero(self) -> float:  # type: ignore[override]
         return sum(_taylor_row(self.degree, "root"))
 
-    def matmul_only(self, function: str) -> bool:
+    def exportable(self, function: str) -> bool:
         return function == "sqrtm"
 
     def evaluate(self, B: Matrix, wanted: Wanted) -> Matrix:
@@ -120,7 +120,7 @@ class MTP(IterativeMethod):
 class MPA(IterativeMethod):
     """The Padé approximant of √(I - Z), Z = I - A / ‖A‖_F; the inverse root is its inverse.
 
-    Another operator than the square root: eigenvalues far below ‖A‖_F come out too large, a zero eigenvalue as
+    An approximation of the square root: eigenvalues far below ‖A‖_F come out too large, a zero eigenvalue as
     √‖A‖_F / (2 degree + 1). Relative error of S S for a matrix 64 x 64 with eigenvalues evenly spaced on a logarithmic
     scale, by condition number, as ``tools/benchmark.py operators`` prints it:
 
@@ -158,7 +158,7 @@ class MPA(IterativeMethod):
         return solve_positive(denominator, numerator)
 
 
-SQUARE_ROOTS.add("mtp", MTP(), About("Taylor polynomial of degree 10", "iterative Lyapunov", "ICLR 2022"))
-SQUARE_ROOTS.add("mpa", MPA(), About("Padé approximant of degree 5", "iterative Lyapunov", "ICLR 2022"))
+SQUARE_ROOTS.add("mtp", MTP(), About("Taylor polynomial of degree 10", "exact for this polynomial", "ICLR 2022"))
+SQUARE_ROOTS.add("mpa", MPA(), About("Padé approximant of degree 5", "exact for this quotient", "ICLR 2022"))
 INVERSE_ROOTS.add("mtp", MTP())
 INVERSE_ROOTS.add("mpa", MPA())

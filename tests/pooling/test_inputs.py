@@ -1,0 +1,88 @@
+"""Bad input: one line that names the value and what is allowed."""
+
+import pytest
+import torch
+
+from covpool_plugins.pooling import BilinearPool, create_pool
+from covpool_plugins.pooling.singular_value_power import SingularValuePower
+
+COUNT = "must be a positive integer, got 0"
+OPTIONS = [
+    ("svdpate", {}, "unknown pool 'svdpate'; available: svdpade, "),
+    ("gap", dict(reduce_channels=2), "pool 'gap' has no option 'reduce_channels'; its options: input_fmt"),
+    ("isqrt", dict(iteration=3), "pool 'isqrt' has no option 'iteration'; its options: scaling"),
+    ("isqrt", dict(method="mpa"), "pool 'isqrt' has no option 'method'"),
+    ("isqrt", dict(pool_type="x"), "pool 'isqrt' has no option 'pool_type'"),
+    ("isqrt", dict(reduce_channels=0), "reduce_channels must be a positive integer or None, got 0"),
+    ("isqrt", dict(num_prefix_tokens=-1), "num_prefix_tokens must be an integer >= 0, got -1"),
+    ("isqrt", dict(num_prefix_tokens=1), "num_prefix_tokens=1 needs input_fmt='NLC', got 'NCHW'"),
+    ("isqrt", dict(centered="no"), "centered must be True or False, got 'no'"),
+    ("isqrt", dict(reduction="conv"), "unknown reduction 'conv'; available: conv-bn-relu, "),
+    ("isqrt", dict(vectorize="tril"), "vectorize must be one of full, triu, got 'tril'"),
+    ("isqrt", dict(compute="half"), "compute must be one of mixed, float32, float64, got 'half'"),
+    ("isqrt", dict(input_fmt="NHCW"), "input_fmt must be one of NCHW, NHWC, NLC, got 'NHCW'"),
+    ("bcnn", dict(reduction="conv-bn-relu"), "reduction='conv-bn-relu' needs reduce_channels"),
+    ("cbp", dict(projection=0), f"projection {COUNT}"),
+    ("cbp", dict(seed=-1), "seed must be an integer from 0 to .*, got -1"),
+    ("cbp", dict(route="dft"), "route must be one of auto, matrix, fft, got 'dft'"),
+    ("cbp", dict(eps=0), r"must be a number in \(0, 1\), got 0"),
+    ("lrbp", dict(filters=0), f"filters {COUNT}"),
+    ("lrbp", dict(rank=3), "rank must be a positive even integer, got 3"),
+    ("svpn", dict(alpha=0), r"svpn: alpha must be a number in \(0, 1\], got 0"),
+    ("svpn", dict(eps=-1), r"svpn: eps must be a number in \[0, 1\), got -1"),
+    ("svpn", dict(iterations=0), f"svpn: iterations {COUNT}"),
+    ("svpn", dict(n=9), "svpn: n must be an integer from 1 to 8 or None, got 9"),
+    ("svpn", dict(n=True), "svpn: n must be an integer from 1 to 8 or None, got True"),
+    ("svpn", dict(n=2), "svpn: n=2 needs iterations >= 2, got 1"),
+    ("svpn", dict(start="zeros"), "svpn: start must be one of learned, ones, got 'zeros'"),
+    ("crosscov", dict(reduce_channels=(6, 4), iterations=2, n=5), "svpn: n must be an integer from 1 to 4 or None"),
+    ("crosscov", dict(reduce_channels=(6, 4, 2)), r"one or two positive integers or None, got \(6, 4, 2\)"),
+    ("crosscov", dict(reduce_channels=(6, None)), r"one or two positive integers or None, got \(6, None\)"),
+    ("crosscov", dict(normalization="root"), "normalization must be one of svpn, none, got 'root'"),
+    ("crosscov", dict(normalization="none", n=1), "'crosscov' has no option 'n'; its options: reduce_channels"),
+    ("crosscov", dict(iteration=1), "no option 'iteration'; its options: alpha, iterations, n, start, eps"),
+    ("temporal", dict(frames=0), f"frames {COUNT}"),
+    ("temporal", dict(gate_channels=0), f"gate_channels {COUNT}"),
+    ("temporal", dict(level="clip"), "level must be one of video, frame, got 'clip'"),
+    ("temporal", dict(spatial_attention="no"), "spatial attention must be True or False, got 'no'"),
+    ("temporal", dict(step=3), "pool 'temporal' has no option 'step'; its options: method"),
+    ("moment", dict(heads=5), "moment: heads must be a divisor of the 8 channels, got 5"),
+    ("moment", dict(heads=3, reduce_channels=4), "moment: heads must be a divisor of the 4 channels, got 3"),
+    ("moment", dict(convolutions=-1), "moment: convolutions must be an integer >= 0, got -1"),
+    ("moment", dict(first_order="max"), "moment: first_order must be one of mean, token, got 'max'"),
+    ("moment", dict(first_order="token"), "first_order='token' needs num_prefix_tokens >= 1, got 0"),
+    ("democratic", dict(gamma=1.5), r"democratic: gamma must be a number in \[0, 1\], got 1.5"),
+    ("democratic", dict(iterations=0), f"democratic: iterations {COUNT}"),
+    ("democratic", dict(damping=0), r"democratic: damping must be a number in \(0, 1\], got 0"),
+    ("democratic", dict(tau=0.5), "no option 'tau'; its options: gamma, iterations, damping"),
+    ("dropcov", dict(rate=1.0), r"dropcov: rate must be a number in \[0, 1\), got 1.0"),
+    ("dropcov", dict(adaptive=1), "dropcov: adaptive must be True or False, got 1"),
+]
+MAPS = torch.ones(2, 4, 3, 3)
+CALLS = [
+    (lambda: create_pool("isqrt", 0), f"in_channels {COUNT}"),
+    (lambda: create_pool("bcnn", 4)(MAPS.long()), "must be real floating point, got torch.int64"),
+    (lambda: create_pool("bcnn", 4)([1.0]), "must be a tensor, got list"),
+    (lambda: create_pool("isqrt", 5)(MAPS), r"NCHW with in_channels=5, got shape \(2, 4, 3, 3\)"),
+    (lambda: create_pool("gap", 4)(MAPS.flatten(2)), r"NCHW with in_channels=4, got shape \(2, 4, 9\)"),
+    (lambda: create_pool("gap", 4)(MAPS[:, :, :0]), r"no positions to pool over, got shape \(2, 4, 0, 3\)"),
+    (
+        lambda: create_pool("gap", 4, input_fmt="NLC", num_prefix_tokens=3)(torch.ones(2, 3, 4)),
+        r"no positions to pool over, got shape \(2, 3, 4\)",
+    ),
+    (lambda: create_pool("temporal", 4, frames=4)(MAPS), "a batch of 2 frames is no whole number of clips of 4 frames"),
+    (lambda: BilinearPool(4, -1), "second_channels must be a positive integer, got -1"),
+    (lambda: BilinearPool(4, 5)(MAPS), "4 and 5 channels: expected two inputs"),
+    (lambda: BilinearPool(4, 5)(MAPS, MAPS), r"second input\) pool: expected NCHW with in_channels=5, got shape"),
+    (lambda: BilinearPool(4)(MAPS, MAPS[:, :, 1:]), r"same batch and positions, got .* \(2, 4, 9\) and \(2, 4, 6\)"),
+    (lambda: BilinearPool(4)(MAPS, MAPS[:1]), r"same batch and positions, got .* \(2, 4, 9\) and \(1, 4, 9\)"),
+    (lambda: SingularValuePower(6, 5).function(MAPS), r"svpn: expected matrices \(..., 6, 5\), got \(2, 4, 3, 3\)"),
+]
+CALLS += [(lambda n=name, o=options: create_pool(n, 8, **o), message) for name, options, message in OPTIONS]
+
+
+@pytest.mark.parametrize("call, message", CALLS, ids=[message for _, message in CALLS])
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
