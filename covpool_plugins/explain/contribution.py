@@ -198,8 +198,9 @@ def mean_gradient(
         base = (represent(torch.zeros_like(X)) @ weight).item()
     gradient = torch.zeros_like(X)
     for point, share in [(1.0, 1.0)] if homogeneous else _gauss_points(points or GAUSS_POINTS):
-        scaled = (point * X).requires_grad_(True)
-        gradient += share * torch.autograd.grad((represent(scaled) @ weight).sum(), scaled)[0]
+        with torch.enable_grad():
+            scaled = (point * X).requires_grad_(True)
+            gradient += share * torch.autograd.grad((represent(scaled) @ weight).sum(), scaled)[0]
     return X, gradient, (vector @ weight).item(), base
 
 

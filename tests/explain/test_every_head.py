@@ -11,7 +11,7 @@ from torch import nn
 
 import covpool_plugins
 from covpool_plugins.errors import NotApplicableError
-from covpool_plugins.explain import METHODS, ModelView, explain, load_mmpretrain_model
+from covpool_plugins.explain import EXPLANATIONS, ModelView, explain, load_mmpretrain_model
 from covpool_plugins.pooling import list_pools
 
 WIDTH = 16
@@ -55,7 +55,7 @@ def test_a_map_or_a_reason(head: str, build, tmp_path: Path) -> None:
     view = ModelView.of(build(head, tmp_path))
     x = torch.nn.functional.interpolate(torch.randn(1, 3, 12, 12), view.preprocessing.input_size, mode="bilinear")
     reasons: dict[str, str] = {}
-    for method in METHODS:
+    for method in EXPLANATIONS:
         try:
             found = explain(view, x, method, target=1, **CHEAP.get(method, {}))
         except NotApplicableError as error:

@@ -12,7 +12,7 @@ from support.explanations import CHEAP, SECOND_ORDER
 from torch import nn
 
 from covpool_plugins.errors import NotApplicableError, OptionError
-from covpool_plugins.explain import METHODS, ModelView, explain, load_mmpretrain_model
+from covpool_plugins.explain import EXPLANATIONS, ModelView, explain, load_mmpretrain_model
 from covpool_plugins.pooling import Pool
 
 pytest.importorskip("mmpretrain")
@@ -69,7 +69,7 @@ def test_every_method_on_a_loaded_checkpoint(neck: str, config, photo: Image.Ima
     x = view.preprocessing(photo)
     with torch.no_grad():
         logits = model(x)[0]
-    for method in METHODS:
+    for method in EXPLANATIONS:
         if method == "democratic_weights" or (neck == "average" and method in SECOND_ORDER):
             with pytest.raises(NotApplicableError):
                 explain(view, photo, method)

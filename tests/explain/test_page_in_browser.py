@@ -11,8 +11,8 @@ from PIL import Image
 from skimage import data
 
 from covpool_plugins.explain import ModelView
-from covpool_plugins.explain.batch import Job, Subject, explain_pictures
-from covpool_plugins.explain.report import write_report
+from covpool_plugins.explain.batch import Job, NamedModel, explain_pictures
+from covpool_plugins.explain.page import write_page
 
 BROWSER = Path(__file__).parents[1] / "support" / "browser.py"
 
@@ -25,9 +25,9 @@ def page(tmp_path_factory):
     models = [
         timm.create_model(name, num_classes=4, pretrained_cfg_overlay=dict(input_size=(3, 96, 96))) for name in names
     ]
-    subjects = [Subject(name, ModelView.of(model)) for name, model in zip(names, models, strict=True)]
-    job = Job(subjects, {"contribution": {}, "eigen": {}, "grad_cam": {}}, target=1, deletion_steps=0)
-    return write_report(explain_pictures(job, [folder / "astro.png"], folder), folder)
+    models = [NamedModel(name, ModelView.of(model)) for name, model in zip(names, models, strict=True)]
+    job = Job(models, {"contribution": {}, "eigen": {}, "grad_cam": {}}, target=1, deletion_steps=0)
+    return write_page(explain_pictures(job, [folder / "astro.png"], folder), folder)
 
 
 @pytest.mark.slow

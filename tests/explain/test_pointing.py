@@ -16,7 +16,7 @@ from torch import Tensor
 from covpool_plugins.errors import OptionError, ShapeError, UnknownNameError
 from covpool_plugins.explain import ModelView, load_mmpretrain_model
 from covpool_plugins.explain.annotations import read_annotations
-from covpool_plugins.explain.methods import METHODS, Attribution
+from covpool_plugins.explain.methods import EXPLANATIONS, Attribution
 from covpool_plugins.explain.pointing import (
     Pointing,
     energy_inside,
@@ -181,7 +181,7 @@ def upper_left(view: ModelView, x: Tensor, target: int, *, scale: float = 1.0) -
 
 
 def test_hits_misses_and_energy(folder: Path, view: ModelView, monkeypatch) -> None:
-    monkeypatch.setitem(METHODS._entries, "upper_left", upper_left)
+    monkeypatch.setitem(EXPLANATIONS._entries, "upper_left", upper_left)
     rows = pointing_game(view, read_annotations(folder), ["upper_left"], tolerance=0)
     assert [(row.target, row.hits, row.misses, row.accuracy, row.energy) for row in rows] == [
         (0, 2, 0, 1.0, pytest.approx(0.8)),
@@ -191,13 +191,13 @@ def test_hits_misses_and_energy(folder: Path, view: ModelView, monkeypatch) -> N
 
 
 def test_options_and_pointless_maps(folder: Path, view: ModelView, monkeypatch) -> None:
-    monkeypatch.setitem(METHODS._entries, "upper_left", upper_left)
+    monkeypatch.setitem(EXPLANATIONS._entries, "upper_left", upper_left)
     rows = pointing_game(view, read_annotations(folder), ["upper_left"], {"upper_left": {"scale": float("nan")}})
     assert [(row.hits, row.misses, row.pointless, row.energy) for row in rows] == [(0, 0, 0, None)] * 2
     assert all("not finite" in row.note for row in rows)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EXPLANATIONS)
 def test_every_method_plays_or_says_why_not(method: str, folder: Path, view: ModelView) -> None:
     options = {method: CHEAP[method]} if method in CHEAP else None
     rows = pointing_game(view, read_annotations(folder), [method], options)

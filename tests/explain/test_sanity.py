@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import covpool_plugins
 from covpool_plugins.errors import OptionError, ShapeError, UnknownNameError
 from covpool_plugins.explain import ModelView, explain
-from covpool_plugins.explain.methods import METHODS, Attribution
+from covpool_plugins.explain.methods import EXPLANATIONS, Attribution
 from covpool_plugins.explain.sanity import (
     Randomization,
     cascading_randomization,
@@ -150,7 +150,7 @@ def test_maps_are_not_alike_by_their_random_numbers(small_net, image: Tensor, mo
     def noise(view: ModelView, x: Tensor, target: int, *, seed: int = 0) -> Attribution:
         return Attribution(torch.rand(8, 8, generator=torch.Generator().manual_seed(seed)), signed=False)
 
-    monkeypatch.setitem(METHODS._entries, "noise", noise)
+    monkeypatch.setitem(EXPLANATIONS._entries, "noise", noise)
     for options in (None, {"noise": {"seed": 5}}):
         rows = cascading_randomization(small_net(), image, ["noise"], 0, options=options)
         assert all(abs(row.similarity) < 0.5 for row in rows) and len({row.similarity for row in rows}) == len(rows)
@@ -180,7 +180,7 @@ def test_degenerate_maps_are_said(value: float, note: str, small_net, image: Ten
         map = torch.rand(4, 4) if len(original) == 1 else torch.full((4, 4), value)
         return Attribution(map, signed=True)
 
-    monkeypatch.setitem(METHODS._entries, "once", once)
+    monkeypatch.setitem(EXPLANATIONS._entries, "once", once)
     rows = cascading_randomization(small_net(), image, ["once"], 0, steps=2)
     assert [row.similarity for row in rows] == [None, None] and all(note in row.note for row in rows)
     assert depends_on_weights(rows) == {"once": None}
@@ -190,7 +190,7 @@ def test_a_method_that_looks_at_the_picture_alone_fails(small_net, image: Tensor
     def edges(view: ModelView, x: Tensor, target: int) -> Attribution:
         return Attribution(x[0].diff(dim=1).square().sum(0), signed=False)
 
-    monkeypatch.setitem(METHODS._entries, "edges", edges)
+    monkeypatch.setitem(EXPLANATIONS._entries, "edges", edges)
     rows = cascading_randomization(small_net(), image, ["edges", "contribution"], 0)
     assert all(row.similarity == pytest.approx(1) for row in rows if row.method == "edges")
     assert depends_on_weights(rows)["edges"] is False

@@ -21,7 +21,7 @@ from support.explanations import SECOND_ORDER
 
 from covpool_plugins.command_line import run_tool
 from covpool_plugins.errors import OptionError
-from covpool_plugins.explain import ModelView, explain, list_methods
+from covpool_plugins.explain import ModelView, explain, list_explanations
 from covpool_plugins.explain.batch import find_pictures, unique_stems
 
 TOOL = Path(__file__).parents[2] / "tools" / "explain.py"
@@ -54,14 +54,14 @@ def test_every_method_for_two_pictures_of_one_name(tool, picture: Path, tmp_path
     arguments = ["--model", SMALL, "--num-classes", "7", "--image", str(picture), str(twin), "--out", str(out)]
     budget = ["--masks", "20", "--iterations", "3", "--deletion-steps", "1"]
     tool.main([*arguments, *budget, "--target-class", "6", "--method", "all"])
-    methods = [method for method in list_methods() if method not in SECOND_ORDER]
+    methods = [method for method in list_explanations() if method not in SECOND_ORDER]
     expected = {f"noise-{i}_{m}.{suffix}" for i in (1, 2) for m in methods for suffix in ("png", "npz")}
     assert {path.name for path in out.iterdir()} == expected | {"index.html", "metrics.json"}
     printed = capsys.readouterr()
     assert "completeness gap" in printed.out.splitlines()[0]
     assert printed.err.count("n/a: ") == len(SECOND_ORDER)
     rows = json.loads((out / "metrics.json").read_text())
-    assert len(rows) == 2 * len(list_methods())
+    assert len(rows) == 2 * len(list_explanations())
     assert all(0 <= row["deletion"] <= 1 for row in rows if row["method"] == "gradient")
     for name in expected:
         if name.endswith(".npz"):
