@@ -238,3 +238,31 @@ def test_token_grid(tokens: int, size: tuple[int, int], grid: tuple[int, int]) -
 def test_tokens_that_are_no_grid_are_refused() -> None:
     with pytest.raises(OptionError, match="197 tokens are not a grid"):
         token_grid(197, 224, 224)
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "values", "allowed"),
+    [
+        ("rise", "masks", (0, 1.5), "a positive integer"),
+        ("rise", "batch_size", (0,), "a positive integer"),
+        ("rise", "batch_size", (65,), "at most 64"),
+        ("rise", "seed", (-1,), "an integer >= 0"),
+        ("maximal_image", "seed", (2**63,), f"at most {2**63 - 1}"),
+        ("maximal_image", "jitter", (1.5,), "an integer >= 0"),
+        ("inverse_image", "smoothness", (-0.5, np.nan), r"a number in \[0, inf\)"),
+        ("inverse_image", "iterations", (0,), "a positive integer"),
+        ("extremal_perturbation", "areas", ((), 0.1), r"a list of numbers in \(0, 1\)"),
+        ("extremal_perturbation", "areas", ((0.1, 1.0), ("a tenth",)), r"a number in \(0, 1\)"),
+        ("integrated_head", "points", (0, -1, 1.5, True), "a positive integer"),
+        ("eigen", "bands", (0, 2.5), "a positive integer"),
+        ("channel_pairs", "strongest", (True,), "a positive integer"),
+        ("contrastive_excitation_backprop", "versus", (5, -1, "cat"), "a class from 0 to 4"),
+        ("contrastive_excitation_backprop", "versus", (1,), "another class than the target"),
+    ],
+)
+def test_options_out_of_range_are_named(
+    method: str, option: str, values: tuple, allowed: str, small_net, image
+) -> None:
+    for value in values:
+        with pytest.raises(OptionError, match=rf"^({method}: )?{option} must be {allowed}, got "):
+            explain(small_net(), image, method, target=1, **{option: value})
