@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import random
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.explanations import CHEAP, POOL_OF, SECOND_ORDER, ToLayout
+from support.explanations import CHEAP, POOL_OF, SECOND_ORDER, ToLayout, random_states
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -57,8 +56,7 @@ def state(model: nn.Module) -> list[Any]:
     buffers = [(id(b), b._version) for b in model.buffers()]
     extremal = importlib.import_module("torchray.attribution.extremal_perturbation")
     functions = [torch.relu, torch.relu_, F.relu, F.conv2d, torch.conv2d, extremal.Perturbation]
-    numpy_state = np.random.get_state()[1].tolist()
-    return [modules, parameters, buffers, functions, torch.get_rng_state().tolist(), numpy_state, random.getstate()]
+    return [modules, parameters, buffers, functions, random_states()]
 
 
 @EVERY

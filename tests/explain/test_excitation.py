@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.explanations import heads
+from support.explanations import covariance_neck, heads, mmpretrain_config
 from torch import Tensor, nn
 
 import covpool_plugins
@@ -249,18 +249,6 @@ def test_functions_without_a_rule_are_named(function: Callable, name: str, small
         explain(net, image, PLAIN, layer="stage1")
 
 
-MMPRETRAIN = """
-model = dict(
-    type='ImageClassifier',
-    backbone=dict(type='{kind}', depth={depth}, stem_channels={base}, base_channels={base}, out_indices=(3,)),
-    neck=dict(type='covpool_plugins.CovariancePooling', method='svdpade', in_channels={width}, reduce_channels=8),
-    head=dict(type='LinearClsHead', num_classes=3, in_channels=36))
-data_preprocessor = dict(num_classes=3, mean=[124, 116, 104], std=[58, 57, 56], to_rgb=True)
-test_dataloader = dict(dataset=dict(type='CustomDataset', pipeline=[
-    dict(type='LoadImageFromFile'), dict(type='Resize', scale=64), dict(type='PackInputs')]))
-"""
-
-
 @pytest.mark.fast_for("ResNet_CIFAR")
 @pytest.mark.parametrize(
     ("kind", "depth", "base", "width"),
@@ -268,10 +256,10 @@ test_dataloader = dict(dataset=dict(type='CustomDataset', pipeline=[
 )
 def test_mmpretrain(kind: str, depth: int, base: int, width: int, tmp_path: Path) -> None:
     pytest.importorskip("mmpretrain")
-    path = tmp_path / "model.py"
-    path.write_text(MMPRETRAIN.format(kind=kind, depth=depth, base=base, width=width))
+    backbone = f"type='{kind}', depth={depth}, stem_channels={base}, base_channels={base}, out_indices=(3,)"
+    config = mmpretrain_config(tmp_path, backbone=backbone, neck=covariance_neck(width))
     torch.manual_seed(0)
-    view = ModelView.of(with_statistics(load_mmpretrain_model(path)))
+    view = ModelView.of(with_statistics(load_mmpretrain_model(config)))
     x = torch.randn(1, 3, 64, 64)
     for layer in ("backbone.layer1", "backbone.layer2.0", "backbone.layer3", "backbone.layer4"):
         assert explain(view, x, PLAIN, target=1, layer=layer).map.sum() == pytest.approx(1, abs=1e-5), layer

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.explanations import CHEAP
+from support.explanations import AVERAGE, CHEAP, mmpretrain_config
 from torch import Tensor
 
 from covpool_plugins.errors import OptionError, ShapeError, UnknownNameError
@@ -28,15 +28,6 @@ from covpool_plugins.explain.pointing import (
 )
 
 SIDE = 32
-PIPELINE = """
-model = dict(type='ImageClassifier', backbone=dict(type='ResNet_CIFAR', depth=18, stem_channels=8, base_channels=8,
-    out_indices=(3,)), neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='LinearClsHead', num_classes=3, in_channels=64))
-data_preprocessor = dict(num_classes=3, mean=[124, 116, 104], std=[58, 57, 56], to_rgb=False)
-test_dataloader = dict(dataset=dict(type='CustomDataset', pipeline=[
-    dict(type='LoadImageFromFile'), dict(type='ResizeEdge', scale=48, edge='short'),
-    dict(type='CenterCrop', crop_size=32), dict(type='PackInputs')]))
-"""
 
 
 def region(height: int, width: int, top: int, left: int, bottom: int, right: int) -> np.ndarray:
@@ -87,8 +78,7 @@ def test_what_is_small_is_still_seen(view: ModelView) -> None:
 
 def test_geometry_of_mmpretrain(tmp_path: Path) -> None:
     pytest.importorskip("mmpretrain")
-    (tmp_path / "config.py").write_text(PIPELINE)
-    view = ModelView.of(load_mmpretrain_model(tmp_path / "config.py"))
+    view = ModelView.of(load_mmpretrain_model(mmpretrain_config(tmp_path, **AVERAGE, to_rgb=False)))
     seen = seen_region(region(96, 144, 0, 0, 48, 72), view.preprocessing)
     assert np.mean(seen != region(SIDE, SIDE, 0, 0, 16, 16)) < 0.02
 
@@ -199,6 +189,7 @@ def test_options_and_pointless_maps(folder: Path, view: ModelView, monkeypatch) 
     assert [(row.hits, row.misses, row.pointless, row.energy) for row in rows] == [(0, 2, 2, None), (0, 1, 1, None)]
 
 
+@pytest.mark.fast_for("contribution", "channel_pairs", "maximal_image", "democratic_weights")
 @pytest.mark.parametrize("method", EXPLANATIONS)
 def test_every_method_plays_or_says_why_not(method: str, folder: Path, view: ModelView) -> None:
     rows = pointing_game(view, read_annotations(folder), {method: CHEAP.get(method, {})})

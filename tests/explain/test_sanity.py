@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from scipy.stats import spearmanr
-from support.explanations import CHEAP
+from support.explanations import CHEAP, random_states
 from torch import Tensor, nn
 
 import covpool_plugins
@@ -98,10 +98,9 @@ def test_the_model_and_random_states_stay(small_net, image: Tensor) -> None:
     view = ModelView.of(net)
     before = {key: value.clone() for key, value in view.model.state_dict().items()}
     torch.manual_seed(7), np.random.seed(7), random.seed(7)
-    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    states = random_states()
     rows = cascading_randomization(view, image, ["contribution"], 1, steps=2)
-    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[2]
-    assert np.random.get_state()[1].tolist() == states[1]
+    assert random_states() == states
     after = view.model.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert cascading_randomization(net, image, ["contribution"], 1, steps=2) == rows
