@@ -62,9 +62,9 @@ def write_mask(path: Path, values: np.ndarray, palette: bool = False) -> None:
     picture.save(path)
 
 
-def the_only(found: list[AnnotatedPicture], name: str) -> dict[int, np.ndarray]:
-    assert [annotated.path.name for annotated in found] == [name]
-    picture, regions = found[0].read()
+def the_only(pictures: list[AnnotatedPicture], name: str) -> dict[int, np.ndarray]:
+    assert [annotated.path.name for annotated in pictures] == [name]
+    picture, regions = pictures[0].read()
     assert picture.size == (WIDTH, HEIGHT) and picture.mode == "RGB"
     assert all(region.dtype == bool and region.shape == (HEIGHT, WIDTH) for region in regions.values())
     return regions
@@ -181,8 +181,8 @@ def test_bad_voc(case: str, folder: Path) -> None:
 def test_boxes_outside_the_picture(box: list[float], folder: Path) -> None:
     annotation = {"image_id": 7, "category_id": 5, "bbox": box}
     (folder / "annotations.json").write_text(json.dumps(coco(annotations=[annotation])))
-    (found,) = read_annotations(folder)
-    raises_one_line(folder / "annotations.json", "holds nothing of 30x20 pixels", found.read)
+    (annotated,) = read_annotations(folder)
+    raises_one_line(folder / "annotations.json", "holds nothing of 30x20 pixels", annotated.read)
 
 
 def test_boxes_across_the_edge_are_cut(folder: Path) -> None:
@@ -203,8 +203,8 @@ def test_bad_masks(case: str, folder: Path) -> None:
     write, message = BAD_MASKS[case]
     (folder / "masks").mkdir()
     write(folder / "masks" / "a.png")
-    (found,) = read_annotations(folder)
-    raises_one_line(folder / "masks" / "a.png", message, found.read)
+    (annotated,) = read_annotations(folder)
+    raises_one_line(folder / "masks" / "a.png", message, annotated.read)
 
 
 @pytest.mark.parametrize(

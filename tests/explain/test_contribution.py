@@ -141,11 +141,11 @@ def test_the_map_points_at_a_planted_patch(name: str) -> None:
     view = ModelView.of(PatchNet(name).eval())
     places = [(0, 0), (8, 40), (24, 24), (44, 4), (48, 48)]  # each 6 % of the picture
     for seed, (row, column) in enumerate(places):
-        found = explain(view, patched_input(row, column, seed), "contribution", target=1).map
+        map = explain(view, patched_input(row, column, seed), "contribution", target=1).map
         inside = np.zeros((16, 16), dtype=bool)
         inside[row // 4 : row // 4 + 4, column // 4 : column // 4 + 4] = True
-        assert inside.flat[found.argmax()]
-        assert found[inside].mean() > 5 * abs(found[~inside].mean())
+        assert inside.flat[map.argmax()]
+        assert map[inside].mean() > 5 * abs(map[~inside].mean())
 
 
 @dataclass(frozen=True)
@@ -195,10 +195,10 @@ class UnitPool(SquashedPool):
 
 def test_integrated_gradients_for_a_pool_that_is_not_homogeneous(small_net, image: Tensor) -> None:
     net = small_net(SquashedPool())
-    found = explain(net, image, "contribution", target=0)
+    explanation = explain(net, image, "contribution", target=0)
     with torch.no_grad():
         vector = net.head.global_pool(net.forward_features(image))[0] - 0.5 * torch.ones(12).log() - np.log(0.5)
-    assert found.contributions.sum() == pytest.approx((net.head.fc.weight[0] @ vector).item(), rel=1e-3)
+    assert explanation.contributions.sum() == pytest.approx((net.head.fc.weight[0] @ vector).item(), rel=1e-3)
 
 
 def test_a_pool_that_ignores_scale_is_refused(small_net, image: Tensor) -> None:
@@ -220,11 +220,11 @@ def test_plain_timm_models(name: str) -> None:
     torch.manual_seed(0)
     net = timm.create_model(name, num_classes=6).eval()
     x = torch.randn(1, 3, *net.pretrained_cfg["input_size"][1:])
-    found = explain(net, x, "contribution", target=2)
+    explanation = explain(net, x, "contribution", target=2)
     with torch.no_grad():
         expected = (net(x)[0, 2] - net.get_classifier().bias[2]).item()
-    assert found.map.sum() == pytest.approx(expected, rel=1e-3)
-    assert explain(net, x, "grad_cam", target=2).map.shape == found.map.shape
+    assert explanation.map.sum() == pytest.approx(expected, rel=1e-3)
+    assert explain(net, x, "grad_cam", target=2).map.shape == explanation.map.shape
 
 
 def test_one_position_is_no_map() -> None:
@@ -249,25 +249,25 @@ POLYNOMIALS = ["gap", "dropcov", "lrbp"]
 @heads()
 def test_integrated_shares_sum_to_the_score(name: str, small_net, image: Tensor) -> None:
     net, image = small_net(name).double(), image.double()
-    found = explain(net, image, "integrated_head", target=3)
+    explanation = explain(net, image, "integrated_head", target=3)
     with torch.no_grad():
         vector = net.head.global_pool(net.forward_features(image))
         zero = net.head.global_pool.represent(
             torch.zeros_like(net.head.global_pool.features(net.forward_features(image)))
         )
         expected = (net.head.fc(vector) - net.head.fc(zero))[0, 3].item()
-    assert found.map.shape == (8, 8) and found.signed
-    assert found.completeness_target == pytest.approx(expected, rel=1e-8)
-    assert abs(found.map.sum() - expected) < 1e-5 * np.abs(found.map).sum()
+    assert explanation.map.shape == (8, 8) and explanation.signed
+    assert explanation.completeness_target == pytest.approx(expected, rel=1e-8)
+    assert abs(explanation.map.sum() - expected) < 1e-5 * np.abs(explanation.map).sum()
 
 
 @heads()
 def test_the_integrated_head_is_the_contribution_map(name: str, small_net, image: Tensor) -> None:
     """Of homogeneous pools the gradient is the same along the path; of others both are integrals."""
     net, image = small_net(name).double(), image.double()
-    found, expected = (explain(net, image, method, 1).map for method in ("integrated_head", "contribution"))
+    map, expected = (explain(net, image, method, 1).map for method in ("integrated_head", "contribution"))
     tolerance = 1e-4 if name in ("svpn", "crosscov") else 1e-5  # their eps makes them not quite homogeneous
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+    np.testing.assert_allclose(map, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", POLYNOMIALS)

@@ -15,13 +15,17 @@ from covpool_plugins.explain import ModelView, explain
 def test_weights_equalise_what_positions_contribute(gamma: float, small_net, image: Tensor) -> None:
     """α_i Σ_j K_ij α_j = (Σ_j K_ij)^γ, in the place of each position."""
     net = small_net("democratic", gamma=gamma, iterations=200).double()
-    found = explain(net, image.double(), "democratic_weights", 0)
+    explanation = explain(net, image.double(), "democratic_weights", 0)
     with torch.no_grad():
         X = net.forward_features(image.double()).flatten(2)[0]
     K = (X.T @ X).square()
-    alpha = torch.from_numpy(found.map).flatten()
+    alpha = torch.from_numpy(explanation.map).flatten()
     torch.testing.assert_close(alpha * (K @ alpha), K.sum(1) ** gamma, rtol=1e-6, atol=0)
-    assert found.map.shape == (8, 8) and not found.signed and found.map.std() > 0.01 * found.map.mean()
+    assert (
+        explanation.map.shape == (8, 8)
+        and not explanation.signed
+        and explanation.map.std() > 0.01 * explanation.map.mean()
+    )
 
 
 def test_sum_pooling_has_weights_of_one(small_net, image: Tensor) -> None:

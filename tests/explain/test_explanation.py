@@ -26,9 +26,9 @@ def explanation(values: np.ndarray, signed: bool, size: tuple[int, int] = (60, 4
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_overlay_has_the_size_of_the_picture_and_is_grey_where_the_map_is_zero(signed: bool) -> None:
-    found = explanation(np.zeros((4, 6)), signed).overlay()
-    pixels = np.asarray(found).astype(int)
-    assert found.size == (60, 40) and found.mode == "RGB"
+    picture = explanation(np.zeros((4, 6)), signed).overlay()
+    pixels = np.asarray(picture).astype(int)
+    assert picture.size == (60, 40) and picture.mode == "RGB"
     assert (np.ptp(pixels, axis=2) <= 1).all() and pixels[0, -1, 0] > pixels[0, 0, 0] + 100
 
 
@@ -57,11 +57,11 @@ def test_a_shared_limit_keeps_a_weak_map_weak() -> None:
 
 
 def test_a_failed_write_leaves_the_old_file(small_net, image: Tensor, tmp_path: Path, monkeypatch) -> None:
-    found = explain(small_net(), image, "contribution")
+    explanation = explain(small_net(), image, "contribution")
     (tmp_path / "cat.png").write_bytes(b"old")
     monkeypatch.setattr(Image.Image, "save", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        found.save(tmp_path, "cat")
+        explanation.save(tmp_path, "cat")
     assert (tmp_path / "cat.png").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -86,8 +86,8 @@ def test_the_picture_is_what_the_network_saw(small_net) -> None:
 
 @pytest.mark.parametrize("target", [np.int64(2), torch.tensor(2)])
 def test_targets_are_integers_of_any_kind(target: object, small_net, image: Tensor) -> None:
-    found = explain(small_net(), image, target=target)
-    assert found.target == 2 and type(found.target) is int
+    explanation = explain(small_net(), image, target=target)
+    assert explanation.target == 2 and type(explanation.target) is int
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -132,14 +132,14 @@ def test_the_default_target_is_the_top_class(small_net, image: Tensor) -> None:
     net = small_net()
     with torch.no_grad():
         net.head.fc.bias[4] += 50
-    found = explain(net, image)
-    assert found.target == 4 and found.method == "contribution" and found.probability > 0.999
+    explanation = explain(net, image)
+    assert explanation.target == 4 and explanation.method == "contribution" and explanation.probability > 0.999
 
 
 def test_half_precision_models_are_explained_in_float32(small_net, image: Tensor) -> None:
     expected = explain(small_net(), image, "contribution", 1).map
-    found = explain(small_net().bfloat16(), image, "contribution", 1).map
-    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99
+    map = explain(small_net().bfloat16(), image, "contribution", 1).map
+    assert np.corrcoef(map.ravel(), expected.ravel())[0, 1] > 0.99
 
 
 @pytest.mark.parametrize(
@@ -183,8 +183,8 @@ def test_scores_that_are_no_single_linear_layer_of_a_pool(name: str) -> None:
     view = ModelView.of(timm.create_model(name, num_classes=4))
     x = torch.randn(1, 3, *view.preprocessing.input_size)
     for method in ("gradient", "rise", "maximal_image"):
-        found = explain(view, x, method, target=1, **CHEAP.get(method, {}))
-        assert np.isfinite(found.map).all() and np.ptp(found.map) > 0
+        map = explain(view, x, method, target=1, **CHEAP.get(method, {}))
+        assert np.isfinite(map.map).all() and np.ptp(map.map) > 0
     for method in ("contribution", "eigen", "channel_pairs"):
         with pytest.raises(NotApplicableError):
             explain(view, x, method, target=1)

@@ -19,19 +19,19 @@ def test_grad_cam_equals_its_definition(name: str, small_net, image: Tensor) -> 
     maps = net.forward_features(image).detach().requires_grad_(True)
     (grad,) = torch.autograd.grad(net.head(maps)[0, 2], maps)
     expected = torch.relu((grad.mean(dim=(2, 3), keepdim=True) * maps).sum(dim=1))[0].detach().numpy()
-    found = explain(net, image, "grad_cam", target=2, grad="training")
-    assert found.layer == "stage2" and not found.signed and expected.max() > 0
-    np.testing.assert_allclose(found.map, expected, rtol=1e-3, atol=1e-4 * expected.max())
+    explanation = explain(net, image, "grad_cam", target=2, grad="training")
+    assert explanation.layer == "stage2" and not explanation.signed and expected.max() > 0
+    np.testing.assert_allclose(explanation.map, expected, rtol=1e-3, atol=1e-4 * expected.max())
 
 
 @heads()
 def test_gradient_equals_autograd(name: str, small_net, image: Tensor) -> None:
     net, x = small_net(name), image.clone().requires_grad_(True)
     (grad,) = torch.autograd.grad(net(x)[0, 1], x)
-    found = explain(net, image, "gradient", target=1, grad="training")
+    explanation = explain(net, image, "gradient", target=1, grad="training")
     expected = grad.abs().amax(dim=1)[0].numpy()
-    assert found.map.shape == (32, 32)
-    np.testing.assert_allclose(found.map, expected, rtol=1e-3, atol=1e-4 * expected.max())
+    assert explanation.map.shape == (32, 32)
+    np.testing.assert_allclose(explanation.map, expected, rtol=1e-3, atol=1e-4 * expected.max())
 
 
 def test_stages_are_those_a_probe_survives(small_net, image: Tensor) -> None:
@@ -49,8 +49,8 @@ def test_degenerate_grad_cam_is_not_shown(small_net, image: Tensor) -> None:
     net = small_net("svdpade", reduce_channels=None)
     with pytest.raises(NotApplicableError, match=r"stage2.*rounding errors"):
         explain(net, image, "grad_cam", target=0, layer="stage2")
-    found = explain(net, image, "grad_cam", target=0)
-    assert found.layer == "stage2.0"
+    explanation = explain(net, image, "grad_cam", target=0)
+    assert explanation.layer == "stage2.0"
     uncentred = small_net(create_pool("svdpade", 12, reduce_channels=None, centered=False))
     assert explain(uncentred, image, "grad_cam", target=0).layer == "stage2"
 
@@ -71,9 +71,9 @@ def test_linear_approximation_is_activation_times_gradient(name: str, small_net,
         scores = net.head(net.stage2(maps * 1.0) if layer == "stage1" else maps)
         (grad,) = torch.autograd.grad(scores[0, 2], maps)
         expected = (maps * grad).sum(dim=1)[0].detach().numpy()
-        found = explain(net, image, "linear_approx", target=2, grad="training", layer=layer)
-        assert found.signed and found.layer == layer and np.abs(expected).max() > 0
-        np.testing.assert_allclose(found.map, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+        explanation = explain(net, image, "linear_approx", target=2, grad="training", layer=layer)
+        assert explanation.signed and explanation.layer == layer and np.abs(expected).max() > 0
+        np.testing.assert_allclose(explanation.map, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
     assert explain(net, image, "linear_approx").layer == "stage2"
     with pytest.raises(UnknownNameError, match="unknown layer 'stage3'"):
         explain(net, image, "linear_approx", layer="stage3")

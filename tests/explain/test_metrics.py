@@ -76,9 +76,9 @@ def test_areas_by_hand(corner: ModelView) -> None:
     p = [corner.logits(at).double().softmax(-1)[0, 1].item() for at in (x, half, smooth, rest)]
     upper = np.zeros((2, 2))
     upper[0] = 1
-    found = deletion_insertion(corner, x, upper, 1, steps=2, orders=1)
-    assert found.deletion == pytest.approx((p[0] + 2 * p[1] + p[2]) / 4, rel=1e-6)
-    assert found.insertion == pytest.approx((p[2] + 2 * p[3] + p[0]) / 4, rel=1e-6)
+    areas = deletion_insertion(corner, x, upper, 1, steps=2, orders=1)
+    assert areas.deletion == pytest.approx((p[0] + 2 * p[1] + p[2]) / 4, rel=1e-6)
+    assert areas.insertion == pytest.approx((p[2] + 2 * p[3] + p[0]) / 4, rel=1e-6)
 
 
 def test_random_orders_have_a_seed_and_leave_random_states_alone(corner: ModelView) -> None:
@@ -99,8 +99,8 @@ def test_fine_maps_are_averaged(corner: ModelView) -> None:
     fine = coarse.repeat_interleave(2, 0).repeat_interleave(2, 1) + torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(
         14, 14
     )
-    found, expected = (deletion_insertion(corner, checkerboard(), map, 1, **SMALL) for map in (fine, coarse))
-    assert found == pytest.approx(expected, rel=1e-6)
+    areas, expected = (deletion_insertion(corner, checkerboard(), map, 1, **SMALL) for map in (fine, coarse))
+    assert areas == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_blur_keeps_the_mean_and_smooths() -> None:
@@ -127,7 +127,7 @@ def test_entropy(map: np.ndarray, expected: float | None) -> None:
 @heads(WITH_COVARIANCE)
 def test_conditioning_before_and_after(name: str, small_net, image: Tensor) -> None:
     view = ModelView.of(small_net(name).double())
-    found = conditioning(view, image.double())
+    numbers = conditioning(view, image.double())
     pool = view.pool
     with torch.no_grad():
         X = view.features(image.double())[0]
@@ -142,26 +142,28 @@ def test_conditioning_before_and_after(name: str, small_net, image: Tensor) -> N
             magnitudes = torch.linalg.svdvals(Q)[0]
             magnitudes = magnitudes[magnitudes > 1e-12 * magnitudes[0]]
             expected = (magnitudes[0] / magnitudes[-1]).item()
-            assert found["normalized_condition_number"] == pytest.approx(expected, rel=1e-6)
+            assert numbers["normalized_condition_number"] == pytest.approx(expected, rel=1e-6)
         else:
-            assert found["normalized_condition_number"] is None
-    assert found["condition_number"] == pytest.approx((values[-1] / values[0]).item(), rel=1e-6)
-    assert found["effective_rank"] == pytest.approx((-shares * shares.log()).sum().exp().item(), rel=1e-6)
+            assert numbers["normalized_condition_number"] is None
+    assert numbers["condition_number"] == pytest.approx((values[-1] / values[0]).item(), rel=1e-6)
+    assert numbers["effective_rank"] == pytest.approx((-shares * shares.log()).sum().exp().item(), rel=1e-6)
 
 
 def test_a_root_halves_the_exponent_of_the_condition_number(small_net, image: Tensor) -> None:
-    found = conditioning(ModelView.of(small_net("exact").double()), image.double())
-    assert found["normalized_condition_number"] == pytest.approx(math.sqrt(found["condition_number"]), rel=1e-6)
+    numbers = conditioning(ModelView.of(small_net("exact").double()), image.double())
+    assert numbers["normalized_condition_number"] == pytest.approx(math.sqrt(numbers["condition_number"]), rel=1e-6)
 
 
 @pytest.mark.parametrize("method", ["contribution", "eigen", "channel_pairs", "energy"])
 def test_all_numbers_of_an_explanation(method: str, small_net, image: Tensor) -> None:
     view = ModelView.of(small_net())
-    found = explain(view, image, method, 2)
-    numbers = metrics(view, image, found, **SMALL)
+    explanation = explain(view, image, method, 2)
+    numbers = metrics(view, image, explanation, **SMALL)
     assert list(numbers) == [*DeletionInsertion._fields, "completeness_gap", *CONDITIONING, "entropy"]
-    assert numbers["completeness_gap"] == found.completeness_gap and numbers["entropy"] == entropy(found.map)
-    assert (numbers["deletion"] is None) == (found.space == "matrix")
+    assert numbers["completeness_gap"] == explanation.completeness_gap and numbers["entropy"] == entropy(
+        explanation.map
+    )
+    assert (numbers["deletion"] is None) == (explanation.space == "matrix")
     assert numbers["condition_number"] == conditioning(view, image)["condition_number"]
     assert all(value is None or isinstance(value, float) for value in numbers.values())
 

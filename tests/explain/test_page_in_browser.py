@@ -29,7 +29,7 @@ def page(tmp_path_factory):
         for name in names
     ]
     models = [NamedModel(name, ModelView.of(model)) for name, model in zip(names, models, strict=True)]
-    job = Job(models, {"contribution": {}, "eigen": {}, "grad_cam": {}}, target=1, deletion_steps=0)
+    job = Job(models, {"contribution": {}, "eigen": {}}, target=1, deletion_steps=0)
     return write_page(explain_pictures(job, [folder / "astro.png"], folder), folder)
 
 
@@ -42,7 +42,7 @@ def test_page(page, width, tmp_path):
     seen = json.loads(done.stdout)
     assert seen["console"] == []
     assert seen["requests"] == []
-    assert len(seen["pictures"]) == 9  # two models by three methods but one n/a, three montages, one panel
+    assert len(seen["pictures"]) == 6  # two models by two methods but one n/a, two montages, one panel
     assert all(natural > 0 and 0 < shown <= width for natural, shown in seen["pictures"])
     assert seen["page"] <= seen["window"]
     assert seen["words"] > 200
@@ -51,6 +51,6 @@ def test_page(page, width, tmp_path):
 def test_page_needs_no_other_file(page):
     text = page.read_text()
     assert "://" not in text
-    assert text.count("data:image/png") == 9
+    assert text.count("data:image/png") == 6
     assert "n/a" in text
     assert 'name="viewport"' in text

@@ -56,13 +56,13 @@ def test_layers_from_the_classifier_down(small_net, image: Tensor) -> None:
         if isinstance(module, nn.BatchNorm2d):  # gains that are all one would stay
             nn.init.uniform_(module.weight, 0.5, 1.5), nn.init.normal_(module.bias)
     view = ModelView.of(net)
-    found = list(randomized_views(view, image, steps=100))
-    layers = found[-1][0]
+    cascade = list(randomized_views(view, image, steps=100))
+    layers = cascade[-1][0]
     assert layers[:2] == ("head.fc", "head.global_pool") and layers[-1].startswith("stem")
     assert [name for name in layers if name.startswith("stage")] == ["stage2.1", "stage2.0", "stage1.1", "stage1.0"]
     names = [name for name, _ in view.model.named_parameters()]
     layer_of = {name: max((at for at in layers if name.startswith(f"{at}.")), key=len) for name in names}
-    for (random_layers, random_view), previous in zip(found, [view, *(other for _, other in found)], strict=False):
+    for (random_layers, random_view), previous in zip(cascade, [view, *(other for _, other in cascade)], strict=False):
         assert random_layers == layers[: len(random_layers)]
         now = changed(view.model, random_view.model)
         assert now == {name for name in names if layer_of[name] in random_layers}
@@ -74,10 +74,10 @@ def test_layers_from_the_classifier_down(small_net, image: Tensor) -> None:
 def test_steps(steps: int, small_net, image: Tensor) -> None:
     view = ModelView.of(small_net())
     whole = list(randomized_views(view, image, steps=100))[-1][0]
-    found = [layers for layers, _ in randomized_views(view, image, steps=steps)]
-    assert len(found) == steps and found[-1] == whole
-    assert steps == 1 or found[0] == ("head.fc",)
-    sizes = np.diff([len(layers) for layers in found])
+    cascade = [layers for layers, _ in randomized_views(view, image, steps=steps)]
+    assert len(cascade) == steps and cascade[-1] == whole
+    assert steps == 1 or cascade[0] == ("head.fc",)
+    sizes = np.diff([len(layers) for layers in cascade])
     assert (sizes > 0).all() and np.ptp(sizes if steps > 1 else [0]) <= 1
 
 
@@ -128,10 +128,8 @@ def test_similarities_are_those_of_the_maps(small_net, image: Tensor) -> None:
 def test_the_target_is_that_of_the_original(small_net, image: Tensor) -> None:
     view = ModelView.of(small_net())
     top = int(view.logits(image).argmax())
-    found, expected = (
-        cascading_randomization(view, image, ["contribution"], target, steps=2) for target in (None, top)
-    )
-    assert found == expected
+    rows, expected = (cascading_randomization(view, image, ["contribution"], target, steps=2) for target in (None, top))
+    assert rows == expected
 
 
 def test_a_method_keeps_its_layer(image: Tensor) -> None:

@@ -78,7 +78,18 @@ def test_no_picture_overwrites_another(names: str) -> None:
 
 def test_a_grey_model(tool, picture: Path, tmp_path: Path) -> None:
     tool.main(
-        ["--model", "resnet18_svdpade", *NARROW, "in_chans=1", "--image", str(picture), "--out", str(tmp_path / "o")]
+        [
+            "--model",
+            "resnet18_svdpade",
+            *NARROW,
+            "in_chans=1",
+            "--deletion-steps",
+            "0",
+            "--image",
+            str(picture),
+            "--out",
+            str(tmp_path / "o"),
+        ]
     )
     assert np.load(tmp_path / "o" / "noise_contribution.npz")["map"].shape == (7, 7)
 

@@ -78,10 +78,10 @@ def test_two_layers_by_hand(method: str, kind: str) -> None:
     signal = (net.fc.weight[2].view(1, 4, 1, 1) / 64).clamp(min=0) * (second > 0 if guided else torch.ones_like(second))
     signal = F.conv_transpose2d(signal, net.conv2.weight, padding=1).clamp(min=0) * (first > 0 if guided else 1)
     signal = F.conv_transpose2d(signal, net.conv1.weight, padding=1)
-    found = explain(net, x, method, target=2)
+    explanation = explain(net, x, method, target=2)
     expected = signal.abs().amax(dim=1)[0].detach().numpy()
-    assert found.map.shape == (8, 8) and not found.signed and found.layer is None
-    np.testing.assert_allclose(found.map, expected, rtol=1e-4, atol=1e-5 * expected.max())
+    assert explanation.map.shape == (8, 8) and not explanation.signed and explanation.layer is None
+    np.testing.assert_allclose(explanation.map, expected, rtol=1e-4, atol=1e-5 * expected.max())
 
 
 @heads([name for name in list_pools() if name != "temporal"], fast=["svdpade", "isqrt", "gap"])  # it calls relu itself
@@ -101,10 +101,10 @@ def test_the_gradient_of_the_head_is_its_own(method: str, name: str, small_net, 
     x = image.clone().requires_grad_(True)
     (signal,) = torch.autograd.grad(reference(x)[0, 2], x)
     expected = signal.abs().amax(dim=1)[0].numpy()
-    found = explain(net, image, method, target=2, grad="training").map
+    map = explain(net, image, method, target=2, grad="training").map
     assert expected.max() > 0
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.max())
-    assert np.abs(found - explain(net, image, "gradient", target=2, grad="training").map).max() > 0.01 * found.max()
+    np.testing.assert_allclose(map, expected, rtol=1e-3, atol=1e-4 * expected.max())
+    assert np.abs(map - explain(net, image, "gradient", target=2, grad="training").map).max() > 0.01 * map.max()
 
 
 class ReadsItsInputAgain(nn.Module):
@@ -123,11 +123,11 @@ def test_values_stay_those_of_the_network() -> None:
     x = torch.randn(2, 4, 6, 6, requires_grad=True)
     for kind, act in ACTIVATIONS.items():
         with Rectifiers(F.relu) as rectifiers:
-            found = act(9 * x)
-        assert torch.equal(found, act(9 * x)) and rectifiers.on_maps == 1, kind
+            values = act(9 * x)
+        assert torch.equal(values, act(9 * x)) and rectifiers.on_maps == 1, kind
     with Rectifiers(F.relu):
-        found = ReadsItsInputAgain()(x)
-    assert torch.equal(found, ReadsItsInputAgain()(x))
+        values = ReadsItsInputAgain()(x)
+    assert torch.equal(values, ReadsItsInputAgain()(x))
 
 
 @pytest.mark.fast_for("resnet18")
@@ -184,11 +184,11 @@ def two_patches() -> Tensor:
 @pytest.mark.parametrize("method", ["rise", "extremal_perturbation"])
 def test_what_lies_on_the_left_stays_on_the_left(method: str) -> None:
     options = {"rise": {"masks": 200}, "extremal_perturbation": {"iterations": 100}}[method]
-    found = explain(PixelNet(), two_patches(), method, target=1, **options).map
-    left, right = found[10:20, 2:12].mean(), found[10:20, 20:30].mean()
-    assert found.shape == (32, 32) and left > found.mean() and left - right > 0.3 * np.ptp(found)
+    map = explain(PixelNet(), two_patches(), method, target=1, **options).map
+    left, right = map[10:20, 2:12].mean(), map[10:20, 20:30].mean()
+    assert map.shape == (32, 32) and left > map.mean() and left - right > 0.3 * np.ptp(map)
     if method == "extremal_perturbation":
-        assert found.min() >= 0 and left > 0.9 and right < 0.7
+        assert map.min() >= 0 and left > 0.9 and right < 0.7
 
 
 def test_extremal_perturbations_cover_the_area() -> None:
@@ -212,8 +212,8 @@ def test_rise_is_the_mean_probability_over_masks() -> None:
     assert [len(batch) for batch in seen[-3:]] == [8, 8, 4] and 0.3 < masks.mean() < 0.7
     probabilities = net(masks.expand(-1, 3, -1, -1)).softmax(dim=1)[:, 2].view(-1, 1, 1, 1)
     expected = ((probabilities * masks).sum(dim=0) / masks.sum(dim=0))[0]
-    found = explain(view, torch.ones(1, 3, 32, 32), "rise", target=2, masks=20, batch_size=8).map
-    np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-4)
+    map = explain(view, torch.ones(1, 3, 32, 32), "rise", target=2, masks=20, batch_size=8).map
+    np.testing.assert_allclose(map, expected.detach().numpy(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["rise", "extremal_perturbation"])
@@ -238,8 +238,8 @@ def test_batches_do_not_change_the_map() -> None:
 @pytest.mark.parametrize("size", [(65, 50), (33, 96), (40, 9)])
 @pytest.mark.parametrize("method", ["rise", "extremal_perturbation"])
 def test_inputs_of_any_size(method: str, size: tuple[int, int]) -> None:
-    found = explain(TwoLayers(F.relu), torch.randn(1, 3, *size), method, target=0, **CHEAP[method])
-    assert found.map.shape == size and np.isfinite(found.map).all()
+    map = explain(TwoLayers(F.relu), torch.randn(1, 3, *size), method, target=0, **CHEAP[method])
+    assert map.map.shape == size and np.isfinite(map.map).all()
 
 
 def test_rise_of_one_class_is_certain() -> None:
