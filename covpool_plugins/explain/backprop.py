@@ -12,8 +12,7 @@ from torch import Tensor
 
 from ..errors import NotApplicableError, require_extra
 from .methods import EXPLANATIONS, Attribution
-from .model_view import ModelView, token_grid
-from .stages import to_nchw
+from .model_view import ModelView
 
 DEGENERATE = 1e-4
 
@@ -153,7 +152,7 @@ def saliency(
 
         def on_maps(probed: Tensor) -> Tensor:
             assert probed.grad is not None
-            maps, grad = (as_maps(view, tensor, x) for tensor in (probed.detach(), probed.grad))
+            maps, grad = (view.as_maps(tensor, x) for tensor in (probed.detach(), probed.grad))
             if inspect is not None:
                 inspect(maps, grad)
             maps.grad = grad
@@ -163,19 +162,6 @@ def saliency(
     with torch.enable_grad():
         values = getattr(torchray, method)(view.model, view.to_model(x).clone(), target, **options)
     return values[0, 0].detach()
-
-
-def as_maps(view: ModelView, output: Tensor, x: Tensor) -> Tensor:
-    """Maps (1, C, H, W) of what a stage gives for an input x (1, 3, height, width).
-
-    Raises:
-        NotApplicableError: for a model without a pool that we know, or tokens that are no grid.
-    """
-    pool = view.known_pool()
-    maps = to_nchw(output, pool.input_fmt, pool.num_prefix_tokens)
-    if pool.input_fmt == "NLC":
-        maps = maps.reshape(*maps.shape[:2], *token_grid(maps.shape[2], *x.shape[-2:]))
-    return maps
 
 
 EXPLANATIONS.add("gradient", gradient)

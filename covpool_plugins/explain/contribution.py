@@ -71,12 +71,15 @@ class LinearHead:
             NotApplicableError: for a model without a pool that we know, or with more than a linear layer behind it.
         """
         X, grid, logits = view.features(x)
-        passed, weight, pool = view.forward_pass(x), view.class_weight(target), view.float64_pool
+        passed, classifier, pool = view.forward_pass(x), view.known_classifier(), view.float64_pool
+        weight = classifier.weight[target].double()
         if not _is_linear(passed, pool.out_features, weight.numel()):
             raise NotApplicableError(MORE_THAN_LINEAR)
         if grid == (1, 1):
             raise NotApplicableError(ONE_POSITION)
-        score, token = logits[0, target].item() - view.class_bias(target), None
+        score, token = logits[0, target].item(), None
+        if classifier.bias is not None:
+            score -= classifier.bias[target].item()
         if passed.token is not None:
             token = (passed.token[0].double() @ weight[pool.out_features :]).item()
             score -= token

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NotApplicableError
-from .backprop import as_maps, disposable, last_layer
+from .backprop import disposable, last_layer
 from .excitation_rules import ExcitationRules
 from .methods import EXPLANATIONS, Attribution
 from .model_view import ModelView
@@ -109,7 +109,7 @@ def _excitation(
     if contrast is not None:
         ratio = ratio - _ratio(contrast(scores), head_features)
     (ratios,) = torch.autograd.grad(features, activations[-1], ratio)
-    return as_maps(view, activations[-1].detach() * ratios, x).sum(dim=1)[0]
+    return view.as_maps(activations[-1].detach() * ratios, x).sum(dim=1)[0]
 
 
 def _ratio(score: Tensor, features: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def _default_layer(view: ModelView, x: Tensor, method: str) -> str:
         def hook(_: Any, args: Any, output: Tensor) -> None:
             positions.pop(name, None)
             if name == last or not (output < 0).any():
-                positions[name] = as_maps(view, output, x).shape[2:].numel()
+                positions[name] = view.as_maps(output, x).shape[2:].numel()
 
         return hook
 

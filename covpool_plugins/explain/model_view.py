@@ -118,11 +118,6 @@ class ModelView:
             pool = AveragePool(maps.shape[1 if input_fmt == "NCHW" else -1], input_fmt=input_fmt)
         return cls(private, pool, site, classifier, preprocessing, stages, classes)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return next(self.model.parameters()).dtype
-
     def known_classifier(self) -> nn.Linear:
         """The linear layer of the class scores.
 
@@ -210,25 +205,25 @@ class ModelView:
         """
         pool, forward_pass = self.known_pool(), self.forward_pass(x)
         assert forward_pass.input is not None
-        X = pool.features(forward_pass.input)
-        height, width = pool.to_maps(forward_pass.input).shape[2:]
-        if pool.input_fmt == "NLC":
-            height, width = token_grid(X.shape[-1], *x.shape[-2:])
-        return X, (height, width), forward_pass.logits
+        height, width = self.as_maps(forward_pass.input, x).shape[2:]
+        return pool.features(forward_pass.input), (height, width), forward_pass.logits
+
+    def as_maps(self, output: Tensor, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) of what a stage gives for an input x (B, 3, height, width).
+
+        Raises:
+            NotApplicableError: for a model without a pool that we know, or tokens that are no grid.
+        """
+        pool = self.known_pool()
+        if pool.input_fmt != "NLC":
+            return output.permute(0, 3, 1, 2) if pool.input_fmt == "NHWC" else output
+        tokens = output[:, pool.num_prefix_tokens :].mT
+        return tokens.unflatten(-1, token_grid(tokens.shape[-1], *x.shape[-2:]))
 
     @cached_property
     def float64_pool(self) -> Pool:
         """The pool in float64."""
         return copy.deepcopy(self.known_pool()).double()
-
-    def class_weight(self, target: int) -> Tensor:
-        """The classifier's weights (D,) of a class, in float64."""
-        return self.known_classifier().weight[target].detach().double()
-
-    def class_bias(self, target: int) -> float:
-        """The classifier's bias of a class."""
-        bias = self.known_classifier().bias
-        return 0.0 if bias is None else bias[target].item()
 
     @contextmanager
     def against(self, other: int | None) -> Iterator[None]:

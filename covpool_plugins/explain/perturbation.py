@@ -55,7 +55,7 @@ def rise(
     devices = [x.device] if x.is_cuda else []
     with torch.random.fork_rng(devices), _progress("rise", masks + 1) as bar:
         maps = torchray.rise(
-            WithCoverage(OneOutput(view, score, bar, batch_size)),
+            WithCoverage(OneOutput(view.model, score, bar, batch_size)),
             x,
             seed=seed,
             num_masks=masks,
@@ -93,7 +93,7 @@ def extremal_perturbation(
         torch.enable_grad(),
         _progress("extremal_perturbation", iterations * len(areas)) as bar,
     ):
-        model = OneOutput(view, score, bar, batch_size=len(areas))
+        model = OneOutput(view.model, score, bar, batch_size=len(areas))
         masks, _ = torchray.extremal_perturbation(
             model, x, 0, areas=list(areas), max_iter=iterations, step=step, sigma=SIGMA_STEPS * step, jitter=False
         )
@@ -127,23 +127,22 @@ class OneOutput(nn.Module):
     """The model with one output instead of a score per class, in float32.
 
     Args:
-        view: the model.
+        model: the classifier.
         output: scores (B, num_classes) to outputs (B,).
         bar: counts the inputs.
         batch_size: inputs in one forward pass.
     """
 
-    def __init__(self, view: ModelView, output: Callable[[Tensor], Tensor], bar: tqdm, batch_size: int) -> None:
+    def __init__(self, model: nn.Module, output: Callable[[Tensor], Tensor], bar: tqdm, batch_size: int) -> None:
         super().__init__()
-        self.model, self.dtype, self.output = view.model, view.dtype, output
-        self.bar, self.batch_size = bar, batch_size
+        self.model, self.output, self.bar, self.batch_size = model, output, bar, batch_size
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self._outputs(part) for part in x.to(self.dtype).split(self.batch_size)])
+        return torch.cat([self._outputs(part) for part in x.split(self.batch_size)])
 
     def _outputs(self, x: Tensor) -> Tensor:
         self.bar.update(len(x))
-        return self.output(self.model(x)).float().unsqueeze(1)
+        return self.output(self.model(x.to(next(self.model.parameters())))).float().unsqueeze(1)
 
 
 def _progress(name: str, inputs: int) -> tqdm:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -200,8 +200,7 @@ def randomized_views(
         modules = dict(view.model.named_modules())
         names = [name for layer in list(layers)[done:bound] for name in layers[layer]]
         _replace_parameters(view.model, [modules[name] for name in names], generator)
-        # A new view, because the old one remembers what it has computed.
-        view, done = replace(view), int(bound)
+        done = int(bound)
         yield tuple(list(layers)[:done]), view
 
 
@@ -224,22 +223,11 @@ def _layer_of(name: str, layers: Sequence[str | None]) -> str:
 
 def _in_order_of_use(view: ModelView, x: Tensor, names: Sequence[str]) -> list[str]:
     """The modules in the order in which they begin for the last time; those that are not called come first."""
-    order = dict.fromkeys(names)
-    modules = dict(view.model.named_modules())
-
-    def remember(name: str) -> Any:
-        def hook(module: nn.Module, args: Any) -> None:
-            order.pop(name)
-            order[name] = None
-
-        return hook
-
-    handles = [modules[name].register_forward_pre_hook(remember(name)) for name in names]
-    try:
-        view.logits(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    own, order = disposable(view), dict.fromkeys(names)
+    modules = dict(own.model.named_modules())
+    for name in names:
+        modules[name].register_forward_pre_hook(lambda *_, name=name: order.update({name: order.pop(name)}))
+    own.logits(x)
     return list(order)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .backprop import disposable
 from .methods import EXPLANATIONS, Attribution
 from .model_view import ModelView
 
@@ -78,22 +79,19 @@ def inverse_image(
     Source: Mahendran & Vedaldi, IJCV 2016; Lin & Maji, CVPR 2016.
     """
     view.known_pool()
-    original = view.forward_pass(x).pooled
-    assert original is not None and view.pool_site is not None
+    original, own = view.forward_pass(x).pooled, disposable(view)
+    assert original is not None and own.pool_site is not None
     pooled: list[Tensor] = []
-    handle = view.pool_site.register_forward_hook(lambda module, args, output: pooled.append(output.flatten(1)))
+    own.pool_site.register_forward_hook(lambda module, args, output: pooled.append(output.flatten(1)))
 
     def loss(picture: Tensor) -> Tensor:
         pooled.clear()
-        view.model(picture)
+        own.model(picture)
         return (pooled[-1] - original).square().sum() / original.square().sum().clamp_min(1e-12)
 
-    try:
-        pixels = _descend(view, x, loss, iterations, seed, smoothness, jitter)
-        with torch.no_grad():
-            distance = loss(_as_input(view, pixels)).sqrt()
-    finally:
-        handle.remove()
+    pixels = _descend(view, x, loss, iterations, seed, smoothness, jitter)
+    with torch.no_grad():
+        distance = loss(_as_input(view, pixels)).sqrt()
     return _attribution(pixels, distance=distance)
 
 
