@@ -28,7 +28,9 @@ def of_mmpretrain(head: str, folder: Path) -> nn.Module:
     neck = "type='covpool_plugins.CovariancePooling', in_channels=64, " + ", ".join(
         f"{key}={value!r}" for key, value in {"method": head, **width(head)}.items()
     )
-    return load_mmpretrain_model(mmpretrain_config(folder, neck=neck, head="SecondOrderClsHead", width=None, side=64))
+    return load_mmpretrain_model(
+        mmpretrain_config(folder, neck=neck, head="SecondOrderClsHead", width=None, scale=64, side=64)
+    )
 
 
 def width(head: str) -> dict[str, int]:

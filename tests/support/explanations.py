@@ -63,7 +63,7 @@ model = dict(
 data_preprocessor = dict(num_classes=3, mean=[124, 116, 104], std=[58, 57, 56], to_rgb={to_rgb})
 test_dataloader = dict(dataset=dict(type='CustomDataset', pipeline=[
     dict(type='LoadImageFromFile'),
-    dict(type='ResizeEdge', scale=48, edge='short'),
+    dict(type='ResizeEdge', scale={scale}, edge='short'),
     dict(type='CenterCrop', crop_size={side}),
     dict(type='PackInputs')]))
 """
@@ -83,7 +83,7 @@ def mmpretrain_config(folder: Path, **parts: Any) -> Path:
     """A config file of a small classifier; ``parts`` are fields of the text above."""
     defaults = {"backbone": CIFAR, "neck": covariance_neck(), "head": "LinearClsHead", "width": 36}
     path = folder / "config.py"
-    path.write_text(MMPRETRAIN.format(**defaults | {"to_rgb": True, "side": 32} | parts))
+    path.write_text(MMPRETRAIN.format(**defaults | {"to_rgb": True, "scale": 48, "side": 32} | parts))
     return path
 
 
