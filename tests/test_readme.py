@@ -17,7 +17,7 @@ from support.documents import (
 )
 
 from covpool_plugins import whitening
-from covpool_plugins.explain import list_methods
+from covpool_plugins.explain import list_explanations
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = fenced_blocks(README)
@@ -35,7 +35,7 @@ def test_every_whitening_method_has_its_row():
 
 
 def test_every_explanation_has_its_row():
-    assert sorted(_names("Explanations")) == sorted(list_methods())
+    assert sorted(_names("Explanations")) == sorted(list_explanations())
 
 
 def test_the_extras_exist():

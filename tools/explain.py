@@ -1,4 +1,4 @@
-"""Explain class scores of classifiers: overlays and numbers for pictures of your own, heads side by side."""
+"""Explain class scores of classifiers: overlays and numbers for your pictures, heads side by side."""
 
 from __future__ import annotations
 
@@ -6,31 +6,36 @@ import argparse
 import ast
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from covpool_plugins.command_line import Parser, available_device, run_tool
+from covpool_plugins.command_line import Parser, available_device, markdown_table, positive_integer, run_tool
 from covpool_plugins.errors import OptionError, UnknownNameError, one_line
 from covpool_plugins.explain import (
     GRADIENTS,
-    METHODS,
     ModelView,
-    list_methods,
+    explanation_options,
+    list_explanations,
     load_mmpretrain_model,
     load_timm_model,
-    method_options,
     read_picture,
 )
-from covpool_plugins.explain.batch import Job, Page, Row, Subject, explain_pictures, find_pictures, write_numbers
+from covpool_plugins.explain.batch import (
+    Job,
+    MapRow,
+    NamedModel,
+    Section,
+    explain_pictures,
+    find_pictures,
+    write_numbers,
+)
 from covpool_plugins.explain.explanation import check_target
-from covpool_plugins.explain.methods import check_options
-from covpool_plugins.explain.options import LARGEST_SEED
-from covpool_plugins.explain.report import write_report
-from covpool_plugins.explain.studies import Table, pointing_table, print_table, sanity_table
+from covpool_plugins.explain.methods import LARGEST_SEED, with_options
+from covpool_plugins.explain.page import write_page
+from covpool_plugins.explain.report_tables import ReportTable, pointing_table, sanity_table
 from covpool_plugins.files import check_folder
 
 EXAMPLE = (
@@ -46,16 +51,16 @@ def main(argv: list[str] | None = None) -> None:
     check_folder(arguments.out)
     pictures = find_pictures(arguments.image)
     for path in pictures:
-        read_picture(path)  # whatever cannot be read is said before the models are loaded
-    subjects = _subjects(arguments)
+        read_picture(path)  # a picture that cannot be read is reported before the models are loaded
+    models = _models(arguments)
     if arguments.list_layers:
-        print("\n".join(_layers(subject) for subject in subjects))
+        print("\n".join(_layers(model) for model in models))
         return
-    for subject in subjects:
-        _check_classes(arguments, subject)
-        _check_layer(arguments, subject)
+    for model in models:
+        _check_classes(arguments, model)
+        _check_layer(arguments, model)
     job = Job(
-        subjects,
+        models,
         methods,
         arguments.target,
         arguments.versus,
@@ -66,42 +71,41 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.pointing:
         _point(job, arguments)
         return
-    pages = _explain(job, pictures, arguments.out)
+    sections = _explain(job, pictures, arguments.out)
     tables = [_check_sanity(job, pictures, arguments.out)] if arguments.sanity else []
-    report = write_report(pages, arguments.out, _title(subjects), tables)
-    print(_table(pages))
-    print("".join(f"\n{table.title}\n{print_table(table)}\n" for table in tables), end="")
-    for reason in dict.fromkeys(_reason(job, row) for page in pages for row in page.rows if row.reason):
+    page = write_page(sections, arguments.out, _title(job), tables)
+    print("\n\n".join([_overview(sections), *map(str, tables)]))
+    for reason in dict.fromkeys(_reason(job, row) for section in sections for row in section.rows if row.reason):
         print(f"n/a: {reason}", file=sys.stderr)
-    print(f"wrote {report} and {arguments.out / 'metrics.json'}")
+    print(f"wrote {page} and {arguments.out / 'metrics.json'}")
 
 
-def _explain(job: Job, pictures: list[Path], out: Path) -> list[Page]:
+def _explain(job: Job, pictures: list[Path], out: Path) -> list[Section]:
     """Explain all pictures; if that ends early, there is a page of those that are done."""
-    pages: list[Page] = []
-    total = len(pictures) * len(job.subjects) * len(job.methods)
+    sections: list[Section] = []
+    total = len(pictures) * len(job.models) * len(job.methods)
     try:
         with tqdm(total=total, unit="map", disable=None) as progress:
-            for page in explain_pictures(job, pictures, out, progress.update):
-                pages.append(page)
+            for section in explain_pictures(job, pictures, out, progress.update):
+                sections.append(section)
     except BaseException:
-        if any(row.explanation for page in pages for row in page.rows):
-            write_numbers(pages, out)
-            write_report(pages, out, _title(job.subjects))
+        if any(row.explanation for section in sections for row in section.rows):
+            write_numbers(sections, out)
+            write_page(sections, out, _title(job))
         raise
-    if not any(row.explanation for page in pages for row in page.rows):
-        raise OptionError(_reason(job, pages[0].rows[0]))
-    write_numbers(pages, out)
-    return pages
+    if not any(row.explanation for section in sections for row in section.rows):
+        raise OptionError(_reason(job, sections[0].rows[0]))
+    write_numbers(sections, out)
+    return sections
 
 
-def _reason(job: Job, row: Row) -> str:
+def _reason(job: Job, row: MapRow) -> str:
     """Why there is no map, with the model where there are several."""
-    return f"{row.label}: {row.reason}" if len(job.subjects) > 1 else str(row.reason)
+    return f"{row.label}: {row.reason}" if len(job.models) > 1 else str(row.reason)
 
 
-def _check_sanity(job: Job, pictures: list[Path], out: Path) -> Table:
-    total = len(pictures) * len(job.subjects) * len(job.methods)
+def _check_sanity(job: Job, pictures: list[Path], out: Path) -> ReportTable:
+    total = len(pictures) * len(job.models) * len(job.methods)
     with tqdm(total=total, unit="method", desc="sanity", disable=None) as progress:
         table = sanity_table(job, pictures, progress.update)
     table.write(out / "sanity.json")
@@ -109,43 +113,68 @@ def _check_sanity(job: Job, pictures: list[Path], out: Path) -> Table:
 
 
 def _point(job: Job, arguments: argparse.Namespace) -> None:
-    with tqdm(total=len(job.subjects) * len(job.methods), unit="method", desc="pointing", disable=None) as progress:
+    with tqdm(total=len(job.models) * len(job.methods), unit="method", desc="pointing", disable=None) as progress:
         table = pointing_table(job, arguments.pointing, progress.update)
     written = table.write(arguments.out / "pointing.json")
-    report = write_report([], arguments.out, _title(job.subjects), [table])
-    print(f"{print_table(table)}\nwrote {report} and {written}")
+    page = write_page([], arguments.out, _title(job), [table])
+    print(f"{table}\nwrote {page} and {written}")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__ or "", EXAMPLE)
-    source = parser.add_argument_group("models; several are compared, each with the --checkpoint of the same place")
+    source = parser.add_argument_group("models; several are compared, each with the --checkpoint at the same position")
     source.add_argument("--model", action="append", default=[], help="timm model name, for example resnet50_svdpade")
     source.add_argument("--config", action="append", default=[], type=Path, help="MMPretrain config file")
     source.add_argument("--checkpoint", action="append", default=[], type=Path, help="weights (.safetensors, .pth)")
-    source.add_argument("--num-classes", type=int, help="classes of the timm checkpoints (default: the model's own)")
     source.add_argument(
-        "--model-kwargs", nargs="*", default=[], type=_key_value, metavar="KEY=VALUE", help="as reduce_channels=64"
+        "--num-classes", type=positive_integer, help="classes of the timm checkpoints (default: the model's own)"
+    )
+    source.add_argument(
+        "--model-kwargs",
+        nargs="*",
+        default=[],
+        type=_key_value,
+        metavar="KEY=VALUE",
+        help="for example reduce_channels=64",
     )
     parser.add_argument("--image", nargs="+", default=[], help="pictures, folders of pictures, patterns")
-    known = ", ".join(list_methods())
+    known = ", ".join(list_explanations())
     parser.add_argument("--method", nargs="+", default=["contribution"], metavar="METHOD", help=f"all, or of: {known}")
     parser.add_argument("--target", "--target-class", type=int, help="class to explain (default: the top class)")
-    parser.add_argument("--versus", type=int, metavar="CLASS", help="explain the score of the target less that of this")
+    parser.add_argument(
+        "--versus", type=int, metavar="CLASS", help="explain the score of the target minus that of CLASS"
+    )
     parser.add_argument("--classes", type=_names, default=[], metavar="FILE", help="names of the classes, one a line")
     parser.add_argument("--layer", help="layer for methods that take one (default: see the methods)")
     parser.add_argument("--list-layers", action="store_true", help="print the layers of the models")
     for name, what in BUDGETS.items():
         parser.add_argument(f"--{name}", type=int, help=f"how many {what}")
     parser.add_argument(
-        "--option", nargs="*", default=[], type=_key_value, metavar="KEY=VALUE", help="for every method that has it"
+        "--option",
+        nargs="*",
+        default=[],
+        type=_key_value,
+        metavar="KEY=VALUE",
+        help="an option of the methods that have it",
     )
-    parser.add_argument("--deletion-steps", type=int, default=10, help="of the deletion curves (10); 0 leaves them out")
-    parser.add_argument("--sanity", action="store_true", help="compare with the maps of ever more random weights too")
     parser.add_argument(
-        "--pointing", type=Path, metavar="FOLDER", help="pointing game on pictures with masks or boxes, without --image"
+        "--deletion-steps", type=int, default=10, help="steps of the deletion curves (10); 0 leaves them out"
     )
-    parser.add_argument("--grad", choices=GRADIENTS, default="exact", help="true gradient, or the training gradient")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random (0): same command, same files")
+    parser.add_argument(
+        "--sanity", action="store_true", help="also compare with the maps of more and more random weights"
+    )
+    parser.add_argument(
+        "--pointing",
+        type=Path,
+        metavar="FOLDER",
+        help="pointing game on a folder of pictures with masks or boxes; without --image",
+    )
+    parser.add_argument(
+        "--grad", choices=GRADIENTS, default="exact", help="the exact gradient or the one of training (exact)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of all random numbers (0); the same command writes the same files"
+    )
     parser.add_argument("--device", type=available_device, default="cpu", help="for example cuda (default: cpu)")
     parser.add_argument("--out", type=Path, default=Path("out/explain"), help="folder (default: out/explain)")
     arguments = parser.parse_args(argv)
@@ -175,39 +204,33 @@ def _check(parser: Parser, arguments: argparse.Namespace) -> None:
         parser.error(f"--deletion-steps must be at least 0, got {arguments.deletion_steps}")
     if not 0 <= arguments.seed <= LARGEST_SEED:
         parser.error(f"--seed must be an integer from 0 to {LARGEST_SEED}, got {arguments.seed}")
-    if arguments.num_classes is not None and arguments.num_classes < 1:
-        parser.error(f"--num-classes must be at least 1, got {arguments.num_classes}")
     if arguments.target is not None and arguments.target == arguments.versus:
         parser.error(f"--versus must be another class than --target, got {arguments.versus} for both")
 
 
 def _methods(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """The methods with those of the options that each takes; an option that none takes is an error."""
-    names = list_methods() if "all" in arguments.method else list(dict.fromkeys(arguments.method))
-    for name in names:
-        METHODS[name]
-    given = {"layer": arguments.layer, **{name: getattr(arguments, name) for name in BUDGETS}}
-    given = {name: value for name, value in given.items() if value is not None}
-    for key in dict(arguments.option):
-        if key in given:
-            raise OptionError(f"--option {key} and --{key} are the same; give one of them")
-    options = given | dict(arguments.option)
-    taken = {name: {key: value for key, value in options.items() if key in method_options(name)} for name in names}
+    names = list_explanations() if "all" in arguments.method else list(dict.fromkeys(arguments.method))
+    known = {name: explanation_options(name) for name in names}
+    flags = {name: getattr(arguments, name) for name in ("layer", *BUDGETS) if getattr(arguments, name) is not None}
+    options = dict(arguments.option)
     for key in options:
-        if not any(key in of_method for of_method in taken.values()):
-            flag = f"--{key}" if key in given else f"--option {key}"
-            known = sorted({option for name in names for option in method_options(name)})
-            raise OptionError(f"{flag}: none of the methods {', '.join(names)} takes it; they take: {', '.join(known)}")
-    for name in names:
-        check_options(name, taken[name])
-    return taken
+        if key in flags:
+            raise OptionError(f"--option {key} and --{key} are the same; give one of them")
+    for key in [*flags, *options]:
+        if not any(key in known[name] for name in names):
+            flag = f"--{key}" if key in flags else f"--option {key}"
+            listed = ", ".join(sorted(set().union(*known.values())))
+            raise OptionError(f"{flag}: none of the methods {', '.join(names)} takes it; they take: {listed}")
+    options |= flags
+    return with_options({name: {key: options[key] for key in options if key in known[name]} for name in names})
 
 
-def _subjects(arguments: argparse.Namespace) -> list[Subject]:
+def _models(arguments: argparse.Namespace) -> list[NamedModel]:
     sources = arguments.model or arguments.config
     checkpoints = arguments.checkpoint or [None] * len(sources)
     names = [re.sub(r"[^\w.-]+", "_", source.stem if arguments.config else source) for source in sources]
-    subjects = []
+    models = []
     for position, (source, checkpoint) in enumerate(zip(sources, checkpoints, strict=True)):
         if arguments.config:
             model = load_mmpretrain_model(source, checkpoint)
@@ -217,36 +240,36 @@ def _subjects(arguments: argparse.Namespace) -> list[Subject]:
         if checkpoint is None and ":" not in str(source):
             print(f"{source}: no --checkpoint: the weights are random", file=sys.stderr)
         label = names[position] if names.count(names[position]) == 1 else f"{names[position]}-{position + 1}"
-        subjects.append(Subject(label, ModelView.of(model.to(arguments.device), arguments.grad)))
-    return subjects
+        models.append(NamedModel(label, ModelView.of(model.to(arguments.device), arguments.grad)))
+    return models
 
 
-def _check_classes(arguments: argparse.Namespace, subject: Subject) -> None:
+def _check_classes(arguments: argparse.Namespace, model: NamedModel) -> None:
     for option in ("target", "versus"):
         number = getattr(arguments, option)
         if number is not None:
-            check_target(number, subject.view, option)
-    if arguments.classes and len(arguments.classes) != subject.view.num_classes:
+            check_target(number, model.view, option)
+    if arguments.classes and len(arguments.classes) != model.view.num_classes:
         raise OptionError(
-            f"--classes has {len(arguments.classes)} names, {subject.label} has {subject.view.num_classes} classes"
+            f"--classes has {len(arguments.classes)} names, {model.label} has {model.view.num_classes} classes"
         )
 
 
-def _check_layer(arguments: argparse.Namespace, subject: Subject) -> None:
-    if arguments.layer and subject.view.pool is not None:
+def _check_layer(arguments: argparse.Namespace, model: NamedModel) -> None:
+    if arguments.layer and model.view.pool is not None:
         try:
-            subject.view.stage(arguments.layer)
+            model.view.stage(arguments.layer)
         except UnknownNameError as error:
-            raise OptionError(f"{subject.label}: {error}") from None
+            raise OptionError(f"{model.label}: {error}") from None
 
 
-def _layers(subject: Subject) -> str:
-    names = subject.view.shallow_stages or ["none: no pool is known whose map they would lead to"]
-    return "\n".join([f"{subject.label}:", *(f"  {name}" for name in names)])
+def _layers(model: NamedModel) -> str:
+    names = model.view.shallow_stages or ["none: the model has no pool that is known"]
+    return "\n".join([f"{model.label}:", *(f"  {name}" for name in names)])
 
 
-def _title(subjects: Sequence[Subject]) -> str:
-    return "Explanations of " + ", ".join(subject.label for subject in subjects)
+def _title(job: Job) -> str:
+    return "Explanations of " + ", ".join(model.label for model in job.models)
 
 
 def _key_value(text: str) -> tuple[str, Any]:
@@ -267,18 +290,18 @@ def _names(path: str) -> list[str]:
         raise argparse.ArgumentTypeError(f"{path}: not a text of names ({one_line(error)})") from None
 
 
-def _table(pages: list[Page]) -> str:
+def _overview(sections: list[Section]) -> str:
     head = ("image", "model", "method", "layer", "target", "probability", "completeness gap")
     rows: list[tuple[str, ...]] = []
-    for row in (row for page in pages for row in page.rows):
-        found = row.explanation
-        if found is None:
+    for row in (row for section in sections for row in section.rows):
+        explanation = row.explanation
+        if explanation is None:
             rows.append((row.picture, row.label, row.method, *["n/a"] * 4))
             continue
-        gap = found.completeness_gap
-        said = (found.layer or "-", found.class_name(found.target), f"{found.probability:.4f}")
-        rows.append((row.picture, row.label, row.method, *said, "n/a" if gap is None else f"{gap:.1e}"))
-    return print_table(Table("Explanations", "", head, rows))
+        layer, target = explanation.layer or "-", explanation.class_name(explanation.target)
+        gap = "n/a" if explanation.completeness_gap is None else f"{explanation.completeness_gap:.1e}"
+        rows.append((row.picture, row.label, row.method, layer, target, f"{explanation.probability:.4f}", gap))
+    return markdown_table(head, rows, text_columns=5)
 
 
 if __name__ == "__main__":

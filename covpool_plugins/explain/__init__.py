@@ -1,15 +1,13 @@
-"""Why a classifier says what it says: attribution maps for second-order (and first-order) models."""
+"""Explanations of class scores: attribution maps for second-order and first-order classifiers."""
 
 from ..errors import NotApplicableError
 from ..pictures import read_picture
-from . import (  # noqa: F401  fill the table of methods
+from . import (  # noqa: F401  fill the table
     backprop,
     contribution,
     deconvolution,
     democratic_weights,
     excitation,
-    integrated_head,
-    linear_approximation,
     perturbation,
     spectral_maps,
     synthesis,
@@ -17,7 +15,7 @@ from . import (  # noqa: F401  fill the table of methods
 from .annotations import AnnotatedPicture, read_annotations
 from .explanation import Explanation, explain
 from .loading import load_mmpretrain_model, load_timm_model
-from .methods import METHODS, list_methods, method_options
+from .methods import EXPLANATIONS, explanation_options, list_explanations
 from .metrics import deletion_insertion, metrics
 from .model_view import GRADIENTS, ModelView
 from .panel import eigen_panel, montage
@@ -25,8 +23,8 @@ from .pointing import Pointing, mean_accuracy, pointing_game
 from .sanity import Randomization, cascading_randomization, depends_on_weights
 
 __all__ = [
+    "EXPLANATIONS",
     "GRADIENTS",
-    "METHODS",
     "AnnotatedPicture",
     "Explanation",
     "ModelView",
@@ -38,11 +36,11 @@ __all__ = [
     "depends_on_weights",
     "eigen_panel",
     "explain",
-    "list_methods",
+    "explanation_options",
+    "list_explanations",
     "load_mmpretrain_model",
     "load_timm_model",
     "mean_accuracy",
-    "method_options",
     "metrics",
     "montage",
     "pointing_game",

@@ -78,8 +78,8 @@ class AnnotatedPicture:
             if label_of_file is not None:
                 regions[label_of_file] = values > 0
                 continue
-            found = [int(v) for v in np.unique(values) if v > 0 and not (v == VOID and values.dtype == np.uint8)]
-            regions |= {value - 1: values == value for value in found}
+            void = VOID if values.dtype == np.uint8 else 0
+            regions |= {int(value) - 1: values == value for value in np.unique(values) if value not in (0, void)}
         return picture, {label: region for label, region in regions.items() if region.any()}
 
 
@@ -112,13 +112,11 @@ def read_annotations(folder: Path | str, classes: Sequence[str] | None = None) -
     }
     for name, reader in readers.items():
         if (folder / name).exists():
-            found = reader(folder / name, pictures, classes)
-            break
-    else:
-        raise ValueError(f"{folder}: no annotations; looked for {', '.join(readers)}")
-    if not found:
-        raise ValueError(f"{folder / name}: annotates no picture")
-    return found
+            annotated = reader(folder / name, pictures, classes)
+            if not annotated:
+                raise ValueError(f"{folder / name}: annotates no picture")
+            return annotated
+    raise ValueError(f"{folder}: no annotations; looked for {', '.join(readers)}")
 
 
 def _coco(path: Path, pictures: Path, classes: Sequence[str] | None) -> list[AnnotatedPicture]:
@@ -140,16 +138,14 @@ def _coco(path: Path, pictures: Path, classes: Sequence[str] | None) -> list[Ann
         left, top, width, height = _four_numbers(path, bbox)
         box = (left, top, left + width, top + height)
         boxes.setdefault(image, {}).setdefault(labels[names[category]], []).append(box)
-    return [
-        AnnotatedPicture(_existing(path, pictures / files[image]), found, source=path) for image, found in boxes.items()
-    ]
+    return [AnnotatedPicture(_existing(path, pictures / files[image]), boxes[image], source=path) for image in boxes]
 
 
 def _voc(folder: Path, pictures: Path, classes: Sequence[str] | None) -> list[AnnotatedPicture]:
-    found = [(path, *_voc_file(path)) for path in sorted(folder.glob("*.xml"))]
-    labels = _labels(folder, sorted({name for _, _, objects in found for name, _, _ in objects}), classes)
+    files = [(path, *_voc_file(path)) for path in sorted(folder.glob("*.xml"))]
+    labels = _labels(folder, sorted({name for _, _, objects in files for name, _, _ in objects}), classes)
     annotated = []
-    for path, file_name, objects in found:
+    for path, file_name, objects in files:
         easy = {name for name, difficult, _ in objects if not difficult}
         boxes: dict[int, list[Box]] = {}
         for name, _, box in objects:
@@ -189,7 +185,7 @@ def _masks(folder: Path, pictures: Path, classes: Sequence[str] | None) -> list[
         if path.stem not in by_name:
             raise ValueError(f"{path}: {pictures} has no picture of the name {path.stem!r}")
         masks.setdefault(by_name[path.stem], {})[label] = path
-    return [AnnotatedPicture(picture, masks=found) for picture, found in masks.items()]
+    return [AnnotatedPicture(picture, masks=masks[picture]) for picture in masks]
 
 
 def _mask_files(folder: Path, classes: Sequence[str] | None) -> Iterator[tuple[Path, int | None]]:
@@ -241,16 +237,15 @@ def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     try:
         with Image.open(path) as opened:
             values = np.asarray(opened)
-            found = opened.size
     except UnidentifiedImageError:
         raise ValueError(f"{path}: not a picture that can be read") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path}: not a picture that can be read ({error})") from None
     if values.ndim != 2 or values.dtype.kind == "f":
         raise ValueError(f"{path}: a mask must be grey or have a palette, this picture is in colour")
-    if found != size:
-        sizes = f"{found[0]}x{found[1]} pixels, its picture {size[0]}x{size[1]}"
-        raise ValueError(f"{path}: the mask has {sizes}")
+    height, width = values.shape
+    if (width, height) != size:
+        raise ValueError(f"{path}: the mask has {width}x{height} pixels, its picture {size[0]}x{size[1]}")
     return values
 
 

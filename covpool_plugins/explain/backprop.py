@@ -1,4 +1,4 @@
-"""Gradient and Grad-CAM, by TorchRay, and what all of TorchRay's backpropagation methods need."""
+"""Gradient, Grad-CAM and activation times gradient, and what all of TorchRay's backpropagation methods need."""
 
 from __future__ import annotations
 
@@ -10,19 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import OptionError, require_extra
-from .methods import METHODS, Attribution
-from .model_view import ModelView, token_grid
-from .stages import to_nchw
+from ..errors import NotApplicableError, require_extra
+from .methods import EXPLANATIONS, Attribution
+from .model_view import ModelView
 
 DEGENERATE = 1e-4
 
 
-class DegenerateLayerError(OptionError):
-    """A layer at which Grad-CAM would show rounding errors."""
-
-
-@METHODS.register("gradient")
 def gradient(view: ModelView, x: Tensor, target: int) -> Attribution:
     """Size of the score's gradient at every pixel, the largest over the channels, (H, W).
 
@@ -34,53 +28,74 @@ def gradient(view: ModelView, x: Tensor, target: int) -> Attribution:
     return Attribution(torch.autograd.grad(score, picture)[0][0].abs().amax(dim=0), signed=False)
 
 
-@METHODS.register("grad_cam")
 def grad_cam(view: ModelView, x: Tensor, target: int, *, layer: str | None = None) -> Attribution:
     """Grad-CAM on the grid of a layer, (H, W).
 
     A covariance does not change when a constant is added to the features, so the gradients at its input sum to zero
-    over the positions: Grad-CAM weights there are rounding errors, and its normalised map looks plausible. Such a
-    layer is refused. The default is the last map of the backbone, which has the reduction's ReLU behind it; where
-    it has not, the last layer before that is not degenerate.
+    over the positions: Grad-CAM weights there are rounding errors, and their normalised map looks plausible. Such a
+    layer is refused.
 
     Args:
-        view: the model.
-        x: input (1, 3, H, W).
-        target: the class.
-        layer: name of a stage of the view.
+        layer: name of a stage of the view; the default is the last one that is not degenerate. That is the last map of
+            the backbone where the channel reduction has a ReLU.
 
     Raises:
         UnknownNameError: for an unknown layer.
-        OptionError: for a model without a pool that we know.
-        DegenerateLayerError: for a layer with nothing non-linear between it and a centred covariance.
+        NotApplicableError: for a layer with nothing non-linear between it and a centred covariance, or a model without
+            another one.
 
     Source: Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
     ICCV 2017.
     """
-    if layer is not None:
-        return _grad_cam_at(view, x, target, layer)
-    for candidate in reversed(view.shallow_stages):
-        try:
-            return _grad_cam_at(view, x, target, candidate)
-        except DegenerateLayerError:
-            continue
-    view.known_pool()
-    raise DegenerateLayerError("grad_cam: the model has no layer with a map at which Grad-CAM is defined")
-
-
-def _grad_cam_at(view: ModelView, x: Tensor, target: int, layer: str) -> Attribution:
     ratios: list[float] = []
 
     def remember_ratio(maps: Tensor, grad: Tensor) -> None:
         ratios.append(mean_gradient_ratio(grad))
 
-    values = saliency("grad_cam", disposable(view), x, target, layer, remember_ratio)
-    if ratios[0] < DEGENERATE:
-        raise DegenerateLayerError(
-            f"grad_cam at {layer!r} would show rounding errors: nothing non-linear lies between it and the covariance, "
-            f"so its gradients sum to zero ({ratios[0]:.1e}); take an earlier layer, or leave it out"
-        )
-    return Attribution(values, signed=False, layer=layer)
+    view.known_pool()
+    for name in reversed(view.shallow_stages) if layer is None else [layer]:
+        values = saliency("grad_cam", disposable(view), x, target, name, remember_ratio)
+        if ratios[-1] >= DEGENERATE:
+            return Attribution(values, signed=False, layer=name)
+    if layer is None:
+        raise NotApplicableError("grad_cam: the model has no layer with a map at which Grad-CAM is defined")
+    raise NotApplicableError(
+        f"grad_cam: at layer {layer!r} the map would show rounding errors: nothing non-linear lies between it and the "
+        f"covariance, so its gradients sum to zero ({ratios[-1]:.1e}); take an earlier layer, or name none"
+    )
+
+
+def linear_approx(view: ModelView, x: Tensor, target: int, *, layer: str | None = None) -> Attribution:
+    """Activation times gradient, summed over the channels, on the grid of a layer (H, W).
+
+    Unlike Grad-CAM it does not average the gradient over the positions, so it is also defined right in front of a
+    centred covariance. The covariance is blind to a constant added to the features there; this map is not, the
+    method ``contribution`` is.
+
+    Args:
+        layer: name of a stage of the view; the default is the last map of the backbone.
+
+    Raises:
+        UnknownNameError: for an unknown layer.
+        NotApplicableError: for a model without a layer that can be probed, where none is named.
+
+    Source: Kindermans et al., "Investigating the influence of noise and distractors on the interpretation of neural
+    networks", NIPS workshop 2016; at a layer: Olah et al., "The Building Blocks of Interpretability", Distill 2018.
+    """
+    layer = last_layer(view, "linear_approx") if layer is None else layer
+    return Attribution(saliency("linear_approx", disposable(view), x, target, layer), signed=True, layer=layer)
+
+
+def last_layer(view: ModelView, method: str) -> str:
+    """The last map of the backbone.
+
+    Raises:
+        NotApplicableError: for a model without a layer that can be probed.
+    """
+    view.known_pool()
+    if not view.shallow_stages:
+        raise NotApplicableError(f"{method}: the model has no layer with a map that can be probed")
+    return view.shallow_stages[-1]
 
 
 def mean_gradient_ratio(grad: Tensor) -> float:
@@ -93,10 +108,7 @@ def mean_gradient_ratio(grad: Tensor) -> float:
 
 
 def disposable(view: ModelView) -> ModelView:
-    """A view whose modules are copies that hold the same weights.
-
-    What TorchRay leaves on the modules, a probe after an exception for one, is thrown away with them.
-    """
+    """A view whose modules are copies that hold the same weights: what a method leaves on them goes with them."""
     shared = [*view.model.parameters(), *view.model.buffers()]
     memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
     model = copy.deepcopy(view.model, memo)
@@ -132,7 +144,7 @@ def saliency(
 
     Raises:
         UnknownNameError: for an unknown layer.
-        OptionError: for a layer of a model without a pool that we know.
+        NotApplicableError: for a layer of a model without a pool that we know.
     """
     torchray = require_extra(f"torchray.attribution.{method}", "explain")
     if layer is not None:
@@ -140,7 +152,7 @@ def saliency(
 
         def on_maps(probed: Tensor) -> Tensor:
             assert probed.grad is not None
-            maps, grad = (as_maps(view, tensor, x) for tensor in (probed.detach(), probed.grad))
+            maps, grad = (view.as_maps(tensor, x) for tensor in (probed.detach(), probed.grad))
             if inspect is not None:
                 inspect(maps, grad)
             maps.grad = grad
@@ -148,18 +160,10 @@ def saliency(
 
         options |= {"saliency_layer": view.stage(layer), "gradient_to_saliency": on_maps}
     with torch.enable_grad():
-        found = getattr(torchray, method)(view.model, view.to_model(x).clone(), target, **options)
-    return found[0, 0].detach()
+        values = getattr(torchray, method)(view.model, view.to_model(x).clone(), target, **options)
+    return values[0, 0].detach()
 
 
-def as_maps(view: ModelView, output: Tensor, x: Tensor) -> Tensor:
-    """Maps (1, C, H, W) of what a stage gives for an input x (1, 3, height, width).
-
-    Raises:
-        OptionError: for a model without a pool that we know, or tokens that are no grid.
-    """
-    pool = view.known_pool()
-    maps = to_nchw(output, pool.input_fmt, pool.num_prefix_tokens)
-    if pool.input_fmt == "NLC":
-        maps = maps.reshape(*maps.shape[:2], *token_grid(maps.shape[2], *x.shape[-2:]))
-    return maps
+EXPLANATIONS.add("gradient", gradient)
+EXPLANATIONS.add("grad_cam", grad_cam)
+EXPLANATIONS.add("linear_approx", linear_approx)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import glob
-import itertools
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,23 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from ..errors import MissingExtraError, NotApplicableError, OptionError, one_line
-from ..files import write_atomically
+from ..files import write_atomically, write_json
 from ..pictures import Picture, read_picture
 from .explanation import Explanation, explain
 from .images import as_input
-from .methods import method_options
+from .methods import explanation_options
 from .metrics import metrics
 from .model_view import ModelView
 from .panel import eigen_panel, montage
 
-Report = Callable[[str], object]
-
 
 @dataclass(frozen=True)
-class Subject:
-    """A model to be explained and what it is called in pictures and file names."""
+class NamedModel:
+    """A model and what it is called in pictures and file names."""
 
     label: str
     view: ModelView
@@ -39,16 +36,16 @@ class Job:
     """What to explain and how.
 
     Args:
-        subjects: models, compared with each other where there are several.
+        models: compared with each other where there are several.
         methods: from the name of a method to its options.
-        target: the class; the top class of the first model by default.
+        target: the class; by default the top class of the first model.
         versus: the class whose score is taken off.
         class_names: for captions.
         deletion_steps: of the deletion and insertion curves; 0 leaves them out.
         seed: of whatever is random.
     """
 
-    subjects: Sequence[Subject]
+    models: Sequence[NamedModel]
     methods: Mapping[str, Mapping[str, Any]]
     target: int | None = None
     versus: int | None = None
@@ -56,23 +53,28 @@ class Job:
     deletion_steps: int = 10
     seed: int = 0
 
+    def options(self, method: str) -> dict[str, Any]:
+        """The options of a method, with the job's seed if it takes one."""
+        seed = {"seed": self.seed} if "seed" in explanation_options(method) else {}
+        return {**seed, **self.methods[method]}
+
 
 @dataclass
-class Row:
-    """One model and one method on one picture: the explanation or the reason why there is none, and its numbers."""
+class MapRow:
+    """One model and one method on one picture: the explanation, its numbers and its file, or why there is none."""
 
     picture: str
     label: str
     method: str
-    explanation: Explanation | None
+    explanation: Explanation | None = None
     reason: str | None = None
     numbers: dict[str, float | None] = field(default_factory=dict)
     file: Path | None = None
 
 
 @dataclass
-class Page:
-    """All of one picture.
+class Section:
+    """The part of the page about one picture.
 
     Args:
         stem: begins the names of its files.
@@ -82,18 +84,18 @@ class Page:
     """
 
     stem: str
-    rows: list[Row] = field(default_factory=list)
+    rows: list[MapRow] = field(default_factory=list)
     panels: dict[str, Path] = field(default_factory=dict)
     montages: dict[str, Path] = field(default_factory=dict)
 
 
 def find_pictures(names: Iterable[str | Path]) -> list[Path]:
-    """Files, the pictures of folders and those that fit patterns, each once, in order.
+    """Files, the pictures in folders and those that fit patterns, each once, in order.
 
     Raises:
         OptionError: for a pattern that nothing fits or a folder without pictures.
     """
-    found: dict[Path, None] = {}
+    pictures: dict[Path, None] = {}
     for name in names:
         path = Path(name)
         if path.is_dir():
@@ -107,23 +109,16 @@ def find_pictures(names: Iterable[str | Path]) -> list[Path]:
             inside = sorted(Path(match) for match in glob.glob(str(name), recursive=True) if Path(match).is_file())
             if not inside:
                 raise OptionError(f"no file fits {str(name)!r}")
-        found |= dict.fromkeys(inside)
-    return list(found)
+        pictures |= dict.fromkeys(inside)
+    return list(pictures)
 
 
 def unique_stems(paths: Sequence[Path]) -> list[str]:
-    """File names without suffix, numbered where two pictures share one; unique also where case does not count."""
-    counts = Counter(path.stem.casefold() for path in paths)
-    taken = {stem for stem, count in counts.items() if count == 1}
-    stems = []
-    for position, path in enumerate(paths, start=1):
-        stem = path.stem
-        if counts[stem.casefold()] > 1:
-            numbered = (f"{path.stem}-{i}" for i in itertools.count(position))
-            stem = next(candidate for candidate in numbered if candidate.casefold() not in taken)
-            taken.add(stem.casefold())
-        stems.append(stem)
-    return stems
+    """File names without suffix; all are numbered if two are the same but for their case."""
+    stems = [path.stem for path in paths]
+    if len({stem.casefold() for stem in stems}) == len(stems):
+        return stems
+    return [f"{stem}-{position}" for position, stem in enumerate(stems, start=1)]
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
@@ -134,7 +129,7 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
 
 def explain_pictures(
     job: Job, pictures: Sequence[Path], directory: Path, progress: Callable[[], object] = lambda: None
-) -> Iterator[Page]:
+) -> Iterator[Section]:
     """Explain every picture; each file is whole when it appears, and stays if what follows is interrupted.
 
     A method that says nothing about a model, or whose extra is not installed, gives a row with the reason.
@@ -146,95 +141,69 @@ def explain_pictures(
         progress: called after every explanation.
 
     Raises:
-        ValueError: as :func:`covpool_plugins.explain.explain` does; what a method has no meaning for is no error.
+        ValueError: as :func:`covpool_plugins.explain.explain` does, but for what a method says nothing about.
     """
     for path, stem, name in zip(pictures, unique_stems(pictures), unique_names(pictures), strict=True):
-        picture, page = read_picture(path), Page(stem)
-        target = _target(job, picture)
-        for method, options in job.methods.items():
+        picture, section = read_picture(path), Section(stem)
+        inputs = [as_input(picture, model.view.preprocessing) for model in job.models]
+        target = job.target
+        if target is None:
+            target = int(job.models[0].view.forward_pass(inputs[0]).logits[0].argmax())
+        for method in job.methods:
             rows = []
-            for subject in job.subjects:
-                row = _row(job, subject, name, picture, method, options, target)
+            for model, x in zip(job.models, inputs, strict=True):
+                row = _explain(job, model, x, MapRow(name, model.label, method), target)
                 if row.explanation is not None:
-                    row.file = row.explanation.save(directory, _name(job, stem, subject.label, method))[0]
+                    row.file = row.explanation.save(directory, _stem(job, stem, row))[0]
                 rows.append(row)
                 progress()
-            page.rows += rows
-            _compare(job, page, method, rows, directory)
-        yield page
+            section.rows += rows
+            _compare(job, section, rows, directory)
+        yield section
 
 
-def seeded_options(job: Job, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a method, with the job's seed if it takes one."""
-    return {**({"seed": job.seed} if "seed" in method_options(method) else {}), **options}
-
-
-def write_numbers(pages: Sequence[Page], directory: Path) -> Path:
+def write_numbers(sections: Sequence[Section], directory: Path) -> Path:
     """``metrics.json``: rows with ``image``, ``model``, ``method``, ``target``, ``probability`` and the numbers."""
-    rows = []
-    for row in itertools.chain.from_iterable(page.rows for page in pages):
-        said: dict[str, Any] = {"image": row.picture, "model": row.label, "method": row.method}
+    entries = []
+    for row in (row for section in sections for row in section.rows):
+        entry: dict[str, Any] = {"image": row.picture, "model": row.label, "method": row.method}
         if row.explanation is None:
-            rows.append(said | {"not_applicable": row.reason})
-            continue
-        names = ("target", "versus", "probability", "layer")
-        rows.append(said | {name: getattr(row.explanation, name) for name in names} | row.numbers)
-    text = json.dumps(_finite(rows), indent=1)
-    return write_atomically(directory / "metrics.json", lambda file: file.write(text.encode()))
+            entry["not_applicable"] = row.reason
+        else:
+            names = ("target", "versus", "probability", "layer")
+            entry |= {name: getattr(row.explanation, name) for name in names} | row.numbers
+        entries.append(entry)
+    return write_json(directory / "metrics.json", entries)
 
 
-def _target(job: Job, picture: Picture) -> int:
-    """The class that all models of a comparison are asked about."""
-    if job.target is not None:
-        return job.target
-    view = job.subjects[0].view
-    return int(view.logits(as_input(picture, view.preprocessing))[0].argmax())
-
-
-def _row(
-    job: Job,
-    subject: Subject,
-    name: str,
-    picture: Picture,
-    method: str,
-    options: Mapping[str, Any],
-    target: int,
-) -> Row:
-    x = as_input(picture, subject.view.preprocessing)
+def _explain(job: Job, model: NamedModel, x: Tensor, row: MapRow, target: int) -> MapRow:
+    """The row with its explanation, or with the reason why there is none."""
     if job.versus == target:
-        return Row(name, subject.label, method, None, reason=f"class {target} versus itself: it is the top class")
+        return replace(row, reason=f"class {target} versus itself: it is the top class")
     try:
-        found = explain(subject.view, x, method, target, versus=job.versus, **seeded_options(job, method, options))
+        explanation = explain(model.view, x, row.method, target, versus=job.versus, **job.options(row.method))
     except (NotApplicableError, MissingExtraError) as error:
-        return Row(name, subject.label, method, None, reason=f"{method}: {one_line(error).removeprefix(f'{method}: ')}")
-    found = replace(found, class_names=job.class_names)
-    numbers = metrics(subject.view, x, found, steps=job.deletion_steps, seed=job.seed)
-    return Row(name, subject.label, method, found, numbers=numbers)
+        return replace(row, reason=f"{row.method}: {one_line(error).removeprefix(f'{row.method}: ')}")
+    explanation = replace(explanation, class_names=job.class_names)
+    numbers = metrics(model.view, x, explanation, steps=job.deletion_steps, seed=job.seed)
+    return replace(row, explanation=explanation, numbers=numbers)
 
 
-def _compare(job: Job, page: Page, method: str, rows: Sequence[Row], directory: Path) -> None:
-    if method == "eigen":
-        for row in rows:
-            if row.explanation is not None:
-                name = f"{_name(job, page.stem, row.label, method)}_panel.png"
-                page.panels[row.label] = _save(eigen_panel(row.explanation), directory / name)
+def _compare(job: Job, section: Section, rows: Sequence[MapRow], directory: Path) -> None:
+    """The eigen panels, and the montage of all models, of one method."""
+    method = rows[0].method
+    for row in rows if method == "eigen" else ():
+        if row.explanation is not None:
+            path = directory / f"{_stem(job, section.stem, row)}_panel.png"
+            section.panels[row.label] = _save(eigen_panel(row.explanation), path)
     if len(rows) > 1 and any(row.explanation for row in rows):
-        compared = montage([(row.label, row.explanation or row.reason or "") for row in rows])
-        page.montages[method] = _save(compared, directory / f"{page.stem}_{method}_montage.png")
+        picture = montage([(row.label, row.explanation or row.reason or "") for row in rows])
+        section.montages[method] = _save(picture, directory / f"{section.stem}_{method}_montage.png")
 
 
-def _name(job: Job, stem: str, label: str, method: str) -> str:
-    return f"{stem}_{label}_{method}" if len(job.subjects) > 1 else f"{stem}_{method}"
+def _stem(job: Job, stem: str, row: MapRow) -> str:
+    return f"{stem}_{row.label}_{row.method}" if len(job.models) > 1 else f"{stem}_{row.method}"
 
 
 def _save(picture: Picture, path: Path) -> Path:
     return write_atomically(path, lambda file: picture.save(file, format="PNG"))
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: texts instead."""
-    if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_finite(one) for one in value]
-    return str(value) if isinstance(value, float) and value - value != 0 else value

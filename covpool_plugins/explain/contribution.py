@@ -25,11 +25,12 @@ from torch import Tensor
 from ..errors import NotApplicableError
 from ..linalg import EigenMethod
 from ..pooling import Pool
-from .methods import METHODS, Attribution, Space
+from .methods import EXPLANATIONS, Attribution, Space
 from .model_view import ForwardPass, ModelView
 from .root_shares import root_method, root_shares
 
 GAUSS_POINTS = 64
+PATH_POINTS = 24
 SAME = 1e-6
 COMPLETE = 1e-4
 ROUNDING = 1e-14
@@ -70,12 +71,15 @@ class LinearHead:
             NotApplicableError: for a model without a pool that we know, or with more than a linear layer behind it.
         """
         X, grid, logits = view.features(x)
-        passed, weight, pool = view.forward_pass(x), view.class_weight(target), view.float64_pool
+        passed, classifier, pool = view.forward_pass(x), view.known_classifier(), view.float64_pool
+        weight = classifier.weight[target].double()
         if not _is_linear(passed, pool.out_features, weight.numel()):
             raise NotApplicableError(MORE_THAN_LINEAR)
         if grid == (1, 1):
             raise NotApplicableError(ONE_POSITION)
-        score, token = logits[0, target].item() - view.class_bias(target), None
+        score, token = logits[0, target].item(), None
+        if classifier.bias is not None:
+            score -= classifier.bias[target].item()
         if passed.token is not None:
             token = (passed.token[0].double() @ weight[pool.out_features :]).item()
             score -= token
@@ -118,16 +122,10 @@ class LinearHead:
         )
 
 
-@METHODS.register("contribution")
 def contribution(view: ModelView, x: Tensor, target: int) -> Attribution:
     """Shares of the score of class ``target`` over the positions of the pooled map, (H, W) in float64.
 
     Where the classifier takes the class token too, its share is ``extras["class_token"]``.
-
-    Args:
-        view: a model with a pool of this package or global average pooling.
-        x: input (1, 3, H, W).
-        target: the class.
 
     Raises:
         NotApplicableError: if the model has no such pool, if it has more than a linear layer behind the pool, or if its
@@ -135,10 +133,31 @@ def contribution(view: ModelView, x: Tensor, target: int) -> Attribution:
     """
     head = LinearHead.of(view, x, target)
     if isinstance(root_method(head.pool), EigenMethod):
-        found = root_shares(head.pool, head.X, head.weight)
-        return head.attribution("contribution", found.shares.sum(0), found.score)
+        root = root_shares(head.pool, head.X, head.weight)
+        return head.attribution("contribution", root.shares.sum(0), root.score)
     shares, score, base = contributions(by_entries(head.pool, head.X), head.X, head.weight)
     return head.attribution("contribution", shares, score, base)
+
+
+def integrated_head(view: ModelView, x: Tensor, target: int, *, points: int = PATH_POINTS) -> Attribution:
+    """x̃_i · ∫ ∂s/∂x_i(t x̃) dt over 0 <= t <= 1, by Gauss-Legendre quadrature: shares of the score, (H, W) in float64.
+
+    The path scales the pooled features, not the picture, so that one forward pass of the network is enough. For a
+    square root it is the contribution map; for a logarithm, a power or a learned pool it is complete too. The factors
+    of an element-wise last step (signed roots, length one) are held at their values, as in the contribution map.
+
+    Args:
+        points: of the quadrature, each a forward and backward pass through the pool.
+
+    Raises:
+        NotApplicableError: for a model with more than a linear layer behind a pool that we know, or if the shares miss
+            the score.
+
+    Source: Sundararajan, Taly & Yan, "Axiomatic Attribution for Deep Networks", ICML 2017.
+    """
+    head = LinearHead.of(view, x, target)
+    shares, score, base = contributions(by_entries(head.pool, head.X), head.X, head.weight, points)
+    return head.attribution("integrated_head", shares, score, base)
 
 
 def by_entries(pool: Pool, X: Tensor) -> Represent:
@@ -182,8 +201,9 @@ def mean_gradient(
         base = (represent(torch.zeros_like(X)) @ weight).item()
     gradient = torch.zeros_like(X)
     for point, share in [(1.0, 1.0)] if homogeneous else _gauss_points(points or GAUSS_POINTS):
-        scaled = (point * X).requires_grad_(True)
-        gradient += share * torch.autograd.grad((represent(scaled) @ weight).sum(), scaled)[0]
+        with torch.enable_grad():
+            scaled = (point * X).requires_grad_(True)
+            gradient += share * torch.autograd.grad((represent(scaled) @ weight).sum(), scaled)[0]
     return X, gradient, (vector @ weight).item(), base
 
 
@@ -216,3 +236,7 @@ def _gauss_points(count: int) -> list[tuple[float, float]]:
     """Points and weights of Gauss-Legendre quadrature on [0, 1]."""
     points, weights = np.polynomial.legendre.leggauss(count)
     return [(float(p + 1) / 2, float(w) / 2) for p, w in zip(points, weights, strict=True)]
+
+
+EXPLANATIONS.add("contribution", contribution)
+EXPLANATIONS.add("integrated_head", integrated_head)

@@ -16,21 +16,15 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import NotApplicableError, require_extra
 from .backprop import disposable, saliency
-from .methods import METHODS, Attribution
+from .methods import EXPLANATIONS, Attribution
 from .model_view import ModelView
 
 
-@METHODS.register("deconvnet")
 def deconvnet(view: ModelView, x: Tensor, target: int) -> Attribution:
     """Size of the deconvolved signal at every pixel, the largest over the channels, (H, W).
 
     A ReLU passes the positive part of the signal, wherever the activations are. All else, the head with its
     normalisation included, passes the gradient; so do other activations, where a network mixes them with ReLUs.
-
-    Args:
-        view: the model.
-        x: input (1, 3, H, W).
-        target: the class.
 
     Raises:
         NotApplicableError: for a model without a ReLU on the maps in front of its pool.
@@ -40,17 +34,11 @@ def deconvnet(view: ModelView, x: Tensor, target: int) -> Attribution:
     return _rectified("deconvnet", "DeConvNetReLU", view, x, target)
 
 
-@METHODS.register("guided_backprop")
 def guided_backprop(view: ModelView, x: Tensor, target: int) -> Attribution:
     """Size of the guided gradient at every pixel, the largest over the channels, (H, W).
 
     A ReLU passes the positive part of the signal where it is active. All else, the head with its normalisation
     included, passes the gradient; so do other activations, where a network mixes them with ReLUs.
-
-    Args:
-        view: the model.
-        x: input (1, 3, H, W).
-        target: the class.
 
     Raises:
         NotApplicableError: for a model without a ReLU on the maps in front of its pool.
@@ -128,3 +116,7 @@ RECTIFIERS: dict[str, Callable[..., Call]] = {
     "relu6": _relu6,
     "hardtanh": _hardtanh,
 }
+
+
+EXPLANATIONS.add("deconvnet", deconvnet)
+EXPLANATIONS.add("guided_backprop", guided_backprop)

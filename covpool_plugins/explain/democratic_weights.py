@@ -7,24 +7,17 @@ from torch import Tensor
 
 from ..errors import NotApplicableError
 from ..pooling import CovariancePool, DemocraticWeighting
-from .methods import METHODS, Attribution
+from .methods import EXPLANATIONS, Attribution
 from .model_view import ModelView
 
 
-@METHODS.register("democratic_weights")
 def democratic_weights(view: ModelView, x: Tensor, target: int) -> Attribution:
     """How much each position counts in democratic pooling: the weights α of Σ α_i x_i x_iᵀ / M, (H, W).
 
     They do not depend on the class. Bursty positions, which repeat what others show, have small ones. For γ = 1, sum
     pooling, all are one.
 
-    Args:
-        view: a model with democratic pooling.
-        x: input (1, 3, H, W).
-        target: not used.
-
     Raises:
-        OptionError: for a model without a pool that we know.
         NotApplicableError: for a pool that does not weight the positions.
 
     Source: Lin, Maji & Koniusz, "Second-order Democratic Aggregation", ECCV 2018.
@@ -38,3 +31,6 @@ def democratic_weights(view: ModelView, x: Tensor, target: int) -> Attribution:
     with torch.no_grad():
         alpha = pool.weighting.weights(features.double())
     return Attribution(alpha[0].reshape(grid), signed=False)
+
+
+EXPLANATIONS.add("democratic_weights", democratic_weights)

@@ -15,33 +15,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import is_integer
-from ..errors import NotApplicableError, OptionError
-from .backprop import as_maps, disposable
+from ..errors import NotApplicableError
+from .backprop import disposable, last_layer
 from .excitation_rules import ExcitationRules
-from .linear_approximation import last_layer
-from .methods import METHODS, Attribution
+from .methods import EXPLANATIONS, Attribution
 from .model_view import ModelView
 
 # Class scores (num_classes,) to the number whose excitation is taken.
 Score = Callable[[Tensor], Tensor]
 
 
-@METHODS.register("excitation_backprop")
 def excitation_backprop(view: ModelView, x: Tensor, target: int, *, layer: str | None = None) -> Attribution:
     """Probability that an activation excites the class, summed over the channels, on the grid of a layer (H, W).
 
     The sum is 1, less what neurons had that are active by their bias alone; it is among the extras as ``mass``.
 
     Args:
-        view: the model.
-        x: input (1, 3, H, W).
-        target: the class.
         layer: name of a stage of the view; the default is the last one on the next finer grid than that of the pool.
 
     Raises:
         UnknownNameError: for an unknown layer.
-        OptionError: for a model without a pool that we know.
         NotApplicableError: for a model that calls a function without a rule behind the layer, or whose pool takes
             negative values.
 
@@ -53,7 +46,6 @@ def excitation_backprop(view: ModelView, x: Tensor, target: int, *, layer: str |
     return Attribution(values, signed=False, layer=layer, extras={"mass": values.sum()})
 
 
-@METHODS.register("contrastive_excitation_backprop")
 def contrastive_excitation_backprop(
     view: ModelView, x: Tensor, target: int, *, layer: str | None = None, versus: int | None = None
 ) -> Attribution:
@@ -62,15 +54,11 @@ def contrastive_excitation_backprop(
     Both have the sum 1 at the input of the head, where they are subtracted, so that the map sums to zero.
 
     Args:
-        view: the model.
-        x: input (1, 3, H, W).
-        target: the class.
         layer: name of a stage of the view; the default is the last one on the next finer grid than that of the pool.
         versus: the class that is subtracted; the default is everything but the target: log Σ exp of their scores.
 
     Raises:
         UnknownNameError: for an unknown layer.
-        OptionError: for a model without a pool that we know, or for ``versus`` that is no other class.
         NotApplicableError: for a model that calls a function without a rule behind the layer, whose pool takes negative
             values, or that has one class.
 
@@ -79,10 +67,6 @@ def contrastive_excitation_backprop(
     method = "contrastive_excitation_backprop"
     if view.num_classes == 1:
         raise NotApplicableError(f"{method}: the model has one class, and so nothing to contrast it with")
-    if versus is not None and not (is_integer(versus, 0) and versus < view.num_classes and versus != target):
-        raise OptionError(
-            f"versus must be a class from 0 to {view.num_classes - 1} other than the target {target}, got {versus!r}"
-        )
 
     def others(scores: Tensor) -> Tensor:
         if versus is not None:
@@ -125,7 +109,7 @@ def _excitation(
     if contrast is not None:
         ratio = ratio - _ratio(contrast(scores), head_features)
     (ratios,) = torch.autograd.grad(features, activations[-1], ratio)
-    return as_maps(view, activations[-1].detach() * ratios, x).sum(dim=1)[0]
+    return view.as_maps(activations[-1].detach() * ratios, x).sum(dim=1)[0]
 
 
 def _ratio(score: Tensor, features: Tensor) -> Tensor:
@@ -153,7 +137,7 @@ def _default_layer(view: ModelView, x: Tensor, method: str) -> str:
         def hook(_: Any, args: Any, output: Tensor) -> None:
             positions.pop(name, None)
             if name == last or not (output < 0).any():
-                positions[name] = as_maps(view, output, x).shape[2:].numel()
+                positions[name] = view.as_maps(output, x).shape[2:].numel()
 
         return hook
 
@@ -165,3 +149,7 @@ def _default_layer(view: ModelView, x: Tensor, method: str) -> str:
         return last
     coarsest = [name for name, count in finer.items() if count == min(finer.values())]
     return min(reversed(coarsest), key=lambda name: name.count("."))
+
+
+EXPLANATIONS.add("excitation_backprop", excitation_backprop)
+EXPLANATIONS.add("contrastive_excitation_backprop", contrastive_excitation_backprop)

@@ -146,7 +146,7 @@ def _cat(rules: ExcitationRules, func: Any, tensors: Sequence[Tensor], dim: int 
     sizes = [tensor.shape[1] for tensor in tensors]
 
     def excitation(sign: Tensor) -> Tensor:
-        return func([one(part) for one, part in zip(known, sign.split(sizes), strict=True) if one is not None], 1)
+        return func([input_of(part) for input_of, part in zip(known, sign.split(sizes), strict=True) if input_of], 1)
 
     return rules.remember(output, excitation)
 
@@ -208,10 +208,10 @@ def _by_channel(sign: Tensor, x: Tensor) -> Tensor:
 
 def _tensors(values: Any) -> list[Tensor]:
     """Tensors among values, also in lists of them."""
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            found.append(value)
+            tensors.append(value)
         elif isinstance(value, (list, tuple)):
-            found += _tensors(value)
-    return found
+            tensors += _tensors(value)
+    return tensors

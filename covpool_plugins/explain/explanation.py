@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,53 +13,36 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
-from ..errors import NotApplicableError, OptionError
+from ..errors import MissingExtraError, NotApplicableError, OptionError
 from ..files import write_atomically
 from ..pictures import Picture
 from .images import as_input
-from .methods import METHODS, Space, attribute, method_options
+from .methods import EXPLANATIONS, Attribution, check_options, explanation_options
 from .model_view import Gradient, ModelView
 from .overlay import at_least, balance, heat_map, overlay, with_caption
 
 SMALLEST_SIDE = 320
 
 
-@dataclass(frozen=True, eq=False)
-class Explanation:
-    """Where in a picture a class score comes from.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Explanation(Attribution[np.ndarray]):
+    """Where in a picture a class score comes from: an attribution, in float64 arrays, and what was asked.
 
     Args:
-        map: raw values (H, W), float64, on the grid of the feature map or of the network's input; or a matrix.
         method: name of the method.
         target: the class.
         probability: the softmax probability of ``target``.
         image: the picture as the network saw it.
-        signed: whether negative values speak against the class.
-        layer: the layer whose map was explained, where there is one.
-        contributions: shares of the score (H, W), where the method has them; they sum to ``completeness_target``,
-            together with ``extras["class_token"]`` where the class token has a share of its own.
-        completeness_target: score minus bias, where the method has contributions.
-        extras: further arrays of the method, by name.
-        space: ``image``, ``matrix`` or ``picture``, see :class:`covpool_plugins.explain.methods.Attribution`.
         versus: the class whose score was taken off, where there is one.
         class_names: names of the classes, for the caption.
-        relative: whether only differences of the map's values mean something.
     """
 
-    map: np.ndarray
     method: str
     target: int
     probability: float
     image: Picture
-    signed: bool
-    layer: str | None = None
-    contributions: np.ndarray | None = None
-    completeness_target: float | None = None
-    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
-    space: Space = "image"
     versus: int | None = None
     class_names: Sequence[str] = ()
-    relative: bool = False
 
     @property
     def shown(self) -> np.ndarray:
@@ -76,8 +59,8 @@ class Explanation:
         """How far the contributions miss the score minus bias, relative to it."""
         if self.contributions is None or self.completeness_target is None:
             return None
-        found = float(self.contributions.sum()) + self.class_token
-        return abs(found - self.completeness_target) / abs(self.completeness_target or 1.0)
+        total = float(self.contributions.sum()) + self.class_token
+        return abs(total - self.completeness_target) / abs(self.completeness_target or 1.0)
 
     def overlay(self, limit: float | None = None, smallest_side: int = 1) -> Picture:
         """The map over the grey picture; a matrix as a heat map; the picture itself that a method made.
@@ -159,7 +142,7 @@ def explain(
         model: the classifier, which is left as it is; for several calls, build a :class:`ModelView` once.
         image: a file, a picture, an array (H, W, 3) of uint8, or a normalised input (1, C, H, W); a model with one
             input channel sees pictures in grey.
-        method: one of :func:`list_methods`.
+        method: one of :func:`list_explanations`.
         target: the class; the default is the one with the highest score.
         versus: explain by how much the score of ``target`` exceeds that of this class, instead of the score itself.
         grad: ``exact``, or ``training`` for the gradient approximation that the pool trains with (a view has its own).
@@ -167,8 +150,8 @@ def explain(
 
     Raises:
         UnknownNameError: for a method or layer that does not exist.
-        OptionError: for a target out of range, or an option that the method does not take; as a
-            :class:`~covpool_plugins.explain.methods.NotApplicableError` for a model that it says nothing about.
+        OptionError: for a target out of range, or an option that the method does not take or that is out of range.
+        NotApplicableError: for a model that the method says nothing about, or values that are not finite.
         ValueError: for a picture that cannot be read.
 
     Examples:
@@ -177,54 +160,70 @@ def explain(
         >>> explanation.map.shape, explanation.completeness_gap < 1e-4
         ((2, 2), True)
     """
-    METHODS[method]  # a typo is reported before the model is copied
+    check_options(method, options)  # before the model is copied
     view = ModelView.of(model, grad)
     x = as_input(image, view.preprocessing)
     logits = view.forward_pass(x).logits[0].double()
     if not logits.isfinite().all():
         raise NotApplicableError("the model's class scores for this picture are not finite")
     target = check_target(target, view) if target is not None else int(logits.argmax())
-    if versus is not None and check_target(versus, view, "versus") == target:
+    versus = None if versus is None else check_target(versus, view, "versus")
+    if versus == target:
         raise OptionError(f"versus must be another class than the target, got {versus} for both")
-    if versus is not None and "versus" in method_options(method):
-        options["versus"] = versus
-    with view.against(None if "versus" in options else versus):
-        result = attribute(method, view, x, target, **options)
-    if not result.map.isfinite().all():
+    if "versus" in explanation_options(method):
+        attribution = EXPLANATIONS[method](view, x, target, versus=versus, **options)
+    else:
+        with view.against(versus):
+            attribution = EXPLANATIONS[method](view, x, target, **options)
+    if not attribution.map.isfinite().all():
         raise NotApplicableError(f"{method}: the map has values that are not finite")
     return Explanation(
-        map=_array(result.map),
+        **{name: _arrays(value) for name, value in vars(attribution).items()},
         method=method,
         target=target,
         probability=logits.softmax(dim=-1)[target].item(),
         image=view.preprocessing.picture(x),
-        signed=result.signed,
-        layer=result.layer,
-        contributions=None if result.contributions is None else _array(result.contributions),
-        completeness_target=result.completeness_target,
-        extras={name: _array(values) for name, values in result.extras.items()},
-        space=result.space,
         versus=versus,
-        relative=result.relative,
     )
 
 
-def check_target(target: int, view: ModelView, option: str = "target") -> int:
-    """The target, or what another option calls a class, as an ``int``, if it is a class of the model.
+def explain_over_picture(
+    view: ModelView, x: Tensor, method: str, target: int | None = None, **options: Any
+) -> Explanation:
+    """:func:`explain`, for what needs a map that lies over the picture.
 
     Raises:
-        OptionError: if it is not.
+        NotApplicableError: for a method without such a map, or whose extra is not installed.
     """
     try:
-        found = -1 if isinstance(target, bool) else operator.index(target)
+        explanation = explain(view, x, method, target, **options)
+    except MissingExtraError as error:
+        raise NotApplicableError(str(error)) from None
+    if explanation.space != "image":
+        raise NotApplicableError(f"{method} makes a {explanation.space}, no map of the picture")
+    return explanation
+
+
+def check_target(target: int, view: ModelView, option: str = "target") -> int:
+    """The target, or another option that is a class, as an ``int``.
+
+    Raises:
+        OptionError: if it is no class of the model.
+    """
+    try:
+        label = -1 if isinstance(target, bool) else operator.index(target)
     except TypeError:
-        found = -1
-    if not 0 <= found < view.num_classes:
+        label = -1
+    if not 0 <= label < view.num_classes:
         raise OptionError(f"{option} must be a class from 0 to {view.num_classes - 1}, got {target!r}")
-    return found
+    return label
 
 
-def _array(values: Tensor) -> np.ndarray:
-    """In float64; integers stay what they are."""
-    array = values.detach().cpu()
+def _arrays(value: Any) -> Any:
+    """Tensors as arrays, floating point ones in float64; what is no tensor stays what it is."""
+    if isinstance(value, Mapping):
+        return {name: _arrays(entry) for name, entry in value.items()}
+    if not isinstance(value, Tensor):
+        return value
+    array = value.detach().cpu()
     return (array.double() if array.is_floating_point() else array).numpy()

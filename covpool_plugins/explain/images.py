@@ -63,8 +63,9 @@ def as_input(image: Path | str | Picture | np.ndarray | Tensor, preprocessing: P
         x = image.unsqueeze(0) if image.ndim == 3 else image
         channels = preprocessing.channels
         if x.ndim != 4 or x.shape[:2] != (1, channels) or x.numel() == 0 or not x.is_floating_point():
-            found = f"{image.dtype} {tuple(image.shape)}"
-            raise ShapeError(f"an input must be (1, {channels}, H, W) floating point, got {found}")
+            raise ShapeError(
+                f"an input must be (1, {channels}, H, W) floating point, got {image.dtype} {tuple(image.shape)}"
+            )
         return x
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.size == 0 or image.dtype != np.uint8:
@@ -76,8 +77,8 @@ def as_input(image: Path | str | Picture | np.ndarray | Tensor, preprocessing: P
 def timm_preprocessing(model: nn.Module) -> Preprocessing:
     """timm's evaluation transform for the model's own data configuration.
 
-    Of a model with one channel whose configuration tells mean and deviation of red, green and blue, their averages are
-    taken: timm makes its grey weights of the sum of the three.
+    A model with one channel gets the averages of the means and deviations of red, green and blue: timm makes its grey
+    weights of the sum of the three.
     """
     from timm.data import create_transform, resolve_model_data_config
 
@@ -120,9 +121,11 @@ def mmpretrain_preprocessing(model: Any) -> Preprocessing:
     mean, std = (_unit_scale(preprocessor, name, default) for name, default in (("mean", 0.0), ("std", 1.0)))
     if bgr:
         mean, std = mean[::-1], std[::-1]
-    found, height, width = to_input(Image.new("RGB" if channels == 3 else "L", (640, 480))).shape
-    if found != channels:
-        raise OptionError(f"the model takes {channels} channels, the test pipeline of its config gives {found}")
+    pipeline_channels, height, width = to_input(Image.new("RGB" if channels == 3 else "L", (640, 480))).shape
+    if pipeline_channels != channels:
+        raise OptionError(
+            f"the model takes {channels} channels, the test pipeline of its config gives {pipeline_channels}"
+        )
     return Preprocessing((height, width), mean, std, to_input, bgr, channels)
 
 
@@ -135,8 +138,7 @@ def _unit_scale(preprocessor: Any, name: str, default: float) -> tuple[float, ..
 def _input_channels(model: nn.Module) -> int:
     """One for a network whose first convolution takes one channel, otherwise three.
 
-    Behind a rearrangement of pixels, a first convolution of a network for colour may take any number: whether the
-    network takes three, :meth:`ModelView.of` tries.
+    :meth:`ModelView.of` tries whether it takes three: the first convolution may lie behind a rearrangement of pixels.
     """
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     return 1 if first is not None and first.in_channels == 1 else 3

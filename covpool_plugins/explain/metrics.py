@@ -56,9 +56,9 @@ def deletion_insertion(
     """How the probability of a class falls and rises with the pixels that a map calls important.
 
     A deleted pixel gets its value in a blurred picture (a Gaussian of 5 % of the shorter side), which keeps the colours
-    and is less strange to a network than grey. The map is averaged to at most 14 x 14 positions and pixels go by
-    position, so that the random orders they are compared with delete patches of the same size. A better map has the
-    smaller deletion and the larger insertion; a map no better than chance has those of the random orders.
+    and is less strange to a network than grey. The map is averaged to at most 14 x 14 positions and pixels are deleted
+    by position, as in the random orders for comparison. A better map has a smaller deletion and a larger insertion; a
+    map no better than chance has those of the random orders.
 
     Args:
         view: a model.
@@ -77,8 +77,8 @@ def deletion_insertion(
 
     Examples:
         >>> view = ModelView.of(covpool_plugins.create_model("test_resnet", num_classes=3, reduce_channels=8))
-        >>> found = deletion_insertion(view, torch.randn(1, 3, 64, 64), torch.rand(2, 2), 0, steps=2, orders=1)
-        >>> 0 < found.deletion < 1
+        >>> areas = deletion_insertion(view, torch.randn(1, 3, 64, 64), torch.rand(2, 2), 0, steps=2, orders=1)
+        >>> 0 < areas.deletion < 1
         True
     """
     check_integer("deletion_insertion: steps", steps)
@@ -145,28 +145,21 @@ def entropy(map: Tensor | np.ndarray) -> float | None:
     return (-torch.xlogy(shares, shares).sum() / math.log(magnitude.numel())).item()
 
 
-class Conditioning(NamedTuple):
-    """Of the covariance that a pool takes, and of the matrix it makes of it.
-
-    Attributes:
-        condition_number: of the covariance, by the eigenvalues that can be told from zero.
-        normalized_condition_number: of the matrix that the classifier takes, by the magnitudes of its eigenvalues;
-            ``None`` where it takes no symmetric matrix.
-        effective_rank: of the covariance, see :class:`covpool_plugins.pooling.Spectrum`.
-    """
-
-    condition_number: float
-    normalized_condition_number: float | None
-    effective_rank: float
+CONDITIONING = ("condition_number", "normalized_condition_number", "effective_rank")
 
 
 @torch.no_grad()
-def conditioning(view: ModelView, x: Tensor) -> Conditioning:
+def conditioning(view: ModelView, x: Tensor) -> dict[str, float | None]:
     """How the covariance of an input is conditioned before and after the pool normalises it.
 
+    Returns:
+        ``condition_number`` of the covariance, by the eigenvalues that can be told from zero;
+        ``normalized_condition_number`` of the matrix that the classifier takes, by the magnitudes of its eigenvalues,
+        or ``None`` where it takes no symmetric matrix; ``effective_rank`` of the covariance, see
+        :class:`covpool_plugins.pooling.Spectrum`.
+
     Raises:
-        OptionError: for a model without a pool that we know.
-        NotApplicableError: for a pool that takes no covariance.
+        NotApplicableError: for a model without a pool that we know, or a pool that takes no covariance.
     """
     pool, X = view.float64_pool, view.features(x)[0].double()
     before = Spectrum.of(covariance_basis(pool, X).values.flip(0)[None])
@@ -176,7 +169,7 @@ def conditioning(view: ModelView, x: Tensor) -> Conditioning:
         matrix = unpack_symmetric(vector, C) if pool.vectorize == "triu" else vector.view(-1, C, C)
         values = torch.linalg.eigvalsh(matrix).abs().sort().values
         after = Spectrum.of(values).condition_number.item()
-    return Conditioning(before.condition_number.item(), after, before.effective_rank.item())
+    return dict(zip(CONDITIONING, (before.condition_number.item(), after, before.effective_rank.item()), strict=True))
 
 
 def metrics(
@@ -203,13 +196,12 @@ def metrics(
         >>> metrics(view, x, explain(view, x), steps=0)["completeness_gap"] < 1e-4
         True
     """
-    names = (*DeletionInsertion._fields, "completeness_gap", *Conditioning._fields, "entropy")
-    found: dict[str, float | None] = dict.fromkeys(names)
+    names = (*DeletionInsertion._fields, "completeness_gap", *CONDITIONING, "entropy")
+    numbers: dict[str, float | None] = dict.fromkeys(names)
     if explanation.space == "image" and steps:
         options = {"steps": steps, "orders": orders, "seed": seed}
-        found |= deletion_insertion(view, x, explanation.map, explanation.target, **options)._asdict()
-    found |= {"completeness_gap": explanation.completeness_gap, "entropy": entropy(explanation.map)}
-    if view.pool is not None:
-        with contextlib.suppress(NotApplicableError):
-            found |= conditioning(view, x)._asdict()
-    return found
+        numbers |= deletion_insertion(view, x, explanation.map, explanation.target, **options)._asdict()
+    numbers |= {"completeness_gap": explanation.completeness_gap, "entropy": entropy(explanation.map)}
+    with contextlib.suppress(NotApplicableError):
+        numbers |= conditioning(view, x)
+    return numbers

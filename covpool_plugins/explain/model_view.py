@@ -99,7 +99,9 @@ class ModelView:
         check_choice("grad", grad, GRADIENTS)
         from_mmpretrain = hasattr(model, "data_preprocessor")
         preprocessing = (mmpretrain_preprocessing if from_mmpretrain else timm_preprocessing)(model)
-        private = _private_copy(model)
+        private = copy.deepcopy(model).requires_grad_(False).eval()
+        if next(private.parameters()).dtype in (torch.float16, torch.bfloat16):
+            private.float()
         if grad == "exact":
             _use_exact_gradient(private)
         classifier, site = _find_classifier(private), _find_pool_site(private)
@@ -108,19 +110,13 @@ class ModelView:
         _check_first_layer(private, blank)
         classes = _count_classes(private, blank) if classifier is None else classifier.out_features
         input_fmt = "NCHW" if site is None else _input_fmt(site)
-        stages, pooled = ({}, None) if site is None else trace_stages(private, blank, site, input_fmt)
-        if site is None or pooled is None:
-            return cls(private, None, None, classifier, preprocessing, {}, classes)
-        if isinstance(site, Pool):
-            return cls(private, site, site, classifier, preprocessing, stages, classes)
-        channels = pooled.shape[1] if input_fmt == "NCHW" else pooled.shape[-1]
-        pool = AveragePool(channels, input_fmt=input_fmt)
+        stages, maps = ({}, None) if site is None else trace_stages(private, blank, site, input_fmt)
+        pool = site if isinstance(site, Pool) else None
+        if maps is None:
+            pool, site, stages = None, None, {}
+        elif pool is None:
+            pool = AveragePool(maps.shape[1 if input_fmt == "NCHW" else -1], input_fmt=input_fmt)
         return cls(private, pool, site, classifier, preprocessing, stages, classes)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return next(self.model.parameters()).dtype
 
     def known_classifier(self) -> nn.Linear:
         """The linear layer of the class scores.
@@ -139,9 +135,7 @@ class ModelView:
             NotApplicableError: if there is none that we know, so that neither map nor layout of the model is known.
         """
         if self.pool is None:
-            raise NotApplicableError(
-                "the model has neither a pool of this package nor one global average pooling of a map"
-            )
+            raise NotApplicableError("the model has neither a pool of this package nor one global average of a map")
         return self.pool
 
     @cached_property
@@ -175,34 +169,28 @@ class ModelView:
 
     @torch.no_grad()
     def forward_pass(self, x: Tensor) -> ForwardPass:
-        """One run of the model, which is remembered for the next call with the same input."""
-        known = self._last_pass.get("x")
-        if known is not None and known[0]() is x and known[1] == _version(x):
-            return known[2]
-        found: dict[str, Tensor] = {}
+        """One run of the model; it is kept, so the next call with the same input costs nothing."""
+        last = self._last_pass.get("x")
+        if last is not None and last[0]() is x and last[1] == _version(x):
+            return last[2]
+        tensors: dict[str, Tensor] = {}
 
-        def remember(**names: int) -> Any:
-            def hook(module: nn.Module, args: Any, output: Any) -> None:
-                found.update({name: (args[0], output)[which] for name, which in names.items()})
+        def at_classifier(module: nn.Module, args: Any, output: Tensor) -> None:
+            tensors.update(vector=args[0], scores=output)
 
-            return hook
+        def at_pool(module: nn.Module, args: Any, output: Tensor) -> None:
+            tensors.update(input=args[0], pooled=output.flatten(1))
 
-        handles = []
-        if self.classifier is not None:
-            handles.append(self.classifier.register_forward_hook(remember(vector=0, scores=1)))
-        if self.pool_site is not None:
-            handles.append(self.pool_site.register_forward_hook(remember(input=0, pooled=1)))
+        hooks = [(self.classifier, at_classifier), (self.pool_site, at_pool)]
+        handles = [module.register_forward_hook(hook) for module, hook in hooks if module is not None]
         try:
-            logits = self.logits(x)
+            forward_pass = ForwardPass(logits=self.logits(x), **tensors)
         finally:
             for handle in handles:
                 handle.remove()
-        if "pooled" in found:
-            found["pooled"] = found["pooled"].flatten(1)
-        made = ForwardPass(logits, **found)
         if not x.is_inference():
-            self._last_pass["x"] = (weakref.ref(x), _version(x), made)
-        return made
+            self._last_pass["x"] = (weakref.ref(x), _version(x), forward_pass)
+        return forward_pass
 
     @cached_property
     def _last_pass(self) -> dict[str, tuple[weakref.ref[Tensor], int, ForwardPass]]:
@@ -215,27 +203,27 @@ class ModelView:
         Raises:
             NotApplicableError: for a model without a pool that we know.
         """
-        pool, found = self.known_pool(), self.forward_pass(x)
-        assert found.input is not None
-        X = pool.features(found.input)
-        height, width = pool.to_maps(found.input).shape[2:]
-        if pool.input_fmt == "NLC":
-            height, width = token_grid(X.shape[-1], *x.shape[-2:])
-        return X, (height, width), found.logits
+        pool, forward_pass = self.known_pool(), self.forward_pass(x)
+        assert forward_pass.input is not None
+        height, width = self.as_maps(forward_pass.input, x).shape[2:]
+        return pool.features(forward_pass.input), (height, width), forward_pass.logits
+
+    def as_maps(self, output: Tensor, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) of what a stage gives for an input x (B, 3, height, width).
+
+        Raises:
+            NotApplicableError: for a model without a pool that we know, or tokens that are no grid.
+        """
+        pool = self.known_pool()
+        if pool.input_fmt != "NLC":
+            return output.permute(0, 3, 1, 2) if pool.input_fmt == "NHWC" else output
+        tokens = output[:, pool.num_prefix_tokens :].mT
+        return tokens.unflatten(-1, token_grid(tokens.shape[-1], *x.shape[-2:]))
 
     @cached_property
     def float64_pool(self) -> Pool:
         """The pool in float64."""
         return copy.deepcopy(self.known_pool()).double()
-
-    def class_weight(self, target: int) -> Tensor:
-        """The classifier's weights (D,) of a class, in float64."""
-        return self.known_classifier().weight[target].detach().double()
-
-    def class_bias(self, target: int) -> float:
-        """The classifier's bias of a class."""
-        bias = self.known_classifier().bias
-        return 0.0 if bias is None else bias[target].item()
 
     @contextmanager
     def against(self, other: int | None) -> Iterator[None]:
@@ -276,17 +264,9 @@ def token_grid(tokens: int, height: int, width: int) -> tuple[int, int]:
     return rows, tokens // rows
 
 
-def _private_copy(model: nn.Module) -> nn.Module:
-    private = copy.deepcopy(model).requires_grad_(False)
-    private.eval()
-    if next(private.parameters()).dtype in (torch.float16, torch.bfloat16):
-        private.float()
-    return private
-
-
 @torch.no_grad()
 def _check_first_layer(model: nn.Module, blank: Tensor) -> None:
-    """Raise if the model does not take three channels; one that takes one is known before."""
+    """Raise unless the model takes the channels of ``blank``: one, where its first convolution does, or three."""
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     if first is None or first.in_channels == blank.shape[1]:
         return
@@ -309,10 +289,10 @@ def _use_exact_gradient(model: nn.Module) -> None:
 
 def _find_classifier(model: Any) -> nn.Linear | None:
     if hasattr(model, "get_classifier"):
-        found = model.get_classifier()
+        classifier = model.get_classifier()
     else:
-        found = getattr(getattr(model, "head", None), "fc", None)
-    return found if isinstance(found, nn.Linear) else None
+        classifier = getattr(getattr(model, "head", None), "fc", None)
+    return classifier if isinstance(classifier, nn.Linear) else None
 
 
 @torch.no_grad()
@@ -328,9 +308,9 @@ def _count_classes(model: nn.Module, blank: Tensor) -> int:
 def _find_pool_site(model: nn.Module) -> nn.Module | None:
     """The last pool of this package, or the only global average pooling."""
     pools: list[nn.Module] = [m for m in model.modules() if isinstance(m, Pool)]
-    averages = [found for m in model.modules() if (found := _global_average(m)) is not None]
     if pools:
         return pools[-1]
+    averages = [average for m in model.modules() if (average := _global_average(m)) is not None]
     return averages[0] if len(averages) == 1 else None
 
 

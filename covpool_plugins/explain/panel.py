@@ -1,4 +1,4 @@
-"""Pictures that compare: the spectrum and what its eigenvalues add to a score, and several heads side by side."""
+"""The eigen panel, and several heads side by side."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ def eigen_panel(explanation: Explanation) -> Picture:
     """What the eigenvalues of a covariance add to a class score, as one picture.
 
     Above: the spectrum before and after normalisation with both condition numbers; the share σ_k of every eigenvalue
-    and their cumulative sum; the picture, and the map of all shares. Below: the maps of the bands of eigenvalues, each
-    with its share and on a colour scale of its own, which is told: those of small eigenvalues would be pale on one for
-    all.
+    and their cumulative sum; the picture, and the map of all shares. Below: the maps of the bands of eigenvalues with
+    their shares, each on its own colour scale, because small eigenvalues would be pale on a common one.
 
     Args:
         explanation: of the method ``eigen``.
@@ -77,19 +76,18 @@ def montage(explanations: Sequence[tuple[str, Explanation | str]]) -> Picture:
         >>> montage([("svdpade", explain(model, torch.randn(1, 3, 64, 64))), ("gap", "not trained")]).mode
         'RGB'
     """
-    found = [explanation for _, explanation in explanations if isinstance(explanation, Explanation)]
-    if not found:
+    shown = [explanation for _, explanation in explanations if isinstance(explanation, Explanation)]
+    if not shown:
         raise OptionError("montage needs at least one explanation, got none")
-    kinds = sorted({explanation.method for explanation in found})
-    if len(kinds) > 1:
-        raise OptionError(f"montage has one colour scale for one method, got {', '.join(kinds)}")
-    limit = max(colour_limit(explanation.shown) for explanation in found)
+    first, methods = shown[0], sorted({explanation.method for explanation in shown})
+    if len(methods) > 1:
+        raise OptionError(f"montage has one colour scale for one method, got {', '.join(methods)}")
+    limit = max(colour_limit(explanation.shown) for explanation in shown)
     columns = min(MOST_COLUMNS, len(explanations))
     rows = -(-len(explanations) // columns)
-    shape = found[0].map.shape if found[0].space == "matrix" else (found[0].image.height, found[0].image.width)
+    shape = first.map.shape if first.space == "matrix" else (first.image.height, first.image.width)
     figure = _figure(columns * CELL, rows * (CELL * shape[0] / shape[1] + 0.6) + 0.3)
-    scale = "" if found[0].space == "picture" else f", {_scale(found[0], limit)}"
-    figure.suptitle(found[0].method + scale, fontsize=11)
+    figure.suptitle(first.method + ("" if first.space == "picture" else f", {_scale(first, limit)}"), fontsize=11)
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axis, (label, explanation) in zip(axes, explanations, strict=False):
         if isinstance(explanation, Explanation):
@@ -97,7 +95,7 @@ def montage(explanations: Sequence[tuple[str, Explanation | str]]) -> Picture:
             lines[0] = lines[0].removeprefix(explanation.method).lstrip(", ")
             _show(axis, explanation.overlay(limit, SIDE), label, lines)
         else:
-            _not_applicable(axis, label, explanation, found[0].image)
+            _not_applicable(axis, label, explanation, first.image)
     for axis in axes[len(explanations) :]:
         axis.set_axis_off()
     return _rendered(figure)

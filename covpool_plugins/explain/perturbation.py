@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import require_extra
-from .methods import METHODS, Attribution
+from .methods import EXPLANATIONS, MASKS_PER_DRAW, Attribution
 from .model_view import ModelView
-from .options import DRAWN_TOGETHER
 
 # How often a cell of RISE's masks is seen, and how many cells a side has.
 SEEN = 0.5
@@ -26,7 +25,6 @@ TUNED_SIDE = 224
 STEP, SIGMA_STEPS, MAX_BLUR = 7, 3, 20.0
 
 
-@METHODS.register("rise")
 def rise(
     view: ModelView,
     x: Tensor,
@@ -39,20 +37,15 @@ def rise(
 ) -> Attribution:
     """Mean probability of the class over random masks that show a pixel, (H, W).
 
-    Σ_m p(target | x ∘ m) m / Σ_m m, by how often the masks did show each pixel: with few of them the expected number
-    would leave a pattern of its own. Only the probability of one class is kept of the network's output.
+    Σ_m p(target | x ∘ m) m / Σ_m m, divided by how often the masks did show each pixel: with few masks the expected
+    number would leave a pattern of its own. What a mask hides is the mean colour. Of the network's output only the
+    probability of one class is kept.
 
     Args:
-        view: the model.
-        x: input (1, 3, H, W); what a mask hides is the mean colour.
-        target: the class.
         masks: N; more give a smoother map.
         seed: of the masks; the caller's random numbers are not touched.
         batch_size: masked inputs in one forward pass, at most 64; the map is the same for all.
-        versus: the probability is that of the class where it is either this one or that.
-
-    Raises:
-        OptionError: for an option out of range.
+        versus: take the probability of the class given that it is one of the two.
 
     Source: Petsiuk, Das & Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018.
     """
@@ -60,23 +53,22 @@ def rise(
     x = view.to_model(x).float()
     score = partial(log_odds, target=target, versus=versus)
     devices = [x.device] if x.is_cuda else []
-    with torch.random.fork_rng(devices), OneOutput(view, score, "rise", masks + 1, batch_size) as model:
-        seen = torchray.rise(
-            WithCoverage(model),
+    with torch.random.fork_rng(devices), _progress("rise", masks + 1) as bar:
+        maps = torchray.rise(
+            WithCoverage(OneOutput(view.model, score, bar, batch_size)),
             x,
             seed=seed,
             num_masks=masks,
             num_cells=min(CELLS, *x.shape[2:]),
-            batch_size=DRAWN_TOGETHER,
+            batch_size=MASKS_PER_DRAW,
             p=SEEN,
         )
-    weighted, shown = seen[0, 0], seen[0, 1]
+    weighted, shown = maps[0, 0], maps[0, 1]
     # With few masks no mask may have shown a pixel: nothing is known of it.
     mean = torch.where(shown > 0, weighted / shown, weighted.sum() / shown.sum().clamp_min(1e-12))
     return Attribution(mean, signed=False, relative=True)
 
 
-@METHODS.register("extremal_perturbation")
 def extremal_perturbation(
     view: ModelView, x: Tensor, target: int, *, iterations: int = 300, areas: Sequence[float] = (0.1,)
 ) -> Attribution:
@@ -85,14 +77,8 @@ def extremal_perturbation(
     The network sees the picture as it is, never its mirror image. Nothing in it is random.
 
     Args:
-        view: the model.
-        x: input (1, 3, H, W).
-        target: the class.
         iterations: steps of gradient ascent.
         areas: shares of the picture, each of which one mask covers.
-
-    Raises:
-        OptionError: for an option out of range.
 
     Source: Fong, Patrick & Vedaldi, "Understanding Deep Networks via Extremal Perturbations and Smooth Masks",
     ICCV 2019.
@@ -105,8 +91,9 @@ def extremal_perturbation(
     with (
         _strongest_blur(torchray, scale * MAX_BLUR),
         torch.enable_grad(),
-        OneOutput(view, score, "extremal_perturbation", iterations * len(areas), len(areas)) as model,
+        _progress("extremal_perturbation", iterations * len(areas)) as bar,
     ):
+        model = OneOutput(view.model, score, bar, batch_size=len(areas))
         masks, _ = torchray.extremal_perturbation(
             model, x, 0, areas=list(areas), max_iter=iterations, step=step, sigma=SIGMA_STEPS * step, jitter=False
         )
@@ -137,37 +124,29 @@ class WithCoverage(nn.Module):
 
 
 class OneOutput(nn.Module):
-    """The model with one output instead of a score per class, in float32; a progress bar counts its inputs.
+    """The model with one output instead of a score per class, in float32.
 
     Args:
-        view: the model.
+        model: the classifier.
         output: scores (B, num_classes) to outputs (B,).
-        name: in front of the bar.
-        total: how many inputs will come.
+        bar: counts the inputs.
         batch_size: inputs in one forward pass.
     """
 
-    def __init__(
-        self, view: ModelView, output: Callable[[Tensor], Tensor], name: str, total: int, batch_size: int
-    ) -> None:
+    def __init__(self, model: nn.Module, output: Callable[[Tensor], Tensor], bar: tqdm, batch_size: int) -> None:
         super().__init__()
-        self.batch_size = batch_size
-        self.model, self.dtype, self.output = view.model, view.dtype, output
-        self._progress = partial(tqdm, total=total, desc=name, unit="input", leave=False, disable=None)
-
-    def __enter__(self) -> OneOutput:
-        self._bar = self._progress()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
+        self.model, self.output, self.bar, self.batch_size = model, output, bar, batch_size
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self._outputs(part) for part in x.to(self.dtype).split(self.batch_size)])
+        return torch.cat([self._outputs(part) for part in x.split(self.batch_size)])
 
     def _outputs(self, x: Tensor) -> Tensor:
-        self._bar.update(len(x))
-        return self.output(self.model(x)).float().unsqueeze(1)
+        self.bar.update(len(x))
+        return self.output(self.model(x.to(next(self.model.parameters())))).float().unsqueeze(1)
+
+
+def _progress(name: str, inputs: int) -> tqdm:
+    return tqdm(total=inputs, desc=name, unit="input", leave=False, disable=None)
 
 
 @contextmanager
@@ -181,3 +160,7 @@ def _strongest_blur(torchray: Any, max_blur: float) -> Iterator[None]:
             yield
     finally:
         torchray.Perturbation = original
+
+
+EXPLANATIONS.add("rise", rise)
+EXPLANATIONS.add("extremal_perturbation", extremal_perturbation)

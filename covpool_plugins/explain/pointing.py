@@ -9,25 +9,25 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from ..checks import check_integer, check_number
-from ..errors import NotApplicableError, ShapeError
+from ..errors import NotApplicableError, OptionError, ShapeError
 from .annotations import AnnotatedPicture
-from .explanation import check_target, explain
+from .explanation import check_target, explain_over_picture
 from .images import Preprocessing
+from .methods import with_options
 from .metrics import gaussian
 from .model_view import Gradient, ModelView
 from .overlay import enlarge
-from .sanity import options_by_method
 
 TOLERANCE = 15
 # What is left of a region after cropping and resizing: below this of full brightness it is the filter's ringing.
 LEAST_SEEN = 0.1
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pointing:
     """How often the maps of a method point at the objects of a class.
 
@@ -36,8 +36,8 @@ class Pointing:
         target: the class.
         hits: maps whose maximum lies at the object.
         misses: maps whose maximum does not, and those of ``pointless``.
-        pointless: maps without a maximum: values that are not finite, or none above zero.
-        energies: of the maps with a maximum, the share of the positive values inside the object.
+        pointless: maps without a value above zero.
+        energies: of the other maps, the share of the positive values inside the object.
         note: why there are no maps.
 
     Examples:
@@ -50,7 +50,7 @@ class Pointing:
     hits: int = 0
     misses: int = 0
     pointless: int = 0
-    energies: Sequence[float] = field(default=(), repr=False)
+    energies: list[float] = field(default_factory=list, repr=False)
     note: str = ""
 
     @property
@@ -63,12 +63,22 @@ class Pointing:
         """Mean share of the energy inside, or ``None`` where there is none."""
         return float(np.mean(self.energies)) if self.energies else None
 
+    def add(self, map: np.ndarray, region: np.ndarray, tolerance: int, smooth: float) -> None:
+        """Count a map, see :func:`energy_inside` and :func:`points_at`."""
+        energy = energy_inside(map, region)
+        hit = energy is not None and points_at(map, region, tolerance, smooth)
+        self.hits += hit
+        self.misses += not hit
+        if energy is None:
+            self.pointless += 1
+        else:
+            self.energies.append(energy)
+
 
 def pointing_game(
     model: nn.Module | ModelView,
     pictures: Iterable[AnnotatedPicture],
-    methods: Sequence[str],
-    options: Mapping[str, Mapping[str, Any]] | None = None,
+    methods: Sequence[str] | Mapping[str, Mapping[str, Any]],
     *,
     tolerance: int = TOLERANCE,
     smooth: float = 0.0,
@@ -82,8 +92,7 @@ def pointing_game(
     Args:
         model: the classifier, which is left as it is.
         pictures: of :func:`~covpool_plugins.explain.annotations.read_annotations`.
-        methods: names of explanation methods.
-        options: of the methods, by the name of the method.
+        methods: names of explanation methods, or a mapping from names to options.
         tolerance: how many pixels of the network's input the maximum may lie beside the object; the figure of the
             papers is 15.
         smooth: deviation of the Gaussian that maps are smoothed by before their maximum is taken, as a part of the
@@ -95,8 +104,8 @@ def pointing_game(
 
     Raises:
         UnknownNameError: for a method that does not exist.
-        OptionError: for an option out of range, or one for a method that is not asked for.
-        ValueError: for a picture, mask or box that cannot be read, or a class that the model does not have.
+        OptionError: for an option out of range, or a class that the model does not have.
+        ValueError: for a picture, mask or box that cannot be read.
 
     Source: Zhang, Lin, Brandt, Shen & Sclaroff, "Top-down Neural Attention by Excitation Backprop", ECCV 2016; the
     energy: Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks", CVPRW 2020.
@@ -112,75 +121,40 @@ def pointing_game(
     """
     check_integer("tolerance", tolerance, 0)
     check_number("smooth", smooth, "[0, 1]")
-    given = options_by_method(methods, options)
+    options = with_options(methods)
     view = ModelView.of(model, grad)
-    rows: dict[str, dict[int, _Count]] = {method: {} for method in methods}
+    rows: dict[tuple[str, int], Pointing] = {}
     for annotated in tqdm(list(pictures), desc="pointing game", unit="picture", disable=None, leave=False):
         picture, regions = annotated.read()
         x = view.preprocessing(picture)
         for target, region in regions.items():
             try:
                 check_target(target, view)
-            except ValueError as error:
-                raise ValueError(f"{annotated.path}: {error}") from None
+            except OptionError as error:
+                raise OptionError(f"{annotated.path}: {error}") from None
             seen = seen_region(region, view.preprocessing)
-            for method in methods if seen.any() else ():
-                count = rows[method].setdefault(target, _Count())
-                count.add(view, x, method, target, seen, given[method], tolerance, smooth)
-    return [
-        Pointing(method, target, **vars(counts[target])) for method, counts in rows.items() for target in sorted(counts)
-    ]
+            for method in options if seen.any() else ():
+                row = rows.setdefault((method, target), Pointing(method, target))
+                try:
+                    explanation = explain_over_picture(view, x, method, target, **options[method])
+                except NotApplicableError as error:
+                    row.note = str(error)
+                else:
+                    row.add(explanation.map, seen, tolerance, smooth)
+    return [rows[key] for method in options for key in sorted(rows) if key[0] == method]
 
 
 def mean_accuracy(rows: Iterable[Pointing]) -> dict[str, float | None]:
-    """By method the mean of the accuracies of the classes that there are, as the papers report it.
+    """By method the mean of the accuracies of the classes, as the papers report it.
 
     Examples:
         >>> mean_accuracy([Pointing("rise", 0, hits=3, misses=1), Pointing("rise", 1, hits=1, misses=0)])
         {'rise': 0.875}
     """
-    found: dict[str, list[float]] = {}
+    accuracies: dict[str, list[float]] = {}
     for row in rows:
-        found.setdefault(row.method, []).extend([] if row.accuracy is None else [row.accuracy])
-    return {method: float(np.mean(values)) if values else None for method, values in found.items()}
-
-
-@dataclass
-class _Count:
-    hits: int = 0
-    misses: int = 0
-    pointless: int = 0
-    energies: list[float] = field(default_factory=list)
-    note: str = ""
-
-    def add(
-        self,
-        view: ModelView,
-        x: Tensor,
-        method: str,
-        target: int,
-        region: np.ndarray,
-        options: Mapping[str, Any],
-        tolerance: int,
-        smooth: float,
-    ) -> None:
-        try:
-            found = explain(view, x, method, target, **options)
-        except NotApplicableError as error:
-            self.note = str(error)
-            return
-        if found.space != "image":
-            self.note = f"{method} makes a {found.space}, no map of the picture"
-            return
-        inside = energy_inside(found.map, region)
-        if inside is None:
-            self.pointless += 1
-            self.misses += 1
-            return
-        hit = points_at(found.map, region, tolerance, smooth)
-        self.hits += hit
-        self.misses += not hit
-        self.energies.append(inside)
+        accuracies.setdefault(row.method, []).extend([] if row.accuracy is None else [row.accuracy])
+    return {method: float(np.mean(values)) if values else None for method, values in accuracies.items()}
 
 
 def seen_region(region: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
@@ -214,8 +188,8 @@ def peak(map: np.ndarray, size: tuple[int, int], smooth: float = 0.0) -> tuple[i
 def points_at(map: np.ndarray, region: np.ndarray, tolerance: int = 0, smooth: float = 0.0) -> bool:
     """Whether the maximum of a map lies in a region (H, W), bool, or less than ``tolerance`` pixels beside it.
 
-    TorchRay's ``PointingGame`` says the same for a positive tolerance. It is not used: with none it counts no hit at
-    all, and its mean accuracy counts every class without a picture as a failure.
+    TorchRay's ``PointingGame`` agrees for a positive tolerance. It is not used because without one it counts no hit at
+    all, and because its mean accuracy counts every class without a picture as a failure.
     """
     row, column = peak(map, region.shape, smooth)
     rows, columns = np.nonzero(region)
@@ -238,7 +212,7 @@ def energy_inside(map: np.ndarray, region: np.ndarray) -> float | None:
     inside, (height, width) = torch.as_tensor(region, dtype=torch.float64), values.shape
     energy = values.clamp(min=0)
     total = energy.sum()
-    if not values.isfinite().all() or not total > 0:
+    if not 0 < total < torch.inf:
         return None
     shares = nn.functional.adaptive_avg_pool2d(inside[None], (height, width))[0]
     return ((energy * shares).sum() / total).item()

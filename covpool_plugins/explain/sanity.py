@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checks import check_integer
-from ..errors import NotApplicableError, OptionError, ShapeError
+from ..errors import NotApplicableError, ShapeError
 from ..pictures import Picture
-from .backprop import DegenerateLayerError, disposable
-from .explanation import Explanation, explain
+from .backprop import disposable
+from .explanation import Explanation, explain_over_picture
 from .images import as_input
-from .methods import METHODS, method_options
+from .methods import explanation_options, with_options
 from .model_view import Gradient, ModelView
 
 THRESHOLD = 0.5
@@ -45,12 +45,11 @@ class Randomization:
 def cascading_randomization(
     model: nn.Module | ModelView,
     image: Path | str | Picture | np.ndarray | Tensor,
-    methods: Sequence[str],
+    methods: Sequence[str] | Mapping[str, Mapping[str, Any]],
     target: int | None = None,
     *,
     seed: int = 0,
     steps: int = STEPS,
-    options: Mapping[str, Mapping[str, Any]] | None = None,
     grad: Gradient = "exact",
 ) -> list[Randomization]:
     """The sanity check of explanations: weights are made random from the classifier down, and maps are compared.
@@ -58,25 +57,24 @@ def cascading_randomization(
     The layers are the classifier, the pool's reduction, then the stages of the backbone from the last to the first.
     New weights are normal, of the size of the old ones, so that activations neither vanish nor explode; running
     statistics of batch norm stay. Signed methods are compared by the signed map, others by its magnitude. A method
-    that chose its own layer in the original network keeps it, and one that draws random numbers draws new ones.
+    that chose its own layer in the original network keeps it. One that draws random numbers draws new ones.
 
     Args:
         model: the classifier, which is left as it is.
         image: what :func:`covpool_plugins.explain.explain` takes.
-        methods: names of explanation methods.
+        methods: names of explanation methods, or a mapping from names to options.
         target: the class; the default is the one with the highest score.
         seed: of the random weights; no other random numbers are drawn or changed.
         steps: of the cascade, at most: the classifier, then the other layers in equal parts.
-        options: of the methods, by the name of the method.
         grad: see :func:`covpool_plugins.explain.explain`.
 
     Returns:
-        For each method a row per step. A method without a map of the picture, or that says nothing about the model,
-        has one row without random layers, whose note tells why; so has one with a map that cannot be compared.
+        For each method a row per step. A method without a map that can be compared has one row without random layers,
+        whose note tells why.
 
     Raises:
         UnknownNameError: for a method that does not exist.
-        OptionError: for an option out of range, or one for a method that is not asked for.
+        OptionError: for an option out of range.
 
     Source: Adebayo, Gilmer, Muelly, Goodfellow, Hardt & Kim, "Sanity Checks for Saliency Maps", NeurIPS 2018.
 
@@ -88,32 +86,28 @@ def cascading_randomization(
     """
     check_integer("seed", seed, 0)
     check_integer("steps", steps)
-    given = options_by_method(methods, options)
+    options = with_options(methods)
     view = ModelView.of(model, grad)
     x = as_input(image, view.preprocessing)
     originals: dict[str, Explanation] = {}
-    rows: dict[str, list[Randomization]] = {method: [] for method in methods}
-    for method in methods:
+    rows: dict[str, list[Randomization]] = {method: [] for method in options}
+    for method in options:
         try:
-            found = explain(view, x, method, target, **given[method])
-            target = found.target
-            note = _why_not_comparable(found)
-        except (NotApplicableError, DegenerateLayerError) as error:
-            found, note = None, str(error)
-        if found is None or note:
-            rows[method].append(Randomization(method, (), None, note))
+            originals[method] = _varying(view, x, method, target, options[method])
+        except NotApplicableError as error:
+            rows[method].append(Randomization(method, (), None, str(error)))
             continue
-        originals[method] = found
-        if found.layer is not None and "layer" in method_options(method):
-            given[method]["layer"] = found.layer
+        target = originals[method].target
+        if "layer" in explanation_options(method):
+            options[method]["layer"] = originals[method].layer
     total = len(originals) * steps
     with tqdm(total=total, desc="randomize", unit="map", disable=None, leave=False) as bar:
         for step, (layers, random) in enumerate(randomized_views(view, x, seed, steps), start=1):
             for method, original in originals.items():
-                similarity, note = _compare(random, x, original, _reseeded(method, given[method], step))
+                similarity, note = _compare(random, x, original, _reseeded(method, options[method], step))
                 rows[method].append(Randomization(method, layers, similarity, note))
                 bar.update()
-    return [row for method in methods for row in rows[method]]
+    return [row for method in options for row in rows[method]]
 
 
 def depends_on_weights(rows: Sequence[Randomization]) -> dict[str, bool | None]:
@@ -134,7 +128,7 @@ def depends_on_weights(rows: Sequence[Randomization]) -> dict[str, bool | None]:
 def rank_correlation(first: Tensor | np.ndarray, second: Tensor | np.ndarray) -> float | None:
     """Spearman's rank correlation of the entries of two arrays; equal entries have the mean of their ranks.
 
-    ``None`` where it is not defined: entries that are not finite, or all equal.
+    ``None`` where all entries of an array are equal.
 
     Raises:
         ShapeError: for arrays of two sizes.
@@ -142,8 +136,6 @@ def rank_correlation(first: Tensor | np.ndarray, second: Tensor | np.ndarray) ->
     a, b = (torch.as_tensor(values, dtype=torch.float64) for values in (first, second))
     if a.shape != b.shape:
         raise ShapeError(f"maps must have the same size, got {tuple(a.shape)} and {tuple(b.shape)}")
-    if not (a.isfinite().all() and b.isfinite().all()):
-        return None
     ranks = torch.stack([_ranks(a.flatten()), _ranks(b.flatten())])
     centred = ranks - ranks.mean(dim=1, keepdim=True)
     size = centred.norm(dim=1).prod()
@@ -156,53 +148,35 @@ def _ranks(values: Tensor) -> Tensor:
     return (last - (counts - 1) / 2)[place]
 
 
-def options_by_method(
-    methods: Sequence[str], options: Mapping[str, Mapping[str, Any]] | None
-) -> dict[str, dict[str, Any]]:
-    """The options of each method, those that were given and for the others none.
+def _varying(view: ModelView, x: Tensor, method: str, target: int | None, options: Mapping[str, Any]) -> Explanation:
+    """An explanation whose map has ranks.
 
     Raises:
-        UnknownNameError: for a method that does not exist.
-        OptionError: for options of a method that is not among ``methods``, or no method at all.
+        NotApplicableError: for one that has not.
     """
-    if isinstance(methods, str) or not methods:
-        raise OptionError(f"methods must be a list of names, got {methods!r}")
-    for method in methods:
-        METHODS[method]
-    for method in options or {}:
-        if method not in methods:
-            raise OptionError(f"options for {method!r}, which is not among the methods {', '.join(methods)}")
-    return {method: dict((options or {}).get(method, {})) for method in methods}
+    explanation = explain_over_picture(view, x, method, target, **options)
+    if np.ptp(_compared(explanation)) == 0:
+        raise NotApplicableError("the map is the same everywhere")
+    return explanation
 
 
 def _compare(view: ModelView, x: Tensor, original: Explanation, options: Mapping[str, Any]) -> tuple[float | None, str]:
     try:
-        found = explain(view, x, original.method, original.target, **options)
-    except (NotApplicableError, DegenerateLayerError) as error:
+        explanation = _varying(view, x, original.method, original.target, options)
+    except NotApplicableError as error:
         return None, str(error)
-    note = _why_not_comparable(found)
-    return (None, note) if note else (rank_correlation(*map(_compared, (original, found))), "")
+    return rank_correlation(_compared(original), _compared(explanation)), ""
 
 
 def _reseeded(method: str, options: Mapping[str, Any], step: int) -> Mapping[str, Any]:
     """Other random numbers for every step, where a method draws any: the same ones alone make maps alike."""
-    if "seed" not in method_options(method):
+    if "seed" not in explanation_options(method):
         return options
     return {**options, "seed": options.get("seed", 0) + step}
 
 
-def _compared(found: Explanation) -> np.ndarray:
-    return found.map if found.signed else np.abs(found.map)
-
-
-def _why_not_comparable(found: Explanation) -> str:
-    """Empty for a map that can be compared."""
-    if found.space != "image":
-        return f"{found.method} makes a {found.space}, no map of the picture"
-    values = _compared(found)
-    if not np.isfinite(values).all():
-        return "the map has values that are not finite"
-    return "the map is the same everywhere" if np.ptp(values) == 0 else ""
+def _compared(explanation: Explanation) -> np.ndarray:
+    return explanation.map if explanation.signed else np.abs(explanation.map)
 
 
 def randomized_views(
@@ -226,8 +200,7 @@ def randomized_views(
         modules = dict(view.model.named_modules())
         names = [name for layer in list(layers)[done:bound] for name in layers[layer]]
         _replace_parameters(view.model, [modules[name] for name in names], generator)
-        # A new view, because the old one remembers what it has computed.
-        view, done = replace(view), int(bound)
+        done = int(bound)
         yield tuple(list(layers)[:done]), view
 
 
@@ -250,22 +223,11 @@ def _layer_of(name: str, layers: Sequence[str | None]) -> str:
 
 def _in_order_of_use(view: ModelView, x: Tensor, names: Sequence[str]) -> list[str]:
     """The modules in the order in which they begin for the last time; those that are not called come first."""
-    order = dict.fromkeys(names)
-    modules = dict(view.model.named_modules())
-
-    def remember(name: str) -> Any:
-        def hook(module: nn.Module, args: Any) -> None:
-            order.pop(name)
-            order[name] = None
-
-        return hook
-
-    handles = [modules[name].register_forward_pre_hook(remember(name)) for name in names]
-    try:
-        view.logits(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    own, order = disposable(view), dict.fromkeys(names)
+    modules = dict(own.model.named_modules())
+    for name in names:
+        modules[name].register_forward_pre_hook(lambda *_, name=name: order.update({name: order.pop(name)}))
+    own.logits(x)
     return list(order)
 
 

@@ -12,14 +12,13 @@ from ..linalg import EigenMethod, unpack_symmetric
 from ..linalg.packing import unpack_gradient
 from ..pooling import CompactBilinearPool, CovariancePool, CrossCovariancePool, LowRankBilinearPool, Pool
 from .contribution import LinearHead, mean_gradient
-from .methods import METHODS, Attribution
+from .methods import EXPLANATIONS, Attribution
 from .model_view import ModelView
 from .root_shares import Eigenbasis, RootShares, root_method, root_shares
 
 BANDS = 4
 
 
-@METHODS.register("eigen")
 def eigen(view: ModelView, x: Tensor, target: int, *, bands: int = BANDS) -> Attribution:
     """Shares of the score by position and by band of eigenvalues; their sum over the bands is the contribution map.
 
@@ -32,33 +31,28 @@ def eigen(view: ModelView, x: Tensor, target: int, *, bands: int = BANDS) -> Att
       ``band_shares`` (b,), what they add to the score.
 
     Args:
-        view: a model with a linear classifier on the square root of a covariance.
-        x: input (1, 3, H, W).
-        target: the class.
         bands: how many; fewer where there are fewer eigenvalues.
 
     Raises:
-        OptionError: for a number of bands that is not positive, or a model without a pool that we know.
-        NotApplicableError: for a pool that is no such root, or a model with more than a linear layer behind it.
+        NotApplicableError: for a pool that is no square root of a covariance, or more than a linear layer behind it.
 
     Source: the view of Song, Sebe & Wang, "On the Eigenvalues of Global Covariance Pooling for Fine-grained Visual
     Recognition", T-PAMI 2022, that small eigenvalues carry the details, made visible.
     """
     head = LinearHead.of(view, x, target)
-    found = shares_of_root(head)
-    maps, edges = in_bands(found.shares.reshape(-1, *head.grid), bands)
+    root = shares_of_root(head)
+    maps, edges = in_bands(root.shares.reshape(-1, *head.grid), bands)
     extras = {
-        "eigenvalues": found.eigenvalues,
-        "normalized": found.normalized,
-        "sigma": found.shares.sum(1),
+        "eigenvalues": root.eigenvalues,
+        "normalized": root.normalized,
+        "sigma": root.shares.sum(1),
         "bands": maps,
         "band_edges": edges,
         "band_shares": maps.sum((1, 2)),
     }
-    return head.attribution("eigen", found.shares.sum(0), found.score, extras=extras)
+    return head.attribution("eigen", root.shares.sum(0), root.score, extras=extras)
 
 
-@METHODS.register("energy")
 def energy(view: ModelView, x: Tensor, target: int, *, bands: int = BANDS) -> Attribution:
     """Where the eigenvalues of the covariance come from: e_k(i) = y_ik² / M, which sums to λ_k over the positions.
 
@@ -66,13 +60,9 @@ def energy(view: ModelView, x: Tensor, target: int, *, bands: int = BANDS) -> At
     (n,), largest first, and, in bands as of :func:`eigen`, ``bands`` (b, H, W) and ``band_edges`` (b + 1,).
 
     Args:
-        view: a model with a pool that takes a covariance or second moment.
-        x: input (1, 3, H, W).
-        target: not used.
         bands: how many; fewer where there are fewer eigenvalues.
 
     Raises:
-        OptionError: for a number of bands that is not positive, or a model without a pool that we know.
         NotApplicableError: for a pool that takes no such matrix.
     """
     features, grid, _ = view.features(x)
@@ -82,7 +72,6 @@ def energy(view: ModelView, x: Tensor, target: int, *, bands: int = BANDS) -> At
     return Attribution(maps.sum(0), signed=False, extras=extras)
 
 
-@METHODS.register("channel_pairs")
 def channel_pairs(view: ModelView, x: Tensor, target: int, *, strongest: int = 10) -> Attribution:
     """Shares of the score by pair of channels, W ∘ Q (C, C), for the matrix Q that the pool makes.
 
@@ -90,15 +79,10 @@ def channel_pairs(view: ModelView, x: Tensor, target: int, *, strongest: int = 1
     Q with a <= b, and ``pair_shares`` (n,), where the two entries of a pair are added.
 
     Args:
-        view: a model with a linear classifier on a matrix of channels by channels.
-        x: input (1, 3, H, W).
-        target: the class.
         strongest: how many pairs are listed, at most.
 
     Raises:
-        OptionError: for a number that is not positive, or a model without a pool that we know.
-        NotApplicableError: for a pool whose vector is no such matrix, or a model with more than a linear layer behind
-            it.
+        NotApplicableError: for a pool whose vector is no such matrix, or more than a linear layer behind it.
     """
     head = LinearHead.of(view, x, target)
     with torch.no_grad():
@@ -166,3 +150,8 @@ def _as_matrix(pool: Pool, entries: Tensor) -> tuple[Tensor, bool]:
         return unpack_gradient(entries, C) if pool.vectorize == "triu" else entries.view(C, C), True
     reason = "its vector is not a matrix of channels by channels"
     raise NotApplicableError(f"channel_pairs: not applicable to pool {pool.pool_type!r}: {reason}")
+
+
+EXPLANATIONS.add("eigen", eigen)
+EXPLANATIONS.add("energy", energy)
+EXPLANATIONS.add("channel_pairs", channel_pairs)

@@ -14,8 +14,6 @@ def trace_stages(
 ) -> tuple[dict[str, nn.Module], Tensor | None]:
     """Modules whose output is a map that stays as it is, by name, in the order in which they finish.
 
-    The second thing returned is the input of ``site``; ``None`` if the model does not call it as a module.
-
     A probe makes the output a leaf of the graph, which no in-place operation may change: batch norm before an
     in-place ReLU, or the last layer of a branch before ``x += shortcut``, cannot be probed. The version counter of
     a tensor tells.
@@ -25,6 +23,9 @@ def trace_stages(
         x: an input (1, 3, H, W); its values do not matter.
         site: the module where the maps end.
         input_fmt: layout of the maps: ``NCHW``, ``NHWC`` or ``NLC``.
+
+    Returns:
+        The modules, and the input of ``site`` or ``None`` if the model does not call it as a module.
     """
     seen: dict[str, tuple[nn.Module, Tensor, int]] = {}
     ended: list[Tensor] = []
@@ -60,10 +61,3 @@ def _is_map(output: Tensor, input_fmt: str) -> bool:
         return False
     positions = output.shape[2:] if input_fmt == "NCHW" else output.shape[1:-1]
     return positions.numel() > 1
-
-
-def to_nchw(x: Tensor, input_fmt: str, num_prefix_tokens: int) -> Tensor:
-    """A stage's output as maps (B, C, H, W); N tokens become N x 1 positions."""
-    if input_fmt == "NLC":
-        return x[:, num_prefix_tokens:].mT.unsqueeze(-1)
-    return x.permute(0, 3, 1, 2) if input_fmt == "NHWC" else x

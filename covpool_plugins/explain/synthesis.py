@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .methods import METHODS, Attribution
+from .backprop import disposable
+from .methods import EXPLANATIONS, Attribution
 from .model_view import ModelView
 
 STEP = 0.1  # of Adam at first, on pixels before the sigmoid
@@ -20,7 +21,6 @@ INVERSE_SMOOTHNESS = 100.0
 Loss = Callable[[Tensor], Tensor]
 
 
-@METHODS.register("maximal_image")
 def maximal_image(
     view: ModelView,
     x: Tensor,
@@ -37,17 +37,11 @@ def maximal_image(
     ``picture`` (3, H, W) and ``logit``, its class score.
 
     Args:
-        view: a model.
-        x: input (1, 3, H, W).
-        target: the class.
         iterations: steps of Adam, each a forward and backward pass.
         seed: of the noise and the jitter; no other random numbers are drawn or changed.
         smoothness: the weight of the total variation.
-        jitter: the picture is shifted by up to so many pixels in each step, so that no pixel pattern is tied to a
-            place of the network's grid.
-
-    Raises:
-        OptionError: for an option outside its range.
+        jitter: each step shifts the picture by up to this many pixels, so that no pattern is tied to a place of the
+            network's grid.
 
     Source: Mahendran & Vedaldi, "Visualizing Deep Convolutional Neural Networks Using Natural Pre-images", IJCV 2016;
     for second-order models Lin & Maji, "Visualizing and Understanding Deep Texture Representations", CVPR 2016.
@@ -60,7 +54,6 @@ def maximal_image(
     return _attribution(pixels, logit=view.logits(_as_input(view, pixels))[0, target])
 
 
-@METHODS.register("inverse_image")
 def inverse_image(
     view: ModelView,
     x: Tensor,
@@ -78,33 +71,27 @@ def inverse_image(
     ``distance``, ‖φ - φ₀‖ / ‖φ₀‖.
 
     Args:
-        view: a model with a pool of this package or global average pooling.
-        x: input (1, 3, H, W).
-        target: not used.
         iterations, seed, smoothness, jitter: as of :func:`maximal_image`.
 
     Raises:
-        OptionError: for an option outside its range, or a model without a pool that we know.
+        NotApplicableError: for a model without a pool that we know.
 
     Source: Mahendran & Vedaldi, IJCV 2016; Lin & Maji, CVPR 2016.
     """
     view.known_pool()
-    wanted = view.forward_pass(x).pooled
-    assert wanted is not None and view.pool_site is not None
-    found: list[Tensor] = []
-    handle = view.pool_site.register_forward_hook(lambda module, args, output: found.append(output.flatten(1)))
+    original, own = view.forward_pass(x).pooled, disposable(view)
+    assert original is not None and own.pool_site is not None
+    pooled: list[Tensor] = []
+    own.pool_site.register_forward_hook(lambda module, args, output: pooled.append(output.flatten(1)))
 
     def loss(picture: Tensor) -> Tensor:
-        found.clear()
-        view.model(picture)
-        return (found[-1] - wanted).square().sum() / wanted.square().sum().clamp_min(1e-12)
+        pooled.clear()
+        own.model(picture)
+        return (pooled[-1] - original).square().sum() / original.square().sum().clamp_min(1e-12)
 
-    try:
-        pixels = _descend(view, x, loss, iterations, seed, smoothness, jitter)
-        with torch.no_grad():
-            distance = loss(_as_input(view, pixels)).sqrt()
-    finally:
-        handle.remove()
+    pixels = _descend(view, x, loss, iterations, seed, smoothness, jitter)
+    with torch.no_grad():
+        distance = loss(_as_input(view, pixels)).sqrt()
     return _attribution(pixels, distance=distance)
 
 
@@ -146,3 +133,7 @@ def _as_input(view: ModelView, pixels: Tensor) -> Tensor:
 def _attribution(pixels: Tensor, **numbers: Tensor) -> Attribution:
     picture = pixels[0].double().expand(3, -1, -1)
     return Attribution(picture.mean(0), signed=False, extras={"picture": picture, **numbers}, space="picture")
+
+
+EXPLANATIONS.add("maximal_image", maximal_image)
+EXPLANATIONS.add("inverse_image", inverse_image)

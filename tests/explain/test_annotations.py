@@ -62,9 +62,9 @@ def write_mask(path: Path, values: np.ndarray, palette: bool = False) -> None:
     picture.save(path)
 
 
-def the_only(found: list[AnnotatedPicture], name: str) -> dict[int, np.ndarray]:
-    assert [annotated.path.name for annotated in found] == [name]
-    picture, regions = found[0].read()
+def the_only(pictures: list[AnnotatedPicture], name: str) -> dict[int, np.ndarray]:
+    assert [annotated.path.name for annotated in pictures] == [name]
+    picture, regions = pictures[0].read()
     assert picture.size == (WIDTH, HEIGHT) and picture.mode == "RGB"
     assert all(region.dtype == bool and region.shape == (HEIGHT, WIDTH) for region in regions.values())
     return regions
@@ -124,70 +124,52 @@ def test_an_empty_mask_shows_no_class(folder: Path) -> None:
     assert the_only(read_annotations(folder), "a.png") == {}
 
 
-BAD_COCO = {
-    "no JSON": ("{", "not in COCO's form"),
-    "a list": ("[]", "not in COCO's form"),
-    "no images": (json.dumps({"categories": [], "annotations": []}), "not in COCO's form, an entry has no 'images'"),
-    "no file": (json.dumps(coco(images=[{"id": 9, "file_name": "c.png"}])), "there is no picture .*c.png"),
-    "an unknown image": (
-        json.dumps(coco(annotations=[{"image_id": 3, "category_id": 5, "bbox": [1, 2, 3, 4]}])),
-        "has the image_id 3, which is not listed",
-    ),
-    "an unknown category": (
-        json.dumps(coco(annotations=[{"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4]}])),
-        "has the category_id 3, which is not listed",
-    ),
-    "three numbers": (
-        json.dumps(coco(annotations=[{"image_id": 7, "category_id": 5, "bbox": [1, 2, 3]}])),
-        r"a box must be four numbers, got \[1, 2, 3\]",
-    ),
-    "an unknown name": (
+def of_one(**changes: object) -> str:
+    return json.dumps(coco(annotations=[{"image_id": 7, "category_id": 5, "bbox": [1, 2, 3, 4], **changes}]))
+
+
+BAD_COCO = [
+    ("{", "not in COCO's form"),
+    ("[]", "not in COCO's form"),
+    (json.dumps({"categories": [], "annotations": []}), "not in COCO's form, an entry has no 'images'"),
+    (json.dumps(coco(images=[{"id": 9, "file_name": "c.png"}])), "there is no picture .*c.png"),
+    (of_one(image_id=3), "has the image_id 3, which is not listed"),
+    (of_one(category_id=3), "has the category_id 3, which is not listed"),
+    (of_one(bbox=[1, 2, 3]), r"a box must be four numbers, got \[1, 2, 3\]"),
+    (
         json.dumps(coco(categories=[{"id": 5, "name": "doge"}, {"id": 2, "name": "cat"}])),
         "unknown class 'doge'; available: dog, cat, zebra",
     ),
-    "nothing": (json.dumps(coco(annotations=[])), "annotates no picture"),
-}
+    (json.dumps(coco(annotations=[])), "annotates no picture"),
+]
+ENTRY = "<annotation><object>{}</object></annotation>"
+BAD_VOC = [
+    ("<annotation>", "not an XML file"),
+    ("<annotation></annotation>", "it has no filename"),
+    (ENTRY.format("<bndbox/>"), "an object has no name"),
+    (ENTRY.format("<name>dog</name>"), "an object has no bndbox"),
+    (ENTRY.format("<name>dog</name><bndbox/>"), r"a box must be four numbers, got \[None, None, None, None\]"),
+    (voc(("dog", 0, (1, 1, 2, 2)), filename="c.png"), "there is no picture .*c.png"),
+]
+BAD = [("annotations.json", *case) for case in BAD_COCO] + [("Annotations/a.xml", *case) for case in BAD_VOC]
 
 
-@pytest.mark.parametrize("case", BAD_COCO)
-def test_bad_coco(case: str, folder: Path) -> None:
-    content, message = BAD_COCO[case]
-    (folder / "annotations.json").write_text(content)
-    raises_one_line(folder / "annotations.json", message, lambda: read_annotations(folder, CLASSES))
-
-
-BAD_VOC = {
-    "no XML": ("<annotation>", "not an XML file"),
-    "no filename": ("<annotation></annotation>", "it has no filename"),
-    "no name": ("<annotation><object><bndbox/></object></annotation>", "an object has no name"),
-    "no box": ("<annotation><object><name>dog</name></object></annotation>", "an object has no bndbox"),
-    "no corner": (
-        "<annotation><object><name>dog</name><bndbox/></object></annotation>",
-        r"a box must be four numbers, got \[None, None, None, None\]",
-    ),
-    "no picture": (voc(("dog", 0, (1, 1, 2, 2)), filename="c.png"), "there is no picture .*c.png"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_VOC)
-def test_bad_voc(case: str, folder: Path) -> None:
-    content, message = BAD_VOC[case]
-    (folder / "Annotations").mkdir()
-    (folder / "Annotations" / "a.xml").write_text(content)
-    raises_one_line(folder / "Annotations" / "a.xml", message, lambda: read_annotations(folder, CLASSES))
+@pytest.mark.parametrize(("file", "content", "message"), BAD, ids=[message for _, _, message in BAD])
+def test_bad_files(file: str, content: str, message: str, folder: Path) -> None:
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).write_text(content)
+    raises_one_line(folder / file, message, lambda: read_annotations(folder, CLASSES))
 
 
 @pytest.mark.parametrize("box", [[30, 0, 5, 5], [3, 3, 0, 5], [-9, 2, 5, 5], [3, 3, -2, 5]])
 def test_boxes_outside_the_picture(box: list[float], folder: Path) -> None:
-    annotation = {"image_id": 7, "category_id": 5, "bbox": box}
-    (folder / "annotations.json").write_text(json.dumps(coco(annotations=[annotation])))
-    (found,) = read_annotations(folder)
-    raises_one_line(folder / "annotations.json", "holds nothing of 30x20 pixels", found.read)
+    (folder / "annotations.json").write_text(of_one(bbox=box))
+    (annotated,) = read_annotations(folder)
+    raises_one_line(folder / "annotations.json", "holds nothing of 30x20 pixels", annotated.read)
 
 
 def test_boxes_across_the_edge_are_cut(folder: Path) -> None:
-    annotation = {"image_id": 7, "category_id": 5, "bbox": [-5, 15, 10, 99]}
-    (folder / "annotations.json").write_text(json.dumps(coco(annotations=[annotation])))
+    (folder / "annotations.json").write_text(of_one(bbox=[-5, 15, 10, 99]))
     assert np.array_equal(the_only(read_annotations(folder), "a.png")[1], box_region(0, 15, 5, 20))
 
 
@@ -203,8 +185,8 @@ def test_bad_masks(case: str, folder: Path) -> None:
     write, message = BAD_MASKS[case]
     (folder / "masks").mkdir()
     write(folder / "masks" / "a.png")
-    (found,) = read_annotations(folder)
-    raises_one_line(folder / "masks" / "a.png", message, found.read)
+    (annotated,) = read_annotations(folder)
+    raises_one_line(folder / "masks" / "a.png", message, annotated.read)
 
 
 @pytest.mark.parametrize(

@@ -6,31 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.explanations import CHEAP
+from support.explanations import CHEAP, mmpretrain_config
 from torch import nn
 
 import covpool_plugins
 from covpool_plugins.errors import NotApplicableError
-from covpool_plugins.explain import METHODS, ModelView, explain, load_mmpretrain_model
+from covpool_plugins.explain import EXPLANATIONS, ModelView, explain, load_mmpretrain_model
 from covpool_plugins.pooling import list_pools
 
 WIDTH = 16
 
 pytestmark = pytest.mark.slow
-
-CONFIG = """
-model = dict(
-    type='ImageClassifier',
-    backbone=dict(type='ResNet_CIFAR', depth=18, stem_channels=8, base_channels=8, out_indices=(3,)),
-    neck=dict(type='covpool_plugins.CovariancePooling', method='{head}', in_channels=64{width}),
-    head=dict(type='covpool_plugins.SecondOrderClsHead', num_classes=3, in_channels=None))
-data_preprocessor = dict(num_classes=3, mean=[124, 116, 104], std=[58, 57, 56], to_rgb=True)
-test_dataloader = dict(dataset=dict(type='CustomDataset', pipeline=[
-    dict(type='LoadImageFromFile'),
-    dict(type='ResizeEdge', scale=64, edge='short'),
-    dict(type='CenterCrop', crop_size=64),
-    dict(type='PackInputs')]))
-"""
 
 
 def of_timm(head: str, folder: Path) -> nn.Module:
@@ -39,10 +25,12 @@ def of_timm(head: str, folder: Path) -> nn.Module:
 
 def of_mmpretrain(head: str, folder: Path) -> nn.Module:
     pytest.importorskip("mmpretrain")
-    (folder / "config.py").write_text(
-        CONFIG.format(head=head, width="".join(f", {k}={v}" for k, v in width(head).items()))
+    neck = "type='covpool_plugins.CovariancePooling', in_channels=64, " + ", ".join(
+        f"{key}={value!r}" for key, value in {"method": head, **width(head)}.items()
     )
-    return load_mmpretrain_model(folder / "config.py")
+    return load_mmpretrain_model(
+        mmpretrain_config(folder, neck=neck, head="SecondOrderClsHead", width=None, scale=64, side=64)
+    )
 
 
 def width(head: str) -> dict[str, int]:
@@ -55,12 +43,12 @@ def test_a_map_or_a_reason(head: str, build, tmp_path: Path) -> None:
     view = ModelView.of(build(head, tmp_path))
     x = torch.nn.functional.interpolate(torch.randn(1, 3, 12, 12), view.preprocessing.input_size, mode="bilinear")
     reasons: dict[str, str] = {}
-    for method in METHODS:
+    for method in EXPLANATIONS:
         try:
-            found = explain(view, x, method, target=1, **CHEAP.get(method, {}))
+            explanation = explain(view, x, method, target=1, **CHEAP.get(method, {}))
         except NotApplicableError as error:
             reasons[method] = str(error)
             continue
-        assert torch.as_tensor(found.map).isfinite().all(), method
-        assert torch.as_tensor(found.map).any(), method
+        assert torch.as_tensor(explanation.map).isfinite().all(), method
+        assert torch.as_tensor(explanation.map).any(), method
     assert all(reason and "\n" not in reason for reason in reasons.values())

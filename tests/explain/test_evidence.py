@@ -36,11 +36,11 @@ def view() -> ModelView:
 
 def check_pointing(view: ModelView, method: str, count: int) -> None:
     single, double = held_out_scenes(count, 1, seed=1), held_out_scenes(count // 2, 2, seed=1)
-    found = measure(view, method, single, double, METHODS[method])
-    assert found.pointing >= POINTING
-    assert found.deletion < found.random_deletion
-    assert found.preference >= PREFERENCE
-    assert method != "contribution" or found.energy >= ENERGY
+    evidence = measure(view, method, single, double, METHODS[method])
+    assert evidence.pointing >= POINTING
+    assert evidence.deletion < evidence.random_deletion
+    assert evidence.preference >= PREFERENCE
+    assert method != "contribution" or evidence.energy >= ENERGY
 
 
 def check_targets(view: ModelView, method: str, count: int) -> None:
@@ -57,7 +57,7 @@ def check_random_weights(view: ModelView, method: str, count: int) -> None:
     verdicts = []
     for seed, scene in enumerate(held_out_scenes(count, 1, seed=3)):
         x, (target,) = view.preprocessing(scene.picture), scene.regions
-        rows = cascading_randomization(view, x, [method], target, seed=seed, options={method: METHODS[method]})
+        rows = cascading_randomization(view, x, {method: METHODS[method]}, target, seed=seed)
         verdicts.append(depends_on_weights(rows)[method])
         assert all((row.similarity is None) == bool(row.note) for row in rows)
     assert set(verdicts) <= {True, None} and True in verdicts
@@ -107,7 +107,7 @@ def test_patches_show_what_was_planted(textures: list[int]) -> None:
         assert not textures or different[total == 1].mean() > 0.9
 
 
-def held_out_scenes_show_all_classes_alike() -> None:
+def test_held_out_scenes_show_all_classes_alike() -> None:
     for textures in (1, 2):
         shown = [label for scene in held_out_scenes(6, textures, seed=0) for label in scene.regions]
         assert [shown.count(label) for label in range(len(CLASSES))] == [2 * textures] * len(CLASSES)

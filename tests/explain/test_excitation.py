@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.explanations import covariance_neck, heads, mmpretrain_config
 from torch import Tensor, nn
 
 import covpool_plugins
 from covpool_plugins.errors import NotApplicableError, UnknownNameError
 from covpool_plugins.explain import ModelView, explain, load_mmpretrain_model
 from covpool_plugins.explain.excitation_rules import ExcitationRules
-from covpool_plugins.pooling import list_pools
 
 PLAIN, CONTRASTIVE = "excitation_backprop", "contrastive_excitation_backprop"
 
@@ -46,16 +46,16 @@ def by_definition(net: nn.Module, image: Tensor, target: int) -> list[Tensor]:
         inputs.append(block(inputs[-1]))
     last = inputs[-1].detach().requires_grad_(True)
     (grad,) = torch.autograd.grad(net.head(last)[0, target], last)
-    found = [(last.detach() * grad).clamp(min=0)]
-    found[0] /= found[0].sum()
-    excitation = found[0]
+    excitations = [(last.detach() * grad).clamp(min=0)]
+    excitations[0] /= excitations[0].sum()
+    excitation = excitations[0]
     for block, active in zip(reversed(net.stage2), reversed(inputs[:-1]), strict=True):
         branch = block.norm(block.conv(active)).clamp(min=0)
         total = branch + active
         to_branch = torch.where(total > 0, branch / total, 0) * excitation
         through = shares(lambda a, block=block: block.norm(block.conv(a)), active, to_branch).view_as(active)
         excitation = through + torch.where(total > 0, active / total, 0) * excitation
-    return [*found, excitation]
+    return [*excitations, excitation]
 
 
 @pytest.mark.parametrize("name", ["svdpade", "isqrt", "gap"])
@@ -63,68 +63,50 @@ def test_two_blocks_by_definition(name: str, small_net, image: Tensor) -> None:
     net = with_statistics(small_net(name)).requires_grad_(False).double()
     at_last, at_first = by_definition(net, image.double(), target=2)
     for layer, expected in (("stage2", at_last), ("stage1", at_first)):
-        found = explain(net, image, PLAIN, target=2, grad="training", layer=layer)
-        assert found.layer == layer and not found.signed
-        np.testing.assert_allclose(found.map, expected.sum(dim=1)[0].numpy(), rtol=1e-6, atol=1e-12)
+        explanation = explain(net, image, PLAIN, target=2, grad="training", layer=layer)
+        assert explanation.layer == layer and not explanation.signed
+        np.testing.assert_allclose(explanation.map, expected.sum(dim=1)[0].numpy(), rtol=1e-6, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", list_pools())
+@heads(fast=["svdpade", "cbp", "gap"])
 def test_mass_is_one_whatever_the_head(name: str, small_net, image: Tensor) -> None:
     """The features are signed behind the head's input, so it starts there."""
     view = ModelView.of(with_statistics(small_net(name)))
     for layer in ("stem", "stage1", "stage1.0", "stage2.0", "stage2"):
-        found = explain(view, image, PLAIN, target=1, layer=layer)
-        assert found.map.min() >= 0 and found.map.sum() == pytest.approx(1, abs=1e-5), layer
-        assert float(found.extras["mass"]) == pytest.approx(found.map.sum())
+        map = explain(view, image, PLAIN, target=1, layer=layer)
+        assert map.map.min() >= 0 and map.map.sum() == pytest.approx(1, abs=1e-5), layer
+        assert float(map.extras["mass"]) == pytest.approx(map.map.sum())
 
 
-def timm_view(backbone: str) -> tuple[ModelView, list[str]]:
-    torch.manual_seed(0)
-    net = covpool_plugins.create_model(backbone, "svdpade", num_classes=4)
-    shift = 0.0 if backbone in GROUPED else 0.1
-    return ModelView.of(with_statistics(net, shift)), THROUGH_ALL[backbone]
-
-
-# Layers that no path goes round.
-THROUGH_ALL = {
-    "resnet18": ["act1", "maxpool", "layer1.0", "layer1", "layer2.0", "layer2", "layer3.0", "layer3", "layer4"],
-    "resnet18_cifar": ["act1", "layer2", "layer3", "layer4"],
-    "resnet50": ["act1", "layer1", "layer2", "layer3", "layer4.0", "layer4"],
-    "resnet50d": ["act1", "layer2", "layer3", "layer4"],
-    "seresnet18": ["act1", "layer2", "layer3", "layer4"],
-    "regnety_002": ["stem", "s1", "s2", "s3", "s4"],
-    "vgg11": ["features.2", "features.9", "features.15", "features"],
-    "vgg13_bn": ["features.6", "features.20", "features.33", "features"],
-    "alexnet": ["layer1", "layer2.pool", "layer3", "layer4", "layer5"],
-    "inception_v3": ["Pool2", "Mixed_5d", "Mixed_6a", "Mixed_6e", "Mixed_7a", "Mixed_7c"],
-}
-# With so few inputs a neuron has none that excites it now and then, and is active by its shift alone.
-GROUPED = ("regnety_002",)
-DEFAULTS = {
-    "resnet18": "layer3",
-    "resnet18_cifar": "layer3",
-    "resnet50": "layer3",
-    "resnet50d": "layer3",
-    "seresnet18": "layer3",
-    "regnety_002": "s3",
-    "vgg11": "features.19",
-    "vgg13_bn": "features.33",
-    "alexnet": "layer2",
-    "inception_v3": "Mixed_6e",
+# By backbone the default layer, and layers that no path goes round.
+LAYERS = {
+    "resnet18": "layer3: act1 maxpool layer2.0 layer3 layer4",
+    "resnet18_cifar": "layer3: act1 layer2 layer3 layer4",
+    "resnet50": "layer3: act1 layer1 layer2 layer3 layer4.0 layer4",
+    "resnet50d": "layer3: act1 layer2 layer3 layer4",
+    "seresnet18": "layer3: act1 layer2 layer3 layer4",
+    "regnety_002": "s3: stem s1 s2 s3 s4",
+    "vgg11": "features.19: features.2 features.9 features.15 features",
+    "vgg13_bn": "features.33: features.6 features.20 features.33 features",
+    "alexnet": "layer2: layer1 layer2.pool layer3 layer4 layer5",
+    "inception_v3": "Mixed_6e: Pool2 Mixed_5d Mixed_6a Mixed_6e Mixed_7a Mixed_7c",
 }
 
 
-@pytest.mark.fast_for("resnet18", "resnet18_cifar", "alexnet")
-@pytest.mark.parametrize("backbone", THROUGH_ALL)
+@pytest.mark.fast_for("resnet18")
+@pytest.mark.parametrize("backbone", LAYERS)
 def test_mass_is_one_at_every_layer(backbone: str) -> None:
-    view, layers = timm_view(backbone)
-    x = torch.randn(1, 3, 128 if backbone == "inception_v3" else 64, 128 if backbone == "inception_v3" else 64)
-    for layer in layers:
-        found = explain(view, x, PLAIN, target=1, layer=layer)
-        assert found.map.min() >= 0 and found.map.sum() == pytest.approx(1, abs=1e-5), layer
-    assert explain(view, x, PLAIN, target=1).layer == DEFAULTS[backbone]
+    # With few inputs, as in grouped convolutions, none may excite a neuron: then it is active by its shift alone.
+    net = covpool_plugins.create_model(backbone, "svdpade", num_classes=4)
+    net = with_statistics(net, shift=0.0 if backbone == "regnety_002" else 0.1)
+    view, side = ModelView.of(net), 128 if backbone == "inception_v3" else 64
+    x, (default, _, layers) = torch.randn(1, 3, side, side), LAYERS[backbone].partition(": ")
+    for layer in layers.split():
+        explanation = explain(view, x, PLAIN, target=1, layer=layer)
+        assert explanation.map.min() >= 0 and explanation.map.sum() == pytest.approx(1, abs=1e-5), layer
+    assert explain(view, x, PLAIN, target=1).layer == default
     contrast = explain(view, x, CONTRASTIVE, target=1)
-    assert contrast.signed and contrast.layer == DEFAULTS[backbone]
+    assert contrast.signed and contrast.layer == default
     assert abs(contrast.map.sum()) < 1e-5 and np.abs(contrast.map).sum() > 1e-3
 
 
@@ -208,9 +190,9 @@ def test_the_contrast_is_a_difference(small_net, image: Tensor) -> None:
     view = ModelView.of(with_statistics(small_net("svdpade")))
     for versus in (0, 4):
         for_it, against = (explain(view, image, PLAIN, target=t, layer="stage1").map for t in (2, versus))
-        found = explain(view, image, CONTRASTIVE, target=2, layer="stage1", versus=versus)
-        np.testing.assert_allclose(found.map, for_it - against, rtol=0, atol=1e-7)
-        assert np.abs(found.map).max() > 1e-5
+        map = explain(view, image, CONTRASTIVE, target=2, layer="stage1", versus=versus)
+        np.testing.assert_allclose(map.map, for_it - against, rtol=0, atol=1e-7)
+        assert np.abs(map.map).max() > 1e-5
     swapped = explain(view, image, CONTRASTIVE, target=0, layer="stage1", versus=2).map
     np.testing.assert_allclose(swapped, -explain(view, image, CONTRASTIVE, 2, layer="stage1", versus=0).map, atol=1e-7)
 
@@ -218,8 +200,8 @@ def test_the_contrast_is_a_difference(small_net, image: Tensor) -> None:
 def test_of_two_classes_all_others_are_the_other(small_net, image: Tensor) -> None:
     net = with_statistics(small_net("svdpade"))
     net.head.fc = nn.Linear(net.head.fc.in_features, 2)
-    found, expected = (explain(net, image, CONTRASTIVE, 0, layer="stage1", **o).map for o in ({}, {"versus": 1}))
-    np.testing.assert_allclose(found, expected, atol=1e-8)
+    map, expected = (explain(net, image, CONTRASTIVE, 0, layer="stage1", **o).map for o in ({}, {"versus": 1}))
+    np.testing.assert_allclose(map, expected, atol=1e-8)
     net.head.fc = nn.Linear(net.head.fc.in_features, 1)
     with pytest.raises(NotApplicableError, match="one class"):
         explain(net, image, CONTRASTIVE)
@@ -267,28 +249,17 @@ def test_functions_without_a_rule_are_named(function: Callable, name: str, small
         explain(net, image, PLAIN, layer="stage1")
 
 
-MMPRETRAIN = """
-model = dict(
-    type='ImageClassifier',
-    backbone=dict(type='{kind}', depth={depth}, stem_channels={base}, base_channels={base}, out_indices=(3,)),
-    neck=dict(type='covpool_plugins.CovariancePooling', method='svdpade', in_channels={width}, reduce_channels=8),
-    head=dict(type='LinearClsHead', num_classes=3, in_channels=36))
-data_preprocessor = dict(num_classes=3, mean=[124, 116, 104], std=[58, 57, 56], to_rgb=True)
-test_dataloader = dict(dataset=dict(type='CustomDataset', pipeline=[
-    dict(type='LoadImageFromFile'), dict(type='Resize', scale=64), dict(type='PackInputs')]))
-"""
-
-
+@pytest.mark.fast_for("ResNet_CIFAR")
 @pytest.mark.parametrize(
     ("kind", "depth", "base", "width"),
     [("ResNet_CIFAR", 18, 16, 128), ("ResNet", 18, 16, 128), ("SEResNet", 50, 32, 1024)],
 )
 def test_mmpretrain(kind: str, depth: int, base: int, width: int, tmp_path: Path) -> None:
     pytest.importorskip("mmpretrain")
-    path = tmp_path / "model.py"
-    path.write_text(MMPRETRAIN.format(kind=kind, depth=depth, base=base, width=width))
+    backbone = f"type='{kind}', depth={depth}, stem_channels={base}, base_channels={base}, out_indices=(3,)"
+    config = mmpretrain_config(tmp_path, backbone=backbone, neck=covariance_neck(width))
     torch.manual_seed(0)
-    view = ModelView.of(with_statistics(load_mmpretrain_model(path)))
+    view = ModelView.of(with_statistics(load_mmpretrain_model(config)))
     x = torch.randn(1, 3, 64, 64)
     for layer in ("backbone.layer1", "backbone.layer2.0", "backbone.layer3", "backbone.layer4"):
         assert explain(view, x, PLAIN, target=1, layer=layer).map.sum() == pytest.approx(1, abs=1e-5), layer

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from covpool_plugins.errors import MissingExtraError, OptionError
 from covpool_plugins.explain import Explanation, ModelView, explain
-from covpool_plugins.explain.overlay import at_least, balance, colour_limit, heat_map
+from covpool_plugins.explain.overlay import at_least, balance, heat_map
 from covpool_plugins.explain.panel import eigen_panel, montage
 
 
@@ -24,7 +24,7 @@ def colourful(picture: Image.Image) -> np.ndarray:
 
 def flat(values: np.ndarray, method: str = "contribution", signed: bool = True, **extras: np.ndarray) -> Explanation:
     grey = Image.new("RGB", (60, 40), (128, 128, 128))
-    return Explanation(values, method, 1, 0.5, grey, signed, extras=extras)
+    return Explanation(values, signed, extras=extras, method=method, target=1, probability=0.5, image=grey)
 
 
 def test_a_heat_map_has_one_square_for_each_entry() -> None:
@@ -57,57 +57,56 @@ def test_balance() -> None:
 
 
 def test_a_matrix_is_drawn_by_itself(small_net, image: Tensor, tmp_path: Path) -> None:
-    found = explain(small_net(), image, "channel_pairs", 0)
-    assert found.overlay().size == (12, 12) and found.overlay(smallest_side=100).size == (108, 108)
-    png, npz = found.save(tmp_path, "pairs")
+    explanation = explain(small_net(), image, "channel_pairs", 0)
+    assert explanation.overlay().size == (12, 12) and explanation.overlay(smallest_side=100).size == (108, 108)
+    png, npz = explanation.save(tmp_path, "pairs")
     assert Image.open(png).width == 324
     with np.load(npz) as arrays:
         assert set(arrays) >= {"map", "contributions", "pairs", "pair_shares"} and arrays["pairs"].dtype == np.int64
 
 
 def test_extras_are_saved_under_their_names_and_numbers_are_shown(tmp_path: Path) -> None:
-    found = flat(np.ones((2, 3)), bands=np.zeros((2, 2, 3)), some_number=np.array(0.125), map=np.zeros(7))
-    with np.load(found.save(tmp_path, "a")[1]) as arrays:
+    explanation = flat(np.ones((2, 3)), bands=np.zeros((2, 2, 3)), some_number=np.array(0.125), map=np.zeros(7))
+    with np.load(explanation.save(tmp_path, "a")[1]) as arrays:
         assert arrays["bands"].shape == (2, 2, 3) and arrays["some_number"] == 0.125
         np.testing.assert_array_equal(arrays["map"], np.ones((2, 3)))  # an extra cannot take the place of the map
-    assert found.caption()[1:] == ["some number 0.125"]
+    assert explanation.caption()[1:] == ["some number 0.125"]
 
 
 @pytest.mark.parametrize("method", ["contribution", "channel_pairs"])
 def test_notebooks_show_what_is_saved(method: str, small_net, image: Tensor, tmp_path: Path) -> None:
-    found = explain(small_net(), image, method, 0)
-    shown = Image.open(io.BytesIO(found._repr_png_()))
-    np.testing.assert_array_equal(np.asarray(shown), np.asarray(Image.open(found.save(tmp_path, "a")[0])))
-
-
-@pytest.mark.parametrize(("name", "bands"), [("svdpade", 1), ("svdpade", 4), ("isqrt", 6)])
-def test_eigen_panel(name: str, bands: int, small_net, image: Tensor) -> None:
-    found = explain(small_net(name), image, "eigen", 0, bands=bands)
-    panel = eigen_panel(found)
-    assert panel.mode == "RGB" and panel.width >= 1200 and panel.height >= 700
-    halves = colourful(panel)
-    assert halves[: panel.height // 2].mean() > 0.01 and halves[panel.height // 2 :].mean() > 0.01
-    np.testing.assert_array_equal(np.asarray(panel), np.asarray(eigen_panel(found)))
-
-
-def test_eigen_panel_follows_the_maps(small_net, image: Tensor) -> None:
-    view = ModelView.of(small_net())
-    panels = [np.asarray(eigen_panel(explain(view, image, "eigen", target))) for target in (0, 1)]
-    assert (panels[0] != panels[1]).any(axis=2).mean() > 0.05
+    explanation = explain(small_net(), image, method, 0)
+    shown = Image.open(io.BytesIO(explanation._repr_png_()))
+    np.testing.assert_array_equal(np.asarray(shown), np.asarray(Image.open(explanation.save(tmp_path, "a")[0])))
 
 
 @pytest.mark.filterwarnings("error")
 def test_eigen_panel_of_a_picture_without_features() -> None:
     none = np.zeros(0)
     extras = {"eigenvalues": none, "normalized": none, "sigma": none, "bands": np.zeros((1, 4, 6))}
-    found = flat(np.zeros((4, 6)), "eigen", band_edges=np.array([0, 0]), **extras)
-    assert not colourful(eigen_panel(found))[400:].any()
+    explanation = flat(np.zeros((4, 6)), "eigen", band_edges=np.array([0, 0]), **extras)
+    assert not colourful(eigen_panel(explanation))[400:].any()
 
 
-def test_eigen_panel_without_pyplot_state(small_net, image: Tensor) -> None:
-    eigen_panel(explain(small_net(), image, "eigen", 0))
+def test_eigen_panel(small_net, image: Tensor) -> None:
+    """It follows the maps, and pyplot, which notebooks use, does not know of its figure."""
+    view = ModelView.of(small_net())
+    panels = [eigen_panel(explain(view, image, "eigen", target, bands=bands)) for target, bands in ((0, 4), (1, 1))]
+    for panel in panels:
+        assert panel.mode == "RGB" and panel.width >= 1200 and panel.height >= 700
+        halves = colourful(panel)
+        assert halves[: panel.height // 2].mean() > 0.01 and halves[panel.height // 2 :].mean() > 0.01
+    upper = [np.asarray(panel)[: panels[0].height // 2] for panel in panels]
+    assert (upper[0] != upper[1]).any(axis=2).mean() > 0.05
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or not pyplot.get_fignums()
+
+
+@pytest.mark.parametrize(("count", "columns", "rows"), [(3, 3, 1), (7, 5, 2)])
+def test_a_montage_has_rows(count: int, columns: int, rows: int) -> None:
+    several, single = (montage([(f"head {i}", flat(np.eye(4))) for i in range(n)]).size for n in (count, 1))
+    assert several[0] == columns * single[0]
+    assert several[1] > (rows - 0.3) * single[1]
 
 
 def test_eigen_panel_needs_the_method_eigen(small_net, image: Tensor) -> None:
@@ -128,13 +127,6 @@ def test_a_montage_has_one_scale() -> None:
     assert colourful(beside_strong)[:, beside_itself.width // 2 :].mean() > 0.02
 
 
-@pytest.mark.parametrize(("count", "columns", "rows"), [(1, 1, 1), (3, 3, 1), (5, 5, 1), (7, 5, 2)])
-def test_a_montage_has_rows(count: int, columns: int, rows: int) -> None:
-    sizes = [montage([(f"head {i}", flat(np.eye(4))) for i in range(n)]).size for n in (count, 1)]
-    assert sizes[0][0] == columns * sizes[1][0]
-    assert sizes[0][1] > (rows - 0.3) * sizes[1][1]
-
-
 def test_a_montage_says_what_is_not_applicable() -> None:
     both = montage([("svdpade", flat(np.eye(4))), ("gap", "no root of a covariance")])
     right = np.asarray(both.convert("L"))[:, both.width // 2 :]
@@ -143,8 +135,8 @@ def test_a_montage_says_what_is_not_applicable() -> None:
 
 def test_a_montage_of_matrices_and_of_pictures(small_net, image: Tensor) -> None:
     for method, options in (("channel_pairs", {}), ("maximal_image", {"iterations": 2})):
-        found = explain(small_net(), image, method, 0, **options)
-        assert montage([("one", found), ("two", found)]).width > 600
+        explanation = explain(small_net(), image, method, 0, **options)
+        assert montage([("one", explanation), ("two", explanation)]).width > 600
 
 
 @pytest.mark.parametrize(
@@ -161,14 +153,10 @@ def test_bad_montages(entries: list, message: str) -> None:
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch, small_net, image: Tensor) -> None:
-    found = explain(small_net(), image, "eigen", 0)
+    explanation = explain(small_net(), image, "eigen", 0)
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.setattr(sys, "meta_path", [])
     with pytest.raises(MissingExtraError, match=r"pip install 'covpool_plugins\[explain\]'"):
-        eigen_panel(found)
-
-
-def test_colour_limit_of_one_scale_is_that_of_the_largest() -> None:
-    assert colour_limit(np.array([[0.0, -3.0]])) == pytest.approx(3.0, rel=0.01)
+        eigen_panel(explanation)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.explanations import CHEAP
+from support.explanations import AVERAGE, CHEAP, mmpretrain_config
 from torch import Tensor
 
 from covpool_plugins.errors import OptionError, ShapeError, UnknownNameError
 from covpool_plugins.explain import ModelView, load_mmpretrain_model
 from covpool_plugins.explain.annotations import read_annotations
-from covpool_plugins.explain.methods import METHODS, Attribution
+from covpool_plugins.explain.methods import EXPLANATIONS, Attribution
 from covpool_plugins.explain.pointing import (
     Pointing,
     energy_inside,
@@ -28,21 +28,12 @@ from covpool_plugins.explain.pointing import (
 )
 
 SIDE = 32
-PIPELINE = """
-model = dict(type='ImageClassifier', backbone=dict(type='ResNet_CIFAR', depth=18, stem_channels=8, base_channels=8,
-    out_indices=(3,)), neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='LinearClsHead', num_classes=3, in_channels=64))
-data_preprocessor = dict(num_classes=3, mean=[124, 116, 104], std=[58, 57, 56], to_rgb=False)
-test_dataloader = dict(dataset=dict(type='CustomDataset', pipeline=[
-    dict(type='LoadImageFromFile'), dict(type='ResizeEdge', scale=48, edge='short'),
-    dict(type='CenterCrop', crop_size=32), dict(type='PackInputs')]))
-"""
 
 
 def region(height: int, width: int, top: int, left: int, bottom: int, right: int) -> np.ndarray:
-    found = np.zeros((height, width), bool)
-    found[top:bottom, left:right] = True
-    return found
+    inside = np.zeros((height, width), bool)
+    inside[top:bottom, left:right] = True
+    return inside
 
 
 @pytest.fixture
@@ -87,8 +78,7 @@ def test_what_is_small_is_still_seen(view: ModelView) -> None:
 
 def test_geometry_of_mmpretrain(tmp_path: Path) -> None:
     pytest.importorskip("mmpretrain")
-    (tmp_path / "config.py").write_text(PIPELINE)
-    view = ModelView.of(load_mmpretrain_model(tmp_path / "config.py"))
+    view = ModelView.of(load_mmpretrain_model(mmpretrain_config(tmp_path, **AVERAGE, to_rgb=False)))
     seen = seen_region(region(96, 144, 0, 0, 48, 72), view.preprocessing)
     assert np.mean(seen != region(SIDE, SIDE, 0, 0, 16, 16)) < 0.02
 
@@ -112,7 +102,7 @@ def test_smoothing_prefers_many_to_one() -> None:
 def test_hits_are_those_of_torchray(tolerance: int) -> None:
     generator = np.random.default_rng(0)
     torchray = pytest.importorskip("torchray.benchmark.pointing_game").PointingGame(1, tolerance)
-    found = []
+    hits = []
     for _ in range(60):
         top, left = generator.integers(0, 30, 2)
         inside = region(40, 40, top, left, top + 10, left + 10)
@@ -121,9 +111,9 @@ def test_hits_are_those_of_torchray(tolerance: int) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             expected = torchray.evaluate(torch.from_numpy(inside), (column, row)) == 1
-        found.append(points_at(map, inside, tolerance))
-        assert found[-1] == expected
-    assert set(found) == {True, False}
+        hits.append(points_at(map, inside, tolerance))
+        assert hits[-1] == expected
+    assert set(hits) == {True, False}
 
 
 def test_without_tolerance_inside_is_inside() -> None:
@@ -148,8 +138,8 @@ def test_without_tolerance_inside_is_inside() -> None:
 )
 def test_energy(map: np.ndarray, expected: float | None) -> None:
     """In the upper left quarter; cells of the map that lie across its edge count in part."""
-    found = energy_inside(map, region(12, 12, 0, 0, 6, 6))
-    assert found == (expected if expected is None else pytest.approx(expected))
+    energy = energy_inside(map, region(12, 12, 0, 0, 6, 6))
+    assert energy == (expected if expected is None else pytest.approx(expected))
 
 
 def test_energy_of_a_vector() -> None:
@@ -174,14 +164,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def upper_left(view: ModelView, x: Tensor, target: int, *, scale: float = 1.0) -> Attribution:
+def upper_left(view: ModelView, x: Tensor, target: int, *, scale: float = 1.0, other: float = 0.25) -> Attribution:
     map = torch.zeros(8, 8)
-    map[1, 1], map[6, 6] = scale, 0.25
+    map[1, 1], map[6, 6] = scale, other
     return Attribution(map, signed=True)
 
 
 def test_hits_misses_and_energy(folder: Path, view: ModelView, monkeypatch) -> None:
-    monkeypatch.setitem(METHODS._entries, "upper_left", upper_left)
+    monkeypatch.setitem(EXPLANATIONS._entries, "upper_left", upper_left)
     rows = pointing_game(view, read_annotations(folder), ["upper_left"], tolerance=0)
     assert [(row.target, row.hits, row.misses, row.accuracy, row.energy) for row in rows] == [
         (0, 2, 0, 1.0, pytest.approx(0.8)),
@@ -191,16 +181,18 @@ def test_hits_misses_and_energy(folder: Path, view: ModelView, monkeypatch) -> N
 
 
 def test_options_and_pointless_maps(folder: Path, view: ModelView, monkeypatch) -> None:
-    monkeypatch.setitem(METHODS._entries, "upper_left", upper_left)
-    rows = pointing_game(view, read_annotations(folder), ["upper_left"], {"upper_left": {"scale": float("nan")}})
+    monkeypatch.setitem(EXPLANATIONS._entries, "upper_left", upper_left)
+    rows = pointing_game(view, read_annotations(folder), {"upper_left": {"scale": float("nan")}})
     assert [(row.hits, row.misses, row.pointless, row.energy) for row in rows] == [(0, 0, 0, None)] * 2
     assert all("not finite" in row.note for row in rows)
+    rows = pointing_game(view, read_annotations(folder), {"upper_left": {"scale": -1.0, "other": -1.0}})
+    assert [(row.hits, row.misses, row.pointless, row.energy) for row in rows] == [(0, 2, 2, None), (0, 1, 1, None)]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.fast_for("contribution", "channel_pairs", "maximal_image", "democratic_weights")
+@pytest.mark.parametrize("method", EXPLANATIONS)
 def test_every_method_plays_or_says_why_not(method: str, folder: Path, view: ModelView) -> None:
-    options = {method: CHEAP[method]} if method in CHEAP else None
-    rows = pointing_game(view, read_annotations(folder), [method], options)
+    rows = pointing_game(view, read_annotations(folder), {method: CHEAP.get(method, {})})
     assert [row.target for row in rows] == [0, 3]
     for row, maps in zip(rows, (2, 1), strict=True):
         assert row.hits + row.misses == (0 if row.note else maps)
@@ -235,7 +227,7 @@ def test_means_are_over_the_classes_that_there_are() -> None:
         (dict(tolerance=-1), OptionError, "tolerance must be an integer >= 0, got -1"),
         (dict(smooth=2), OptionError, r"smooth must be a number in \[0, 1\], got 2"),
         (dict(methods=["cam"]), UnknownNameError, "unknown explanation method 'cam'"),
-        (dict(options={"rise": {}}), OptionError, "options for 'rise', which is not among the methods contribution"),
+        (dict(methods={"rise": {"masks": 0}}), OptionError, "rise: masks must be a positive integer, got 0"),
     ],
 )
 def test_bad_input(options: dict, error: type[Exception], message: str, folder: Path, view: ModelView) -> None:

@@ -17,11 +17,11 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from support.explanations import SECOND_ORDER
+from support.explanations import NARROW, SECOND_ORDER
 
 from covpool_plugins.command_line import run_tool
 from covpool_plugins.errors import OptionError
-from covpool_plugins.explain import ModelView, explain, list_methods
+from covpool_plugins.explain import explain, list_explanations
 from covpool_plugins.explain.batch import find_pictures, unique_stems
 
 TOOL = Path(__file__).parents[2] / "tools" / "explain.py"
@@ -54,14 +54,14 @@ def test_every_method_for_two_pictures_of_one_name(tool, picture: Path, tmp_path
     arguments = ["--model", SMALL, "--num-classes", "7", "--image", str(picture), str(twin), "--out", str(out)]
     budget = ["--masks", "20", "--iterations", "3", "--deletion-steps", "1"]
     tool.main([*arguments, *budget, "--target-class", "6", "--method", "all"])
-    methods = [method for method in list_methods() if method not in SECOND_ORDER]
+    methods = [method for method in list_explanations() if method not in SECOND_ORDER]
     expected = {f"noise-{i}_{m}.{suffix}" for i in (1, 2) for m in methods for suffix in ("png", "npz")}
     assert {path.name for path in out.iterdir()} == expected | {"index.html", "metrics.json"}
     printed = capsys.readouterr()
     assert "completeness gap" in printed.out.splitlines()[0]
     assert printed.err.count("n/a: ") == len(SECOND_ORDER)
     rows = json.loads((out / "metrics.json").read_text())
-    assert len(rows) == 2 * len(list_methods())
+    assert len(rows) == 2 * len(list_explanations())
     assert all(0 <= row["deletion"] <= 1 for row in rows if row["method"] == "gradient")
     for name in expected:
         if name.endswith(".npz"):
@@ -69,26 +69,28 @@ def test_every_method_for_two_pictures_of_one_name(tool, picture: Path, tmp_path
     assert not np.array_equal(*(np.load(out / f"noise-{i}_gradient.npz")["map"] for i in (1, 2)))
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["d1/a.png", "d2/a.png", "a-1.png"],
-        ["a-1.png", "d1/a.png", "d2/a.png", "d3/a-3.png"],
-        ["a.png", "a-1.png", "a.png", "a-1.png", "a-3.png"],
-        ["a.png", "A.png", "a-2.png"],
-    ],
-    ids=" ".join,
-)
-def test_no_picture_overwrites_another(names: list[str]) -> None:
-    stems = unique_stems([Path(name) for name in names])
-    assert len({stem.casefold() for stem in stems}) == len(names)
-    for name, stem in zip(names, stems, strict=True):
-        assert stem.startswith(Path(name).stem)
+@pytest.mark.parametrize("names", ["d1/a d2/a a-1", "a-1 d1/a d2/a d3/a-3", "a a-1 a a-1 a-3", "a A a-2", "a b"])
+def test_no_picture_overwrites_another(names: str) -> None:
+    stems = unique_stems([Path(f"{name}.png") for name in names.split()])
+    assert len({stem.casefold() for stem in stems}) == len(stems)
+    assert all(stem.startswith(name.partition("/")[2] or name) for name, stem in zip(names.split(), stems, strict=True))
 
 
 def test_a_grey_model(tool, picture: Path, tmp_path: Path) -> None:
-    arguments = ["--model", "resnet18_svdpade", "--model-kwargs", "in_chans=1", "reduce_channels=8"]
-    tool.main([*arguments, "--image", str(picture), "--out", str(tmp_path / "o"), "--deletion-steps", "0"])
+    tool.main(
+        [
+            "--model",
+            "resnet18_svdpade",
+            *NARROW,
+            "in_chans=1",
+            "--deletion-steps",
+            "0",
+            "--image",
+            str(picture),
+            "--out",
+            str(tmp_path / "o"),
+        ]
+    )
     assert np.load(tmp_path / "o" / "noise_contribution.npz")["map"].shape == (7, 7)
 
 
@@ -101,10 +103,10 @@ def test_checkpoints_are_loaded(tool, suffix: str, picture: Path, tmp_path: Path
     path = tmp_path / f"weights{suffix}"
     save_file(model.state_dict(), path) if suffix == ".safetensors" else torch.save(model.state_dict(), path)
     arguments = ["--model", SMALL, "--num-classes", "4", "--image", str(picture), "--out", str(tmp_path)]
-    tool.main([*arguments, "--checkpoint", str(path)])
-    found = np.load(tmp_path / "noise_contribution.npz")
-    assert int(found["target"]) == 2 and float(found["probability"]) > 0.99
-    assert np.isclose(found["contributions"].sum(), found["completeness_target"], rtol=1e-4, atol=0)
+    tool.main([*arguments, "--checkpoint", str(path), "--deletion-steps", "0"])
+    saved = np.load(tmp_path / "noise_contribution.npz")
+    assert int(saved["target"]) == 2 and float(saved["probability"]) > 0.99
+    assert np.isclose(saved["contributions"].sum(), saved["completeness_target"], rtol=1e-4, atol=0)
 
 
 @pytest.mark.slow
@@ -121,7 +123,8 @@ class Stranger:
     """Something that a checkpoint of weights does not hold."""
 
 
-def bad_calls(tmp_path: Path, picture: Path) -> dict[str, tuple[list[str], str]]:
+def bad_calls(tmp_path: Path, picture: Path) -> list[tuple[str, str]]:
+    """Arguments and the message; MODEL, IMAGE and HERE stand for a good model, a good picture and the folder."""
     (tmp_path / "text.png").write_text("not a picture")
     (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:3000])
     (tmp_path / "stranger.pth").write_bytes(pickle.dumps({"fc.weight": Stranger()}, protocol=2))
@@ -131,100 +134,73 @@ def bad_calls(tmp_path: Path, picture: Path) -> dict[str, tuple[list[str], str]]
     (tmp_path / "empty").mkdir()
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     torch.save(timm.create_model(SMALL, num_classes=4).state_dict(), tmp_path / "four.pth")
-    model, image = ["--model", SMALL], ["--image", str(picture)]
-    return {
-        "missing picture": ([*model, "--image", str(tmp_path / "no.png")], "no.png: No such file or directory"),
-        "one missing of two": ([*model, *image, str(tmp_path / "no.png")], "no.png: No such file or directory"),
-        "folder without pictures": ([*model, "--image", str(tmp_path / "empty")], "empty is a folder without pictures"),
-        "pattern without pictures": ([*model, "--image", str(tmp_path / "*.gif")], "no file fits"),
-        "two models, one checkpoint": (
-            [*model, *model, *image, "--checkpoint", "a.pth"],
-            "2 models need 2 checkpoints",
-        ),
-        "no pictures": (model, "--image"),
-        "versus too large": ([*model, *image, "--versus", "1000"], "got 1000"),
-        "versus itself": ([*model, *image, "--target", "3", "--versus", "3"], "another class"),
-        "too few names": ([*model, *image, "--classes", str(tmp_path / "names.txt")], "2 names"),
-        "no names": ([*model, *image, "--classes", str(tmp_path / "no.txt")], "no.txt"),
-        "option twice": (
-            [*model, *image, "--method", "rise", "--masks", "3", "--option", "masks=5"],
-            "--option masks and --masks are the same",
-        ),
-        "option out of range": (
-            [*model, *image, "--method", "contribution", "rise", "--masks", "-1"],
-            "rise: masks must be a positive integer, got -1",
-        ),
-        "list out of range": (
-            [*model, *image, "--method", "gradient", "extremal_perturbation", "--option", "areas=5"],
+    return [
+        ("MODEL --image HERE/no.png", "no.png: No such file or directory"),
+        ("MODEL IMAGE HERE/no.png", "no.png: No such file or directory"),
+        ("MODEL --image HERE/empty", "empty is a folder without pictures"),
+        ("MODEL --image HERE/*.gif", "no file fits"),
+        ("MODEL --image HERE/text.png", "text.png: not a picture"),
+        ("MODEL --image HERE/cut.png", "cut.png: "),
+        ("MODEL", "--image"),
+        ("IMAGE", "one of the arguments --model --config is required"),
+        ("MODEL MODEL IMAGE --checkpoint a.pth", "2 models need 2 checkpoints"),
+        ("MODEL --config a.py IMAGE", "cannot be mixed"),
+        ("MODEL IMAGE --versus 1000", "got 1000"),
+        ("MODEL IMAGE --target 3 --versus 3", "another class"),
+        ("MODEL IMAGE --target 1000", "from 0 to 999, got 1000"),
+        ("MODEL IMAGE --target -1", "got -1"),
+        ("MODEL IMAGE --classes HERE/names.txt", "2 names"),
+        ("MODEL IMAGE --classes HERE/no.txt", "no.txt"),
+        ("MODEL IMAGE --classes HERE/in/noise.png", "not a text of names"),
+        ("MODEL IMAGE --method rise --masks 3 --option masks=5", "--option masks and --masks are the same"),
+        ("MODEL IMAGE --method contribution rise --masks -1", "rise: masks must be a positive integer, got -1"),
+        (
+            "MODEL IMAGE --method gradient extremal_perturbation --option areas=5",
             "areas must be a list of numbers in (0, 1), got 5",
         ),
-        "no classes": ([*model, *image, "--num-classes", "0"], "--num-classes must be at least 1, got 0"),
-        "seed too large": ([*model, *image, "--seed", str(2**70)], "--seed must be an integer from 0 to"),
-        "picture as names": ([*model, *image, "--classes", str(picture)], "not a text of names"),
-        "folder that is a file": (
-            [*model, *image, "--out", str(tmp_path / "names.txt")],
-            "names.txt is there and is no folder",
-        ),
-        "nothing but n/a": (
-            [*model, *image, "--method", "democratic_weights"],
-            "democratic_weights: not applicable",
-        ),
-        "useless option": ([*model, *image, "--option", "speed=3"], "--option speed: none of the methods"),
-        "negative steps": ([*model, *image, "--deletion-steps", "-1"], "got -1"),
-        "text as picture": ([*model, "--image", str(tmp_path / "text.png")], "text.png: not a picture"),
-        "cut picture": ([*model, "--image", str(tmp_path / "cut.png")], "cut.png: "),
-        "target too large": ([*model, *image, "--target", "1000"], "from 0 to 999, got 1000"),
-        "target below zero": ([*model, *image, "--target", "-1"], "got -1"),
-        "unknown method": (
-            [*model, *image, "--method", "contribution", "gradcam"],
-            "unknown explanation method 'gradcam'",
-        ),
-        "unknown model": (["--model", "resnet18_svdpad", *image], "'resnet18_svdpad'; available: resnet18_svdpade"),
-        "unknown layer": ([*model, *image, "--method", "grad_cam", "--layer", "layer9"], "unknown layer 'layer9'"),
-        "useless layer": (
-            [*model, *image, "--method", "gradient", "--layer", "layer4"],
-            "--layer: none of the methods gradient takes it",
-        ),
-        "unknown device": ([*model, *image, "--device", "abacus"], "abacus"),
-        "unknown option": (["--model", "resnet18_svdpade", "--model-kwargs", "steps=3", *image], "steps"),
-        "missing checkpoint": ([*model, *image, "--checkpoint", str(tmp_path / "no.pth")], "no.pth: No such file"),
-        "more than weights": ([*model, *image, "--checkpoint", str(tmp_path / "stranger.pth")], "stranger.pth"),
-        "no safetensors": ([*model, *image, "--checkpoint", str(tmp_path / "text.safetensors")], "text.safetensors"),
-        "other classes": (
-            [*model, *image, "--checkpoint", str(tmp_path / "four.pth")],
-            "(4, 96) instead of (1000, 96)",
-        ),
-        "missing config": (["--config", str(tmp_path / "no.py"), *image], "no.py: No such file"),
-        "broken config": (["--config", str(tmp_path / "broken.py"), *image], "NoSuchClassifier"),
-        "config without a model": (
-            ["--config", str(tmp_path / "empty.py"), *image],
-            "empty.py: the config has no model",
-        ),
-        "key without a value": (
-            [*model, *image, "--model-kwargs", "reduce_channels"],
-            "expected KEY=VALUE, got 'reduce_channels'",
-        ),
-        "value without a key": ([*model, *image, "--model-kwargs", "=3"], "expected KEY=VALUE, got '=3'"),
-        "option as key": ([*model, *image, "--model-kwargs", "num_classes=3"], "num_classes has an option of its own"),
-        "four channels": ([*model, *image, "--model-kwargs", "in_chans=4"], "1 or 3 input channels"),
-        "model and config": ([*model, "--config", "a.py", *image], "cannot be mixed"),
-        "neither": (image, "one of the arguments --model --config is required"),
-    }
+        ("MODEL IMAGE --option speed=3", "--option speed: none of the methods"),
+        ("MODEL IMAGE --method gradient --layer layer4", "--layer: none of the methods gradient takes it"),
+        ("MODEL IMAGE --method grad_cam --layer layer9", "unknown layer 'layer9'"),
+        ("MODEL IMAGE --method contribution gradcam", "unknown explanation method 'gradcam'"),
+        ("MODEL IMAGE --method democratic_weights", "democratic_weights: not applicable"),
+        ("MODEL IMAGE --num-classes 0", "--num-classes: must be an integer >= 1, got '0'"),
+        ("MODEL IMAGE --seed 1180591620717411303424", "--seed must be an integer from 0 to"),
+        ("MODEL IMAGE --deletion-steps -1", "got -1"),
+        ("MODEL IMAGE --out HERE/names.txt", "names.txt is there and is no folder"),
+        ("MODEL IMAGE --device abacus", "abacus"),
+        ("--model resnet18_svdpad IMAGE", "'resnet18_svdpad'; available: resnet18_svdpade"),
+        ("--model resnet18_svdpade --model-kwargs steps=3 IMAGE", "steps"),
+        ("MODEL IMAGE --model-kwargs in_chans=4", "1 or 3 input channels"),
+        ("MODEL IMAGE --model-kwargs reduce_channels", "expected KEY=VALUE, got 'reduce_channels'"),
+        ("MODEL IMAGE --model-kwargs =3", "expected KEY=VALUE, got '=3'"),
+        ("MODEL IMAGE --model-kwargs num_classes=3", "num_classes has an option of its own"),
+        ("MODEL IMAGE --checkpoint HERE/no.pth", "no.pth: No such file"),
+        ("MODEL IMAGE --checkpoint HERE/stranger.pth", "stranger.pth"),
+        ("MODEL IMAGE --checkpoint HERE/text.safetensors", "text.safetensors"),
+        ("MODEL IMAGE --checkpoint HERE/four.pth", "(4, 96) instead of (1000, 96)"),
+        ("--config HERE/no.py IMAGE", "no.py: No such file"),
+        ("--config HERE/broken.py IMAGE", "NoSuchClassifier"),
+        ("--config HERE/empty.py IMAGE", "empty.py: the config has no model"),
+    ]
 
 
 def test_bad_input_is_one_line_and_status_2(tool, picture: Path, tmp_path: Path, monkeypatch, capsys, subtests) -> None:
-    for name, (arguments, message) in bad_calls(tmp_path, picture).items():
-        with subtests.test(name):
-            monkeypatch.setattr(sys, "argv", ["explain.py", "--out", str(tmp_path / "out"), *arguments])
+    words = {"MODEL": f"--model {SMALL}", "IMAGE": "--image HERE/in/noise.png", "HERE": str(tmp_path)}
+    for call, message in bad_calls(tmp_path, picture):
+        with subtests.test(call):
+            for word, meaning in words.items():
+                call = call.replace(word, meaning)
+            monkeypatch.setattr(sys, "argv", ["explain.py", "--out", str(tmp_path / "out"), *call.split()])
             capsys.readouterr()
             with pytest.raises(SystemExit) as caught:
                 run_tool(tool.main)
-            said = [line for line in capsys.readouterr().err.splitlines() if "no --checkpoint" not in line]
-            assert caught.value.code == 2 and len(said) == 1
-            assert message in said[0]
+            errors = [line for line in capsys.readouterr().err.splitlines() if "no --checkpoint" not in line]
+            assert caught.value.code == 2 and len(errors) == 1
+            assert message in errors[0]
             assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_as_a_program(tmp_path: Path) -> None:
     command = [sys.executable, str(TOOL), "--model", SMALL, "--image", "missing.png", "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -248,58 +224,25 @@ def test_find_pictures(picture: Path, tmp_path: Path) -> None:
 
 def test_heads_side_by_side(tool, picture: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("brick\ngrass\ngravel\n")
-    arguments = [
-        "--model",
-        "resnet18_svdpade",
-        "--model",
-        "resnet18_gap",
-        "--num-classes",
-        "3",
-        "--image",
-        str(picture),
+    arguments = ["--model", "resnet18_svdpade", "--model", "resnet18_gap", *NARROW[:2], "--num-classes", "3"]
+    arguments += ["--image", str(picture), "--classes", str(tmp_path / "names.txt"), "--deletion-steps", "0"]
+    arguments += ["--target", "1", "--versus", "2"]
+    tool.main([*arguments, "--method", "contribution", "eigen", "--out", str(tmp_path / "first")])
+    tool.main([*arguments, "--method", "contribution", "--out", str(tmp_path / "second")])
+    models = [
+        f"noise_resnet18_{head}_contribution.{suffix}" for head in ("svdpade", "gap") for suffix in ("png", "npz")
     ]
-    arguments += [
-        "--method",
-        "contribution",
-        "eigen",
-        "--classes",
-        str(tmp_path / "names.txt"),
-        "--deletion-steps",
-        "0",
-    ]
-    for out in ("first", "second"):
-        tool.main([*arguments, "--target", "1", "--versus", "2", "--out", str(tmp_path / out)])
-    names = {path.name for path in (tmp_path / "first").iterdir()}
-    assert names == {
-        *(f"noise_resnet18_{head}_contribution.{suffix}" for head in ("svdpade", "gap") for suffix in ("png", "npz")),
-        *(f"noise_resnet18_svdpade_eigen.{suffix}" for suffix in ("png", "npz")),
-        "noise_resnet18_svdpade_eigen_panel.png",
-        "noise_contribution_montage.png",
-        "noise_eigen_montage.png",
-        "index.html",
-        "metrics.json",
-    }
-    for name in names:  # the same command, the same files
+    eigen = [f"noise_resnet18_svdpade_eigen{end}" for end in (".png", ".npz", "_panel.png")]
+    montages = ["noise_contribution_montage.png", "noise_eigen_montage.png"]
+    files = {path.name for path in (tmp_path / "first").iterdir()}
+    assert files == {*models, *eigen, *montages, "index.html", "metrics.json"}
+    for name in (*models, montages[0]):  # the same command, the same files
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
 
 
 def test_the_layers_are_listed(tool, capsys) -> None:
-    tool.main(["--model", "resnet18_svdpade", "--list-layers"])
+    tool.main(["--model", "resnet18_svdpade", *NARROW, "--list-layers"])
     assert capsys.readouterr().out.split()[-2:] == ["layer4.1", "layer4"]
-
-
-@pytest.mark.parametrize("method", ["contribution", "gradient", "linear_approx", "eigen", "integrated_head"])
-def test_versus_is_a_difference(method: str, picture: Path) -> None:
-    """Of linear methods the maps are subtracted too; of all, the probability stays what it is."""
-    view = ModelView.of(timm.create_model("resnet18_svdpade", num_classes=5, reduce_channels=16))
-    classes = ((3, None), (1, None), (3, 1))
-    first, second, both = (explain(view, picture, method, target, versus=other) for target, other in classes)
-    assert both.probability == pytest.approx(first.probability, rel=1e-5)
-    assert "versus 1" in both.caption()[0]
-    if method != "gradient":  # which is a magnitude
-        np.testing.assert_allclose(both.map, first.map - second.map, rtol=1e-3, atol=1e-3 * np.abs(both.map).max())
-    again = explain(view, picture, method, 3)
-    np.testing.assert_array_equal(again.map, first.map)
 
 
 @pytest.fixture
@@ -322,19 +265,9 @@ def test_an_interrupted_run_leaves_whole_files(tool, picture: Path, tmp_path: Pa
     with pytest.raises(SystemExit) as caught:
         run_tool(tool.main)
     assert caught.value.code == 130
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "noise_contribution.npz",
-        "noise_contribution.png",
-    ]
+    files = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert files == ["noise_contribution.npz", "noise_contribution.png"]
     np.load(tmp_path / "out" / "noise_contribution.npz")
-
-
-WITHOUT_TORCHRAY = """
-import sys, runpy
-sys.modules["torchray"] = None
-sys.argv = ["explain.py", *sys.argv[2:]]
-runpy.run_path({tool!r}, run_name="__main__")
-"""
 
 
 def test_what_ends_early_has_a_page_of_what_is_done(tool, picture: Path, tmp_path: Path, interrupted) -> None:
@@ -344,6 +277,14 @@ def test_what_ends_early_has_a_page_of_what_is_done(tool, picture: Path, tmp_pat
         tool.main([*arguments, "--out", str(tmp_path / "out")])
     (row,) = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert row["image"] == picture.name and "data:image/png" in (tmp_path / "out" / "index.html").read_text()
+
+
+WITHOUT_TORCHRAY = """
+import sys, runpy
+sys.modules["torchray"] = None
+sys.argv = ["explain.py", *sys.argv[2:]]
+runpy.run_path({tool!r}, run_name="__main__")
+"""
 
 
 def test_the_top_class_versus_itself_is_left_out(tool, picture: Path, tmp_path: Path, capsys) -> None:
@@ -377,7 +318,7 @@ def test_without_torchray(picture: Path, tmp_path: Path) -> None:
 
 
 def test_sanity(tool, picture: Path, tmp_path: Path, capsys) -> None:
-    arguments = ["--model", "resnet18_svdpade", "--model-kwargs", "reduce_channels=8", "--num-classes", "3", "--sanity"]
+    arguments = ["--model", "resnet18_svdpade", *NARROW, "--num-classes", "3", "--sanity"]
     tool.main([*arguments, "--image", str(picture), "--out", str(tmp_path / "out"), "--deletion-steps", "0"])
     (row,) = json.loads((tmp_path / "out" / "sanity.json").read_text())
     assert len(row["correlations"].split()) >= 3
@@ -397,7 +338,7 @@ def test_pointing(tool, picture: Path, tmp_path: Path, capsys) -> None:
     )
     (folder / "annotations.json").write_text(json.dumps(boxes))
     (tmp_path / "names.txt").write_text("cat\ndog\n")
-    arguments = ["--model", "resnet18_svdpade", "--model-kwargs", "reduce_channels=8", "--num-classes", "2"]
+    arguments = ["--model", "resnet18_svdpade", *NARROW, "--num-classes", "2"]
     arguments += ["--classes", str(tmp_path / "names.txt"), "--pointing", str(folder)]
     tool.main([*arguments, "--out", str(tmp_path / "out")])
     (row,) = json.loads((tmp_path / "out" / "pointing.json").read_text())

@@ -15,7 +15,7 @@ QUESTION = """JSON.stringify({
 
 
 def look(file: str, width: int, picture: str) -> dict:
-    """What a browser window of that width makes of a file, and what it says on its console."""
+    """Measures of a file in a browser window of that width, and the messages on its console."""
     os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
     os.environ.setdefault("QTWEBENGINE_CHROMIUM_FLAGS", "--no-sandbox --disable-gpu")
     from PySide6.QtCore import QTimer, QUrl
@@ -24,12 +24,12 @@ def look(file: str, width: int, picture: str) -> dict:
     from PySide6.QtWidgets import QApplication
 
     application = QApplication([sys.argv[0]])
-    said: list[str] = []
-    found: dict = {}
+    messages: list[str] = []
+    report: dict = {}
 
     class Page(QWebEnginePage):
         def javaScriptConsoleMessage(self, level, message, line, source):
-            said.append(message)
+            messages.append(message)
 
     view = QWebEngineView()
     page = Page(view)
@@ -37,7 +37,7 @@ def look(file: str, width: int, picture: str) -> dict:
     view.resize(width, 900)
 
     def answer(result):
-        found.update(json.loads(result))
+        report.update(json.loads(result))
         view.grab().save(picture)
         application.quit()
 
@@ -46,7 +46,7 @@ def look(file: str, width: int, picture: str) -> dict:
     view.show()
     QTimer.singleShot(60_000, application.quit)
     application.exec()
-    return {**found, "console": said}
+    return {**report, "console": messages}
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from typing import Any
 
 from ..errors import require_extra
 from ..files import write_atomically
-from .batch import Page, Row
-from .studies import Table
+from .batch import Section
+from .report_tables import ReportTable
 
 NUMBERS = {
     "deletion": "deletion",
@@ -48,24 +48,24 @@ TEMPLATE = """<!doctype html>
 </head>
 <body>
 <h1>{{ title }}</h1>
-<p>Red speaks for the class, blue against it; other maps have one scale of magnitudes. Deletion: area under the class's
-probability while the important parts are blurred, the smaller the better; insertion: the larger the better; beside each
-stands what random orders give.</p>
-{% for page in pages %}
+<p>In signed maps red speaks for the class and blue against it; in other maps the colour is the magnitude. Deletion is
+the area under the probability of the class while the important parts are blurred: smaller is better. For insertion
+larger is better. Next to each is the value of random orders.</p>
+{% for section in sections %}
 <section>
-<h2>{{ page.name }}</h2>
-{% for picture in page.wide %}<figure class="wide"><img src="{{ picture.data }}" alt="{{ picture.text }}"></figure>
+<h2>{{ section.name }}</h2>
+{% for data, text in section.wide %}<figure class="wide"><img src="{{ data }}" alt="{{ text }}"></figure>
 {% endfor %}
 <div class="maps">
-{% for map in page.maps %}{% if map.data %}<figure><img src="{{ map.data }}" alt="{{ map.text }}">
-<figcaption>{{ map.text }}</figcaption></figure>
-{% else %}<div class="none"><b>{{ map.text }}: n/a</b><br>{{ map.reason }}</div>
+{% for data, row in section.maps %}{% if data %}<figure><img src="{{ data }}" alt="{{ row.label }}, {{ row.method }}">
+<figcaption>{{ row.label }}, {{ row.method }}</figcaption></figure>
+{% else %}<div class="none"><b>{{ row.label }}, {{ row.method }}: n/a</b><br>{{ row.reason }}</div>
 {% endif %}{% endfor %}
 </div>
 <div class="scroll"><table>
 <tr><th>model</th><th>method</th>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for row in page.rows %}<tr><td>{{ row.label }}</td><td>{{ row.method }}</td>
-{% for value in row.numbers %}<td>{{ value }}</td>{% endfor %}</tr>
+{% for row, numbers in section.rows %}<tr><td>{{ row.label }}</td><td>{{ row.method }}</td>
+{% for number in numbers %}<td>{{ number }}</td>{% endfor %}</tr>
 {% endfor %}
 </table></div>
 </section>
@@ -81,13 +81,13 @@ stands what random orders give.</p>
 """
 
 
-def write_report(
-    pages: Sequence[Page], directory: Path, title: str = "Explanations", tables: Sequence[Table] = ()
+def write_page(
+    sections: Sequence[Section], directory: Path, title: str = "Explanations", tables: Sequence[ReportTable] = ()
 ) -> Path:
     """``index.html`` with every picture inside it, readable on a phone.
 
     Args:
-        pages: what was explained; the files are read from where they were written.
+        sections: what was explained; the files are read from where they were written.
         directory: where to write.
         title: of the page.
         tables: further tables.
@@ -97,26 +97,20 @@ def write_report(
     """
     jinja = require_extra("jinja2", "explain")
     template = jinja.Environment(autoescape=True).from_string(TEMPLATE)
-    text = template.render(title=title, pages=[_page(page) for page in pages], names=NUMBERS.values(), tables=tables)
+    parts = [_section(section) for section in sections]
+    text = template.render(title=title, sections=parts, names=NUMBERS.values(), tables=tables)
     return write_atomically(directory / "index.html", lambda file: file.write(text.encode()))
 
 
-def _page(page: Page) -> dict[str, Any]:
-    wide = [{"data": _data(path), "text": f"{method} of all models"} for method, path in page.montages.items()]
-    wide += [{"data": _data(path), "text": f"eigen panel of {label}"} for label, path in page.panels.items()]
-    named = page.rows[0].picture if page.rows else page.stem
-    numbered = [row for row in page.rows if row.explanation is not None]
-    rows = [{"label": r.label, "method": r.method, "numbers": [_number(r, name) for name in NUMBERS]} for r in numbered]
-    return {"name": named, "wide": wide, "maps": [_map(row) for row in page.rows], "rows": rows}
+def _section(section: Section) -> dict[str, Any]:
+    wide = [(_data(path), f"{method} of all models") for method, path in section.montages.items()]
+    wide += [(_data(path), f"eigen panel of {label}") for label, path in section.panels.items()]
+    maps = [(_data(row.file) if row.file else None, row) for row in section.rows]
+    rows = [(row, [_number(row.numbers.get(name)) for name in NUMBERS]) for row in section.rows if row.explanation]
+    return {"name": section.rows[0].picture, "wide": wide, "maps": maps, "rows": rows}
 
 
-def _map(row: Row) -> dict[str, Any]:
-    text = f"{row.label}, {row.method}"
-    return {"data": _data(row.file) if row.file else None, "text": text, "reason": row.reason}
-
-
-def _number(row: Row, name: str) -> str:
-    value = row.numbers.get(name)
+def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
