@@ -5,4 +5,4 @@
 # Train: python tools/train.py configs/alexnet/alexnet_exact_1xb128_in1k.py
 _base_ = "./alexnet_svdpade_1xb128_in1k.py"
 
-model = dict(neck=dict(method="exact"))
+model = dict(neck=dict(pool="exact"))

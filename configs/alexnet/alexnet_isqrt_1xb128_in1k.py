@@ -6,4 +6,4 @@
 # Train: python tools/train.py configs/alexnet/alexnet_isqrt_1xb128_in1k.py
 _base_ = "./alexnet_svdpade_1xb128_in1k.py"
 
-model = dict(neck=dict(method="isqrt"))
+model = dict(neck=dict(pool="isqrt"))

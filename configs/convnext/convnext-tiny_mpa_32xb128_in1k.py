@@ -5,4 +5,4 @@
 # Train: torchrun --nnodes 4 --nproc-per-node 8 tools/train.py configs/convnext/convnext-tiny_mpa_32xb128_in1k.py --launcher pytorch
 _base_ = "./convnext-tiny_svdpade_32xb128_in1k.py"
 
-model = dict(neck=dict(method="mpa"))
+model = dict(neck=dict(pool="mpa"))

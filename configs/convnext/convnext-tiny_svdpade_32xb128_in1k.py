@@ -7,6 +7,6 @@ _base_ = "mmpretrain::convnext/convnext-tiny_32xb128_in1k.py"
 
 model = dict(
     backbone=dict(gap_before_final_norm=False),
-    neck=dict(type="covpool_plugins.CovariancePooling", method="svdpade", in_channels=768),
+    neck=dict(type="covpool_plugins.CovariancePooling", pool="svdpade", in_channels=768),
     head=dict(type="covpool_plugins.SecondOrderClsHead", in_channels=None),
 )

@@ -7,4 +7,4 @@
 # Train: torchrun --nproc-per-node 8 tools/train.py configs/densenet/densenet121_isqrt_8xb32_in1k.py --launcher pytorch
 _base_ = "./densenet121_svdpade_8xb32_in1k.py"
 
-model = dict(neck=dict(method="isqrt"))
+model = dict(neck=dict(pool="isqrt"))

@@ -5,4 +5,4 @@
 # Train: python tools/train.py configs/fine_grained/resnet50_bcnn_1xb10_cars.py
 _base_ = "./resnet50_svdpade_1xb10_cars.py"
 
-model = dict(neck=dict(method="bcnn", reduce_channels=256))  # 2048 channels would make 4 million numbers
+model = dict(neck=dict(pool="bcnn", reduce_channels=256))  # 2048 channels would make 4 million numbers

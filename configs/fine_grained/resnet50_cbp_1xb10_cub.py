@@ -5,4 +5,4 @@
 # Train: python tools/train.py configs/fine_grained/resnet50_cbp_1xb10_cub.py
 _base_ = "./resnet50_svdpade_1xb10_cub.py"
 
-model = dict(neck=dict(method="cbp"))
+model = dict(neck=dict(pool="cbp"))

@@ -5,4 +5,4 @@
 # Train: python tools/train.py configs/fine_grained/resnet50_dropcov_1xb10_cars.py
 _base_ = "./resnet50_svdpade_1xb10_cars.py"
 
-model = dict(neck=dict(method="dropcov"))
+model = dict(neck=dict(pool="dropcov"))

@@ -5,4 +5,4 @@
 # Train: python tools/train.py configs/fine_grained/resnet50_mpa_1xb10_dogs.py
 _base_ = "./resnet50_svdpade_1xb10_dogs.py"
 
-model = dict(neck=dict(method="mpa"))
+model = dict(neck=dict(pool="mpa"))

@@ -7,7 +7,7 @@ _base_ = "mmpretrain::inception_v3/inception-v3_8xb32_in1k.py"
 
 model = dict(
     backbone=dict(_delete_=True, type="TIMMBackbone", model_name="inception_v3"),  # MMPretrain's own returns logits
-    neck=dict(_delete_=True, type="covpool_plugins.CovariancePooling", method="svdpade", in_channels=2048),
+    neck=dict(_delete_=True, type="covpool_plugins.CovariancePooling", pool="svdpade", in_channels=2048),
     head=dict(
         _delete_=True,
         type="covpool_plugins.SecondOrderClsHead",

@@ -12,6 +12,6 @@ _base_ = [
 ]
 
 model = dict(
-    neck=dict(_delete_=True, type="covpool_plugins.CovariancePooling", method="svdpade", in_channels=512),
+    neck=dict(_delete_=True, type="covpool_plugins.CovariancePooling", pool="svdpade", in_channels=512),
     head=dict(type="covpool_plugins.SecondOrderClsHead", in_channels=None),
 )

@@ -5,4 +5,4 @@
 # Train: torchrun --nnodes 2 --nproc-per-node 8 tools/train.py configs/swin_transformer/swin-tiny_mpa_16xb64_in1k.py --launcher pytorch
 _base_ = "./swin-tiny_svdpade_16xb64_in1k.py"
 
-model = dict(neck=dict(method="mpa"))
+model = dict(neck=dict(pool="mpa"))

@@ -6,6 +6,6 @@
 _base_ = "mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py"
 
 model = dict(
-    neck=dict(_delete_=True, type="covpool_plugins.CovariancePooling", method="svdpade", in_channels=768),
+    neck=dict(_delete_=True, type="covpool_plugins.CovariancePooling", pool="svdpade", in_channels=768),
     head=dict(type="covpool_plugins.SecondOrderClsHead", in_channels=None),
 )

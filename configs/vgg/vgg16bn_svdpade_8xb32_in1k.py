@@ -14,6 +14,6 @@ _base_ = [
 model = dict(
     # Without the classifier that MMPretrain counts as backbone, and without the last pooling, as in main.py: 14x14 positions.
     backbone=dict(num_classes=-1, with_last_pool=False),
-    neck=dict(_delete_=True, type="covpool_plugins.CovariancePooling", method="svdpade", in_channels=512),
+    neck=dict(_delete_=True, type="covpool_plugins.CovariancePooling", pool="svdpade", in_channels=512),
     head=dict(type="covpool_plugins.SecondOrderClsHead", num_classes=1000),
 )

@@ -23,7 +23,7 @@ model = dict(
     ),
     neck=dict(
         type="covpool_plugins.CovariancePooling",
-        method="moment",
+        pool="moment",
         in_channels=768,
         input_fmt="NLC",
         num_prefix_tokens=1,

@@ -5,4 +5,4 @@
 # Train: torchrun --nproc-per-node 4 tools/train.py configs/vision_transformer/vit-small-p16_mpa_4xb256_in1k.py --launcher pytorch
 _base_ = "./vit-small-p16_svdpade_4xb256_in1k.py"
 
-model = dict(neck=dict(method="mpa"))
+model = dict(neck=dict(pool="mpa"))

@@ -149,7 +149,7 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
 
     Args:
         path: path of the config.
-        options: overrides as ``KEY=VALUE``, for example ``model.neck.method=isqrt``. ``data_root=DIR`` moves the data
+        options: overrides as ``KEY=VALUE``, for example ``model.neck.pool=isqrt``. ``data_root=DIR`` moves the data
             sets of all data loaders there.
 
     Raises:

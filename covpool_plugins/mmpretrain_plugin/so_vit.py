@@ -17,6 +17,7 @@ from ..architectures import SoViT as Network
 from ..checks import check_choice, check_flag, check_integer, check_known
 from ..errors import ShapeError, UnknownNameError
 from .active_method import adopt_method
+from .covariance_pooling import check_method
 
 OUT_TYPES = ("raw", "cls_token", "featmap", "avg_featmap")
 SETTINGS = tuple(name for name in SoViTSettings._fields if name != "reduce_channels")  # that is the head's
@@ -110,7 +111,7 @@ class SoViTHead(ClsHead):
     Args:
         num_classes: number of classes.
         in_channels: channels of the tokens.
-        method: name of the pool, one of :func:`covpool_plugins.list_pools`.
+        pool: name of the pool, one of :func:`covpool_plugins.list_pools`.
         reduce_channels: of the pool, see :func:`covpool_plugins.architectures.create_token_pool`; ``None`` for all.
         drop_rate: dropout of the pooled vector.
         loss, topk, cal_acc, init_cfg: of ``ClsHead``.
@@ -125,7 +126,7 @@ class SoViTHead(ClsHead):
         self,
         num_classes: int,
         in_channels: int,
-        method: str = "mpa",
+        pool: str = "mpa",
         reduce_channels: int | Sequence[int] | None = SO_VITS["7"].reduce_channels,
         drop_rate: float = 0.0,
         loss: dict[str, Any] | nn.Module | None = None,
@@ -140,7 +141,8 @@ class SoViTHead(ClsHead):
         super().__init__(loss=loss, topk=topk, cal_acc=cal_acc, init_cfg=init_cfg)
         self.num_classes = num_classes
         self.in_channels = in_channels
-        head = TokenHead(in_channels, num_classes, method, reduce_channels, options, drop_rate)
+        check_method(pool, options)
+        head = TokenHead(in_channels, num_classes, pool, reduce_channels, options, drop_rate)
         self.pool, self.dropout, self.fc, self.cls_fc = head.pool, head.dropout, head.fc, head.cls_fc
         self.register_load_state_dict_pre_hook(adopt_method)  # of a run with SwitchMethodHook
 

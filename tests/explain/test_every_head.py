@@ -22,7 +22,7 @@ CONFIG = """
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='ResNet_CIFAR', depth=18, stem_channels=8, base_channels=8, out_indices=(3,)),
-    neck=dict(type='covpool_plugins.CovariancePooling', method='{head}', in_channels=64{width}),
+    neck=dict(type='covpool_plugins.CovariancePooling', pool='{head}', in_channels=64{width}),
     head=dict(type='covpool_plugins.SecondOrderClsHead', num_classes=3, in_channels=None))
 data_preprocessor = dict(num_classes=3, mean=[124, 116, 104], std=[58, 57, 56], to_rgb=True)
 test_dataloader = dict(dataset=dict(type='CustomDataset', pipeline=[

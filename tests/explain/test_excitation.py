@@ -271,7 +271,7 @@ MMPRETRAIN = """
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='{kind}', depth={depth}, stem_channels={base}, base_channels={base}, out_indices=(3,)),
-    neck=dict(type='covpool_plugins.CovariancePooling', method='svdpade', in_channels={width}, reduce_channels=8),
+    neck=dict(type='covpool_plugins.CovariancePooling', pool='svdpade', in_channels={width}, reduce_channels=8),
     head=dict(type='LinearClsHead', num_classes=3, in_channels=36))
 data_preprocessor = dict(num_classes=3, mean=[124, 116, 104], std=[58, 57, 56], to_rgb=True)
 test_dataloader = dict(dataset=dict(type='CustomDataset', pipeline=[

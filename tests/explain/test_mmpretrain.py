@@ -30,7 +30,7 @@ test_dataloader = dict(dataset=dict(type='CustomDataset', pipeline=[
     dict(type='CenterCrop', crop_size=32),
     dict(type='PackInputs')]))
 """
-COVARIANCE = "type='covpool_plugins.CovariancePooling', method='svdpade', in_channels=64, reduce_channels=8"
+COVARIANCE = "type='covpool_plugins.CovariancePooling', pool='svdpade', in_channels=64, reduce_channels=8"
 NECKS = {"covariance": (COVARIANCE, 36), "average": ("type='GlobalAveragePooling'", 64)}
 
 

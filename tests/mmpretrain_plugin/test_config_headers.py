@@ -31,10 +31,10 @@ def up_to_date(path, text):
 def heads(cfg):
     """What a config may have for ``<head>`` in its name: the pool, or the whitening layers and their method."""
     pooling = cfg.model.get("neck") or cfg.model.head
-    if "method" in pooling:
-        assert pooling.method in list_pools()
+    if "pool" in pooling:
+        assert pooling.pool in list_pools()
         switched = {f"{hook.method}-hybrid" for hook in cfg.get("custom_hooks", []) if "method" in hook}
-        return switched or {pooling.method}
+        return switched or {pooling.pool}
     norms, where = cfg.model.backbone.get("rules", {}).values(), ""
     if not norms:
         norms, where = [cfg.model.backbone.norm_cfg], "-all"

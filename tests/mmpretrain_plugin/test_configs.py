@@ -47,7 +47,7 @@ def shrunk(path):
         cfg.model.backbone.pad_small_map = True
     cfg.model.head.num_classes = min(cfg.model.head.num_classes, CLASSES)
     pooling = cfg.model.get("neck") or cfg.model.head
-    if pooling.get("method", "cbp") != "cbp" and "reduce_channels" not in pooling:
+    if pooling.get("pool", "cbp") != "cbp" and "reduce_channels" not in pooling:
         pooling.reduce_channels = 32
     preprocessor = dict(cfg.data_preprocessor, num_classes=cfg.model.head.num_classes)
     size = 160 if cfg.model.backbone.type == "TIMMBackbone" else 96  # Inception would leave a single position

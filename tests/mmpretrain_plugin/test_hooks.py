@@ -106,7 +106,7 @@ def test_a_checkpoint_is_tested_with_its_method(epoch, method, ema, uninterrupte
     with weights_only_checkpoints():
         assert runner.test() == {"count": 8.0}
     assert [pool.method for pool in pools(runner.model)] == [method]
-    alone = tiny() if method == BEFORE else tiny(method="svdpade")
+    alone = tiny() if method == BEFORE else tiny(pool="svdpade")
     weights = {name: value for name, value in load(path)["state_dict"].items() if KEY not in name}
     alone.load_state_dict(weights)
     expected = alone.eval()(Noise().images, None)
@@ -199,8 +199,8 @@ def test_bad_switches(options, error, message):
 @pytest.mark.parametrize(
     "hook, neck, message",
     [
-        (SWITCH, dict(method="logcov"), "the pool 'logcov' has no matrix square root"),
-        (SWITCH, dict(method="seb"), "the pool 'seb' has no matrix square root"),
+        (SWITCH, dict(pool="logcov"), "the pool 'logcov' has no matrix square root"),
+        (SWITCH, dict(pool="seb"), "the pool 'seb' has no matrix square root"),
         (dict(SWITCH, neck="nek"), {}, "the model has no 'nek'; its parts: .*backbone, neck, head"),
         (dict(SWITCH, neck=""), {}, "the model has no ''"),
         (dict(SWITCH, neck="head"), {}, "the model's 'head' is a Linear and has no pool"),

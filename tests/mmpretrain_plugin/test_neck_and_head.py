@@ -10,6 +10,7 @@ from mmpretrain.structures import DataSample
 import covpool_plugins
 from covpool_plugins import CovariancePooling, SecondOrderClsHead, list_pools, mmpretrain_plugin
 from covpool_plugins.errors import MissingExtraError, OptionError, ShapeError, UnknownNameError
+from covpool_plugins.linalg import resolve_method
 
 BACKBONES = {
     "ResNet": (dict(type="ResNet", depth=18, out_indices=(3,)), dict(in_channels=512)),
@@ -60,15 +61,20 @@ def test_a_classifier_trains_on_every_layout(backbone, options):
 
 
 def test_an_option_is_taken_back_by_none():
-    assert CovariancePooling(8, method="gap", reduce_channels=None, iterations=None).out_channels == 8
-    assert CovariancePooling(8, method="isqrt", reduce_channels=None).out_channels == 36
+    assert CovariancePooling(8, pool="gap", reduce_channels=None, iterations=None).out_channels == 8
+    assert CovariancePooling(8, pool="isqrt", reduce_channels=None).out_channels == 36
     with pytest.raises(OptionError, match="reduce_channels"):
-        CovariancePooling(8, method="gap", reduce_channels=4)
+        CovariancePooling(8, pool="gap", reduce_channels=4)
 
 
-@pytest.mark.parametrize("method", list_pools())
-def test_every_pool_is_a_neck(method):
-    neck = MODELS.build(dict(type="CovariancePooling", method=method, in_channels=16, _scope_="mmpretrain")).eval()
+def test_a_pool_takes_a_method_where_that_is_open():
+    neck = CovariancePooling(8, pool="ibcnn", method="newton_schulz_lyapunov")
+    assert (neck.pool.pool_type, neck.pool.method) == ("ibcnn", resolve_method("newton_schulz_lyapunov"))
+
+
+@pytest.mark.parametrize("pool", list_pools())
+def test_every_pool_is_a_neck(pool):
+    neck = MODELS.build(dict(type="CovariancePooling", pool=pool, in_channels=16, _scope_="mmpretrain")).eval()
     last = random(3, 16, 6, 6)
     from_tensor = neck(last)
     from_stages = neck((random(3, 4, 12, 12), last))
@@ -162,7 +168,9 @@ def test_the_head_classifies_a_tensor_as_a_tuple():
 @pytest.mark.parametrize(
     "build, error, message",
     [
-        (lambda: CovariancePooling(8, method="svdpad"), UnknownNameError, "'svdpad'; available: svdpade"),
+        (lambda: CovariancePooling(8, pool="svdpad"), UnknownNameError, "'svdpad'; available: svdpade"),
+        (lambda: CovariancePooling(8, method="isqrt"), OptionError, "no option 'method'; .* is chosen by pool='isqrt'"),
+        (lambda: CovariancePooling(8, pool="gap", method="ibcnn"), OptionError, "is chosen by pool='ibcnn'"),
         (lambda: CovariancePooling(8, iteration=3), OptionError, "iteration"),
         (lambda: CovariancePooling(0), OptionError, "in_channels .* got 0"),
         (lambda: CovariancePooling([]), OptionError, r"in_channels .* got \[\]"),

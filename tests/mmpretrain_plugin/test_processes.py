@@ -60,7 +60,7 @@ def runs(tmp_path_factory):
         ("train", [config, "--work-dir", folder / "two", *half]),
         ("test", [config, folder / "one" / "epoch_3.pth", "--work-dir", folder / "two", "--out", folder / "two.json"]),
         ("train", [config, "--work-dir", folder / "odd", *odd]),
-        ("train", [config, "--work-dir", folder / "bad", "--cfg-options", "model.neck.method=svdpad"]),
+        ("train", [config, "--work-dir", folder / "bad", "--cfg-options", "model.neck.pool=svdpad"]),
     ]
     calls = [(str(ROOT / "tools" / f"{tool}.py"), list(map(str, arguments))) for tool, arguments in tools]
     (folder / "tools.py").write_text(SEVERAL_TOOLS)
@@ -98,7 +98,7 @@ def test_a_data_set_of_odd_size(runs):
 
 def test_one_of_several_processes_says_what_is_wrong(runs):
     said = (runs / "stderr").read_text()
-    assert said.count("model.neck.method='svdpad': unknown pool 'svdpad'") == 1
+    assert said.count("model.neck.pool='svdpad': unknown pool 'svdpad'") == 1
     assert "covpool_plugins/" not in said  # no traceback of ours
     assert "Warning" not in said
 

@@ -16,7 +16,7 @@ from covpool_plugins.errors import OptionError, ShapeError, UnknownNameError
 TINY = dict(embed_dim=24, depth=2, num_heads=3, mlp_ratio=2.0)
 
 
-def classifier(method="mpa", reduce_channels=6, **backbone):
+def classifier(pool="mpa", reduce_channels=6, **backbone):
     return MODELS.build(
         dict(
             type="mmpretrain.ImageClassifier",
@@ -25,17 +25,17 @@ def classifier(method="mpa", reduce_channels=6, **backbone):
                 type="covpool_plugins.SoViTHead",
                 num_classes=3,
                 in_channels=24,
-                method=method,
+                pool=pool,
                 reduce_channels=reduce_channels,
             ),
         )
     )
 
 
-@pytest.mark.parametrize("method", ["mpa", "isqrt", "svpn"])
-def test_the_same_network_as_timms(method):
-    plain = timm.create_model("so_vit_7", num_classes=3, img_size=64, global_pool=method, reduce_channels=6, **TINY)
-    ours = classifier(method).eval()
+@pytest.mark.parametrize("pool", ["mpa", "isqrt", "svpn"])
+def test_the_same_network_as_timms(pool):
+    plain = timm.create_model("so_vit_7", num_classes=3, img_size=64, global_pool=pool, reduce_channels=6, **TINY)
+    ours = classifier(pool).eval()
     state = plain.eval().state_dict()
     ours.load_state_dict({key if key.startswith("head.") else f"backbone.{key}": state[key] for key in state})
     x = torch.randn(2, 3, 64, 64)
@@ -109,6 +109,7 @@ def test_gradient_checkpointing():
         (lambda: covpool_plugins.SoViTHead(0, 24), OptionError, "num_classes must be a positive integer, got 0"),
         (lambda: covpool_plugins.SoViTHead(3, 24, "mpaa"), UnknownNameError, "unknown pool 'mpaa'"),
         (lambda: covpool_plugins.SoViTHead(3, 24, step=1), OptionError, "pool 'mpa' has no option 'step'"),
+        (lambda: covpool_plugins.SoViTHead(3, 24, method="isqrt"), OptionError, "is chosen by pool=.isqrt."),
     ],
 )
 def test_bad_options(build, error, message):

@@ -95,10 +95,10 @@ test_evaluator = dict(_delete_=True, type='mmengine.DumpResults', out_file_path=
 
 
 def test_data_root_moves_every_data_set(textures):
-    cfg = runner.load_config(CONFIG, [f"data_root={textures}", "model.neck.method=isqrt", "model.neck.iterations=3"])
+    cfg = runner.load_config(CONFIG, [f"data_root={textures}", "model.neck.pool=isqrt", "model.neck.iterations=3"])
     loaders = [cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader]
     assert [loader.dataset.data_root for loader in loaders] == [str(textures)] * 3
-    assert (cfg.model.neck.method, cfg.model.neck.iterations) == ("isqrt", 3)
+    assert (cfg.model.neck.pool, cfg.model.neck.iterations) == ("isqrt", 3)
     cfg = runner.load_config(CONFIG, ["val_dataloader.dataset.data_root=elsewhere", f"data_root={textures}"])
     assert (cfg.train_dataloader.dataset.data_root, cfg.val_dataloader.dataset.data_root) == (
         str(textures),
@@ -132,7 +132,7 @@ def test_bad_config_files(name, text, tmp_path, run_tool):
 
 # The option, and what is said of it after its key and value.
 BAD_OPTIONS = {
-    "model.neck.method=svdpad": "='svdpad': unknown pool 'svdpad'; available: svdpade",
+    "model.neck.pool=svdpad": "='svdpad': unknown pool 'svdpad'; available: svdpade",
     "model.neck.iteration=3": "=3: pool 'svdpade' has no option 'iteration'; its options: ",
     "model.neck.in_channels=64": "=64: svdpade pool: expected NCHW with in_channels=64, got shape (6, 128, 8, 8)",
     "model.neck.reduce_channels=-16": "=-16: reduce_channels must be a positive integer or None",
@@ -163,8 +163,8 @@ BAD_OPTIONS = {
 # Those that are said in other words.
 BAD_WORDS = {
     "model.head.num_classes=2": "3 classes (brick, grass, gravel), the model has 2; set model.head.num_classes=3",
-    "modle.neck.method=isqrt": "unknown config key 'modle'; available: model",
-    "model.neck.method": "KEY=VALUE, got 'model.neck.method'",
+    "modle.neck.pool=isqrt": "unknown config key 'modle'; available: model",
+    "model.neck.pool": "KEY=VALUE, got 'model.neck.pool'",
     "custom_hooks=[dict(begin=1,end=2)]": "--cfg-options cannot read 'custom_hooks=[dict(begin=1,end=2)]'; values are ",
     "data_root=nowhere": "train_dataloader.dataset.data_root='nowhere': no such folder",
     "load_from=nowhere.pth": "nowhere.pth",

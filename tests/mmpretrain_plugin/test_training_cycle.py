@@ -42,20 +42,20 @@ def trained(path):
 
 
 CYCLES = {
-    "dropout": dict(method="dropcov", hooks=[EMA], param_scheduler=STEPS),
+    "dropout": dict(pool="dropcov", hooks=[EMA], param_scheduler=STEPS),
     "switch": dict(hooks=[SWITCH, EMA], param_scheduler=COSINE, optim_wrapper=ADAM),
     "averaged buffers": dict(hooks=[SWITCH, dict(EMA, update_buffers=True)]),
-    "workers": dict(method="dropcov", workers=2),
-    "persistent workers": dict(method="dropcov", workers=2, persistent=True, hooks=[EMA]),
-    "no seed": dict(method="dropcov", workers=1, randomness=dict(seed=None)),
+    "workers": dict(pool="dropcov", workers=2),
+    "persistent workers": dict(pool="dropcov", workers=2, persistent=True, hooks=[EMA]),
+    "no seed": dict(pool="dropcov", workers=1, randomness=dict(seed=None)),
 }
 
 
 @pytest.mark.parametrize("name", CYCLES)
 def test_a_resumed_run_ends_as_one_run(name, tmp_path):
-    options = {"method": "isqrt", "hooks": [], **CYCLES[name]}
-    method, hooks = options.pop("method"), options.pop("hooks")
-    config = small_config(tmp_path / "config.py", method, *hooks, augment=True, **options)
+    options = {"pool": "isqrt", "hooks": [], **CYCLES[name]}
+    pool, hooks = options.pop("pool"), options.pop("hooks")
+    config = small_config(tmp_path / "config.py", pool, *hooks, augment=True, **options)
     runner.train(config, work_dir=tmp_path / "full")
     runner.train(config, work_dir=tmp_path / "resumed", resume=tmp_path / "full" / "epoch_1.pth")
     assert_same(trained(tmp_path / "full" / "epoch_3.pth"), trained(tmp_path / "resumed" / "epoch_3.pth"))
@@ -149,13 +149,13 @@ def test_the_weights_that_were_validated_are_tested(name, tmp_path):
     assert (stored == tested) == (name != "weights")
 
 
-@pytest.mark.parametrize("method", ["mpa", "seb", "bcnn"])
-def test_new_training_from_a_run_that_switched_pools_by_its_own_config(method, tmp_path):
+@pytest.mark.parametrize("pool", ["mpa", "seb", "bcnn"])
+def test_new_training_from_a_run_that_switched_pools_by_its_own_config(pool, tmp_path):
     switched = small_config(tmp_path / "switched.py", "isqrt", SWITCH)
     runner.train(switched, work_dir=tmp_path / "run")
     last = tmp_path / "run" / "epoch_3.pth"
     assert "neck.active_method" in load(last)["state_dict"]
-    config = small_config(tmp_path / "config.py", method)
+    config = small_config(tmp_path / "config.py", pool)
     runner.train(config, work_dir=tmp_path / "new", options=[f"load_from={last}", "train_cfg.max_epochs=1"])
     state = load(tmp_path / "new" / "epoch_1.pth")["state_dict"]
     assert "neck.active_method" not in state
