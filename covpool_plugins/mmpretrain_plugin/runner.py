@@ -1,16 +1,13 @@
 """Training and testing with MMEngine's runner: what ``tools/train.py`` and ``tools/test.py`` do.
 
-Bad input raises one of the package's errors, or an ``OSError`` for files; all but unreadable pictures before anything
-is trained.
+Bad input raises one of the package's errors, or an ``OSError`` for files, before anything is trained.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
 import inspect
 import itertools
-import json
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -25,7 +22,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..errors import OptionError, UnknownNameError
-from ..files import write_atomically
+from ..files import check_file, write_json
 from .active_method import ConfiguredMethodHook
 from .augmented_test import augment_test
 from .compiled_training import EagerUpdateHook
@@ -35,7 +32,7 @@ from .runner_errors import one_line_errors
 from .safe_checkpoints import check_checkpoint, weights_only_checkpoints
 from .whole_checkpoints import latest_checkpoint, write_whole_checkpoints
 
-# Read by the runner from the config, without being arguments of it.
+# Keys of a config that the runner reads and that are no arguments of it.
 RUNNER_KEYS = {
     "activation_checkpointing",
     "compile",
@@ -88,7 +85,7 @@ def train(
             cfg.optim_wrapper.type = "AmpOptimWrapper"
             cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
         _prepare_checkpoint(cfg, resume)
-        with weights_only_checkpoints(), one_line_errors(config, cfg, "train", "val") as set_up:
+        with weights_only_checkpoints(), one_line_errors(config) as set_up:
             runner = _build_runner(cfg, set_up, EpochSeedHook(), EagerUpdateHook(), ConfiguredMethodHook())
             write_whole_checkpoints(runner)
             if cfg.get("resume"):
@@ -127,20 +124,19 @@ def test(
     """
     with process_group(launcher):
         if out is not None:
-            _check_output(Path(out))
+            check_file(out)
         cfg = load_config(config, options)
         _require(config, cfg, "model", "test_dataloader", "test_cfg", "test_evaluator")
         _prepare(config, cfg, work_dir, launcher)
         hooks = [augment_test(cfg)] if tta else []
         check_checkpoint(checkpoint)
         cfg.load_from, cfg.resume = str(checkpoint), False
-        with weights_only_checkpoints(), one_line_errors(config, cfg, "test") as set_up:
+        with weights_only_checkpoints(), one_line_errors(config) as set_up:
             runner = _build_runner(cfg, set_up, *hooks)
             _load_strictly(runner)
             metrics = {name: float(value) for name, value in runner.test().items()}
             if out is not None and is_main_process():
-                text = json.dumps(metrics, indent=2) + "\n"
-                write_atomically(out, lambda file: file.write(text.encode()))
+                write_json(out, metrics)
     return metrics
 
 
@@ -174,22 +170,20 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
         if "data_root" in overrides:
             for part in ("train", "val", "test"):
                 _set_data_root(cfg.get(f"{part}_dataloader"), str(cfg.data_root))
-            cfg.merge_from_dict(overrides)  # what was said of a single data set stays
+            cfg.merge_from_dict(overrides)  # the data_root of a single data set stays
     return cfg
 
 
 def _parse_options(options: Sequence[str]) -> dict[str, Any]:
     """Values as MMEngine reads them: numbers, booleans, ``None``, ``a,b`` and ``[(1,2),3]``."""
-    values: dict[str, Any] = {}
+    namespace = argparse.Namespace(options={})
     for option in options:
-        namespace = argparse.Namespace()
         try:
             DictAction([], dest="options")(argparse.ArgumentParser(), namespace, [option])
         except (RecursionError, AssertionError) as error:
             allowed = "numbers, words, True, False, None, a,b and [(1,2),3]"
             raise OptionError(f"--cfg-options cannot read {option!r}; values are {allowed}") from error
-        values.update(namespace.options)
-    return values
+    return namespace.options
 
 
 def _set_data_root(node: Any, root: str) -> None:
@@ -207,17 +201,6 @@ def _require(path: str | Path, cfg: Config, *keys: str) -> None:
     missing = [key for key in keys if cfg.get(key) is None]
     if missing:
         raise OptionError(f"{path}: the config has no {', '.join(missing)}")
-
-
-def _check_output(path: Path) -> None:
-    """Say before a long evaluation that its results cannot be written."""
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "is a folder, expected the name of a JSON file", str(path))
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, f"cannot be written, {folder} is no folder", str(path))
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(errno.EACCES, f"cannot be written, no permission in {folder}", str(path))
 
 
 def _prepare(path: str | Path, cfg: Config, work_dir: str | Path | None, launcher: str) -> None:

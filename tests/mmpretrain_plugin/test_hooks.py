@@ -24,7 +24,6 @@ from torch import nn
 from covpool_plugins.errors import OptionError, UnknownNameError
 from covpool_plugins.linalg import EigenMethod, NewtonSchulz, SVDPade, SVDTopN
 from covpool_plugins.mmpretrain_plugin.active_method import KEY, decode, encode
-from covpool_plugins.mmpretrain_plugin.processes import SYNC_BUFFERS
 from covpool_plugins.mmpretrain_plugin.runner import weights_only_checkpoints
 from covpool_plugins.mmpretrain_plugin.spectrum_hook import SpectrumHook
 from covpool_plugins.mmpretrain_plugin.switch_method_hook import SwitchMethodHook
@@ -157,7 +156,7 @@ def process_group(monkeypatch):
 
 
 def test_within_a_wrapper_for_distributed_training(process_group, tmp_path):
-    wrapper = dict(type="MMDistributedDataParallel", device_ids=None, **{SYNC_BUFFERS: False})
+    wrapper = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
     cfg = dict(model_wrapper_cfg=wrapper)
     runner = a_runner(tmp_path, SWITCH, EMA, dict(type=SpectrumHook, interval=2), launcher="pytorch", cfg=cfg)
     assert isinstance(runner.model, nn.parallel.DistributedDataParallel)
