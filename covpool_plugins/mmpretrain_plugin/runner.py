@@ -1,7 +1,4 @@
-"""Training and testing with MMEngine's runner: what ``tools/train.py`` and ``tools/test.py`` do.
-
-Bad input raises one of the package's errors, or an ``OSError`` for files, before anything is trained.
-"""
+"""Training and testing with MMEngine's runner, for ``tools/train.py`` and ``tools/test.py``."""
 
 from __future__ import annotations
 
@@ -57,11 +54,11 @@ def train(
 ) -> None:
     """Train the model of a config; checkpoints and logs go to ``work_dir``.
 
-    A run that is resumed at the end of an epoch goes on as if it had never stopped: with the same config, as many
-    processes and workers, and operations that are deterministic (on a GPU: ``randomness.deterministic=True``) it ends
-    with the same weights, averages and optimizer state, bit for bit. That takes a ``train_cfg`` that counts epochs,
-    and gradients that are not accumulated from one epoch into the next. A run may be killed at any moment: checkpoints
-    are moved into place when they are whole, and older ones removed after that.
+    A run that is resumed at the end of an epoch ends with the same weights, averages and optimizer state as one that
+    was never interrupted, bit for bit: with the same config, as many processes and workers, deterministic operations
+    (on a GPU: ``randomness.deterministic=True``), a ``train_cfg`` that counts epochs, and no gradients accumulated
+    from one epoch into the next. A run may be killed at any moment: checkpoints are moved into place when they are
+    complete, and older ones removed after that.
 
     Args:
         config: path of an MMPretrain config.
@@ -72,7 +69,8 @@ def train(
         launcher: ``none``, or ``pytorch`` under ``torchrun``; without a GPU the processes talk over gloo.
 
     Raises:
-        UnknownNameError, OptionError, OSError: for a config, a key or a checkpoint that does not fit.
+        UnknownNameError, OptionError, OSError: before anything is trained, for a config, a key or a checkpoint that
+            does not fit.
         SystemExit: instead, in a process that is not the first of several to raise one of these.
     """
     with process_group(launcher):
@@ -103,24 +101,22 @@ def test(
     options: Sequence[str] = (),
     launcher: str = "none",
 ) -> dict[str, float]:
-    """Evaluate a checkpoint on the test set of a config.
+    """Evaluate a checkpoint on the test set of a config, with the weights that validation in training measured.
+
+    Those are the averages, unless the config has an ``EMAHook`` that does not evaluate them.
 
     Args:
         config, work_dir, options, launcher: as in :func:`train`.
-        checkpoint: file with the weights; it has to fit the model entirely.
+        checkpoint: file with all weights of the model.
         out: JSON file for the metrics.
         tta: test-time augmentation: the config's ``tta_pipeline`` and ``tta_model``, or else the mean of the scores of
             each picture and of its mirror image.
-
-    The weights are those that validation in training measured: the averages, if the config has an ``EMAHook`` that
-    evaluates them, as it does by default, or has none.
 
     Returns:
         The metrics by name, for example ``{'accuracy/top1': 92.5}`` in percent.
 
     Raises:
-        UnknownNameError, OptionError, OSError: for a config, a key or a checkpoint that does not fit.
-        SystemExit: instead, in a process that is not the first of several to raise one of these.
+        UnknownNameError, OptionError, OSError, SystemExit: as in :func:`train`.
     """
     with process_group(launcher):
         if out is not None:
@@ -145,12 +141,12 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
 
     Args:
         path: path of the config.
-        options: overrides as ``KEY=VALUE``, for example ``model.neck.pool=isqrt``. ``data_root=DIR`` moves the data
-            sets of all data loaders there.
+        options: overrides as ``KEY=VALUE``, for example ``model.neck.pool=isqrt``; ``data_root=DIR`` sets the folder
+            of all data sets.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        UnknownNameError: for an override of something that neither the config nor the runner knows.
+        UnknownNameError: for an override of a key that neither the config nor the runner knows.
         OptionError: if the config cannot be read, or an override is not ``KEY=VALUE``.
     """
     if not Path(path).is_file():
@@ -204,7 +200,7 @@ def _require(path: str | Path, cfg: Config, *keys: str) -> None:
 
 
 def _prepare(path: str | Path, cfg: Config, work_dir: str | Path | None, launcher: str) -> None:
-    """Defaults of MMPretrain's own tools, made safe for any number of workers and for machines without a GPU."""
+    """Fill in the defaults of MMPretrain's own tools, for any number of workers, with or without a GPU."""
     cfg.launcher = launcher
     if launcher != "none":
         wrap_model(cfg)
@@ -213,7 +209,7 @@ def _prepare(path: str | Path, cfg: Config, work_dir: str | Path | None, launche
     elif cfg.get("work_dir") is None:
         cfg.work_dir = os.path.join("work_dirs", Path(path).stem)
     if cfg.get("experiment_name") is None:
-        # MMEngine's own name has seconds only, and a second run in the same one would get the log of the first.
+        # MMEngine's default name is the same for all runs that start within a second, which then share a log.
         cfg.experiment_name = f"{Path(path).stem}_{next(_run_numbers)}"
     for part in ("train", "val", "test"):
         loader = cfg.get(f"{part}_dataloader")
@@ -227,7 +223,7 @@ def _prepare(path: str | Path, cfg: Config, work_dir: str | Path | None, launche
 
 
 def _prepare_checkpoint(cfg: Config, resume: str | Path | None) -> None:
-    """Which checkpoint a run begins with, and the seed of the run that it continues."""
+    """Write into a config the checkpoint that a run begins with, and the seed of the run that it continues."""
     if resume is not None:
         cfg.load_from, cfg.resume = None if resume == "auto" else str(resume), True
     if cfg.get("resume") and cfg.get("load_from") is None:
@@ -238,7 +234,7 @@ def _prepare_checkpoint(cfg: Config, resume: str | Path | None) -> None:
     meta = check_checkpoint(cfg.load_from, resume=cfg.get("resume", False))
     randomness = cfg.get("randomness") or {}
     if cfg.get("resume") and randomness.get("seed") is None:
-        # MMEngine takes it over too, but only after it has built the samplers and the workers with another one.
+        # MMEngine takes it from the checkpoint after it has built the samplers and the workers with another one.
         cfg.randomness = dict(randomness, seed=meta.get("seed"))
 
 
@@ -250,5 +246,5 @@ def _build_runner(cfg: Config, *hooks: Hook) -> Runner:
 
 
 def _load_strictly(runner: Runner) -> None:
-    """MMEngine only warns of weights that are missing or have another shape, and goes on with random ones."""
+    """Raise for missing weights and other shapes; MMEngine only warns and goes on with random weights."""
     runner.load_checkpoint = partial(runner.load_checkpoint, strict=True)  # type: ignore[method-assign]

@@ -29,7 +29,8 @@ class WhiteningErrorHook(MeasuringHook):
     topic = "whitening"
 
     def modules(self, model: nn.Module) -> dict[str, nn.Module]:
-        layers = {name: layer for name, layer in unwrapped(model).named_modules() if isinstance(layer, WhiteningNorm)}
+        named = unwrapped(model).named_modules()
+        layers: dict[str, nn.Module] = {name: layer for name, layer in named if isinstance(layer, WhiteningNorm)}
         if not layers:
             raise OptionError("WhiteningErrorHook: the model has no layer of covpool_plugins.whitening in it")
         return layers
