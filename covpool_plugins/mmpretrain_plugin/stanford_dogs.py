@@ -39,7 +39,7 @@ class StanfordDogs(BaseDataset):
         ann_file: list of the images, in ``data_root``; ``train_list.mat`` or ``test_list.mat`` by default, which need
             SciPy. A file with another ending is a text with lines like ``n02085620-Chihuahua/n02085620_10074.jpg``.
         data_prefix: the folder with the images, in ``data_root``.
-        kwargs: of MMPretrain's ``BaseDataset``, for example ``pipeline``; ``test_mode`` is ``False`` for ``train`` only.
+        kwargs: of MMPretrain's ``BaseDataset``, for example ``pipeline``; ``test_mode=False`` for ``train`` only.
 
     Source: Khosla, Jayadevaprakash, Yao & Fei-Fei, "Novel Dataset for Fine-Grained Image Categorization", FGVC
     workshop at CVPR 2011.
