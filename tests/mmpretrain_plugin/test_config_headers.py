@@ -47,7 +47,7 @@ def heads(cfg):
 @pytest.mark.parametrize(
     "header",
     [
-        pytest.param(header, id=header.name, marks=() if number % 6 == 0 else pytest.mark.slow)
+        pytest.param(header, id=header.name, marks=() if number % 12 == 0 else pytest.mark.slow)
         for number, header in enumerate(headers())
     ],
 )

@@ -13,16 +13,11 @@ from covpool_plugins.errors import MissingExtraError, OptionError, ShapeError, U
 from covpool_plugins.linalg import resolve_method
 
 BACKBONES = {
-    "ResNet": (dict(type="ResNet", depth=18, out_indices=(3,)), dict(in_channels=512)),
     "ResNet stages": (dict(type="ResNet", depth=18, out_indices=(1, 3)), dict(in_channels=[128, 512])),
     "ResNet last stage": (dict(type="ResNet", depth=18, out_indices=(1, 3)), dict(in_channels=512)),
     "ViT tokens": (
         dict(type="VisionTransformer", arch="deit-tiny", img_size=64, out_type="raw"),
         dict(in_channels=192, input_fmt="NLC", num_prefix_tokens=1),
-    ),
-    "ViT map": (
-        dict(type="VisionTransformer", arch="deit-tiny", img_size=64, out_type="featmap"),
-        dict(in_channels=192),
     ),
     "timm ResNet": (dict(type="TIMMBackbone", model_name="resnet10t"), dict(in_channels=512)),
     "timm ViT": (
@@ -112,8 +107,7 @@ def classifier(neck, head, **backbone):
     return MODELS.build(dict(type="mmpretrain.ImageClassifier", backbone=backbone, neck=neck, head=head))
 
 
-@pytest.mark.parametrize("vectorize", ["triu", "full"])
-@pytest.mark.parametrize("channels", [512, [256, 512]], ids=["one stage", "two stages"])
+@pytest.mark.parametrize("channels, vectorize", [(512, "full"), ([256, 512], "triu")])
 def test_the_head_takes_the_width_of_the_neck(channels, vectorize):
     neck = CovariancePooling(in_channels=channels, vectorize=vectorize, reduce_channels=8)
     model = classifier(neck, dict(type="covpool_plugins.SecondOrderClsHead", num_classes=5))
@@ -123,8 +117,6 @@ def test_the_head_takes_the_width_of_the_neck(channels, vectorize):
     model.init_weights()
     assert head.fc.weight.std().item() == pytest.approx(0.01, rel=0.1)  # as LinearClsHead
     assert model(random(2, 3, 64, 64)).shape == (2, 5)
-    other = classifier(CovariancePooling(in_channels=channels), SecondOrderClsHead(5))
-    assert other.head.in_channels == (1 if channels == 512 else 2) * 32896
 
 
 def test_a_head_alone_takes_the_width_of_its_input():
@@ -133,7 +125,7 @@ def test_a_head_alone_takes_the_width_of_its_input():
     assert head.fc.in_features == 10
 
 
-def test_a_neck_that_tells_no_width():
+def test_a_neck_without_a_width():
     neck, head = dict(type="mmpretrain.GlobalAveragePooling"), dict(type="covpool_plugins.SecondOrderClsHead")
     with pytest.raises(OptionError, match="in_channels is needed, the model has the neck GlobalAveragePooling"):
         classifier(neck, dict(head, num_classes=5))
@@ -142,7 +134,7 @@ def test_a_neck_that_tells_no_width():
     assert classifier(neck, dict(head, num_classes=5, in_channels=768))(random(2, 3, 64, 64)).shape == (2, 5)
 
 
-def test_a_width_that_is_not_the_necks_is_named_when_the_model_is_built():
+def test_another_width_than_the_necks_is_refused_when_the_model_is_built():
     head = dict(type="covpool_plugins.SecondOrderClsHead", num_classes=5, in_channels=2048)
     with pytest.raises(ShapeError, match="neck gives 36 numbers per image, in_channels is 2048; leave it out or set"):
         classifier(CovariancePooling(in_channels=512, reduce_channels=8), head)
