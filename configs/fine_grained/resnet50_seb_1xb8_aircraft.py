@@ -1,6 +1,6 @@
 # ResNet-50 with scaled eigen branch (SEB), on FGVC Aircraft.
 # Paper: "On the Eigenvalues of Global Covariance Pooling for Fine-grained Visual Recognition", T-PAMI 2022
-# Published: no figure was seen for this network
+# Published: none for this network
 # Recipe: T-PAMI 2022 (batch 8, learning rate 3e-3, 5 times that for the classifier, 50 epochs, divided by 10 after 21
 #   and 40)
 # Train: python tools/train.py configs/fine_grained/resnet50_seb_1xb8_aircraft.py

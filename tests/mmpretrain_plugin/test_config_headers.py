@@ -80,11 +80,11 @@ def test_no_two_configs_share_a_name():
 
 def test_the_networks_and_heads_of_the_papers_are_there():
     names = {header.name.rsplit("_", 2)[0] + "_" + header.name.rsplit("_", 1)[1] for header in headers()}
-    wanted = {f"{backbone}_{head}_in1k" for backbone in BACKBONES for head in ("svdpade", "isqrt", "mpa")}
-    wanted |= {f"resnet50_{head}_{data}" for head in FINE_GRAINED for data in ("cub", "cars", "aircraft", "dogs")}
-    wanted |= {f"resnet18_{layer}_{data}" for layer in WHITENING for data in ("cifar10", "cifar100")}
-    wanted |= {f"{network}_in1k" for network in SO_VITS}
-    assert wanted - names == set()
+    expected = {f"{backbone}_{head}_in1k" for backbone in BACKBONES for head in ("svdpade", "isqrt", "mpa")}
+    expected |= {f"resnet50_{head}_{data}" for head in FINE_GRAINED for data in ("cub", "cars", "aircraft", "dogs")}
+    expected |= {f"resnet18_{layer}_{data}" for layer in WHITENING for data in ("cifar10", "cifar100")}
+    expected |= {f"{network}_in1k" for network in SO_VITS}
+    assert expected - names == set()
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

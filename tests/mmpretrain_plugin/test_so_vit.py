@@ -71,11 +71,12 @@ def test_outputs(out_type, shape):
     torch.testing.assert_close(out, expected[out_type])
 
 
-@pytest.mark.parametrize("arch", ["7", "10", "14", "19"])
+@pytest.mark.parametrize("arch", ["7", "19"])
 def test_architectures(arch):
     with torch.device("meta"):
-        model = covpool_plugins.SoViT(arch)
-    assert len(model.blocks) == int(arch) and not any(key.startswith("head") for key in model.state_dict())
+        model = covpool_plugins.SoViT(arch, with_cp=True)
+    assert model.grad_checkpointing and len(model.blocks) == int(arch)
+    assert not any(key.startswith("head") for key in model.state_dict())
 
 
 def test_initialisation_by_a_checkpoint_of_another_size(tmp_path):
@@ -96,10 +97,6 @@ def test_weights_are_left_alone_without_init_cfg():
     assert torch.equal(model.backbone.blocks[0].mlp.fc1.weight, before)
 
 
-def test_gradient_checkpointing():
-    assert covpool_plugins.SoViT(TINY, img_size=64, with_cp=True).grad_checkpointing
-
-
 @pytest.mark.parametrize(
     "build, error, message",
     [
@@ -117,7 +114,7 @@ def test_bad_options(build, error, message):
         build()
 
 
-def test_a_head_says_what_tokens_it_takes():
+def test_other_features_than_tokens_are_refused():
     head = covpool_plugins.SoViTHead(3, 24, reduce_channels=6)
     with pytest.raises(ShapeError, match=r"expected tokens \(B, N, 24\), got \(2, 24\); a backbone gives them"):
         head((torch.randn(2, 24),))

@@ -79,7 +79,7 @@ test_evaluator = dict(_delete_=True, type='mmengine.DumpResults', out_file_path=
         arguments = [checkpoint, "--work-dir", tmp_path, "--cfg-options", f"data_root={textures}"]
         assert run_tool("test", config, *tta, *arguments) == (0, "")
         predictions = mmengine.load(tmp_path / f"{name}.pkl")
-        scores[name] = torch.stack([one["pred_score"] for one in predictions])
+        scores[name] = torch.stack([prediction["pred_score"] for prediction in predictions])
     assert not torch.allclose(scores["plain"], scores["mirrored"])
     torch.testing.assert_close(scores["both"], (scores["plain"] + scores["mirrored"]) / 2)
 

@@ -40,37 +40,37 @@ def run(layer, batches):
     torch.manual_seed(4)
     for p in module.parameters():
         torch.nn.init.normal_(p)
-    found = {"output": [], "grad_input": []}
+    results = {"output": [], "grad_input": []}
     for x, g in batches:
         x = x.contiguous(memory_format=torch.channels_last) if layer.endswith("last") else x
         x = x.requires_grad_()
         y = module(x)
         y.backward(g)
-        found["output"].append(y.detach())
-        found["grad_input"].append(x.grad)
-    found["grad_param"] = [p.grad for p in module.parameters()]
-    found["buffers"] = dict(module.named_buffers())
-    found["evaluated"] = module.eval()(batches[0][0]).detach()
-    return found
+        results["output"].append(y.detach())
+        results["grad_input"].append(x.grad)
+    results["grad_param"] = [p.grad for p in module.parameters()]
+    results["buffers"] = dict(module.named_buffers())
+    results["evaluated"] = module.eval()(batches[0][0]).detach()
+    return results
 
 
 def _worker(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    found = {}
+    results = {}
     for layer in LAYERS:
         for size in SIZES:
             if layer == "apart" and size == "empty":
                 continue
             batches, first = inputs(layer, size)
             share = slice(None, first) if rank == 0 else slice(first, None)
-            found[layer, size] = run(layer, [(x[share].clone(), g[share].clone()) for x, g in batches])
-    torch.save(found, f"{folder}/{rank}.pt")
+            results[layer, size] = run(layer, [(x[share].clone(), g[share].clone()) for x, g in batches])
+    torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
 def in_two_processes(folder):
-    """What both processes found, by layer and sizes."""
+    """The results of both processes, by layer and sizes."""
     processes.spawn(_worker, (str(folder),), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
