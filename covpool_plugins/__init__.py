@@ -13,7 +13,7 @@ from .timm_plugin import create_model, create_two_stream_model, list_heads, save
 __all__ = ["create_model", "create_pool", "create_two_stream_model", "list_heads", "list_pools", "save_for_hub"]
 __version__ = "0.1.0"
 
-# Imported when first used: a config finds them as type='covpool_plugins.<Name>', and timm users need no MMPretrain.
+# Imported on first use: a config names them as type='covpool_plugins.<Name>', and timm users need no MMPretrain.
 MMPRETRAIN_CLASSES = {
     "AlexNetBN": "mmpretrain_plugin.alexnet_bn",
     "CovariancePooling": "mmpretrain_plugin.covariance_pooling",
@@ -43,4 +43,6 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f".{MMPRETRAIN_CLASSES[name]}", __name__), name)
 
 
+# `get_model('resnet50_svdpade_8xb32_in1k')` has to work whichever package is imported first, and MMPretrain has neither
+# entry points nor another hook for model indexes of other packages. Importing it here would take timm users seconds.
 register_post_import_hook(register_configs, "mmpretrain.apis.model")

@@ -1,12 +1,10 @@
-"""Our configs among the models that MMPretrain knows by name."""
+"""Our configs as models that MMPretrain knows by name."""
 
 from __future__ import annotations
 
-import threading
 import warnings
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from .errors import one_line
 
@@ -16,21 +14,22 @@ INDEX_FILES = (
     (PACKAGE / ".mim" / "model-index.yml", PACKAGE / ".mim"),
     (PACKAGE.parent / "configs" / "model-index.yml", PACKAGE.parent),
 )
-# On the hub itself: a second copy of this module sees it too, and a reloaded MMPretrain starts without it.
+# An attribute of the hub: a reloaded covpool_plugins sees it, and a reloaded MMPretrain starts without it.
 REGISTERED = "_covpool_plugins_index"
-
-_one_at_a_time = threading.Lock()
 
 
 def register_configs(module: ModuleType) -> None:
-    """Make the configs of the model index known to a loaded ``mmpretrain.apis.model``, once.
+    """Register the configs of the model index with a loaded ``mmpretrain.apis.model``, once.
 
-    ``list_models``, ``get_model``, ``inference_model`` and all inferencers of MMPretrain look names up there. What goes
-    wrong is a warning of one line: it must not stop the import of MMPretrain.
+    ``list_models``, ``get_model``, ``inference_model`` and all inferencers of MMPretrain look names up there. An error
+    becomes a warning of one line: it must not stop the import of MMPretrain.
     """
     try:
-        with _one_at_a_time:
-            _register(module.ModelHub)
+        hub = module.ModelHub
+        if not hasattr(hub, REGISTERED):
+            index, folder = find_index()
+            hub.register_model_index(index, config_prefix=folder)
+            setattr(hub, REGISTERED, str(index))
     except Exception as error:
         warnings.warn(f"MMPretrain does not know the configs of covpool_plugins: {one_line(error)}", stacklevel=2)
 
@@ -39,16 +38,9 @@ def find_index() -> tuple[Path, Path]:
     """The model index, and the folder that its entries are relative to.
 
     Raises:
-        FileNotFoundError: naming the places where it can be.
+        FileNotFoundError: naming the places searched.
     """
     for index, folder in INDEX_FILES:
         if index.is_file():
             return index, folder
     raise FileNotFoundError(f"no model index; looked for {' and '.join(str(index) for index, _ in INDEX_FILES)}")
-
-
-def _register(hub: Any) -> None:
-    if not hasattr(hub, REGISTERED):
-        index, folder = find_index()
-        hub.register_model_index(index, config_prefix=folder)
-        setattr(hub, REGISTERED, str(index))

@@ -99,7 +99,7 @@ assert all(p.grad is not None and p.grad.isfinite().all() for p in model.paramet
 found = explain.explain(model, x[:1], "contribution", target=1)
 assert found.completeness_gap < 1e-4
 
-neck = CovariancePooling(in_channels=64, method=name, reduce_channels=16)
+neck = CovariancePooling(in_channels=64, pool=name, reduce_channels=16)
 (vector,) = neck((torch.randn(2, 64, 7, 7, requires_grad=True),))
 vector.sum().backward()
 assert vector.shape == (2, 136)

@@ -108,7 +108,7 @@ class FullHub:
     [(SimpleNamespace(ModelHub=FullHub), "The model name is conflict in /"), (SimpleNamespace(), "has no attribute")],
     ids=["conflict", "another API"],
 )
-def test_what_goes_wrong_is_one_line(module, reason):
+def test_an_error_is_a_warning_of_one_line(module, reason):
     with pytest.warns(UserWarning, match=f"does not know the configs of covpool_plugins: .*{reason}") as caught:
         register_configs(module)
     assert [len(str(warning.message).splitlines()) for warning in caught] == [1]

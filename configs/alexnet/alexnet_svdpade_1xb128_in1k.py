@@ -1,6 +1,6 @@
 # AlexNet with batch norm with SVD-Padé, on ImageNet.
 # Paper: "Why Approximate Matrix Square Root Outperforms Accurate SVD in Global Covariance Pooling?", ICCV 2021
-# Published: no figure was seen for this network
+# Published: none for this network
 # Recipe: ICCV 2021 (batch 128, learning rate 0.0794, 30 epochs, divided by 10 after 10 and 20)
 # Train: python tools/train.py configs/alexnet/alexnet_svdpade_1xb128_in1k.py
 _base_ = [
@@ -12,7 +12,7 @@ _base_ = [
 model = dict(
     type="ImageClassifier",
     backbone=dict(type="covpool_plugins.AlexNetBN"),
-    neck=dict(type="covpool_plugins.CovariancePooling", method="svdpade", in_channels=256),
+    neck=dict(type="covpool_plugins.CovariancePooling", pool="svdpade", in_channels=256),
     head=dict(
         type="covpool_plugins.SecondOrderClsHead", num_classes=1000, loss=dict(type="CrossEntropyLoss"), topk=(1, 5)
     ),

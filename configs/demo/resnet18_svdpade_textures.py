@@ -10,7 +10,7 @@ model = dict(
     type="ImageClassifier",
     # Stride 8 in all: 8 x 8 positions of 128 channels for a crop of 64 pixels.
     backbone=dict(type="ResNet_CIFAR", depth=18, stem_channels=16, base_channels=16, out_indices=(3,)),
-    neck=dict(type="covpool_plugins.CovariancePooling", method="svdpade", in_channels=128, reduce_channels=32),
+    neck=dict(type="covpool_plugins.CovariancePooling", pool="svdpade", in_channels=128, reduce_channels=32),
     head=dict(
         type="covpool_plugins.SecondOrderClsHead",
         num_classes=len(classes),

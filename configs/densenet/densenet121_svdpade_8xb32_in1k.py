@@ -1,6 +1,6 @@
 # DenseNet-121 with SVD-Padé, on ImageNet.
 # Paper: "Why Approximate Matrix Square Root Outperforms Accurate SVD in Global Covariance Pooling?", ICCV 2021
-# Published: no figure was seen for this network
+# Published: none for this network
 # Recipe: that of the SVD heads for ResNet-50 in ICCV 2021 (batch 256, learning rate 0.0794, 60 epochs, divided by 10
 #   after 30 and 45)
 # Train: torchrun --nproc-per-node 8 tools/train.py configs/densenet/densenet121_svdpade_8xb32_in1k.py --launcher pytorch
@@ -12,6 +12,6 @@ _base_ = [
 ]
 
 model = dict(
-    neck=dict(_delete_=True, type="covpool_plugins.CovariancePooling", method="svdpade", in_channels=1024),
+    neck=dict(_delete_=True, type="covpool_plugins.CovariancePooling", pool="svdpade", in_channels=1024),
     head=dict(type="covpool_plugins.SecondOrderClsHead", in_channels=None),
 )

@@ -6,4 +6,4 @@
 # Train: python tools/train.py configs/fine_grained/resnet50_isqrt_1xb10_cub.py
 _base_ = "./resnet50_svdpade_1xb10_cub.py"
 
-model = dict(neck=dict(method="isqrt"))
+model = dict(neck=dict(pool="isqrt"))

@@ -1,6 +1,6 @@
 # ResNet-50 with scaled eigen branch (SEB), on Stanford Dogs.
 # Paper: "On the Eigenvalues of Global Covariance Pooling for Fine-grained Visual Recognition", T-PAMI 2022
-# Published: no figure was seen for this network
+# Published: none for this network
 # Recipe: that for CUB of T-PAMI 2022 (batch 10, learning rate 3e-3, 20 times that for the classifier, 200 epochs,
 #   divided by 10 after 50 and 100)
 # Train: python tools/train.py configs/fine_grained/resnet50_seb_1xb10_dogs.py
@@ -12,6 +12,6 @@ _base_ = [
 ]
 
 model = dict(
-    neck=dict(_delete_=True, type="covpool_plugins.CovariancePooling", method="seb", in_channels=2048),
+    neck=dict(_delete_=True, type="covpool_plugins.CovariancePooling", pool="seb", in_channels=2048),
     head=dict(type="covpool_plugins.SecondOrderClsHead", in_channels=None, num_classes=120),
 )

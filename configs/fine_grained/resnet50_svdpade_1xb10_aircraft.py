@@ -1,6 +1,6 @@
 # ResNet-50 with SVD-Padé, on FGVC Aircraft.
 # Paper: "Why Approximate Matrix Square Root Outperforms Accurate SVD in Global Covariance Pooling?", ICCV 2021
-# Published: no figure was seen for this network
+# Published: none for this network
 # Recipe: that of fine-tuning of CVPR 2018 (batch 10, learning rate 1.2e-3, 5 times that for the classifier, 100 epochs)
 # Train: python tools/train.py configs/fine_grained/resnet50_svdpade_1xb10_aircraft.py
 _base_ = [
@@ -11,6 +11,6 @@ _base_ = [
 ]
 
 model = dict(
-    neck=dict(_delete_=True, type="covpool_plugins.CovariancePooling", method="svdpade", in_channels=2048),
+    neck=dict(_delete_=True, type="covpool_plugins.CovariancePooling", pool="svdpade", in_channels=2048),
     head=dict(type="covpool_plugins.SecondOrderClsHead", in_channels=None, num_classes=100),
 )

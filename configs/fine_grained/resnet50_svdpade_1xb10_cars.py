@@ -11,6 +11,6 @@ _base_ = [
 ]
 
 model = dict(
-    neck=dict(_delete_=True, type="covpool_plugins.CovariancePooling", method="svdpade", in_channels=2048),
+    neck=dict(_delete_=True, type="covpool_plugins.CovariancePooling", pool="svdpade", in_channels=2048),
     head=dict(type="covpool_plugins.SecondOrderClsHead", in_channels=None, num_classes=196),
 )

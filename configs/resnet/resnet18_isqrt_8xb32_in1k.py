@@ -1,10 +1,10 @@
 # ResNet-18 with Newton-Schulz iteration (iSQRT), on ImageNet.
 # Paper: "Towards Faster Training of Global Covariance Pooling Networks by Iterative Matrix Square Root Normalization",
 #   CVPR 2018
-# Published: no figure was seen for this network
+# Published: none for this network
 # Recipe: that of the SVD heads for ResNet-50 in ICCV 2021 (batch 256, learning rate 0.0794, 60 epochs, divided by 10
 #   after 30 and 45)
 # Train: torchrun --nproc-per-node 8 tools/train.py configs/resnet/resnet18_isqrt_8xb32_in1k.py --launcher pytorch
 _base_ = "./resnet18_svdpade_8xb32_in1k.py"
 
-model = dict(neck=dict(method="isqrt"))
+model = dict(neck=dict(pool="isqrt"))

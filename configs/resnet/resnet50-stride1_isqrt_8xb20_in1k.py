@@ -13,7 +13,7 @@ _base_ = [
 
 model = dict(
     backbone=dict(strides=(1, 2, 2, 1)),
-    neck=dict(_delete_=True, type="covpool_plugins.CovariancePooling", method="isqrt", in_channels=2048),
+    neck=dict(_delete_=True, type="covpool_plugins.CovariancePooling", pool="isqrt", in_channels=2048),
     head=dict(type="covpool_plugins.SecondOrderClsHead", in_channels=None),
 )
 train_dataloader = dict(batch_size=20)

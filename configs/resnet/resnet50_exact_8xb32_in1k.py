@@ -5,4 +5,4 @@
 # Train: torchrun --nproc-per-node 8 tools/train.py configs/resnet/resnet50_exact_8xb32_in1k.py --launcher pytorch
 _base_ = "./resnet50_svdpade_8xb32_in1k.py"
 
-model = dict(neck=dict(method="exact"))
+model = dict(neck=dict(pool="exact"))

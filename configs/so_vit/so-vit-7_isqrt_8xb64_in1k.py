@@ -5,4 +5,4 @@
 # Train: torchrun --nproc-per-node 8 tools/train.py configs/so_vit/so-vit-7_isqrt_8xb64_in1k.py --launcher pytorch --amp
 _base_ = "./so-vit-7_mpa_8xb64_in1k.py"
 
-model = dict(head=dict(method="isqrt"))
+model = dict(head=dict(pool="isqrt"))

@@ -16,7 +16,7 @@ model = dict(
         type="covpool_plugins.SoViTHead",
         num_classes=1000,
         in_channels=256,
-        method="mpa",
+        pool="mpa",
         reduce_channels=48,
         loss=dict(type="LabelSmoothLoss", label_smooth_val=0.1, mode="original"),
         topk=(1, 5),

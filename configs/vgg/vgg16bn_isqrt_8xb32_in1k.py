@@ -7,4 +7,4 @@
 # Train: torchrun --nproc-per-node 8 tools/train.py configs/vgg/vgg16bn_isqrt_8xb32_in1k.py --launcher pytorch
 _base_ = "./vgg16bn_svdpade_8xb32_in1k.py"
 
-model = dict(neck=dict(method="isqrt"))
+model = dict(neck=dict(pool="isqrt"))

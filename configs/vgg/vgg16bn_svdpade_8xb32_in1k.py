@@ -1,6 +1,6 @@
 # VGG-16 with batch norm with SVD-Padé, on ImageNet.
 # Paper: "Why Approximate Matrix Square Root Outperforms Accurate SVD in Global Covariance Pooling?", ICCV 2021
-# Published: no figure was seen for this network
+# Published: none for this network
 # Recipe: that of the SVD heads for ResNet-50 in ICCV 2021 (batch 256, learning rate 0.0794, 60 epochs, divided by 10
 #   after 30 and 45)
 # Train: torchrun --nproc-per-node 8 tools/train.py configs/vgg/vgg16bn_svdpade_8xb32_in1k.py --launcher pytorch
@@ -14,6 +14,6 @@ _base_ = [
 model = dict(
     # Without the classifier that MMPretrain counts as backbone, and without the last pooling, as in main.py: 14x14 positions.
     backbone=dict(num_classes=-1, with_last_pool=False),
-    neck=dict(_delete_=True, type="covpool_plugins.CovariancePooling", method="svdpade", in_channels=512),
+    neck=dict(_delete_=True, type="covpool_plugins.CovariancePooling", pool="svdpade", in_channels=512),
     head=dict(type="covpool_plugins.SecondOrderClsHead", num_classes=1000),
 )

@@ -1,7 +1,7 @@
 # Moment probing of a frozen ViT-B/16, on ImageNet.
 # Paper: "Tuning Pre-trained Model via Moment Probing", ICCV 2023
 # Published: top-1 accuracy 83.15 (82.04 by linear probing)
-# Recipe: ours, the paper's was not seen; nor which weights it probes
+# Recipe: ours; the paper's recipe and the weights it probes are not known here
 # Train: torchrun --nnodes 2 --nproc-per-node 8 tools/train.py configs/vision_transformer/vit-base-p16_moment_16xb64_in1k.py --launcher pytorch
 _base_ = [
     "mmpretrain::_base_/datasets/imagenet_bs64_pil_resize.py",
@@ -23,7 +23,7 @@ model = dict(
     ),
     neck=dict(
         type="covpool_plugins.CovariancePooling",
-        method="moment",
+        pool="moment",
         in_channels=768,
         input_fmt="NLC",
         num_prefix_tokens=1,

@@ -1,6 +1,6 @@
 # ViT-S/16 with SVD-Padé, on ImageNet.
 # Paper: "Why Approximate Matrix Square Root Outperforms Accurate SVD in Global Covariance Pooling?", ICCV 2021
-# Published: no figure was seen for this network
+# Published: none for this network
 # Recipe: MMPretrain's for DeiT-S
 # Train: torchrun --nproc-per-node 4 tools/train.py configs/vision_transformer/vit-small-p16_svdpade_4xb256_in1k.py --launcher pytorch
 _base_ = "mmpretrain::deit/deit-small_4xb256_in1k.py"
@@ -10,7 +10,7 @@ model = dict(
     neck=dict(
         _delete_=True,
         type="covpool_plugins.CovariancePooling",
-        method="svdpade",
+        pool="svdpade",
         in_channels=384,
         input_fmt="NLC",
         num_prefix_tokens=1,

@@ -1,6 +1,6 @@
 # ResNet-18 with ZCA whitening instead of every batch norm, on CIFAR-10.
 # Paper: "Backpropagation-Friendly Eigendecomposition", NeurIPS 2019
-# Published: no figure was seen for this layer
+# Published: none for this layer
 # Recipe: NeurIPS 2019 (batch 128, learning rate 0.1, 350 epochs, divided by 10 after 100, 200 and 300)
 # Train: python tools/train.py configs/whitening/resnet18_zca-exact-all_1xb128_cifar10.py
 _base_ = [

@@ -129,7 +129,7 @@ def _neck_and_head(network: Network, model: Any, common: Config) -> tuple[Config
         head = dict(
             type="covpool_plugins.SoViTHead",
             in_channels=model.num_features,
-            method=network.backbone_kwargs.get("global_pool", TOKEN_POOL),
+            pool=network.backbone_kwargs.get("global_pool", TOKEN_POOL),
             reduce_channels=SO_VITS[arch].reduce_channels,
             **common,
         )
@@ -139,7 +139,7 @@ def _neck_and_head(network: Network, model: Any, common: Config) -> tuple[Config
         return dict(neck=dict(type="GlobalAveragePooling"), head=head), {"fc": "head.fc"}
     channels = model.head.in_features
     neck = dict(
-        type="covpool_plugins.CovariancePooling", method=network.head, in_channels=channels, **network.head_kwargs
+        type="covpool_plugins.CovariancePooling", pool=network.head, in_channels=channels, **network.head_kwargs
     )
     modules = {"head.global_pool": "neck.pool", "head.fc": "head.fc"}
     head = dict(type="covpool_plugins.SecondOrderClsHead", **common)

@@ -1,7 +1,7 @@
-"""Which square-root method a neck pools by, as a part of its state dict.
+"""The square-root method of a neck in its state dict.
 
-Only a neck that :func:`keep_method` was called for has that entry; state dicts of others stay as they are. It holds
-the method itself, name and options as text, so that a checkpoint is read right without the config that made it.
+Only a neck that :func:`keep_method` was called for has that entry. It holds name and options of the method as text, so
+that a checkpoint can be used without the config that made it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ..errors import OptionError
 from ..linalg import Method, list_methods, resolve_method
-from .necks import method_of, pools_of, pools_with_root
+from .necks import pools_with_root
 
 KEY = "active_method"
-# Bytes of the text. A fixed number: averaged copies and checkpoints of other methods then fit each other.
+# Bytes of the text, the same for all methods: averaged copies and checkpoints of other methods then fit each other.
 WIDTH = 256
 
 
@@ -34,10 +34,10 @@ def encode(method: Method) -> Tensor:
     """
     names = [name for name in list_methods("sqrtm") if type(resolve_method(name)) is type(method)]
     if not names:
-        raise OptionError(f"a checkpoint cannot tell {method}; methods with a name: {', '.join(list_methods('sqrtm'))}")
+        raise OptionError(f"a checkpoint cannot hold {method}; methods with a name: {', '.join(list_methods('sqrtm'))}")
     text = json.dumps([names[0], dataclasses.asdict(method)])
     if len(text) > WIDTH:
-        raise OptionError(f"a checkpoint cannot tell {method}: {len(text)} characters, at most {WIDTH} are stored")
+        raise OptionError(f"a checkpoint cannot hold {method}: {len(text)} characters, at most {WIDTH} are stored")
     return torch.tensor(list(text.ljust(WIDTH).encode()), dtype=torch.uint8)
 
 
@@ -45,13 +45,13 @@ def decode(stored: Tensor) -> Method:
     """The method that :func:`encode` wrote.
 
     Raises:
-        OptionError: if that is no method of this version.
+        OptionError: if this version has no such method.
     """
     try:
         name, options = json.loads(bytes(stored.tolist()))
         return resolve_method(name, **options)
     except (ValueError, TypeError) as error:
-        raise OptionError(f"the checkpoint's {KEY} is none of this version ({error})") from error
+        raise OptionError(f"the checkpoint's {KEY} does not exist in this version ({error})") from error
 
 
 def keep_method(neck: nn.Module, device: torch.device | None = None) -> None:
@@ -66,9 +66,9 @@ def keep_method(neck: nn.Module, device: torch.device | None = None) -> None:
 
 
 def switch_method(neck: nn.Module, method: Method) -> bool:
-    """Let all pools of a neck take a method; whether that is another one than before.
+    """Set the method of all pools of a neck, and return whether it has changed.
 
-    The buffer is written in place: an average of the model may hold on to it.
+    The buffer is written in place, because an average of the model may refer to it.
     """
     pools = pools_with_root(neck)
     changed = any(before != method for _, before in pools)
@@ -79,15 +79,16 @@ def switch_method(neck: nn.Module, method: Method) -> bool:
 
 
 def adopt_method(neck: nn.Module, state_dict: dict[str, Any], prefix: str, *unused: Any) -> None:
-    """Before a neck loads a state dict: take the method from it, if it holds one.
+    """Take the method of a neck from the state dict that it is about to load, if there is one.
 
-    For :meth:`torch.nn.Module.register_load_state_dict_pre_hook`. A state dict without that entry changes nothing, and
-    a neck that takes no matrix square root has no use for it.
+    For :meth:`torch.nn.Module.register_load_state_dict_pre_hook`. A neck that takes no matrix square root drops it.
     """
     stored = state_dict.get(prefix + KEY)
     if stored is not None:
         method = decode(stored)
-        if any(method_of(pool) is None for pool in pools_of(neck)):
+        try:
+            pools_with_root(neck)
+        except OptionError:
             state_dict.pop(prefix + KEY)
             return
         if not hasattr(neck, KEY):

@@ -1,4 +1,4 @@
-"""Test-time augmentation that leaves a run's model, and the hooks that work on it, as they are."""
+"""Test-time augmentation that works together with hooks."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ MIRROR_IMAGES = [dict(type="RandomFlip", prob=prob) for prob in (0.0, 1.0)]
 
 
 class AugmentedTestHook(Hook):
-    """Test the views of each picture that the data pipeline gives, and merge their predictions.
+    """Wrap the model for the time of a test, so that the predictions for all views of a picture are merged.
 
-    MMPretrain's own tool wraps the model when it is built; hooks then look for the parts of the model and for the
-    averaged weights under other names, and do not find them.
+    MMPretrain's own tool wraps the model when it is built: hooks then do not find the parts of the model and the
+    averaged weights, whose names have changed.
 
     Args:
         merge: config of the model that merges, one of MMEngine's ``BaseTTAModel``.
     """
 
-    priority = "LOWEST"  # within what other hooks do before and after a test
+    priority = "LOWEST"  # other hooks see the model itself
 
     def __init__(self, merge: dict[str, Any]) -> None:
         self.merge = merge

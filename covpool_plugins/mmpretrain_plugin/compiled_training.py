@@ -9,10 +9,10 @@ from mmengine.runner import Runner
 
 
 class EagerUpdateHook(Hook):
-    """Keep what a step does after the loss out of ``torch.compile``.
+    """Keep the update of the weights out of ``torch.compile``.
 
-    MMEngine compiles a whole training step, with the numbers that change in every iteration (the learning rate in a
-    warm-up, the norm of the gradient in the log) as constants: each step is compiled again until PyTorch gives up.
+    MMEngine compiles a whole training step. Numbers that change in every iteration (the learning rate in a warm-up,
+    the norm of the gradient in the log) are constants to the compiler: each step is compiled again until it gives up.
     """
 
     def before_train(self, runner: Runner) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -25,13 +25,13 @@ class CovariancePooling(BaseModule):
 
     Args:
         in_channels: channels of the last stage, or a list with the channels of every stage.
-        method: name of the pool, one of :func:`covpool_plugins.list_pools`.
+        pool: name of the pool, one of :func:`covpool_plugins.list_pools`.
         cls_token: append the class token, the first of the prefix tokens, to the pooled vector: the logits of a linear
             classifier are then the sum of those of the token and those of the second-order vector, as in So-ViT.
         init_cfg: MMEngine's initialisation config.
         options: options of the pool and of its matrix method, for example ``reduce_channels=128``,
-            ``input_fmt='NLC'``, ``num_prefix_tokens=1``, ``iterations=3``. One that is ``None`` and that the pool does
-            not have is left out: a config that inherits another can so take it back.
+            ``input_fmt='NLC'``, ``num_prefix_tokens=1``, ``iterations=3``. ``None`` for an option that the pool does
+            not have is ignored, so that a config can undo an option of the config it inherits.
 
     Raises:
         UnknownNameError, OptionError: when built with a pool or an option that does not exist.
@@ -45,7 +45,7 @@ class CovariancePooling(BaseModule):
     def __init__(
         self,
         in_channels: int | Sequence[int],
-        method: str = "svdpade",
+        pool: str = "svdpade",
         cls_token: bool = False,
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
         **options: Any,
@@ -55,8 +55,9 @@ class CovariancePooling(BaseModule):
         if not stages or not all(is_integer(channels) for channels in stages):
             raise OptionError(f"in_channels must be a positive integer or a list of them, got {in_channels!r}")
         check_flag("cls_token", cls_token)
-        options = {name: value for name, value in options.items() if value is not None or name in pool_options(method)}
-        pools = [create_pool(method, channels, **options) for channels in stages]
+        options = {name: value for name, value in options.items() if value is not None or name in pool_options(pool)}
+        check_method(pool, options)
+        pools = [create_pool(pool, channels, **options) for channels in stages]
         if cls_token and not pools[0].num_prefix_tokens:
             raise OptionError("cls_token=True needs input_fmt='NLC' and num_prefix_tokens of at least 1")
         self.cls_token = cls_token
@@ -85,3 +86,13 @@ class CovariancePooling(BaseModule):
     def _vector(self, pool: nn.Module, features: Tensor) -> Tensor:
         vector = pool(features)
         return torch.cat([vector, features[:, 0].to(vector.dtype)], dim=1) if self.cls_token else vector
+
+
+def check_method(pool: str, options: Mapping[str, Any]) -> None:
+    """Point from ``method``, where the pool has no such option, to ``pool``.
+
+    Raises:
+        OptionError: naming ``pool``.
+    """
+    if "method" in options and "method" not in pool_options(pool):
+        raise OptionError(f"pool {pool!r} has no option 'method'; the pool is chosen by pool={options['method']!r}")

@@ -1,4 +1,4 @@
-"""Random numbers that depend on the epoch and not on what ran before it, so that a resumed run draws the same ones."""
+"""Random numbers that depend on the epoch only, so that a resumed run draws the same ones."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ class EpochSeedHook(Hook):
     """Seed Python, NumPy and torch from the run's seed, the rank and the epoch, before every training epoch.
 
     MMEngine's checkpoints hold no random state: a resumed run would draw the augmentations and the dropout of the
-    first epochs again. The workers of the data loader are seeded likewise, also those that live for many epochs.
-    MMEngine seeds each worker when it starts, with a number of its own but the same one every time; workers that are
-    started anew for every epoch then repeat their augmentations.
+    first epochs again. MMEngine seeds each worker of a data loader when it starts, always with the same number:
+    workers that are started anew for every epoch repeat their augmentations. Here they are seeded every epoch too.
 
-    For loops that count epochs; a loop of iterations never ends the epoch in which it is interrupted.
+    For loops that count epochs: an interrupted loop of iterations does not end its epoch.
     """
 
     priority = "VERY_HIGH"  # before hooks that draw random numbers themselves
 
     def __init__(self) -> None:
-        # Shared with the workers, which read it when they are asked for data.
+        # Shared with the workers, which read it when they fetch data.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def before_train(self, runner: Runner) -> None:
@@ -39,7 +38,7 @@ class EpochSeedHook(Hook):
             _seed_in_worker, before=loader.worker_init_fn, seed=runner.seed, rank=get_rank(), epoch=self._epoch
         )
         if loader.generator is None:
-            # Starting workers draws a number, which only the first epoch of a run does with persistent workers.
+            # A loader that starts workers draws a number from torch's generator; persistent ones start only once.
             loader.generator = torch.Generator()
 
     def before_train_epoch(self, runner: Runner) -> None:
@@ -48,7 +47,7 @@ class EpochSeedHook(Hook):
 
 
 def _seed(*numbers: int) -> None:
-    """Numbers that differ in the least give unrelated seeds; zeros at the end count for nothing."""
+    """Seed all generators; similar numbers give unrelated seeds, zeros at the end make no difference."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
@@ -56,7 +55,7 @@ def _seed(*numbers: int) -> None:
 
 
 def _seed_in_worker(worker: int, *, before: Callable[[int], None] | None, seed: int, rank: int, epoch: Tensor) -> None:
-    """Let a worker's copy of the data set seed itself when it is asked for the first batch of an epoch."""
+    """Let a worker's copy of the data set seed the generators before it fetches the first batch of an epoch."""
     if before is not None:
         before(worker)
     data_set: Any = get_worker_info().dataset  # type: ignore[union-attr]
@@ -70,7 +69,7 @@ def _seed_in_worker(worker: int, *, before: Callable[[int], None] | None, seed: 
             _seed(seed, rank, seeded_for, 1 + worker)
         return fetch(indices)
 
-    data_set.__getitems__ = seeded_fetch  # what a data loader asks for batches, where there is one
+    data_set.__getitems__ = seeded_fetch  # a data loader prefers it to __getitem__
 
 
 def _fetch(data_set: Any, indices: Sequence[int]) -> list[Any]:

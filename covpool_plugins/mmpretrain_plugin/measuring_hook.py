@@ -1,4 +1,4 @@
-"""What the hooks that log numbers of some layers have in common."""
+"""Base of the hooks that log numbers of some layers."""
 
 from __future__ import annotations
 
@@ -19,25 +19,24 @@ from ..errors import OptionError
 class MeasuringHook(Hook):
     """Measure the input of some modules every so many iterations, and log ``<topic>/<module>/<number>``.
 
-    The input is that of the iteration, on the first process of a distributed training. Training is the same to the
-    last bit with and without such a hook. The log repeats the latest values until there are new ones; give it the
-    interval of the logger, or a multiple.
+    The log, ``scalars.json`` and TensorBoard get the numbers of the iteration's own input, on the first process of a
+    distributed training. They repeat the latest values until there are new ones: ``interval`` should be that of the
+    logger or a multiple. Training is the same to the last bit with and without such a hook.
 
-    A subclass says which modules and which numbers.
+    A subclass defines ``modules`` and ``measure``.
 
     Args:
         interval: iterations between two measurements.
-        by_epoch: count epochs instead, and measure in the first iteration of one.
+        by_epoch: count epochs instead, and measure in the first iteration of an epoch.
 
     Raises:
-        OptionError: when built with an option out of its range; before training, for ``by_epoch`` with a loop that
-            does not count epochs.
+        OptionError: when built with an option out of its range; before training, if there is nothing to measure, and
+            for ``by_epoch`` with a loop that does not count epochs.
     """
 
     topic: ClassVar[str]
-    unseen: str  # how the log says that modules were not called
 
-    def __init__(self, interval: int, by_epoch: bool) -> None:
+    def __init__(self, interval: int = 100, by_epoch: bool = False) -> None:
         check_integer(f"{type(self).__name__}: interval", interval)
         check_flag(f"{type(self).__name__}: by_epoch", by_epoch)
         self.interval = interval
@@ -46,15 +45,11 @@ class MeasuringHook(Hook):
         self._measured: dict[str, Tensor] = {}
 
     def modules(self, model: nn.Module) -> dict[str, nn.Module]:
-        """The modules to measure, by the names they have in the log.
-
-        Raises:
-            OptionError: if there is none.
-        """
+        """The modules to measure, by the names they have in the log; raises ``OptionError`` if there is none."""
         raise NotImplementedError
 
     def measure(self, module: nn.Module, features: Tensor) -> dict[str, Tensor]:
-        """0-dimensional tensors by name, for the input of a module; without gradient, and leaving no trace."""
+        """0-dimensional tensors by name, for the input of a module; without gradient and side effects."""
         raise NotImplementedError
 
     def before_train(self, runner: Runner) -> None:
@@ -75,9 +70,9 @@ class MeasuringHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        if self._handles:  # those of modules that were not called
+        if self._handles:
             names = ", ".join(self._handles)
-            runner.logger.warning(f"{type(self).__name__}: {self.unseen} (compiled or unused?): {names}")
+            runner.logger.warning(f"{type(self).__name__}: not called in this iteration (compiled or unused?): {names}")
             self._remove(*self._handles)
         if is_main_process() and self._measured:
             values = torch.stack(list(self._measured.values())).tolist()
@@ -86,12 +81,12 @@ class MeasuringHook(Hook):
         self._measured = {}
 
     def _measure(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """In the forward pass, because the weights before it are others when the iteration is over.
+        """Measure in the forward pass, before the step changes the weights of the layers below.
 
-        On all processes: what is measured may be synchronized, and wait for all of them.
+        On all processes: a measurement may be synchronized, and wait for all of them.
         """
-        self._remove(name)  # a second call in the same iteration, as for a recomputation, is none of ours
-        self._measured |= {f"{name}/{what}": value for what, value in self.measure(module, inputs[0]).items()}
+        self._remove(name)  # only the first call of an iteration counts, not that of a recomputation
+        self._measured |= {f"{name}/{number}": value for number, value in self.measure(module, inputs[0]).items()}
 
     def _remove(self, *names: str) -> None:
         for name in names:

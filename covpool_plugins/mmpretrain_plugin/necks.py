@@ -1,4 +1,4 @@
-"""Where hooks find the neck of a model and its pools."""
+"""Find the neck of a model and its pools, for hooks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..pooling import CovariancePool, Pool
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """A model with what wraps it for distributed training taken off."""
+    """A model without its wrappers for distributed training."""
     while is_model_wrapper(model):
         model = model.get_submodule("module")
     return model
@@ -41,21 +41,16 @@ def pools_of(neck: nn.Module) -> list[Pool]:
     return [module for module in neck.modules() if isinstance(module, Pool)]
 
 
-def method_of(pool: Pool) -> Method | None:
-    """The method of the matrix square root that a pool takes, if it takes one."""
-    return pool.method if isinstance(pool, CovariancePool) else None
-
-
 def pools_with_root(neck: nn.Module) -> list[tuple[CovariancePool, Method]]:
-    """The pools of a neck and the method of the matrix square root that each takes.
+    """The pools of a neck, each with the method of its matrix square root.
 
     Raises:
         OptionError: if a pool takes no matrix square root.
     """
-    found = []
+    with_root = []
     for pool in pools_of(neck):
-        method = method_of(pool)
+        method = pool.method if isinstance(pool, CovariancePool) else None
         if not isinstance(pool, CovariancePool) or method is None:
-            raise OptionError(f"the pool {pool.pool_type!r} has no matrix square root whose method could be another")
-        found.append((pool, method))
-    return found
+            raise OptionError(f"the pool {pool.pool_type!r} takes no matrix square root, so it has no method to switch")
+        with_root.append((pool, method))
+    return with_root

@@ -1,11 +1,10 @@
-"""The layers of ``covpool_plugins.whitening`` where MMEngine looks for normalisation layers.
+"""Register the layers of ``covpool_plugins.whitening`` as normalisation layers, in MMEngine's root registry.
 
-That is the root registry: ``build_norm_layer`` looks there if there is no default scope, and all others do in the end.
-``norm_cfg=dict(type='ZCANorm2d', groups=8)`` then works with all backbones that take a ``norm_cfg``, and with the
-name ``covpool_plugins.ZCANorm2d`` nothing has to be imported. MMEngine sets ``eps`` to 1e-5 where the config does not.
+``norm_cfg=dict(type='ZCANorm2d', groups=8)`` then works with all backbones that take a ``norm_cfg``; the name
+``covpool_plugins.ZCANorm2d`` works without an import. MMEngine sets ``eps`` to 1e-5 where the config does not.
 
-Whitening layers are no batch norms to MMEngine: ``sync_bn`` and ``fuse_conv_bn`` leave them alone (they synchronise
-their statistics themselves), and ``norm_eval``, ``norm_decay_mult`` and ``PreciseBNHook`` do not apply to them.
+To MMEngine whitening layers are no batch norms: ``sync_bn`` and ``fuse_conv_bn`` skip them (they synchronise their
+statistics themselves), and ``norm_eval``, ``norm_decay_mult`` and ``PreciseBNHook`` do not apply to them.
 """
 
 from __future__ import annotations

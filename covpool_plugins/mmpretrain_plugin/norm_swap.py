@@ -1,4 +1,4 @@
-"""Any backbone with other normalisation layers in some places."""
+"""A backbone with other normalisation layers in some places."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..whitening.swap import Rule, swap_norm
 def NormSwap(backbone: dict[str, Any], rules: Mapping[str, Rule]) -> nn.Module:
     """Build a backbone and replace some of its batch norms, see :func:`covpool_plugins.whitening.swap_norm`.
 
-    The papers whiten after the first convolution of the first residual block only, which no ``norm_cfg`` can say:
+    The papers whiten after the first convolution of the first residual block only, which ``norm_cfg`` cannot express:
 
         backbone=dict(
             type='covpool_plugins.NormSwap',
@@ -25,14 +25,14 @@ def NormSwap(backbone: dict[str, Any], rules: Mapping[str, Rule]) -> nn.Module:
             rules={'layer1.0.bn1': dict(type='ZCANorm2d', groups=16)},
         )
 
-    A function and no wrapper: the result is the backbone itself, so that keys of checkpoints, ``init_cfg`` and hooks by
-    name are the backbone's own. Works for backbones without ``norm_cfg`` too (``TIMMBackbone``).
+    The result is the backbone itself, not a wrapper: keys of checkpoints and ``init_cfg`` stay the same. It works for
+    backbones without ``norm_cfg`` too (``TIMMBackbone``).
 
     Args:
         backbone: config of the backbone.
-        rules: from a regular expression for the whole name of a layer to the config of what comes instead; its
-            ``type`` is the name of a normalisation layer known to MMEngine. Better without backslashes (``[0-9]`` for
-            ``\\d``): MMEngine does not escape them in the copies that it writes of a config.
+        rules: from a regular expression for the whole name of a layer to the config of its replacement, whose
+            ``type`` is the name of a normalisation layer known to MMEngine. Avoid backslashes (``[0-9]`` instead of
+            ``\\d``): MMEngine does not escape them in its copy of the config.
 
     Returns:
         The backbone.
@@ -46,7 +46,7 @@ def NormSwap(backbone: dict[str, Any], rules: Mapping[str, Rule]) -> nn.Module:
 
 
 def _with_class(rule: Rule) -> Rule:
-    """The rule with the class that MMEngine knows by its name, if it does."""
+    """The rule with the class that MMEngine has registered under its name, if there is one."""
     if not isinstance(rule, Mapping) or not isinstance(rule.get("type"), str):
         return rule
     return {**rule, "type": root.MODELS.get(rule["type"]) or rule["type"]}

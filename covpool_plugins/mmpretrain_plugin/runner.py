@@ -1,16 +1,10 @@
-"""Training and testing with MMEngine's runner: what ``tools/train.py`` and ``tools/test.py`` do.
-
-Bad input raises one of the package's errors, or an ``OSError`` for files; all but unreadable pictures before anything
-is trained.
-"""
+"""Training and testing with MMEngine's runner, for ``tools/train.py`` and ``tools/test.py``."""
 
 from __future__ import annotations
 
 import argparse
-import errno
 import inspect
 import itertools
-import json
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -25,7 +19,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..errors import OptionError, UnknownNameError
-from ..files import write_atomically
+from ..files import check_file, write_json
 from .active_method import ConfiguredMethodHook
 from .augmented_test import augment_test
 from .compiled_training import EagerUpdateHook
@@ -35,7 +29,7 @@ from .runner_errors import one_line_errors
 from .safe_checkpoints import check_checkpoint, weights_only_checkpoints
 from .whole_checkpoints import latest_checkpoint, write_whole_checkpoints
 
-# Read by the runner from the config, without being arguments of it.
+# Keys of a config that the runner reads and that are no arguments of it.
 RUNNER_KEYS = {
     "activation_checkpointing",
     "compile",
@@ -60,11 +54,11 @@ def train(
 ) -> None:
     """Train the model of a config; checkpoints and logs go to ``work_dir``.
 
-    A run that is resumed at the end of an epoch goes on as if it had never stopped: with the same config, as many
-    processes and workers, and operations that are deterministic (on a GPU: ``randomness.deterministic=True``) it ends
-    with the same weights, averages and optimizer state, bit for bit. That takes a ``train_cfg`` that counts epochs,
-    and gradients that are not accumulated from one epoch into the next. A run may be killed at any moment: checkpoints
-    are moved into place when they are whole, and older ones removed after that.
+    A run that is resumed at the end of an epoch ends with the same weights, averages and optimizer state as one that
+    was never interrupted, bit for bit: with the same config, as many processes and workers, deterministic operations
+    (on a GPU: ``randomness.deterministic=True``), a ``train_cfg`` that counts epochs, and no gradients accumulated
+    from one epoch into the next. A run may be killed at any moment: checkpoints are moved into place when they are
+    complete, and older ones removed after that.
 
     Args:
         config: path of an MMPretrain config.
@@ -75,7 +69,8 @@ def train(
         launcher: ``none``, or ``pytorch`` under ``torchrun``; without a GPU the processes talk over gloo.
 
     Raises:
-        UnknownNameError, OptionError, OSError: for a config, a key or a checkpoint that does not fit.
+        UnknownNameError, OptionError, OSError: before anything is trained, for a config, a key or a checkpoint that
+            does not fit.
         SystemExit: instead, in a process that is not the first of several to raise one of these.
     """
     with process_group(launcher):
@@ -88,7 +83,7 @@ def train(
             cfg.optim_wrapper.type = "AmpOptimWrapper"
             cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
         _prepare_checkpoint(cfg, resume)
-        with weights_only_checkpoints(), one_line_errors(config, cfg, "train", "val") as set_up:
+        with weights_only_checkpoints(), one_line_errors(config) as set_up:
             runner = _build_runner(cfg, set_up, EpochSeedHook(), EagerUpdateHook(), ConfiguredMethodHook())
             write_whole_checkpoints(runner)
             if cfg.get("resume"):
@@ -106,41 +101,38 @@ def test(
     options: Sequence[str] = (),
     launcher: str = "none",
 ) -> dict[str, float]:
-    """Evaluate a checkpoint on the test set of a config.
+    """Evaluate a checkpoint on the test set of a config, with the weights that validation in training measured.
+
+    Those are the averages, unless the config has an ``EMAHook`` that does not evaluate them.
 
     Args:
         config, work_dir, options, launcher: as in :func:`train`.
-        checkpoint: file with the weights; it has to fit the model entirely.
+        checkpoint: file with all weights of the model.
         out: JSON file for the metrics.
         tta: test-time augmentation: the config's ``tta_pipeline`` and ``tta_model``, or else the mean of the scores of
             each picture and of its mirror image.
-
-    The weights are those that validation in training measured: the averages, if the config has an ``EMAHook`` that
-    evaluates them, as it does by default, or has none.
 
     Returns:
         The metrics by name, for example ``{'accuracy/top1': 92.5}`` in percent.
 
     Raises:
-        UnknownNameError, OptionError, OSError: for a config, a key or a checkpoint that does not fit.
-        SystemExit: instead, in a process that is not the first of several to raise one of these.
+        UnknownNameError, OptionError, OSError, SystemExit: as in :func:`train`.
     """
     with process_group(launcher):
         if out is not None:
-            _check_output(Path(out))
+            check_file(out)
         cfg = load_config(config, options)
         _require(config, cfg, "model", "test_dataloader", "test_cfg", "test_evaluator")
         _prepare(config, cfg, work_dir, launcher)
         hooks = [augment_test(cfg)] if tta else []
         check_checkpoint(checkpoint)
         cfg.load_from, cfg.resume = str(checkpoint), False
-        with weights_only_checkpoints(), one_line_errors(config, cfg, "test") as set_up:
+        with weights_only_checkpoints(), one_line_errors(config) as set_up:
             runner = _build_runner(cfg, set_up, *hooks)
             _load_strictly(runner)
             metrics = {name: float(value) for name, value in runner.test().items()}
             if out is not None and is_main_process():
-                text = json.dumps(metrics, indent=2) + "\n"
-                write_atomically(out, lambda file: file.write(text.encode()))
+                write_json(out, metrics)
     return metrics
 
 
@@ -149,12 +141,12 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
 
     Args:
         path: path of the config.
-        options: overrides as ``KEY=VALUE``, for example ``model.neck.method=isqrt``. ``data_root=DIR`` moves the data
-            sets of all data loaders there.
+        options: overrides as ``KEY=VALUE``, for example ``model.neck.pool=isqrt``; ``data_root=DIR`` sets the folder
+            of all data sets.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        UnknownNameError: for an override of something that neither the config nor the runner knows.
+        UnknownNameError: for an override of a key that neither the config nor the runner knows.
         OptionError: if the config cannot be read, or an override is not ``KEY=VALUE``.
     """
     if not Path(path).is_file():
@@ -174,22 +166,20 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
         if "data_root" in overrides:
             for part in ("train", "val", "test"):
                 _set_data_root(cfg.get(f"{part}_dataloader"), str(cfg.data_root))
-            cfg.merge_from_dict(overrides)  # what was said of a single data set stays
+            cfg.merge_from_dict(overrides)  # the data_root of a single data set stays
     return cfg
 
 
 def _parse_options(options: Sequence[str]) -> dict[str, Any]:
     """Values as MMEngine reads them: numbers, booleans, ``None``, ``a,b`` and ``[(1,2),3]``."""
-    values: dict[str, Any] = {}
+    namespace = argparse.Namespace(options={})
     for option in options:
-        namespace = argparse.Namespace()
         try:
             DictAction([], dest="options")(argparse.ArgumentParser(), namespace, [option])
         except (RecursionError, AssertionError) as error:
             allowed = "numbers, words, True, False, None, a,b and [(1,2),3]"
             raise OptionError(f"--cfg-options cannot read {option!r}; values are {allowed}") from error
-        values.update(namespace.options)
-    return values
+    return namespace.options
 
 
 def _set_data_root(node: Any, root: str) -> None:
@@ -209,19 +199,8 @@ def _require(path: str | Path, cfg: Config, *keys: str) -> None:
         raise OptionError(f"{path}: the config has no {', '.join(missing)}")
 
 
-def _check_output(path: Path) -> None:
-    """Say before a long evaluation that its results cannot be written."""
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "is a folder, expected the name of a JSON file", str(path))
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, f"cannot be written, {folder} is no folder", str(path))
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(errno.EACCES, f"cannot be written, no permission in {folder}", str(path))
-
-
 def _prepare(path: str | Path, cfg: Config, work_dir: str | Path | None, launcher: str) -> None:
-    """Defaults of MMPretrain's own tools, made safe for any number of workers and for machines without a GPU."""
+    """Fill in the defaults of MMPretrain's own tools, for any number of workers, with or without a GPU."""
     cfg.launcher = launcher
     if launcher != "none":
         wrap_model(cfg)
@@ -230,7 +209,7 @@ def _prepare(path: str | Path, cfg: Config, work_dir: str | Path | None, launche
     elif cfg.get("work_dir") is None:
         cfg.work_dir = os.path.join("work_dirs", Path(path).stem)
     if cfg.get("experiment_name") is None:
-        # MMEngine's own name has seconds only, and a second run in the same one would get the log of the first.
+        # MMEngine's default name is the same for all runs that start within a second, which then share a log.
         cfg.experiment_name = f"{Path(path).stem}_{next(_run_numbers)}"
     for part in ("train", "val", "test"):
         loader = cfg.get(f"{part}_dataloader")
@@ -244,7 +223,7 @@ def _prepare(path: str | Path, cfg: Config, work_dir: str | Path | None, launche
 
 
 def _prepare_checkpoint(cfg: Config, resume: str | Path | None) -> None:
-    """Which checkpoint a run begins with, and the seed of the run that it continues."""
+    """Write into a config the checkpoint that a run begins with, and the seed of the run that it continues."""
     if resume is not None:
         cfg.load_from, cfg.resume = None if resume == "auto" else str(resume), True
     if cfg.get("resume") and cfg.get("load_from") is None:
@@ -255,7 +234,7 @@ def _prepare_checkpoint(cfg: Config, resume: str | Path | None) -> None:
     meta = check_checkpoint(cfg.load_from, resume=cfg.get("resume", False))
     randomness = cfg.get("randomness") or {}
     if cfg.get("resume") and randomness.get("seed") is None:
-        # MMEngine takes it over too, but only after it has built the samplers and the workers with another one.
+        # MMEngine takes it from the checkpoint after it has built the samplers and the workers with another one.
         cfg.randomness = dict(randomness, seed=meta.get("seed"))
 
 
@@ -267,5 +246,5 @@ def _build_runner(cfg: Config, *hooks: Hook) -> Runner:
 
 
 def _load_strictly(runner: Runner) -> None:
-    """MMEngine only warns of weights that are missing or have another shape, and goes on with random ones."""
+    """Raise for missing weights and other shapes; MMEngine only warns and goes on with random weights."""
     runner.load_checkpoint = partial(runner.load_checkpoint, strict=True)  # type: ignore[method-assign]

@@ -21,15 +21,15 @@ class SecondOrderClsHead(LinearClsHead):
     """``LinearClsHead`` for the vectors of ``CovariancePooling``; those of several stages are concatenated.
 
     Without ``in_channels`` the classifier is built when the head becomes a part of a model with a neck, and is as wide
-    as the neck's vectors; a head that never does takes the width of its first input, as :class:`torch.nn.LazyLinear`.
+    as the neck's vectors; a head without a model takes the width of its first input, as :class:`torch.nn.LazyLinear`.
 
     Args:
         num_classes: number of classes.
-        in_channels: numbers per image, if not the neck's ``out_channels``.
+        in_channels: length of the vectors; the neck's ``out_channels`` by default.
         kwargs: ``loss``, ``topk``, ``cal_acc``, ``init_cfg`` of ``LinearClsHead``.
 
     Raises:
-        OptionError: when built with what is not positive; in a model whose neck does not tell its width.
+        OptionError: when built with a number that is not positive; in a model whose neck has no ``out_channels``.
         ShapeError: in a model whose neck is a ``CovariancePooling`` of another width; in ``forward``, for features
             that are not (B, in_channels).
     """
@@ -44,7 +44,7 @@ class SecondOrderClsHead(LinearClsHead):
             self.fc: nn.Linear = nn.LazyLinear(num_classes)
 
     def fit(self, neck: nn.Module | None) -> None:
-        """Take the width of a neck, or compare with it.
+        """Take the width of a neck, or check that it is the head's.
 
         Raises:
             OptionError, ShapeError: as in the description of the class.
@@ -52,8 +52,8 @@ class SecondOrderClsHead(LinearClsHead):
         width = getattr(neck, "out_channels", None)
         if self.in_channels is None and isinstance(self.fc, nn.LazyLinear):
             if not isinstance(width, int):
-                found = "no neck" if neck is None else f"the neck {type(neck).__name__}, which has no out_channels"
-                raise OptionError(f"SecondOrderClsHead: in_channels is needed, the model has {found}")
+                kind = "no neck" if neck is None else f"the neck {type(neck).__name__}, which has no out_channels"
+                raise OptionError(f"SecondOrderClsHead: in_channels is needed, the model has {kind}")
             self.in_channels = width
             self.fc = nn.Linear(width, self.num_classes)
         elif isinstance(neck, CovariancePooling):

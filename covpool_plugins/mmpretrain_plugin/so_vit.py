@@ -17,6 +17,7 @@ from ..architectures import SoViT as Network
 from ..checks import check_choice, check_flag, check_integer, check_known
 from ..errors import ShapeError, UnknownNameError
 from .active_method import adopt_method
+from .covariance_pooling import check_method
 
 OUT_TYPES = ("raw", "cls_token", "featmap", "avg_featmap")
 SETTINGS = tuple(name for name in SoViTSettings._fields if name != "reduce_channels")  # that is the head's
@@ -24,7 +25,7 @@ SETTINGS = tuple(name for name in SoViTSettings._fields if name != "reduce_chann
 
 @MODELS.register_module()
 class SoViT(Network, BaseBackbone):
-    """The tokens of :class:`covpool_plugins.architectures.SoViT`, whose keys it has, without the head's.
+    """The network of :class:`covpool_plugins.architectures.SoViT` without its head, with the same keys.
 
     Args:
         arch: ``7``, ``10``, ``14``, ``19``, or a dictionary of ``embed_dim``, ``depth``, ``num_heads``, ``mlp_ratio``.
@@ -34,7 +35,7 @@ class SoViT(Network, BaseBackbone):
             ``avg_featmap`` (B, C).
         drop_rate: dropout of the tokens and of what the linear layers of the blocks give.
         drop_path_rate: stochastic depth of the last block; it grows from zero in equal steps.
-        with_cp: recompute the blocks in the backward instead of keeping their inner features.
+        with_cp: recompute the blocks in the backward pass instead of keeping their inner features.
         init_cfg: MMEngine's initialisation config.
 
     Raises:
@@ -70,7 +71,7 @@ class SoViT(Network, BaseBackbone):
         self.set_grad_checkpointing(with_cp)
 
     def init_weights(self) -> None:
-        """MMEngine's: by ``init_cfg``, if there is one."""
+        """Initialise by ``init_cfg``, if there is one, as MMEngine's modules do."""
         BaseBackbone.init_weights(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor]:  # type: ignore[override]
@@ -110,22 +111,22 @@ class SoViTHead(ClsHead):
     Args:
         num_classes: number of classes.
         in_channels: channels of the tokens.
-        method: name of the pool, one of :func:`covpool_plugins.list_pools`.
-        reduce_channels: of the pool, see :func:`covpool_plugins.architectures.create_token_pool`; ``None`` for all.
+        pool: name of the pool, one of :func:`covpool_plugins.list_pools`.
+        reduce_channels: of the pool, see :func:`covpool_plugins.architectures.create_token_pool`; ``None`` to keep all.
         drop_rate: dropout of the pooled vector.
         loss, topk, cal_acc, init_cfg: of ``ClsHead``.
         options: of the pool and of its matrix method, for example ``iterations=3``.
 
     Raises:
         UnknownNameError, OptionError: when built with a pool or an option that does not exist.
-        ShapeError: in ``forward``, for what are no such tokens.
+        ShapeError: in ``forward``, for anything but tokens of ``in_channels`` channels.
     """
 
     def __init__(
         self,
         num_classes: int,
         in_channels: int,
-        method: str = "mpa",
+        pool: str = "mpa",
         reduce_channels: int | Sequence[int] | None = SO_VITS["7"].reduce_channels,
         drop_rate: float = 0.0,
         loss: dict[str, Any] | nn.Module | None = None,
@@ -140,7 +141,8 @@ class SoViTHead(ClsHead):
         super().__init__(loss=loss, topk=topk, cal_acc=cal_acc, init_cfg=init_cfg)
         self.num_classes = num_classes
         self.in_channels = in_channels
-        head = TokenHead(in_channels, num_classes, method, reduce_channels, options, drop_rate)
+        check_method(pool, options)
+        head = TokenHead(in_channels, num_classes, pool, reduce_channels, options, drop_rate)
         self.pool, self.dropout, self.fc, self.cls_fc = head.pool, head.dropout, head.fc, head.cls_fc
         self.register_load_state_dict_pre_hook(adopt_method)  # of a run with SwitchMethodHook
 

@@ -1,4 +1,4 @@
-"""The spectra of the covariances that a model pools, in the log of its training."""
+"""Log the spectra of the covariances that a model pools."""
 
 from __future__ import annotations
 
@@ -12,28 +12,20 @@ from .necks import find_neck, pools_of
 
 @HOOKS.register_module()
 class SpectrumHook(MeasuringHook):
-    """Log how the covariances in the neck are conditioned, every so many iterations.
-
-    For stage i of the neck the log, ``scalars.json`` and TensorBoard get ``spectrum/neck<i>/…``
+    """Log how the covariances in the neck are conditioned: ``spectrum/neck<i>/…`` for stage i.
 
     * ``condition_number``: largest over smallest eigenvalue that can be told from zero, median over the batch;
     * ``effective_rank``: exp of the entropy of the eigenvalues, mean over the batch;
     * ``largest_eigenvalue`` and ``smallest_eigenvalue`` of those that can be told from zero, medians over the batch.
 
-    They are of the features that the neck pools in that iteration, on the first process of a distributed training.
-    Training is the same to the last bit with and without this hook. The log repeats the latest values until
-    there are new ones; give it the interval of the logger, or a multiple.
-
     Args:
-        interval: iterations between two measurements.
-        by_epoch: count epochs instead, and measure in the first iteration of one.
-        neck: which part of the model pools.
-
-    Source: Roy & Vetterli, "The Effective Rank: A Measure of Effective Dimensionality", EUSIPCO 2007.
+        interval, by_epoch: of :class:`MeasuringHook`.
+        neck: name of the part of the model that pools.
 
     Raises:
-        OptionError: when built with an option out of its range; before training for a model without a neck that
-            pools, and for ``by_epoch`` with a loop that does not count epochs.
+        OptionError: as :class:`MeasuringHook`.
+
+    Source: Roy & Vetterli, "The Effective Rank: A Measure of Effective Dimensionality", EUSIPCO 2007.
     """
 
     topic = "spectrum"
@@ -41,7 +33,6 @@ class SpectrumHook(MeasuringHook):
     def __init__(self, interval: int = 100, by_epoch: bool = False, neck: str = "neck") -> None:
         super().__init__(interval, by_epoch)
         self.neck = neck
-        self.unseen = f"stages not seen in the {neck}"
 
     def modules(self, model: nn.Module) -> dict[str, nn.Module]:
         return {f"neck{stage}": pool for stage, pool in enumerate(pools_of(find_neck(model, self.neck)))}

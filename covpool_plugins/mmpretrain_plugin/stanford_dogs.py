@@ -31,24 +31,22 @@ class StanfordDogs(BaseDataset):
         ├── train_list.mat
         └── test_list.mat
 
-    The folders in ``Images``, sorted, are the classes; their names less the number are the names of the classes.
+    The classes are the folders in ``Images``, sorted, with the numbers in front of their names left out.
 
     Args:
         data_root: the folder.
         split: ``train`` or ``test``.
-        ann_file: list of the images, in ``data_root``; ``train_list.mat`` or ``test_list.mat`` by default, for which
-            SciPy has to be installed. A file with another ending is a text with lines like
-            ``n02085620-Chihuahua/n02085620_10074.jpg``.
+        ann_file: list of the images, in ``data_root``; ``train_list.mat`` or ``test_list.mat`` by default, which need
+            SciPy. A file with another ending is a text with lines like ``n02085620-Chihuahua/n02085620_10074.jpg``.
         data_prefix: the folder with the images, in ``data_root``.
-        kwargs: of MMPretrain's ``BaseDataset``, for example ``pipeline``. Images that cannot be read are replaced
-            by others with ``test_mode=False``, the default for ``train`` only.
+        kwargs: of MMPretrain's ``BaseDataset``, for example ``pipeline``; ``test_mode=False`` for ``train`` only.
 
     Source: Khosla, Jayadevaprakash, Yao & Fei-Fei, "Novel Dataset for Fine-Grained Image Categorization", FGVC
     workshop at CVPR 2011.
 
     Raises:
         OptionError: for another split, or a list that is damaged or does not fit the folders.
-        FileNotFoundError: for files that are missing.
+        FileNotFoundError: for missing files.
         MissingExtraError: for a ``.mat`` file without SciPy.
     """
 
@@ -117,10 +115,10 @@ def _read_mat(path: str) -> list[str]:
     """The cell array ``file_list`` of a MAT file."""
     io = require_extra("scipy.io", "mmpretrain")
     try:
-        # Runs nothing from the file: SciPy's reader has no unpickling, and gives objects and functions as raw arrays.
+        # Safe for any file: SciPy's reader does not unpickle, and returns objects and functions as raw arrays.
         cells = io.loadmat(path, variable_names=["file_list"])["file_list"]
         return [str(cell.item()) for cell in cells.ravel()]
     except KeyError as error:
         raise OptionError(f"{path} has no file_list") from error
     except Exception as error:  # what loadmat raises for a damaged file depends on where the damage is
-        raise OptionError(f"{path} is no list of images, or is damaged") from error
+        raise OptionError(f"{path} is not a list of images, or is damaged") from error

@@ -1,4 +1,4 @@
-"""Training with one square-root method first, and with another from some epoch on."""
+"""Train with one square-root method first, and with another from some epoch on."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from .necks import find_neck, pools_with_root
 class SwitchMethodHook(Hook):
     """Train the first ``begin`` epochs with the method of the config, all later ones with another.
 
-    The hybrid protocol: the fast Newton-Schulz iteration first, an exact root for the last epochs. The neck's state
-    dict has an entry ``active_method`` with this hook, and only then: runs resume and checkpoints are tested with the
-    method that they were left with. Averaged copies of the model (``EMAHook``) switch too.
+    The hybrid protocol: the fast Newton-Schulz iteration first, an exact root for the last epochs. This hook adds
+    ``active_method`` to the neck's state dict: a run is resumed and a checkpoint tested with the method it was saved
+    with. Averaged copies of the model (``EMAHook``) switch too.
 
     Args:
         begin: how many epochs to train with the method of the config; 0 switches at once.
         method: name or object of the method from then on, one of
             ``covpool_plugins.linalg.list_methods('sqrtm')``.
         options: options of that method, for example ``dict(iterations=7)``.
-        neck: which part of the model pools.
+        neck: name of the part of the model that pools.
 
     Source: Song, Sebe & Wang, "Why Approximate Matrix Square Root Outperforms Accurate SVD in Global Covariance
     Pooling?", ICCV 2021.
@@ -53,17 +53,17 @@ class SwitchMethodHook(Hook):
         check_integer("SwitchMethodHook: begin", begin, 0)
         self.begin = begin
         self.method = resolve_method(method, **(options or {}))
-        encode(self.method)  # says now, not after ``begin`` epochs, that a checkpoint could not hold it
+        encode(self.method)  # raises now, not after ``begin`` epochs, if a checkpoint cannot hold it
         self.neck = neck
         self._first: tuple[nn.Module, Method] | None = None
 
     def before_run(self, runner: Runner) -> None:
         neck = find_neck(runner.model, self.neck)
-        if self._first is None or self._first[0] is not neck:  # a runner that trains and then tests comes here twice
+        if self._first is None or self._first[0] is not neck:  # called twice by a runner that trains and tests
             self._first = neck, pools_with_root(neck)[0][1]
         device = next(runner.model.parameters()).device
-        for each in self._necks(runner):
-            keep_method(each, device)
+        for neck in self._necks(runner):
+            keep_method(neck, device)
 
     def before_train(self, runner: Runner) -> None:
         if isinstance(runner.train_loop, IterBasedTrainLoop):
@@ -82,7 +82,7 @@ class SwitchMethodHook(Hook):
             runner.logger.info(f"the {self.neck} pools by {method} from epoch {runner.epoch + 1} on")
 
     def _necks(self, runner: Runner) -> list[nn.Module]:
-        """Of the model, and of its averages."""
+        """The necks of the model and of its averages."""
         averages = [getattr(hook, "ema_model", None) for hook in runner.hooks]
         models = [runner.model, *(average.module for average in averages if isinstance(average, BaseAveragedModel))]
         return [find_neck(model, self.neck) for model in models]

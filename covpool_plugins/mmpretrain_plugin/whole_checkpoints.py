@@ -1,8 +1,8 @@
 """Checkpoints that a run can be resumed from, whenever it was killed.
 
-MMEngine writes a checkpoint under its final name, after it has removed the one that it replaces: a run that is killed
-meanwhile leaves half a file and, with ``max_keep_ckpts=1``, nothing else. Here files are moved into place when they are
-whole, and what they replace is removed after that.
+MMEngine removes the checkpoint that is replaced, then writes the new one under its final name: a run that is killed
+meanwhile leaves half a file and, with ``max_keep_ckpts=1``, nothing else. Here a file is moved into place when it is
+complete, and the older one is removed after that.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ NAME = "covpool_plugins.whole_files"
 
 
 class WholeFiles(LocalBackend):
-    """Local files that come into being at once; files are removed when the next one has been written.
+    """Local files that are written atomically; a removed file stays until the next one has been written.
 
     Args:
-        outdated: paths of the files to be removed; MMEngine makes an object for the files it writes and another one for
-            those it removes.
+        outdated: paths of the files to be removed, shared by the two objects that MMEngine makes, one to write and
+            one to remove.
     """
 
     def __init__(self, outdated: list[str]) -> None:
@@ -55,11 +55,11 @@ def write_whole_checkpoints(runner: Runner) -> None:
 def latest_checkpoint(work_dir: str) -> str | None:
     """The checkpoint that a run in this folder wrote last; ``None`` if there is none.
 
-    That is the one which the file ``last_checkpoint`` names, or the newest one if that is not there: a run may be
-    killed after it has removed an older checkpoint and before it has written the name of the last one.
+    The file ``last_checkpoint`` names it, but a run may be killed after it has removed that checkpoint and before it
+    has written the name of the next: then it is the newest one.
     """
     named = find_latest_checkpoint(work_dir)
     if named and ("://" in named or Path(named).exists()):
         return named
-    found = [path for pattern in ("epoch_*.pth", "iter_*.pth") for path in Path(work_dir).glob(pattern)]
-    return str(max(found, key=lambda path: path.stat().st_mtime_ns)) if found else named or None
+    checkpoints = [path for pattern in ("epoch_*.pth", "iter_*.pth") for path in Path(work_dir).glob(pattern)]
+    return str(max(checkpoints, key=lambda path: path.stat().st_mtime_ns)) if checkpoints else named or None

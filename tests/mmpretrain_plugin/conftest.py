@@ -1,4 +1,4 @@
-"""A folder of easily told textures, and the tools as a shell runs them."""
+"""A folder of three textures, and the tools run in this process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def no_scope_left_behind():
-    """A runner sets MMEngine's default scope for good."""
+    """A runner sets MMEngine's default scope and does not reset it."""
     yield
     if "mmengine" in sys.modules:
         from mmengine.registry import DefaultScope
@@ -43,7 +43,7 @@ def textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run_tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """Run tools/NAME.py with arguments in this process; the exit status and what it said on stderr."""
+    """Run tools/NAME.py with arguments in this process; the exit status and stderr."""
 
     def run(name: str, *arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", [f"tools/{name}.py", *map(str, arguments)])

@@ -1,4 +1,4 @@
-"""SwitchMethodHook and its neighbours in runs of MMEngine's runner; the spectra are in test_spectrum_hook.py."""
+"""SwitchMethodHook in runs of MMEngine's runner."""
 
 import pytest
 import torch
@@ -24,7 +24,6 @@ from torch import nn
 from covpool_plugins.errors import OptionError, UnknownNameError
 from covpool_plugins.linalg import EigenMethod, NewtonSchulz, SVDPade, SVDTopN
 from covpool_plugins.mmpretrain_plugin.active_method import KEY, decode, encode
-from covpool_plugins.mmpretrain_plugin.processes import SYNC_BUFFERS
 from covpool_plugins.mmpretrain_plugin.runner import weights_only_checkpoints
 from covpool_plugins.mmpretrain_plugin.spectrum_hook import SpectrumHook
 from covpool_plugins.mmpretrain_plugin.switch_method_hook import SwitchMethodHook
@@ -58,7 +57,7 @@ def test_the_method_changes_with_the_epoch(uninterrupted):
     work_dir, _, seen = uninterrupted
     assert seen.methods == {0: {BEFORE}, 1: {AFTER}, 2: {AFTER}}
     stored = [load(work_dir / f"epoch_{n}.pth")["state_dict"][f"neck.{KEY}"] for n in (1, 2, 3)]
-    assert [decode(one) for one in stored] == [BEFORE, AFTER, AFTER]
+    assert [decode(method) for method in stored] == [BEFORE, AFTER, AFTER]
 
 
 def test_the_average_switches_too(uninterrupted):
@@ -71,9 +70,7 @@ def test_the_average_switches_too(uninterrupted):
         assert decode(averaged[f"module.neck.{KEY}"]) == method
 
 
-@pytest.mark.parametrize("averaged_buffers", [False, True])
-@pytest.mark.parametrize("begin", [1, 2])
-@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize("epoch, begin, averaged_buffers", [(1, 1, False), (1, 2, True), (2, 1, True)])
 def test_resuming_gives_the_weights_of_one_run(epoch, begin, averaged_buffers, tmp_path):
     hooks = [dict(SWITCH, begin=begin), dict(EMA, update_buffers=averaged_buffers)]
     a_runner(tmp_path / "full", *hooks).train()
@@ -97,8 +94,7 @@ def test_the_methods_train_differently(tmp_path):
     assert not any(KEY in key for key in last[0])
 
 
-@pytest.mark.parametrize("ema", [[], [EMA]], ids=["", "EMA"])
-@pytest.mark.parametrize("epoch, method", [(1, BEFORE), (2, AFTER), (3, AFTER)])
+@pytest.mark.parametrize("epoch, method, ema", [(1, BEFORE, [EMA]), (2, AFTER, []), (3, AFTER, [EMA])])
 def test_a_checkpoint_is_tested_with_its_method(epoch, method, ema, uninterrupted, tmp_path):
     work_dir, _, _ = uninterrupted
     path = work_dir / f"epoch_{epoch}.pth"
@@ -106,7 +102,7 @@ def test_a_checkpoint_is_tested_with_its_method(epoch, method, ema, uninterrupte
     with weights_only_checkpoints():
         assert runner.test() == {"count": 8.0}
     assert [pool.method for pool in pools(runner.model)] == [method]
-    alone = tiny() if method == BEFORE else tiny(method="svdpade")
+    alone = tiny() if method == BEFORE else tiny(pool="svdpade")
     weights = {name: value for name, value in load(path)["state_dict"].items() if KEY not in name}
     alone.load_state_dict(weights)
     expected = alone.eval()(Noise().images, None)
@@ -157,7 +153,7 @@ def process_group(monkeypatch):
 
 
 def test_within_a_wrapper_for_distributed_training(process_group, tmp_path):
-    wrapper = dict(type="MMDistributedDataParallel", device_ids=None, **{SYNC_BUFFERS: False})
+    wrapper = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
     cfg = dict(model_wrapper_cfg=wrapper)
     runner = a_runner(tmp_path, SWITCH, EMA, dict(type=SpectrumHook, interval=2), launcher="pytorch", cfg=cfg)
     assert isinstance(runner.model, nn.parallel.DistributedDataParallel)
@@ -172,7 +168,7 @@ def test_methods_as_text():
         assert decode(encode(method)) == method
     for text in ("no json", '["svdpad", {}]', '["isqrt", {"iterations": 0}]', '["isqrt", {"itertions": 2}]', "[1]"):
         stored = torch.tensor(list(text.ljust(256).encode()), dtype=torch.uint8)
-        with pytest.raises(OptionError, match=f"the checkpoint's {KEY} is none of this version"):
+        with pytest.raises(OptionError, match=f"the checkpoint's {KEY} does not exist in this version"):
             decode(stored)
 
 
@@ -188,7 +184,7 @@ class Nameless(EigenMethod):
         (dict(begin=True, method="svdpade"), OptionError, "begin .* got True"),
         (dict(begin=1, method="svdpad"), UnknownNameError, "'svdpad'; available: svdpade"),
         (dict(begin=1, method="isqrt", options=dict(iteration=3)), OptionError, "no option 'iteration'"),
-        (dict(begin=1, method=Nameless()), OptionError, "a checkpoint cannot tell Nameless"),
+        (dict(begin=1, method=Nameless()), OptionError, "a checkpoint cannot hold Nameless"),
     ],
 )
 def test_bad_switches(options, error, message):
@@ -199,8 +195,8 @@ def test_bad_switches(options, error, message):
 @pytest.mark.parametrize(
     "hook, neck, message",
     [
-        (SWITCH, dict(method="logcov"), "the pool 'logcov' has no matrix square root"),
-        (SWITCH, dict(method="seb"), "the pool 'seb' has no matrix square root"),
+        (SWITCH, dict(pool="logcov"), "the pool 'logcov' takes no matrix square root"),
+        (SWITCH, dict(pool="seb"), "the pool 'seb' takes no matrix square root"),
         (dict(SWITCH, neck="nek"), {}, "the model has no 'nek'; its parts: .*backbone, neck, head"),
         (dict(SWITCH, neck=""), {}, "the model has no ''"),
         (dict(SWITCH, neck="head"), {}, "the model's 'head' is a Linear and has no pool"),
@@ -224,7 +220,7 @@ def test_a_loop_without_epochs(tmp_path):
 
 
 @pytest.mark.parametrize("begin, warned", [(EPOCHS - 1, False), (EPOCHS, True)])
-def test_a_switch_that_never_comes_is_said(begin, warned, tmp_path):
+def test_a_switch_that_never_comes_is_in_a_warning(begin, warned, tmp_path):
     runner = a_runner(tmp_path, dict(SWITCH, begin=begin))
     messages = warnings_of(runner)
     runner.train()

@@ -6,7 +6,7 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from mmpretrain.registry import MODELS
 
 from covpool_plugins.errors import OptionError, ShapeError, UnknownNameError
-from covpool_plugins.linalg import SVDPade, list_methods, sqrtm
+from covpool_plugins.linalg import SVDPade, sqrtm
 from covpool_plugins.mmpretrain_plugin.matrix_sqrt import MatrixSqrt
 
 
@@ -15,7 +15,7 @@ def covariances():
     return X @ X.mT / 9
 
 
-@pytest.mark.parametrize("method", list_methods("sqrtm"))
+@pytest.mark.parametrize("method", ["svdpade", "isqrt", "minimax"])
 def test_values_and_gradients_are_those_of_the_function(method):
     layer = MODELS.build(dict(type="MatrixSqrt", method=method))
     A, B = covariances().requires_grad_(), covariances().requires_grad_()

@@ -7,18 +7,15 @@ import pytest
 import torch
 from mmcv.cnn.bricks.norm import build_norm_layer
 from mmcv.cnn.utils import fuse_conv_bn
-from mmengine.config import Config
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 from mmengine.registry import init_default_scope
-from mmengine.runner import Runner, save_checkpoint
+from mmengine.runner import save_checkpoint
 from mmpretrain.models.utils.norm import build_norm_layer as build_norm_layer_of_mmpretrain
 from mmpretrain.registry import MODELS
 from support.matrices import relative_error
-from support.small_configs import small_config
 from torch import nn
 
 from covpool_plugins.errors import OptionError
-from covpool_plugins.mmpretrain_plugin.runner_errors import one_line_errors
 from covpool_plugins.whitening.norm import WhiteningNorm
 from covpool_plugins.whitening.swap import layer_types
 
@@ -55,14 +52,13 @@ def swapped(backbone=None, rules=None):
     return MODELS.build(dict(cfg, _scope_="mmpretrain"))
 
 
-@pytest.mark.parametrize("name", ["ZCANorm2d", "covpool_plugins.ZCANorm2d"])
 @pytest.mark.parametrize("backbone", SMALL)
-def test_norm_cfg(backbone, name):
+def test_norm_cfg(backbone):
     def build(**options):
         torch.manual_seed(0)
         return MODELS.build(dict(type=backbone, _scope_="mmpretrain", **SMALL[backbone], **options))
 
-    plain, model = build(norm_cfg=dict(type="BN")), build(norm_cfg=dict(type=name, groups=2, eps=1e-4))
+    plain, model = build(norm_cfg=dict(type="BN")), build(norm_cfg=dict(ZCA, eps=1e-4))
     assert whitened(model) == batch_norms(plain) != set()
     assert {(module.groups, module.eps) for module in model.modules() if isinstance(module, WhiteningNorm)} == {
         (2, 1e-4)
@@ -140,14 +136,6 @@ def test_pretrained_weights_load(prefix, tmp_path):
     assert relative_error(mapped(model, images), mapped(source, images)) < 1e-5
 
 
-def test_own_checkpoints_load(tmp_path):
-    model, images = swapped(), torch.randn(4, 3, 32, 32)
-    mapped(model, images, training=True)
-    other = swapped()
-    other.load_state_dict(model.state_dict())
-    torch.testing.assert_close(mapped(other, images), mapped(model, images))
-
-
 def test_initialisation_stays():
     model = swapped(resnet(zero_init_residual=True), {r".*\.bn2": ZCA, FIRST: ZCA})
     model.layer1[0].bn1.weight.data.fill_(3)
@@ -179,39 +167,10 @@ def test_sync_bn_and_fusion_leave_the_layers_alone():
     assert relative_error(mapped(fused, images), expected) < 1e-5
 
 
-def test_a_run_with_sync_bn(tmp_path):
-    norms = small_config(tmp_path / "config.py", model=classifier(), work_dir=str(tmp_path / "run"), sync_bn="torch")
-    runner = Runner.from_cfg(Config.fromfile(norms))
-    assert whitened(runner.model) == {"backbone.layer1.0.bn1"}
-
-
-def classifier(**options):
-    swap = dict(type="covpool_plugins.NormSwap", backbone=resnet(), rules={FIRST: ZCA})
-    head = dict(type="LinearClsHead", num_classes=2, in_channels=64)
-    return dict(
-        type="ImageClassifier", backbone=dict(swap, **options), neck=dict(type="GlobalAveragePooling"), head=head
-    )
-
-
 @pytest.mark.parametrize(
-    "options, words",
-    [
-        (dict(rules={"bn9": ZCA}), r"model\.backbone\.rules.*: rules: 'bn9' matches no layer; the closest of"),
-        (dict(rules={"conv1": ZCA}), r"model\.backbone\.rules.*: rules: 'conv1' matches 'conv1', a Conv2d"),
-        (
-            dict(rules={"bn1": dict(ZCA, groups=3)}),
-            r"model\.backbone\.rules.*: bn1: groups must divide num_features 8",
-        ),
-        (dict(rules={"bn1": dict(type="Nope")}), r"model\.backbone\.rules.*: bn1: unknown layer 'Nope'"),
-        (dict(rules={"bn1": dict(ZCA, grups=3)}), r"model\.backbone\.rules.*: ZCANorm2d has no option 'grups'"),
-        (dict(rules=["bn1"]), r"model\.backbone\.rules=\['bn1'\]: rules must be dict"),
-        (dict(rule={}), r"model\.backbone.rule=.*: unknown option of NormSwap 'rule'; available: rules"),
-        (dict(backbone=dict(type="ResNet_CIFAR", depth=3)), r"model\.backbone\.backbone\.depth=3: "),
-    ],
+    "rules, message",
+    [({"bn1": dict(type="Nope")}, "bn1: unknown layer 'Nope'"), (["bn1"], r"must be dict\(.*\), got \['bn1'\]")],
 )
-def test_errors_name_the_key(options, words, tmp_path):
-    path = small_config(tmp_path / "config.py", model=classifier(**options), work_dir=str(tmp_path / "run"))
-    cfg = Config.fromfile(path)
-    with pytest.raises(OptionError, match=words) as info, one_line_errors(path, cfg):
-        Runner.from_cfg(cfg)
-    assert "\n" not in str(info.value)
+def test_bad_rules(rules, message):
+    with pytest.raises(OptionError, match=message):
+        swapped(rules=rules)

@@ -20,9 +20,11 @@ ROOT = Path(__file__).parents[2]
 BATCH = 6
 
 
-# One after the other in the same two processes: most of the time of a run goes into its imports.
+# One after the other in the same two processes and their group: most of the time of a run goes into its imports.
 SEVERAL_TOOLS = """
 import json, runpy, sys
+import torch.distributed as dist
+dist.init_process_group("gloo")
 for tool, arguments in json.loads(sys.argv[1]):
     sys.argv = [tool, *arguments, "--launcher", "pytorch"]
     try:
@@ -30,46 +32,44 @@ for tool, arguments in json.loads(sys.argv[1]):
     except SystemExit as done:
         if done.code != 0:
             raise
+dist.destroy_process_group()
 """
 
 
 def two_processes(script, *arguments):
-    """Run a script by torchrun on a CPU; the exit status and what came on stderr."""
+    """Run a script by torchrun on a CPU; the exit status and stderr."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     paths = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
-    command = [str(one) for one in (*launch, script, *arguments)]
+    command = [str(part) for part in (*launch, script, *arguments)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     return result.returncode, result.stderr
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A folder with runs of one process (one) and of two with half its batch (two), and with their tests' metrics.
-
-    The last run of two processes has a bad config; ``stderr`` is what was said in all.
-    """
+    """A folder with runs of one process (one) and of two with half its batch (two), and with their tests' metrics."""
     folder = tmp_path_factory.mktemp("runs")
     config = small_config(folder / "config.py", batch_size=BATCH)
+    checkpoint = folder / "one" / "epoch_3.pth"
     runner.train(config, work_dir=folder / "one")
-    runner.test(config, folder / "one" / "epoch_3.pth", work_dir=folder / "one", out=folder / "one.json")
+    runner.test(config, checkpoint, work_dir=folder / "one", out=folder / "one.json")
 
     half = ["--cfg-options", f"train_dataloader.batch_size={BATCH // 2}"]
     odd = ["--cfg-options", "train_dataloader.dataset.size=11", "train_dataloader.num_workers=1"]
     tools = [
         ("train", [config, "--work-dir", folder / "two", *half]),
-        ("test", [config, folder / "one" / "epoch_3.pth", "--work-dir", folder / "two", "--out", folder / "two.json"]),
+        ("test", [config, checkpoint, "--work-dir", folder / "two", "--out", folder / "two.json"]),
         ("train", [config, "--work-dir", folder / "odd", *odd]),
-        ("train", [config, "--work-dir", folder / "bad", "--cfg-options", "model.neck.method=svdpad"]),
     ]
     calls = [(str(ROOT / "tools" / f"{tool}.py"), list(map(str, arguments))) for tool, arguments in tools]
     (folder / "tools.py").write_text(SEVERAL_TOOLS)
-    status, said = two_processes(folder / "tools.py", json.dumps(calls))
-    assert status == 1, said
-    (folder / "stderr").write_text(said)
+    status, stderr = two_processes(folder / "tools.py", json.dumps(calls))
+    assert status == 0, stderr
     return folder
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_twice_the_batch(runs):
     alone, *ranks = seen(runs / "one"), seen(runs / "two", 0), seen(runs / "two", 1)
     assert len(alone) == len(ranks[0]) == len(ranks[1]) == 6
@@ -83,12 +83,14 @@ def test_two_processes_train_as_one_with_twice_the_batch(runs):
         assert not torch.equal(first[name], weight)
 
 
+@pytest.mark.slow
 def test_two_processes_test_as_one(runs):
     one, two = (json.loads((runs / f"{name}.json").read_text()) for name in ("one", "two"))
     assert one == two
     assert 0 < one["accuracy/top1"] < 100  # of 9 images, which is no even number
 
 
+@pytest.mark.slow
 def test_a_data_set_of_odd_size(runs):
     """Every process gets 6 of 11 images, one of them twice."""
     first, second = seen(runs / "odd", 0), seen(runs / "odd", 1)
@@ -96,11 +98,15 @@ def test_a_data_set_of_odd_size(runs):
     assert load(runs / "odd" / "epoch_3.pth")["meta"]["iter"] == 3
 
 
-def test_one_of_several_processes_says_what_is_wrong(runs):
-    said = (runs / "stderr").read_text()
-    assert said.count("model.neck.method='svdpad': unknown pool 'svdpad'") == 1
-    assert "covpool_plugins/" not in said  # no traceback of ours
-    assert "Warning" not in said
+@pytest.mark.slow
+def test_one_of_several_processes_reports_an_error(tmp_path):
+    """In one line; torchrun adds a report of its own."""
+    arguments = [small_config(tmp_path / "config.py"), "--launcher", "pytorch", "--work-dir", tmp_path / "run"]
+    tool = ROOT / "tools" / "train.py"
+    status, stderr = two_processes(tool, *arguments, "--cfg-options", "model.neck.pool=svdpad")
+    assert status == 1
+    assert stderr.count("unknown pool 'svdpad'") == 1
+    assert "covpool_plugins/" not in stderr  # no traceback of ours
 
 
 @pytest.mark.parametrize("gpu", [False, True])
@@ -108,13 +114,13 @@ def test_how_a_model_is_wrapped(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     cfg = Config(dict(find_unused_parameters=True))
     processes.wrap_model(cfg)
-    expected = dict(type="MMDistributedDataParallel", find_unused_parameters=True, forward_sync_buffers=False)
-    # With a GPU MMEngine fills in the device of each process.
-    assert cfg.model_wrapper_cfg == (expected if gpu else dict(expected, device_ids=None))
-    cfg = Config(dict(model_wrapper_cfg=dict(type="MMDistributedDataParallel", broadcast_buffers=True)))
+    without_device = dict(type="MMDistributedDataParallel", find_unused_parameters=True, broadcast_buffers=False)
+    # With a GPU MMEngine wraps the model for the device of each process.
+    assert cfg.get("model_wrapper_cfg") == (None if gpu else dict(without_device, device_ids=None))
+    own = dict(type="MMDistributedDataParallel", broadcast_buffers=True)
+    cfg = Config(dict(model_wrapper_cfg=own))
     processes.wrap_model(cfg)
-    assert cfg.model_wrapper_cfg.forward_sync_buffers is True
-    assert "broadcast_buffers" not in cfg.model_wrapper_cfg
+    assert cfg.model_wrapper_cfg == (own if gpu else dict(own, device_ids=None))
 
 
 @pytest.mark.parametrize("gpu", [False, True])

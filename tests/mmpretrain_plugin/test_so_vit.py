@@ -16,7 +16,7 @@ from covpool_plugins.errors import OptionError, ShapeError, UnknownNameError
 TINY = dict(embed_dim=24, depth=2, num_heads=3, mlp_ratio=2.0)
 
 
-def classifier(method="mpa", reduce_channels=6, **backbone):
+def classifier(pool="mpa", reduce_channels=6, **backbone):
     return MODELS.build(
         dict(
             type="mmpretrain.ImageClassifier",
@@ -25,17 +25,17 @@ def classifier(method="mpa", reduce_channels=6, **backbone):
                 type="covpool_plugins.SoViTHead",
                 num_classes=3,
                 in_channels=24,
-                method=method,
+                pool=pool,
                 reduce_channels=reduce_channels,
             ),
         )
     )
 
 
-@pytest.mark.parametrize("method", ["mpa", "isqrt", "svpn"])
-def test_the_same_network_as_timms(method):
-    plain = timm.create_model("so_vit_7", num_classes=3, img_size=64, global_pool=method, reduce_channels=6, **TINY)
-    ours = classifier(method).eval()
+@pytest.mark.parametrize("pool", ["mpa", "isqrt", "svpn"])
+def test_the_same_network_as_timms(pool):
+    plain = timm.create_model("so_vit_7", num_classes=3, img_size=64, global_pool=pool, reduce_channels=6, **TINY)
+    ours = classifier(pool).eval()
     state = plain.eval().state_dict()
     ours.load_state_dict({key if key.startswith("head.") else f"backbone.{key}": state[key] for key in state})
     x = torch.randn(2, 3, 64, 64)
@@ -71,11 +71,12 @@ def test_outputs(out_type, shape):
     torch.testing.assert_close(out, expected[out_type])
 
 
-@pytest.mark.parametrize("arch", ["7", "10", "14", "19"])
+@pytest.mark.parametrize("arch", ["7", "19"])
 def test_architectures(arch):
     with torch.device("meta"):
-        model = covpool_plugins.SoViT(arch)
-    assert len(model.blocks) == int(arch) and not any(key.startswith("head") for key in model.state_dict())
+        model = covpool_plugins.SoViT(arch, with_cp=True)
+    assert model.grad_checkpointing and len(model.blocks) == int(arch)
+    assert not any(key.startswith("head") for key in model.state_dict())
 
 
 def test_initialisation_by_a_checkpoint_of_another_size(tmp_path):
@@ -96,10 +97,6 @@ def test_weights_are_left_alone_without_init_cfg():
     assert torch.equal(model.backbone.blocks[0].mlp.fc1.weight, before)
 
 
-def test_gradient_checkpointing():
-    assert covpool_plugins.SoViT(TINY, img_size=64, with_cp=True).grad_checkpointing
-
-
 @pytest.mark.parametrize(
     "build, error, message",
     [
@@ -109,6 +106,7 @@ def test_gradient_checkpointing():
         (lambda: covpool_plugins.SoViTHead(0, 24), OptionError, "num_classes must be a positive integer, got 0"),
         (lambda: covpool_plugins.SoViTHead(3, 24, "mpaa"), UnknownNameError, "unknown pool 'mpaa'"),
         (lambda: covpool_plugins.SoViTHead(3, 24, step=1), OptionError, "pool 'mpa' has no option 'step'"),
+        (lambda: covpool_plugins.SoViTHead(3, 24, method="isqrt"), OptionError, "is chosen by pool=.isqrt."),
     ],
 )
 def test_bad_options(build, error, message):
@@ -116,7 +114,7 @@ def test_bad_options(build, error, message):
         build()
 
 
-def test_a_head_says_what_tokens_it_takes():
+def test_other_features_than_tokens_are_refused():
     head = covpool_plugins.SoViTHead(3, 24, reduce_channels=6)
     with pytest.raises(ShapeError, match=r"expected tokens \(B, N, 24\), got \(2, 24\); a backbone gives them"):
         head((torch.randn(2, 24),))

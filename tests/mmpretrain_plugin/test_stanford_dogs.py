@@ -100,7 +100,7 @@ def test_without_scipy_the_extra_is_named(dogs, monkeypatch):
 @pytest.mark.parametrize("content", [b"", b"no MAT file", b"MATLAB 5.0 MAT-file" + bytes(200)])
 def test_damaged_lists(content, dogs):
     (dogs / "train_list.mat").write_bytes(content)
-    with pytest.raises(OptionError, match=r"train_list\.mat (is no list of images, or is damaged|has no file_list)"):
+    with pytest.raises(OptionError, match=r"train_list\.mat (is not a list of images, or is damaged|has no file_list)"):
         StanfordDogs(str(dogs))
 
 

@@ -1,7 +1,6 @@
 """Training, resuming and testing with the tools' functions: bit for bit what one run gives."""
 
 import json
-import multiprocessing
 
 import pytest
 import torch
@@ -19,6 +18,12 @@ COSINE = [WARM_UP, dict(type="CosineAnnealingLR", T_max=9, begin=1, by_epoch=Tru
 ADAM = dict(optimizer=dict(type="AdamW", lr=0.01))
 
 
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    """A data loader that is collected while its persistent workers live waits so long for each of them."""
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+
+
 def assert_same(first, second, where="checkpoint"):
     """Two nested containers hold the same numbers."""
     if isinstance(first, torch.Tensor):
@@ -29,8 +34,8 @@ def assert_same(first, second, where="checkpoint"):
             assert_same(first[key], second[key], f"{where}.{key}")
     elif isinstance(first, (list, tuple)):
         assert len(first) == len(second), where
-        for index, (one, other) in enumerate(zip(first, second, strict=True)):
-            assert_same(one, other, f"{where}.{index}")
+        for index, pair in enumerate(zip(first, second, strict=True)):
+            assert_same(*pair, f"{where}.{index}")
     else:
         assert first == second, where
 
@@ -42,48 +47,42 @@ def trained(path):
 
 
 CYCLES = {
-    "dropout": dict(method="dropcov", hooks=[EMA], param_scheduler=STEPS),
+    "dropout": dict(pool="dropcov", hooks=[EMA], param_scheduler=STEPS),
     "switch": dict(hooks=[SWITCH, EMA], param_scheduler=COSINE, optim_wrapper=ADAM),
     "averaged buffers": dict(hooks=[SWITCH, dict(EMA, update_buffers=True)]),
-    "workers": dict(method="dropcov", workers=2),
-    "persistent workers": dict(method="dropcov", workers=2, persistent=True, hooks=[EMA]),
-    "no seed": dict(method="dropcov", workers=1, randomness=dict(seed=None)),
+    "workers": dict(pool="dropcov", workers=2),
+    "persistent workers": dict(pool="dropcov", workers=2, persistent=True, hooks=[EMA]),
+    "no seed": dict(pool="dropcov", workers=1, randomness=dict(seed=None)),
 }
 
 
+@pytest.mark.fast_for("switch", "persistent workers")
 @pytest.mark.parametrize("name", CYCLES)
 def test_a_resumed_run_ends_as_one_run(name, tmp_path):
-    options = {"method": "isqrt", "hooks": [], **CYCLES[name]}
-    method, hooks = options.pop("method"), options.pop("hooks")
-    config = small_config(tmp_path / "config.py", method, *hooks, augment=True, **options)
+    options = {"pool": "isqrt", "hooks": [], **CYCLES[name]}
+    pool, hooks = options.pop("pool"), options.pop("hooks")
+    config = small_config(tmp_path / "config.py", pool, *hooks, augment=True, **options)
     runner.train(config, work_dir=tmp_path / "full")
     runner.train(config, work_dir=tmp_path / "resumed", resume=tmp_path / "full" / "epoch_1.pth")
     assert_same(trained(tmp_path / "full" / "epoch_3.pth"), trained(tmp_path / "resumed" / "epoch_3.pth"))
     assert seen(tmp_path / "full")[3:] == seen(tmp_path / "resumed")
 
 
-@pytest.mark.parametrize("workers, persistent", [(0, False), (2, False), (2, True)])
-def test_every_epoch_is_augmented_anew(workers, persistent, tmp_path):
-    options, children = dict(workers=workers, persistent=persistent, augment=True), multiprocessing.active_children()
-    unshuffled = small_config(tmp_path / "config.py", "isqrt", **options)
-    no_shuffle = ["train_dataloader.sampler.shuffle=False"]
-    runner.train(unshuffled, work_dir=tmp_path / "run", options=no_shuffle)
-    sums = [one["images"] for one in seen(tmp_path / "run")]
-    assert len(set(sums)) == len(sums) == 9
-    assert set(multiprocessing.active_children()) <= set(children)  # persistent workers end with the run
-    if workers:  # workers draw the same numbers whether they live on or not
-        runner.train(
-            unshuffled,
-            work_dir=tmp_path / "other",
-            options=[*no_shuffle, f"train_dataloader.persistent_workers={not persistent}"],
-        )
-        assert [one["images"] for one in seen(tmp_path / "other")] == sums
+def test_every_epoch_is_augmented_anew(tmp_path):
+    unshuffled = small_config(tmp_path / "config.py", workers=2, augment=True)
+    sums = {}
+    for name, options in {"none": [0, False], "new for every epoch": [2, False], "persistent": [2, True]}.items():
+        workers, persistent = options
+        loader = [f"num_workers={workers}", f"persistent_workers={persistent}", "sampler.shuffle=False"]
+        runner.train(unshuffled, work_dir=tmp_path / name, options=[f"train_dataloader.{option}" for option in loader])
+        sums[name] = [iteration["images"] for iteration in seen(tmp_path / name)]
+        assert len(set(sums[name])) == len(sums[name]) == 9
+    assert sums["persistent"] == sums["new for every epoch"]
 
 
-@pytest.mark.parametrize("workers, persistent", [(0, False), (2, True)])
-def test_it_takes_the_hook(workers, persistent, tmp_path, monkeypatch):
+def test_without_the_hook_a_resumed_run_differs(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "EpochSeedHook", Hook)
-    config = small_config(tmp_path / "config.py", workers=workers, persistent=persistent, augment=True)
+    config = small_config(tmp_path / "config.py", augment=True)
     runner.train(config, work_dir=tmp_path / "full")
     runner.train(config, work_dir=tmp_path / "resumed", resume=tmp_path / "full" / "epoch_1.pth")
     assert seen(tmp_path / "full")[3:] != seen(tmp_path / "resumed")
@@ -98,6 +97,7 @@ def test_a_seed_that_nobody_chose_is_resumed(tmp_path):
     assert cfg.randomness == dict(seed=load(checkpoint)["meta"]["seed"], deterministic=False)
 
 
+@pytest.mark.slow
 def test_compiled_and_plain_runs_continue_each_other(tmp_path):
     config = small_config(tmp_path / "config.py", "dropcov", EMA, augment=True, param_scheduler=STEPS)
     plain, compiled, back = (tmp_path / name for name in ("plain", "compiled", "back"))
@@ -129,7 +129,6 @@ def test_the_tools_compile(tmp_path, run_tool):
 
 
 AVERAGES = {
-    "none": [],
     "averages": [EMA],
     "of MMEngine": [dict(EMA, type="mmengine.EMAHook")],
     "weights": [dict(EMA, evaluate_on_ema=False, evaluate_on_origin=True)],
@@ -137,6 +136,7 @@ AVERAGES = {
 }
 
 
+@pytest.mark.fast_for("averages", "weights", "with a switch")
 @pytest.mark.parametrize("name", AVERAGES)
 def test_the_weights_that_were_validated_are_tested(name, tmp_path):
     config = small_config(tmp_path / "config.py", "isqrt", *AVERAGES[name])
@@ -149,13 +149,13 @@ def test_the_weights_that_were_validated_are_tested(name, tmp_path):
     assert (stored == tested) == (name != "weights")
 
 
-@pytest.mark.parametrize("method", ["mpa", "seb", "bcnn"])
-def test_new_training_from_a_run_that_switched_pools_by_its_own_config(method, tmp_path):
+@pytest.mark.parametrize("pool", ["mpa", "seb"])
+def test_new_training_from_a_run_that_switched_pools_by_its_own_config(pool, tmp_path):
     switched = small_config(tmp_path / "switched.py", "isqrt", SWITCH)
     runner.train(switched, work_dir=tmp_path / "run")
     last = tmp_path / "run" / "epoch_3.pth"
     assert "neck.active_method" in load(last)["state_dict"]
-    config = small_config(tmp_path / "config.py", method)
+    config = small_config(tmp_path / "config.py", pool)
     runner.train(config, work_dir=tmp_path / "new", options=[f"load_from={last}", "train_cfg.max_epochs=1"])
     state = load(tmp_path / "new" / "epoch_1.pth")["state_dict"]
     assert "neck.active_method" not in state

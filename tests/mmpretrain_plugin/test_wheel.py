@@ -123,5 +123,5 @@ def test_mim_trains_and_tests(bin_folder, textures, tmp_path):
     run(bin_folder / "mim", "test", "covpool_plugins", CONFIG, *checkpoint, *common, **place)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics.keys() == {"accuracy/top1"} and 0 <= metrics["accuracy/top1"] <= 100
-    found = run(bin_folder / "mim", "search", "covpool_plugins", "--valid-config", **place)
-    assert "resnet50_svdpade_8xb32_in1k" in found
+    names = run(bin_folder / "mim", "search", "covpool_plugins", "--valid-config", **place)
+    assert "resnet50_svdpade_8xb32_in1k" in names

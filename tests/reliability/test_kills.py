@@ -21,7 +21,7 @@ def config(tmp_path):
     model = dict(
         type="ImageClassifier",
         backbone=dict(type="support.kills.HeavyBackbone"),
-        neck=dict(type="covpool_plugins.CovariancePooling", method="svdpade", in_channels=6, reduce_channels=None),
+        neck=dict(type="covpool_plugins.CovariancePooling", pool="svdpade", in_channels=6, reduce_channels=None),
         head=dict(type="covpool_plugins.SecondOrderClsHead", num_classes=2, loss=dict(type="CrossEntropyLoss")),
     )
     hooks = dict(

@@ -86,7 +86,7 @@ def validated(work_dir):
     return {name: last[name] for name in ("accuracy/top1", "score")}
 
 
-def small_config(path, method="isqrt", *hooks, workers=0, persistent=False, augment=False, batch_size=4, **parts):
+def small_config(path, pool="isqrt", *hooks, workers=0, persistent=False, augment=False, batch_size=4, **parts):
     """Write a config to a file; ``parts`` replace whole keys of it."""
     loader = dict(batch_size=batch_size, num_workers=workers, persistent_workers=persistent)
     shuffled = dict(loader, sampler=dict(type="DefaultSampler", shuffle=True))
@@ -98,7 +98,7 @@ def small_config(path, method="isqrt", *hooks, workers=0, persistent=False, augm
         model=dict(
             type="ImageClassifier",
             backbone=dict(type=f"{HERE}.Backbone"),
-            neck=dict(type="covpool_plugins.CovariancePooling", method=method, in_channels=6, reduce_channels=None),
+            neck=dict(type="covpool_plugins.CovariancePooling", pool=pool, in_channels=6, reduce_channels=None),
             head=dict(type="covpool_plugins.SecondOrderClsHead", num_classes=2, loss=dict(type="CrossEntropyLoss")),
         ),
         train_dataloader=dict(shuffled, dataset=dict(type=f"{HERE}.Images", augment=augment)),

@@ -75,7 +75,7 @@ class Losses(Hook):
 
 def tiny(stages=1, **neck):
     torch.manual_seed(0)
-    options = dict(neck or dict(method="isqrt", iterations=3), reduce_channels=3)
+    options = dict(neck or dict(pool="isqrt", iterations=3), reduce_channels=3)
     return Tiny(CovariancePooling(4 if stages == 1 else [4] * stages, **options), stages)
 
 

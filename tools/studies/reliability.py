@@ -130,7 +130,7 @@ def mmpretrain_subjects() -> list[Subject]:
     require_extra("covpool_plugins.mmpretrain_plugin", "mmpretrain")
 
     def head(name: str, options: dict[str, Any]) -> nn.Module:
-        neck = dict(type="covpool_plugins.CovariancePooling", method=name, in_channels=CHANNELS, **options)
+        neck = dict(type="covpool_plugins.CovariancePooling", pool=name, in_channels=CHANNELS, **options)
         return NeckAndHead(
             models.build(neck), models.build(dict(type="covpool_plugins.SecondOrderClsHead", num_classes=CLASSES))
         )
