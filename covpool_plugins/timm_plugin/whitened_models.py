@@ -11,21 +11,20 @@ with batch norms load as well as those of the one that whitens.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
+from timm.models import build_model_with_cfg, register_model
 from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
 from ..architectures import CifarResNet
 from ..whitening import PCANorm2d, ZCANorm2d, swap_norm
-from . import own_backbones
+from . import own_backbones  # noqa: F401  registered before they are looked up
+from .weights import description_without_weights
 
 FIRST_NORM = r"layer1\.0\.bn1"
-NOWHERE: dict[str, Any] = dict.fromkeys(("tag", "file", "state_dict", "hf_hub_id", "hf_hub_filename"))
 
-assert own_backbones  # registered before they are looked up
 __all__: list[str] = []
 default_cfgs: dict[str, Any] = {}
 
@@ -89,10 +88,7 @@ def _entrypoint(name: str, row: Whitened) -> Callable[..., nn.Module]:
 
 def _register_all() -> None:
     for name, row in MODELS.items():
-        cfg = get_pretrained_cfg(row.backbone)
-        assert cfg is not None
-        # timm's weights are no weights of this network.
-        default_cfgs[name] = generate_default_cfgs({name: replace(cfg, url="", source=None, **NOWHERE)})[name]
+        default_cfgs[name] = description_without_weights(name, row.backbone)  # for register_model
         globals()[name] = register_model(_entrypoint(name, row))
 
 
