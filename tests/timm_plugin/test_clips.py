@@ -21,16 +21,20 @@ HEADS = {
     "isqrt": {},
     "gap": {},
 }
+ONE_OF_EACH = pytest.mark.parametrize("head", ["temporal", "isqrt"])
 # Maps in either order, tokens with a class token; a head after, instead of and beside the backbone's own.
-BACKBONES = ("resnet10t", "test_convnext", "test_vit", "selecsls42")
+BACKBONES = {
+    "resnet10t": {"channels": (4, 4, 4, 16), "stem_width": 8},
+    "test_convnext": {},
+    "test_vit": {"img_size": 64},
+    "selecsls42": {},
+}
 
 
 def clip_model(head="temporal", backbone="resnet10t", **kwargs):
     torch.manual_seed(0)
     options = HEADS[head] | ({} if head == "gap" else {"reduce_channels": 8})
-    arguments = {"frames": FRAMES, "num_classes": 5, "head_kwargs": options} | kwargs
-    if backbone == "test_vit":
-        arguments["img_size"] = 64
+    arguments = {"frames": FRAMES, "num_classes": 5, "head_kwargs": options} | BACKBONES[backbone] | kwargs
     model = covpool_plugins.create_model(backbone, head.split()[0], **arguments)
     convolution = getattr(getattr(getattr(model, "head", None), "global_pool", None), "attention", None)
     if convolution is not None:  # new ones change nothing
@@ -42,9 +46,15 @@ def clips(count=2, frames=FRAMES, size=64):
     return torch.randn(count, frames, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.fast_for("resnet10t", "test_convnext", "test_vit")
-@pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    "head, backbone",
+    [(head, "resnet10t") for head in HEADS]
+    + [
+        ("temporal", "test_convnext"),
+        ("isqrt", "test_vit"),
+        pytest.param("isqrt", "selecsls42", marks=pytest.mark.slow),
+    ],
+)
 def test_clips_and_their_frames(head, backbone):
     model = clip_model(head, backbone)
     x = clips()
@@ -57,11 +67,9 @@ def test_clips_and_their_frames(head, backbone):
     assert relative_error(model(x[1:]), logits[1:]) < 1e-5
 
 
-@pytest.mark.parametrize("head", ["gap", "isqrt", "moment"])
+@pytest.mark.parametrize("head", ["gap", "isqrt"])
 def test_heads_for_images_give_the_mean_of_the_logits_of_the_frames(head):
-    torch.manual_seed(0)
-    image = covpool_plugins.create_model("resnet10t", head, num_classes=5).eval()
-    model = covpool_plugins.create_model("resnet10t", head, num_classes=5, frames=FRAMES).eval()
+    image, model = clip_model(head, frames=None), clip_model(head)
     assert list(model.state_dict()) == list(image.state_dict())
     model.load_state_dict(image.state_dict())
     x = clips()
@@ -71,7 +79,7 @@ def test_heads_for_images_give_the_mean_of_the_logits_of_the_frames(head):
 
 
 def test_hidden_layers_see_single_frames():
-    image = covpool_plugins.create_model("resnet10t", "gap", num_classes=5, hidden_features=(6,)).eval()
+    image = clip_model("gap", hidden_features=(6,), frames=None)
     model = clip_model("gap", hidden_features=(6,))
     model.load_state_dict(image.state_dict())
     x = clips()
@@ -81,7 +89,7 @@ def test_hidden_layers_see_single_frames():
 
 @pytest.mark.parametrize("head", ["temporal", "temporal by frame"])
 def test_temporal_heads_know_the_order_of_the_frames(head):
-    model = clip_model(head)
+    model = clip_model(head, channels=(64, 128, 256, 512))  # narrower ones hardly tell random frames apart
     pool, x = model.head.global_pool, clips()
     assert pool.frames == FRAMES
     vectors = pool(model.forward_features(x.flatten(0, 1)))
@@ -90,7 +98,7 @@ def test_temporal_heads_know_the_order_of_the_frames(head):
     assert relative_error(model(x.flip(1)), model(x)) > 1e-3
 
 
-@pytest.mark.parametrize("head", HEADS)
+@ONE_OF_EACH
 def test_class_tokens_of_the_frames_are_averaged(head):
     model = clip_model(head, "test_vit", fuse_class_token=True)
     x = clips()
@@ -101,7 +109,7 @@ def test_class_tokens_of_the_frames_are_averaged(head):
     assert model(x).shape == (2, 5)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@ONE_OF_EACH
 def test_every_parameter_learns_under_checkpointing(head):
     model = clip_model(head).train()
     plain, x = copy.deepcopy(model), clips()
@@ -127,22 +135,13 @@ def test_reset_keeps_the_frames():
     assert model(x).shape == (2, 4)
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_hub_folder(head, tmp_path, caplog):
-    model = clip_model(head)
-    covpool_plugins.save_for_hub(model, tmp_path)
-    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    assert torch.equal(again(clips()), model(clips())) and caplog.text == ""
-    longer = timm.create_model(f"local-dir:{tmp_path}", frames=6)
-    assert longer(clips(frames=6)).shape == (2, 5)
-
-
-def test_frames_may_be_an_option_of_the_pool(tmp_path):
+def test_frames_may_be_an_option_of_the_pool_and_change_where_a_hub_folder_is_loaded(tmp_path):
     options = {"reduce_channels": 8, "frames": FRAMES}
     model, other = (clip_model(frames=frames, head_kwargs=options) for frames in (None, FRAMES))
     assert model.head.global_pool.frames == FRAMES and torch.equal(model(clips()), other(clips()))
     covpool_plugins.save_for_hub(model, tmp_path)
-    assert timm.create_model(f"local-dir:{tmp_path}", frames=6).head.global_pool.frames == 6
+    longer = timm.create_model(f"local-dir:{tmp_path}", frames=6)
+    assert longer.head.global_pool.frames == 6 and longer(clips(frames=6)).shape == (2, 5)
 
 
 def test_registered_names_take_frames():
@@ -170,23 +169,20 @@ def test_features_of_the_frames():
     assert torch.equal(final, model.forward_features(x.flatten(0, 1))) and len(maps[0]) == 2 * FRAMES
     traced = timm.models.create_feature_extractor(model, ["layer4", "head.fc"])(x)
     assert torch.equal(traced["layer4"], final) and torch.equal(traced["head.fc"], model(x))
-    extractor = covpool_plugins.create_model("resnet10t", "temporal", frames=FRAMES, features_only=True)
+    extractor = covpool_plugins.create_model(
+        "resnet10t", "temporal", frames=FRAMES, features_only=True, **BACKBONES["resnet10t"]
+    )
     assert len(extractor(x.flatten(0, 1))[-1]) == 2 * FRAMES
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit")
-@pytest.mark.parametrize("head", HEADS)
-def test_scripts(head):
-    model = clip_model(head)
-    scripted = torch.jit.script(model)
-    for x in (clips(), clips().flatten(0, 1)):
-        assert torch.equal(scripted(x), model(x))
-    with pytest.raises(torch.jit.Error, match="ShapeError: expected clips of 4 frames"):
-        scripted(clips(frames=3))
+@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
+def test_traces():
+    model = clip_model("isqrt")
+    assert relative_error(torch.jit.trace(model, clips())(clips(3)), model(clips(3))) < 1e-5
 
 
 @pytest.mark.fast_for("temporal")
-@pytest.mark.parametrize("head", HEADS)
+@ONE_OF_EACH
 def test_exports_for_any_number_of_clips(head):
     model = clip_model(head)
     program = torch.export.export(model, (clips(),), dynamic_shapes=({0: torch.export.Dim("clips")},)).module()
@@ -194,7 +190,7 @@ def test_exports_for_any_number_of_clips(head):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", HEADS)
+@ONE_OF_EACH
 def test_compiles_for_any_number_of_clips(head):
     model = clip_model(head)
     torch.compiler.reset()
@@ -222,7 +218,7 @@ def test_compiles_for_any_number_of_clips(head):
             r"expected clips \(B, 4, C, H, W\) or frames \(B T, C, H, W\)",
         ),
         (
-            lambda: clip_model("gap").forward_head(torch.rand(6, 512, 2, 2)),
+            lambda: clip_model("gap").forward_head(torch.rand(6, 16, 2, 2)),
             ShapeError,
             "a batch of 6 frames is no whole number of clips of 4 frames",
         ),
@@ -256,19 +252,18 @@ def test_mean_over_frames():
     assert relative_error(mean_over_frames(vectors, 3), torch.stack([vectors[:3].mean(0), vectors[3:].mean(0)])) < 1e-6
 
 
-@pytest.mark.parametrize("count", [1, 3, 8, 9, 30, 1001])
-@pytest.mark.parametrize("frames", [1, 4, 8])
+@pytest.mark.parametrize("count, frames", [(1, 4), (3, 1), (3, 8), (8, 8), (9, 4), (1001, 8)])
 def test_sampled_frames(count, frames):
     segments = torch.arange(frames + 1, dtype=torch.float64) * count / frames
     middle = sample_frames(count, frames, training=False)
     assert middle.dtype == torch.int64 and torch.equal(middle, ((segments[1:] + segments[:-1]) / 2).long())
     drawn = torch.stack([sample_frames(count, frames, training=True) for _ in range(200)])
     assert drawn.shape == (200, frames) and (drawn.diff(dim=1) >= 0).all()
-    for segment, found in enumerate(drawn.T):
+    for segment, indices in enumerate(drawn.T):
         # Every frame of the segment is drawn, where these are few, and no other.
         inside = set(range(int(segments[segment]), min(count, int(segments[segment + 1].ceil()))))
-        assert set(found.tolist()) <= inside
-        assert len(inside) > 8 or set(found.tolist()) == inside
+        assert set(indices.tolist()) <= inside
+        assert len(inside) > 8 or set(indices.tolist()) == inside
 
 
 def test_sampled_frames_follow_their_generator():
