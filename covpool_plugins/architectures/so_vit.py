@@ -26,7 +26,7 @@ OUTPUT_FORMATS = ("NCHW", "NLC")
 
 
 class SoViTSettings(NamedTuple):
-    """What tells one So-ViT from another.
+    """Sizes of a So-ViT.
 
     Attributes:
         embed_dim: channels of the tokens.
@@ -134,8 +134,8 @@ class SoViT(Backbone):
         embed_dim, depth, num_heads, mlp_ratio, reduce_channels: see :class:`SoViTSettings`.
         head_kwargs: options of the pool and of its matrix method, for example ``dict(vectorize='full')``.
         drop_rate: dropout of the pooled vector.
-        pos_drop_rate, proj_drop_rate, attn_drop_rate: dropout of the tokens, of what the linear layers of the blocks
-            give, and of the attention.
+        pos_drop_rate, proj_drop_rate, attn_drop_rate: dropout of the tokens, of the outputs of the blocks' linear
+            layers, and of the attention.
         drop_path_rate: stochastic depth of the last block; it grows from zero in equal steps.
 
     Source: Xie, Zeng, Wang, Zhang & Li, "So-ViT: Mind Visual Tokens for Vision Transformer", arXiv 2104.10935, 2021;
@@ -203,7 +203,7 @@ class SoViT(Backbone):
         SoViT.init_weights(self)  # a subclass may mean something else by that
 
     def init_weights(self) -> None:
-        """Normal numbers, cut off, for the linear layers and the class token; convolutions as torch begins them."""
+        """Truncated normal numbers for linear layers and class token; convolutions keep torch's initialisation."""
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -266,24 +266,24 @@ class SoViT(Backbone):
             indices: blocks, negative ones from the end; an integer for that many last ones; all by default.
             return_prefix_tokens: pairs with the class token (B, 1, embed_dim).
             norm: normalise them by the last norm.
-            stop_early: leave out the blocks behind the last one wanted.
+            stop_early: do not compute the blocks behind the last one chosen.
             output_fmt: ``NCHW`` for maps, ``NLC`` for tokens without the class token.
             intermediates_only: return just the list.
 
         Returns:
-            The last tokens computed, normalised, and the list of those wanted, in the order of the blocks.
+            The last tokens computed, normalised, and the list of the chosen ones, in the order of the blocks.
 
         Raises:
             OptionError: for a block that does not exist, or another ``output_fmt``.
         """
         check_choice("output_fmt", output_fmt, OUTPUT_FORMATS)
         check_flag("return_prefix_tokens", return_prefix_tokens)
-        wanted = self._stage_indices(indices)
+        chosen = self._stage_indices(indices)
         x = self.embed(x)
         intermediates: list[Any] = []
-        for index, block in enumerate(self.blocks[: max(wanted) + 1] if stop_early else self.blocks):
+        for index, block in enumerate(self.blocks[: max(chosen) + 1] if stop_early else self.blocks):
             x = self._run_block(block, x)
-            if index in wanted:
+            if index in chosen:
                 tokens = self.norm(x) if norm else x
                 spatial = tokens[:, 1:]
                 if output_fmt == "NCHW":
@@ -298,15 +298,15 @@ class SoViT(Backbone):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove the blocks behind the last one wanted, the norm and the head as asked; return the wanted ones."""
-        wanted = self._stage_indices(indices)
-        self.blocks = self.blocks[: max(wanted) + 1]
-        self.stages = self.stages[: max(wanted) + 1]
+        """Remove the blocks behind the last one chosen, the norm and the head as asked; return the chosen ones."""
+        chosen = self._stage_indices(indices)
+        self.blocks = self.blocks[: max(chosen) + 1]
+        self.stages = self.stages[: max(chosen) + 1]
         if prune_norm:
             self.norm = nn.Identity()  # type: ignore[assignment]
         if prune_head:
             self.reset_classifier(0, "")
-        return wanted
+        return chosen
 
     def _run_block(self, block: nn.Module, x: Tensor) -> Tensor:
         if self.grad_checkpointing:

@@ -27,8 +27,8 @@ def create_token_pool(
         name: one of :func:`covpool_plugins.list_pools`.
         in_channels: channels of the tokens.
         reduce_channels: after the reduction. Of two numbers the cross covariance takes both, any other pool the first;
-            ``None`` leaves the reduction out. A pool without reductions has no use for it.
-        options: of the pool and of its matrix method; they replace the ones above.
+            ``None`` leaves the reduction out. Pools without a reduction ignore it.
+        options: of the pool and of its matrix method; they override the arguments above.
 
     Raises:
         UnknownNameError: for a pool that does not exist.

@@ -13,7 +13,7 @@ from timm.models import (
     resolve_pretrained_cfg,
     split_model_name_tag,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from ..checks import check_choice, check_flag, check_number
 from ..errors import OptionError, UnknownNameError
@@ -28,7 +28,7 @@ from .weights import (
     load_head,
     one_line_errors,
     read_weights,
-    split_weights,
+    without_head,
 )
 
 CLASSIFIER = "head.fc"
@@ -111,24 +111,14 @@ def create_model(
     has_description = pretrained_cfg_overlay or not isinstance(pretrained_cfg, (str, type(None)))
     if num_classes is None:
         num_classes = int(cfg.num_classes) if has_description and cfg.num_classes is not None else DEFAULT_CLASSES
-    names_weights = has_description and cfg.has_weights
-    if has_description and not names_weights:
+    own_weights = bool(pretrained and has_description and cfg.has_weights)
+    if has_description and not cfg.has_weights:
         # timm's scripts hand over the description of our model, which has no weights: then the backbone's are meant.
         cfg = resolve_pretrained_cfg(name, tag or None, pretrained_cfg_overlay)
-    cache_dir = timm_kwargs.pop("cache_dir", None)
-    source = dict(pretrained=pretrained, pretrained_cfg=cfg, cache_dir=cache_dir)
-    entrypoint = model_entrypoint(name)
+    source = dict(pretrained=pretrained, pretrained_cfg=cfg, cache_dir=timm_kwargs.pop("cache_dir", None))
     if features_only:
-        return entrypoint(features_only=True, **source, **timm_kwargs)
-
-    weights = read_weights(cfg, cache_dir) if pretrained and names_weights else None
-    if weights is not None:
-        # timm is strict about the keys where the numbers of classes agree.
-        classes = cfg.num_classes or DEFAULT_CLASSES
-        own = split_weights(weights)[0]
-        source["pretrained_cfg"] = replace(cfg, num_classes=classes, state_dict=own, source=None)
-    with one_line_errors(cfg if pretrained and names_weights else None):
-        model = build_with_last_stride(entrypoint, name, last_stride, {**source, **timm_kwargs})
+        return model_entrypoint(name)(features_only=True, **source, **timm_kwargs)
+    model, weights = _build_backbone(name, last_stride, own_weights, {**source, **timm_kwargs})
     features = head_input(model, name, timm_kwargs.get("in_chans"))
     parameter = next(model.parameters())
     new_head = SecondOrderHead(
@@ -166,6 +156,21 @@ def create_model(
             check_backbone_is_loaded(model, weights, place)
         load_head(model, weights or {}, place, _plain_classifier(new_head, cfg))
     return model
+
+
+def _build_backbone(
+    name: str, last_stride: int | None, own_weights: bool, arguments: dict[str, Any]
+) -> tuple[nn.Module, dict[str, Tensor] | None]:
+    """The unpooled backbone, and with ``own_weights`` the tensors of its description, which may have a head's too."""
+    cfg = arguments["pretrained_cfg"]
+    weights = read_weights(cfg, arguments["cache_dir"]) if own_weights else None
+    if weights is not None:
+        # timm is strict about the keys if the numbers of classes agree, and a backbone without classifier has none.
+        classes = cfg.num_classes or DEFAULT_CLASSES
+        changes = dict(num_classes=classes, state_dict=without_head(weights), source=None)
+        arguments["pretrained_cfg"] = replace(cfg, **changes)
+    with one_line_errors(cfg if own_weights else None):
+        return build_with_last_stride(model_entrypoint(name), name, last_stride, arguments), weights
 
 
 def _known_backbone(backbone: str) -> tuple[str, str]:

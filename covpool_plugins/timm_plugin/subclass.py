@@ -1,6 +1,6 @@
-"""A timm model made second-order in place: its own class, with another head.
+"""Turns a timm model into a second-order one, in place.
 
-The instance gets a subclass of its class whose ``forward_head`` ends in the second-order head. So the backbone's
+The instance gets a subclass of its class whose ``forward_head`` ends in the second-order head. The backbone's
 state-dict keys, feature extraction, parameter groups and ``isinstance`` checks stay timm's.
 """
 
@@ -18,7 +18,7 @@ from .layer_groups import head_and_rest
 if TYPE_CHECKING:
     from .head import SecondOrderHead
 
-# For torch.fx leaves: they look at the shape.
+# Leaves for torch.fx: they look at the shape.
 for _function in (join_clips, mean_over_frames):
     register_notrace_function(_function)
 
@@ -58,7 +58,7 @@ class SecondOrderModel:
 
 
 class HeadAfter(SecondOrderModel):
-    """The head takes what the backbone's ``forward_head`` leaves without pooling and classifier."""
+    """The head takes the output of the backbone's ``forward_head`` without pooling and classifier."""
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits (B, num_classes) for the backbone's features; the pooled vector with ``pre_logits``."""

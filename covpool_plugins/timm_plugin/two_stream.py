@@ -49,9 +49,9 @@ def create_two_stream_model(
 ) -> TwoStreamModel:
     """The outer product of the maps of two timm backbones, signed square root, l2, a linear classifier.
 
-    Two equal names give two networks with weights of their own ([D+D]); two streams that begin with the same pretrained
-    weights are told apart by nothing but the gradient of the random classifier. The finer map is averaged down to the
-    grid of the coarser.
+    Two equal names give two networks with weights of their own ([D+D]); if both begin with the same pretrained weights,
+    only the gradient of the random classifier makes them differ. The finer map is averaged down to the grid of the
+    coarser.
 
     Args:
         backbone_a: name of a timm model, with or without a tag.
@@ -62,7 +62,7 @@ def create_two_stream_model(
         head_kwargs: ``reduce_channels``, a number or one for each stream (by default all C₁ C₂ products are taken, as
             published: four million for two ResNet-50), and ``eps`` of the signed root.
         drop_rate: dropout before the classifier.
-        second_kwargs: arguments for the second backbone, in the place of those in ``timm_kwargs``.
+        second_kwargs: arguments for the second backbone, which override ``timm_kwargs``.
         timm_kwargs: what both backbones take (``last_stride``, ``in_chans``, ``drop_path_rate``, ``device``, ...).
 
     Returns:

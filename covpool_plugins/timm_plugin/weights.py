@@ -65,11 +65,10 @@ def read_weights(cfg: Any, cache_dir: Any) -> dict[str, Tensor] | None:
     return weights
 
 
-def split_weights(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Those of a backbone, and those that belong to a second-order head."""
+def without_head(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights but those of a second-order head."""
     parts = tuple(f"{head}.{part}." for head in HEAD_NAMES for part in HEAD_PARTS)
-    of_head = {key: value for key, value in weights.items() if key.startswith(parts)}
-    return {key: value for key, value in weights.items() if key not in of_head}, of_head
+    return {key: value for key, value in weights.items() if not key.startswith(parts)}
 
 
 def load_head(model: nn.Module, weights: dict[str, Tensor], source: str, plain_classifier: str | None = None) -> None:

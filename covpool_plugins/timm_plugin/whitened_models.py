@@ -1,11 +1,11 @@
 """Networks with one whitening layer in place of a batch norm: ``timm.create_model('resnet18_cifar_zca')``.
 
-It stands after the first convolution of the first residual block, as in the experiments of Wang, Dang, Hu, Fua &
-Salzmann, "Backpropagation-Friendly Eigendecomposition", NeurIPS 2019; ``resnet18_cifar_zca_mpa`` and its like have it
-behind the first convolution of all, as the decorrelated networks of Song, Sebe & Wang, "Fast Differentiable Matrix
-Square Root", ICLR 2022. ``whiten`` is the pattern of other layers, as in
-:func:`covpool_plugins.whitening.swap_norm`, ``norm_kwargs`` are options of what comes instead. Weights of the network
-with batch norms load as well as those of the one that whitens.
+It follows the first convolution of the first residual block, as in the experiments of Wang, Dang, Hu, Fua & Salzmann,
+"Backpropagation-Friendly Eigendecomposition", NeurIPS 2019. In the models named after a method, such as
+``resnet18_cifar_zca_mpa``, it follows the very first convolution, as in the decorrelated networks of Song, Sebe & Wang,
+"Fast Differentiable Matrix Square Root", ICLR 2022. ``whiten`` is a pattern of the layers to replace, as in
+:func:`covpool_plugins.whitening.swap_norm`, ``norm_kwargs`` are options of the whitening layers. Weights of the network
+with batch norms can be loaded too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ default_cfgs: dict[str, Any] = {}
 
 @dataclass(frozen=True)
 class Whitened:
-    """A network, its arguments, and what stands in place of its norm."""
+    """A network, its arguments, and the norm that replaces one of its own."""
 
     backbone: str
     network: Callable[..., nn.Module]

@@ -99,7 +99,7 @@ def _with_another_layer(model):
 
 def test_what_cannot_be_built_again_is_refused(tmp_path):
     model = small("isqrt", backbone="test_byobnet", reduce_channels=8)
-    with pytest.raises(OptionError, match="'second_order' would be built otherwise than this model"):
+    with pytest.raises(OptionError, match="'second_order' builds another model than this one"):
         covpool_plugins.save_for_hub(_with_another_layer(model), tmp_path / "folder")
     with pytest.raises(OptionError, match="on the meta device"):
         covpool_plugins.save_for_hub(covpool_plugins.create_model("resnet10t", device="meta"), tmp_path / "folder")
