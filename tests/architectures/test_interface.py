@@ -40,20 +40,15 @@ def test_forward_is_features_then_head(network):
     assert model.get_classifier(name_only=True) == "fc" and model.no_weight_decay() == set()
 
 
-def test_unpooled(network):
-    model, x = network(num_classes=0, global_pool="").eval(), images(network)
-    assert torch.equal(model(x), model.forward_features(x))
-
-
-def test_reset_classifier(network):
-    model, x = network(num_classes=5, dtype=torch.float64).eval(), images(network).double()
+def test_reset_classifier():
+    model, x = CifarResNet(num_classes=5, dtype=torch.float64).eval(), images(CifarResNet).double()
     model.reset_classifier(3)
     assert model.num_classes == 3 and model(x).shape == (2, 3)
     assert model.fc.weight.dtype == torch.float64 and not model.fc.training
     model.reset_classifier(0)
     assert torch.equal(model(x), model.forward_features(x).mean((2, 3)))
     model.reset_classifier(0, "")
-    assert model(x).ndim == 4 and isinstance(model.get_classifier(), nn.Identity)
+    assert torch.equal(model(x), model.forward_features(x)) and isinstance(model.get_classifier(), nn.Identity)
     model.reset_classifier(2, "avg")
     assert model(x).shape == (2, 2)
 
@@ -121,21 +116,10 @@ def test_compile(network):
     torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(x), model(x))
 
 
-def test_device_dtype_and_channels(network):
-    assert {tensor.device.type for tensor in network(device="meta").state_dict().values()} == {"meta"}
-    model = network(in_chans=1, dtype=torch.bfloat16)
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    assert model.in_chans == 1 and model(images(network, 1).bfloat16()).dtype == torch.bfloat16
-
-
-def test_dropout_works_in_training_only(network):
-    model = network(num_classes=0, drop_rate=1.0)
+def test_dropout_works_in_training_only():
+    model = AlexNet(num_classes=0, drop_rate=1.0)
     maps = torch.rand(2, model.num_features, 3, 3)
     assert not model.forward_head(maps).any() and model.eval().forward_head(maps).all()
-
-
-def test_alexnet_without_batch_norm():
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in AlexNet(batch_norm=False).modules())
 
 
 def test_number_of_positions():
@@ -150,12 +134,13 @@ def test_number_of_positions():
         ({"in_chans": 0}, "in_chans must be a positive integer, got 0"),
         ({"drop_rate": 1.5}, r"drop_rate must be a number in \[0, 1\], got 1.5"),
         ({"global_pool": "max"}, "global_pool must be 'avg' or '', got 'max'"),
+        ({"batch_norm": "no"}, "batch_norm must be True or False, got 'no'"),
         ({"global_pool": ""}, "global_pool='' leaves nothing to classify: use num_classes=0, got 10"),
     ],
 )
-def test_wrong_arguments(network, wrong, message):
+def test_wrong_arguments(wrong, message):
     with pytest.raises(OptionError, match=message):
-        network(**{"num_classes": 10, **wrong})
+        AlexNet(**{"num_classes": 10, **wrong})
 
 
 @pytest.mark.parametrize(
@@ -167,14 +152,9 @@ def test_wrong_arguments(network, wrong, message):
         ({"output_fmt": "NHWC"}, "output_fmt must be one of NCHW, got 'NHWC'"),
     ],
 )
-def test_wrong_intermediates(network, wrong, message):
+def test_wrong_intermediates(wrong, message):
     with pytest.raises(OptionError, match=message):
-        network().forward_intermediates(images(network), **wrong)
-
-
-def test_batch_norm_is_a_flag():
-    with pytest.raises(OptionError, match="batch_norm must be True or False, got 'no'"):
-        AlexNet(batch_norm="no")
+        AlexNet(device="meta").forward_intermediates(torch.empty(2, 3, 64, 64, device="meta"), **wrong)
 
 
 @pytest.mark.parametrize("room", ["linalg", "pooling", "whitening", "architectures"])

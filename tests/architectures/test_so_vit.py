@@ -77,9 +77,19 @@ def test_the_widest_works():
     assert head.fc.in_features == head.pool.out_features == 96 * 97 // 2
 
 
-@pytest.mark.parametrize("pool, width", [("mpa", 21), ("isqrt", 21), ("svpn", 21), ("crosscov", 24), ("gap", 24)])
-def test_another_pool_is_one_argument(pool, width):
-    model = small(global_pool=pool).eval()
+@pytest.mark.parametrize(
+    "pool, options, width",
+    [
+        ("mpa", {}, 21),
+        ("mpa", {"reduce_channels": None}, 24 * 25 // 2),
+        ("isqrt", {"vectorize": "full", "reduction": "linear-ln"}, 36),
+        ("svpn", {}, 21),
+        ("crosscov", {}, 24),
+        ("gap", {}, 24),
+    ],
+)
+def test_another_pool_and_its_options(pool, options, width):
+    model = small(global_pool=pool, head_kwargs=options).eval()
     x = images()
     tokens = model.forward_features(x)
     assert tokens.shape == (2, 13, 24)
@@ -90,12 +100,6 @@ def test_another_pool_is_one_argument(pool, width):
     torch.testing.assert_close(model(x), expected)
     model.train()(x).square().mean().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()] == []
-
-
-def test_options_of_the_pool():
-    assert small(head_kwargs=dict(reduce_channels=None)).head.fc.in_features == 24 * 25 // 2
-    assert small(head_kwargs=dict(vectorize="full")).head.fc.in_features == 36
-    assert small(head_kwargs=dict(reduction="linear-ln")).head.pool.reduction.linear.out_features == 6
 
 
 def test_reset_classifier():

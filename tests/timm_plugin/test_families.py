@@ -26,7 +26,7 @@ FAMILIES = {
     "levit_128s": "NLC",
     "resnet18_cifar": "NCHW",
 }
-pytestmark = pytest.mark.fast_for("resnet10t", "test_convnext", "test_mambaout", "test_vit")
+pytestmark = pytest.mark.fast_for("resnet10t", "test_convnext", "test_vit")
 
 
 # Smaller than they are built by default.
@@ -48,6 +48,7 @@ def backbone(request):
     return request.param
 
 
+@pytest.mark.fast_for("resnet10t", "test_convnext", "test_mambaout", "test_vit")
 def test_layout_and_training_step_in_bfloat16(backbone):
     model = build(backbone, "svdpade")
     pool = model.get_submodule(model.get_classifier(name_only=True).rpartition(".")[0]).global_pool
@@ -125,6 +126,7 @@ def test_copies_devices_and_dtypes(backbone):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.fast_for("resnet10t", "test_vit")
 def test_traces(backbone):
     model = build(backbone).eval()
     x = images(model)
@@ -203,12 +205,7 @@ def test_what_a_backbone_computes_once_has_numbers():
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-def test_image_size_of_tokens():
-    model = build("test_vit", img_size=96)
-    assert input_size(model) == (3, 96, 96) and model(images(model)).shape == (2, 5)
-
-
-@pytest.mark.parametrize("backbone", ["test_convnext", "test_mambaout", "test_byobnet", "resnet10t", "test_vit"])
+@pytest.mark.parametrize("backbone", ["test_convnext", "test_byobnet", "test_vit"])
 def test_pruned_to_its_first_stages(backbone):
     model = build(backbone).eval()
     x = images(model)

@@ -20,6 +20,10 @@ from covpool_plugins.timm_plugin import SecondOrderModel, registered_models
 
 HEADS = covpool_plugins.list_heads()
 SMALL = "resnet10t"  # a ResNet that no registered name covers
+ONE_OF_EACH_FAMILY = (
+    *("gap", "svdpade", "isqrt", "seb", "bcnn", "cbp", "lrbp", "democratic", "logcov", "dropcov", "moment", "svpn"),
+    *("crosscov", "temporal"),
+)
 NARROW = {"channels": (4, 4, 4, 24), "stem_width": 8}
 
 
@@ -61,6 +65,7 @@ def test_registered_names():
         assert cfg.first_conv == timm.get_pretrained_cfg(backbones[name]).first_conv
 
 
+@pytest.mark.slow
 def test_import_takes_no_optional_package_warns_of_nothing_and_overwrites_no_name():
     code = (
         "import sys, timm; before = set(timm.list_models())\n"
@@ -74,6 +79,7 @@ def test_import_takes_no_optional_package_warns_of_nothing_and_overwrites_no_nam
     assert (run.returncode, run.stdout.strip()) == (0, "set() True set()"), run.stderr
 
 
+@pytest.mark.fast_for(*ONE_OF_EACH_FAMILY)
 @pytest.mark.parametrize("head", HEADS)
 def test_forward_stages_and_resets(head):
     model, x = small(head).eval(), photos()
@@ -110,7 +116,7 @@ def test_reset_classifier_keeps_the_pool_device_dtype_and_mode():
     assert model.head_hidden_size == model.num_features and model.num_classes == 3
 
 
-def test_a_head_without_pool_gets_its_own_again():
+def test_a_head_without_pool_gets_its_own_again_and_another_pool_keeps_the_same_reduction():
     model = small("isqrt", head_kwargs={"iterations": 3})
     model.reset_classifier(0, "")
     model.reset_classifier(4)
@@ -118,8 +124,11 @@ def test_a_head_without_pool_gets_its_own_again():
     model = small("isqrt", num_classes=0, global_pool="")
     model.reset_classifier(4)
     assert model.head.pool_type == "isqrt"
+    learned = model.head.global_pool.reduction
     model.reset_classifier(4, "svdpi")
-    assert model.head.global_pool.method.iterations == 19 and model.head.global_pool.channels == 16
+    assert model.head.global_pool.method.iterations == 19 and model.head.global_pool.reduction is learned
+    model.reset_classifier(4, "temporal")  # reduces twice
+    assert model.head.global_pool.reduction is not learned
 
 
 @pytest.mark.parametrize("arguments", [(3, ""), (-3,), (3, "svdpad")])
@@ -129,13 +138,6 @@ def test_a_refused_reset_changes_nothing(arguments):
     with pytest.raises(ValueError):
         model.reset_classifier(*arguments)
     assert torch.equal(model(photos()), expected) and model.num_classes == 5
-
-
-def test_a_bias_is_not_loaded_without_its_weight(tmp_path, caplog):
-    torch.save(small(reduce_channels=8).state_dict(), tmp_path / "whole.pth")
-    with caplog.at_level(logging.INFO, "covpool_plugins"):
-        small(pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "whole.pth")})
-    assert "head.fc.bias" in caplog.text.split("fresh")[1]
 
 
 def test_features_only():
@@ -152,28 +154,27 @@ def test_in_chans_and_options():
 
 
 def test_last_stride_is_the_stock_network_with_one_stride_removed():
-    torch.manual_seed(0)
-    model = timm.create_model("resnet18_svdpade", last_stride=1, reduce_channels=16).eval()
-    torch.manual_seed(0)
-    by_hand = timm.create_model("resnet18_svdpade", reduce_channels=16).eval()
+    model, by_hand = small(last_stride=1).eval(), small().eval()
     for module in by_hand.layer4.modules():
         if isinstance(module, nn.Conv2d):
             module.stride = (1, 1)
-    assert model.forward_features(photos()).shape == (2, 512, 4, 4)
+    assert model.forward_features(photos()).shape == (2, 24, 4, 4)
     assert torch.equal(model(photos()), by_hand(photos()))
     assert model.feature_info[-1]["reduction"] == 16
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_pretrained_weights_of_a_plain_backbone(tmp_path, suffix, caplog):
-    plain = plain_small().state_dict()
+    plain = plain_small(num_classes=5).eval()
     path = tmp_path / f"plain.{suffix}"
-    torch.save(plain, path) if suffix == "pth" else save_file(plain, path)
+    torch.save(plain.state_dict(), path) if suffix == "pth" else save_file(plain.state_dict(), path)
+    arguments = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
     with caplog.at_level(logging.INFO, "covpool_plugins"):
-        model = small(pretrained=True, pretrained_cfg_overlay={"file": str(path)})
-    state = model.state_dict()
-    assert all(torch.equal(state[k], v) for k, v in plain.items() if not k.startswith("fc."))
+        state = small(**arguments).state_dict()
+    assert all(torch.equal(state[k], v) for k, v in plain.state_dict().items() if not k.startswith("fc."))
     assert "loaded nothing; fresh head.global_pool.reduction.conv.weight" in caplog.text
+    # Average pooling goes on with the plain classifier.
+    assert relative_error(small("gap", **arguments).eval()(photos()), plain(photos())) < 1e-6
 
 
 def test_the_description_of_a_model_stands_for_its_backbones_weights(tmp_path, monkeypatch):
@@ -234,11 +235,6 @@ def test_copies_and_pickles(tmp_path, monkeypatch):
     assert type(again).__name__ == "SecondOrderResNet" and type(again) is not type(model)
 
 
-def test_device_and_dtype():
-    assert all(p.is_meta for p in small(device="meta").parameters())
-    assert small(dtype=torch.float64)(photos().double()).dtype == torch.float64
-
-
 @pytest.mark.fast_for("svdpade", "isqrt", "seb", "cbp", "moment", "temporal")
 @pytest.mark.parametrize("head", HEADS)
 def test_a_training_step_in_bfloat16_has_finite_gradients(head):
@@ -272,8 +268,11 @@ def test_compiles(head):
         ),
         (lambda: small(global_pool=""), "use num_classes=0, got 5"),
         (lambda: small(head_kwargs={"iterations": 3}), "pool 'svdpade' has no option 'iterations'; its options: route"),
-        (lambda: covpool_plugins.create_model("pit_ti_224"), r"'pit_ti_224' hands its head the shape \(B, 1, 256\)"),
-        (lambda: covpool_plugins.create_model("coat_tiny"), "'coat_tiny' hands 3 tensors to its head"),
+        (
+            lambda: covpool_plugins.create_model("pit_ti_224", device="meta"),
+            r"'pit_ti_224' hands its head the shape \(B, 1, 256\)",
+        ),
+        (lambda: covpool_plugins.create_model("coat_tiny", device="meta"), "'coat_tiny' hands 3 tensors to its head"),
         (lambda: covpool_plugins.create_model("test_vit", last_stride=1), "'test_vit' has no last stride"),
         (lambda: small(fuse_class_token=True), "fuse_class_token needs a backbone with a class token, got 'resnet10t'"),
         (lambda: small(fuse_class_token="yes"), "fuse_class_token must be True or False, got 'yes'"),
@@ -337,26 +336,13 @@ def test_weights_in_the_names_of_another_library(tmp_path):
     )
 
 
-def test_average_pooling_goes_on_with_a_plain_classifier(tmp_path):
-    plain = plain_small(num_classes=5).eval()
-    torch.save(plain.state_dict(), tmp_path / "plain.pth")
-    overlay = {"file": str(tmp_path / "plain.pth")}
-    model = small("gap", pretrained=True, pretrained_cfg_overlay=overlay).eval()
-    assert relative_error(model(photos()), plain(photos())) < 1e-6
-
-
-def test_another_pool_keeps_the_reduction_that_is_the_same():
-    model = small("isqrt")
-    learned = model.head.global_pool.reduction
-    model.reset_classifier(3, "svdpade")
-    assert model.head.global_pool.reduction is learned
-    model.reset_classifier(3, "temporal")  # reduces twice
-    assert model.head.global_pool.reduction is not learned
-
-
-def test_a_head_that_does_not_fit_is_warned_of(tmp_path, caplog):
+def test_of_a_head_that_does_not_fit_nothing_is_loaded(tmp_path, caplog):
     torch.save(small(reduce_channels=8).state_dict(), tmp_path / "whole.pth")
-    small("cbp", pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "whole.pth")})
+    overlay = {"file": str(tmp_path / "whole.pth")}
+    with caplog.at_level(logging.INFO, "covpool_plugins"):
+        small(pretrained=True, pretrained_cfg_overlay=overlay)
+    assert "head.fc.bias" in caplog.text.split("fresh")[1]  # not without its weight
+    small("cbp", pretrained=True, pretrained_cfg_overlay=overlay)
     assert "nothing of the pool in them fits this head" in caplog.text
 
 

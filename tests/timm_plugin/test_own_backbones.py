@@ -41,10 +41,6 @@ def test_description_fits_the_network(name):
     data = resolve_model_data_config(model)
     assert data["input_size"] == cfg["input_size"] and data["mean"] == cfg["mean"] and data["std"] == cfg["std"]
     assert model.get_submodule(cfg["first_conv"]).in_channels == 3
-    model.reset_classifier(0)
-    assert model(x).shape == (1, model.num_features)
-    model.reset_classifier(0, "")
-    assert tuple(model(x).shape[2:]) == cfg["pool_size"]
 
 
 def test_arguments(name):
