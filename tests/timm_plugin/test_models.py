@@ -97,12 +97,6 @@ def test_forward_stages_and_resets(head):
     assert model(x).shape == (2, 4)
 
 
-def test_without_classifier_and_without_pool():
-    assert small(num_classes=0)(photos()).shape == (2, small().head_hidden_size)
-    unpooled = small(num_classes=0, global_pool="")
-    assert unpooled(photos()).shape == (2, unpooled.num_features, 2, 2)
-
-
 def test_reset_classifier_keeps_the_pool_device_dtype_and_mode():
     model = small().double().eval()
     weight = model.head.global_pool.reduction.conv.weight
@@ -121,7 +115,9 @@ def test_a_head_without_pool_gets_its_own_again_and_another_pool_keeps_the_same_
     model.reset_classifier(0, "")
     model.reset_classifier(4)
     assert model(photos()).shape == (2, 4) and model.head.global_pool.method.iterations == 3
+    assert small("isqrt", num_classes=0)(photos()).shape == (2, model.head_hidden_size)
     model = small("isqrt", num_classes=0, global_pool="")
+    assert model(photos()).shape == (2, model.num_features, 2, 2)
     model.reset_classifier(4)
     assert model.head.pool_type == "isqrt"
     learned = model.head.global_pool.reduction
@@ -154,11 +150,14 @@ def test_in_chans_and_options():
 
 
 def test_last_stride_is_the_stock_network_with_one_stride_removed():
-    model, by_hand = small(last_stride=1).eval(), small().eval()
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18_svdpade", last_stride=1, reduce_channels=16).eval()
+    torch.manual_seed(0)
+    by_hand = timm.create_model("resnet18_svdpade", reduce_channels=16).eval()
     for module in by_hand.layer4.modules():
         if isinstance(module, nn.Conv2d):
             module.stride = (1, 1)
-    assert model.forward_features(photos()).shape == (2, 24, 4, 4)
+    assert model.forward_features(photos()).shape == (2, 512, 4, 4)
     assert torch.equal(model(photos()), by_hand(photos()))
     assert model.feature_info[-1]["reduction"] == 16
 
@@ -262,17 +261,17 @@ def test_compiles(head):
         (lambda: covpool_plugins.create_model("resnet18.nope"), "unknown timm weights 'resnet18.nope'; available: "),
         (lambda: small(num_classes=-1), "num_classes must be an integer >= 0, got -1"),
         (lambda: small(last_stride=3), "last_stride must be one of None, 1, 2, got 3"),
-        (
-            lambda: small(last_stride=1, output_stride=8),
-            "last_stride=1 stands for an output_stride, got output_stride=8 too",
-        ),
+        (lambda: small(last_stride=1, output_stride=8), "stands for an output_stride, got output_stride=8 too"),
         (lambda: small(global_pool=""), "use num_classes=0, got 5"),
         (lambda: small(head_kwargs={"iterations": 3}), "pool 'svdpade' has no option 'iterations'; its options: route"),
         (
             lambda: covpool_plugins.create_model("pit_ti_224", device="meta"),
             r"'pit_ti_224' hands its head the shape \(B, 1, 256\)",
         ),
-        (lambda: covpool_plugins.create_model("coat_tiny", device="meta"), "'coat_tiny' hands 3 tensors to its head"),
+        (
+            lambda: covpool_plugins.create_model("crossvit_9_240", device="meta"),
+            "'crossvit_9_240' hands 2 tensors to its head",
+        ),
         (lambda: covpool_plugins.create_model("test_vit", last_stride=1), "'test_vit' has no last stride"),
         (lambda: small(fuse_class_token=True), "fuse_class_token needs a backbone with a class token, got 'resnet10t'"),
         (lambda: small(fuse_class_token="yes"), "fuse_class_token must be True or False, got 'yes'"),
@@ -281,16 +280,10 @@ def test_compiles(head):
         (lambda: covpool_plugins.create_model("resnet18_isqrt"), "unknown timm backbone 'resnet18_isqrt'"),
         (lambda: covpool_plugins.create_model("local-dir:hub"), "use timm.create_model for 'local-dir:hub'"),
         (lambda: small(pretrained=True, pretrained_cfg_overlay={"file": "no.pth"}), "no weights at 'no.pth'"),
-        (
-            lambda: small(pretrained=True, pretrained_cfg_overlay={"file": __file__}),
-            "the weights at '.*test_models.py' cannot be loaded",
-        ),
+        (lambda: small(pretrained=True, pretrained_cfg_overlay={"file": __file__}), "at '.*test_models.py' cannot be"),
         (lambda: small(layer_groups="all"), "layer_groups must be one of None, head, got 'all'"),
         (lambda: small(head_kwargs=3), "head_kwargs must be a dictionary of options, got 3"),
-        (
-            lambda: small(head_kwargs={"reduce_channels": 4}),
-            "reduce_channels=16, but head_kwargs have reduce_channels=4",
-        ),
+        (lambda: small(head_kwargs={"reduce_channels": 4}), "=16, but head_kwargs have reduce_channels=4"),
     ],
 )
 def test_bad_input(call, message):
