@@ -158,14 +158,10 @@ def test_gradient_checkpointing_changes_nothing():
         torch.testing.assert_close(checkpointed, plain)
 
 
-def test_exports():
+@pytest.mark.slow
+def test_exports_and_compiles():
     model, x = small(depth=1).eval(), images()
     torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))
-
-
-@pytest.mark.slow
-def test_compiles():
-    model, x = small(depth=1).eval(), images()
     torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(x), model(x))
 
 

@@ -116,6 +116,7 @@ def test_layer_decay_and_weight_decay(backbone):
     assert len(param_groups_weight_decay(model, no_weight_decay_list=undecayed)) == 2
 
 
+@pytest.mark.fast_for("resnet10t", "test_vit")
 def test_copies_devices_and_dtypes(backbone):
     model = build(backbone).eval()
     x = images(model)
@@ -126,13 +127,14 @@ def test_copies_devices_and_dtypes(backbone):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.fast_for("resnet10t", "test_vit")
+@pytest.mark.fast_for("resnet10t")
 def test_traces(backbone):
     model = build(backbone).eval()
     x = images(model)
     assert relative_error(torch.jit.trace(model, x)(x), model(x)) < 1e-5
 
 
+@pytest.mark.fast_for("resnet10t")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("backbone", ["resnet10t", "test_convnext", "test_vit"])
 def test_fx(backbone):

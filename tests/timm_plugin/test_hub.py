@@ -50,7 +50,7 @@ def test_the_same_logits(case, tmp_path, caplog):
     assert torch.equal(again(x), model(x)) and list(again.state_dict()) == list(model.state_dict())
 
 
-@pytest.mark.parametrize("case", ["options", "tokens"])
+@pytest.mark.parametrize("case", ["options", pytest.param("tokens", marks=pytest.mark.slow)])
 def test_another_number_of_classes_or_channels(case, tmp_path):
     model = CASES[case]().eval()
     covpool_plugins.save_for_hub(model, tmp_path)
