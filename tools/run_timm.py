@@ -33,16 +33,16 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("script", metavar="SCRIPT.py", help="validate.py, inference.py, benchmark.py, train.py, ...")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="everything else is the script's")
-    given, misplaced = parser.parse_known_args(argv)
+    own, misplaced = parser.parse_known_args(argv)
     if misplaced:
-        parser.error(f"the script comes first, then its arguments; got {misplaced[0]} before {given.script}")
-    script = Path(given.script)
+        parser.error(f"the script comes first, then its arguments; got {misplaced[0]} before {own.script}")
+    script = Path(own.script)
     if not script.is_file():
         parser.error(f"{script}: {'is a folder; name a script in it' if script.is_dir() else 'no such file'}")
 
-    _put_in_place_of_own_folder(str(script.resolve().parent))
+    _replace_own_folder(str(script.resolve().parent))
     path = str(script.absolute())
-    sys.argv = [path, *given.arguments]
+    sys.argv = [path, *own.arguments]
     try:
         importlib.import_module("covpool_plugins")
     except ImportError as error:
@@ -50,8 +50,8 @@ def main(argv: list[str] | None = None) -> None:
     runpy.run_path(path, run_name="__main__")
 
 
-def _put_in_place_of_own_folder(folder: str) -> None:
-    """What ``python SCRIPT`` does with ``sys.path``; under ``python -P`` the own folder is not there."""
+def _replace_own_folder(folder: str) -> None:
+    """Do what ``python SCRIPT`` does with ``sys.path``; under ``python -P`` the own folder is not there."""
     own = str(Path(__file__).resolve().parent)
     if sys.path and sys.path[0] and str(Path(sys.path[0]).resolve()) == own:
         sys.path[0] = folder

@@ -12,7 +12,7 @@ from .backbone import Backbone
 
 
 class AlexNetLayer(nn.Module):
-    """Max-pooling with stride 2 (but in the first layer and where nothing is to shrink), convolution, norm, ReLU."""
+    """Max-pooling with stride 2 if ``pool`` is set, convolution, batch norm, ReLU."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class AlexNetLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.pool = nn.MaxPool2d(3, stride=2) if pool else nn.Identity()
-        # The bias is without effect in front of batch norm; the original has it, and so have its checkpoints.
+        # The bias has no effect in front of batch norm; the original's checkpoints have it.
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=padding, **factory)
         self.norm = nn.BatchNorm2d(out_channels, **factory) if batch_norm else nn.Identity()
         self.act = nn.ReLU(inplace=True)
@@ -40,9 +40,9 @@ class AlexNetLayer(nn.Module):
 class AlexNet(Backbone):
     """The five convolutions of AlexNet, each with batch norm; average pooling and one linear classifier.
 
-    Max-pooling stands in front of the second and the third convolution, not behind the last: a head gets 13x13
-    positions at 224x224. The fully connected layers of 4096 are left out; the original puts them behind the
-    second-order vector when it trains from scratch.
+    Max-pooling precedes the second and the third convolution and does not follow the last: a head gets 13x13 positions
+    at 224x224. There are no fully connected layers of 4096; the original puts them behind the second-order vector when
+    it trains from scratch.
 
     Args:
         num_classes: outputs; 0 returns the pooled vector.

@@ -1,4 +1,4 @@
-"""What the convolutional networks here share: head, intermediate features and the methods timm expects of a model."""
+"""The base of the convolutional networks: head, intermediate features and the methods timm expects of a model."""
 
 # No postponed annotations: what torch.fx traces is scripted with the annotations as they are.
 
@@ -133,39 +133,39 @@ class Backbone(nn.Module):
         Args:
             x: images (B, in_chans, H, W).
             indices: stages, negative ones from the end; an integer for that many last ones; all by default.
-            norm: without effect, there is no norm behind the stages.
-            stop_early: leave out the stages behind the last one wanted.
+            norm: without effect: no norm follows the stages.
+            stop_early: do not compute the stages behind the last one chosen.
             output_fmt: ``NCHW`` only.
             intermediates_only: return just the list.
 
         Returns:
-            The last features computed and the list of those wanted, in the order of the stages.
+            The last features computed and the list of the chosen ones, in the order of the stages.
 
         Raises:
             OptionError: for a stage that does not exist, or another ``output_fmt``.
         """
         check_choice("output_fmt", output_fmt, ("NCHW",))
-        wanted = self._stage_indices(indices)
+        chosen = self._stage_indices(indices)
         intermediates = []
-        for index in range(max(wanted) + 1 if stop_early else len(self.stages)):
+        for index in range(max(chosen) + 1 if stop_early else len(self.stages)):
             x = self._run_stage(index, x)
-            if index in wanted:
+            if index in chosen:
                 intermediates.append(x)
         return intermediates if intermediates_only else (x, intermediates)
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove the stages behind the last one wanted, and the classifier; return the wanted ones counted from 0."""
-        wanted = self._stage_indices(indices)
-        last = max(wanted)
+        """Remove the stages behind the last one chosen, and the classifier; return the chosen ones counted from 0."""
+        chosen = self._stage_indices(indices)
+        last = max(chosen)
         for names in self.stages[last + 1 :]:
             for name in names:
                 setattr(self, name, nn.Identity())
         self.num_features = self.head_hidden_size = int(self.feature_info[last]["num_chs"])
         if prune_head or last + 1 < len(self.stages):
             self.reset_classifier(0, "")
-        return wanted
+        return chosen
 
     def _stage_indices(self, indices: int | Sequence[int] | None) -> list[int]:
         count = len(self.stages)

@@ -4,7 +4,7 @@ Source: Wang, Xiong, Wang, Qiao, Lin, Tang & Van Gool, "Temporal Segment Network
 Action Recognition", ECCV 2016, for the sampling of frames and their consensus.
 """
 
-# No postponed annotations: TorchScript and torch.fx read those of these functions as they are.
+from __future__ import annotations
 
 import torch
 from torch import Tensor

@@ -69,8 +69,7 @@ class CifarResNet(Backbone):
     """ResNet for pictures of 32x32: a 3x3 stem without stride or max-pooling, and four stages.
 
     The default is ResNet-18; ResNet-50 has ``layers=(3, 4, 6, 3)`` and ``block='bottleneck'``. The last map has 4x4
-    positions. State-dict keys are those of timm's ResNets. The experiments with whitening replace
-    ``bn1``.
+    positions. State-dict keys are those of timm's ResNets. The whitening experiments replace ``bn1``.
 
     Args:
         num_classes: outputs; 0 returns the pooled vector.
@@ -154,7 +153,7 @@ def _stage(
 
 
 def _projection(in_channels: int, out_channels: int, stride: int, factory: dict[str, Any]) -> nn.Module | None:
-    """What brings a block's input to the shape of its output, where the two differ."""
+    """Convolution and norm that bring a block's input to the shape of its output, if the two differ."""
     if stride == 1 and in_channels == out_channels:
         return None
     convolution = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False, **factory)

@@ -1,6 +1,6 @@
 """So-ViT: a vision transformer that classifies its class token and the covariance of its visual tokens."""
 
-# No postponed annotations: what torch.fx traces is scripted with the annotations as they are.
+from __future__ import annotations
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 
 from ..checks import check_choice, check_flag, check_integer, check_number
 from ..errors import OptionError, ShapeError
-from ..pooling.scripting import shallow_copy
 from .backbone import Backbone
 from .resnet_cifar import Bottleneck
 from .token_head import TokenHead
@@ -27,7 +26,7 @@ OUTPUT_FORMATS = ("NCHW", "NLC")
 
 
 class SoViTSettings(NamedTuple):
-    """What tells one So-ViT from another.
+    """Sizes of a So-ViT.
 
     Attributes:
         embed_dim: channels of the tokens.
@@ -92,8 +91,7 @@ class VisualTokens(nn.Module):
         self.proj = nn.Conv2d(width, embed_dim, 1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting():
-            check_image_size(x, self.img_size)
+        check_image_size(x, self.img_size)
         x = self.stages(self.pool(self.stem(x)))
         return self.proj(x).flatten(2).transpose(1, 2)
 
@@ -136,8 +134,8 @@ class SoViT(Backbone):
         embed_dim, depth, num_heads, mlp_ratio, reduce_channels: see :class:`SoViTSettings`.
         head_kwargs: options of the pool and of its matrix method, for example ``dict(vectorize='full')``.
         drop_rate: dropout of the pooled vector.
-        pos_drop_rate, proj_drop_rate, attn_drop_rate: dropout of the tokens, of what the linear layers of the blocks
-            give, and of the attention.
+        pos_drop_rate, proj_drop_rate, attn_drop_rate: dropout of the tokens, of the outputs of the blocks' linear
+            layers, and of the attention.
         drop_path_rate: stochastic depth of the last block; it grows from zero in equal steps.
 
     Source: Xie, Zeng, Wang, Zhang & Li, "So-ViT: Mind Visual Tokens for Vision Transformer", arXiv 2104.10935, 2021;
@@ -147,9 +145,6 @@ class SoViT(Backbone):
         OptionError, UnknownNameError: for an argument out of its range.
         ShapeError: in ``forward``, for images of another size.
     """
-
-    # TorchScript would take their number from the annotation.
-    __jit_ignored_attributes__ = ["stages"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -207,9 +202,8 @@ class SoViT(Backbone):
         self.head_hidden_size = self.head.num_features
         SoViT.init_weights(self)  # a subclass may mean something else by that
 
-    @torch.jit.ignore
     def init_weights(self) -> None:
-        """Normal numbers, cut off, for the linear layers and the class token; convolutions as torch begins them."""
+        """Truncated normal numbers for linear layers and class token; convolutions keep torch's initialisation."""
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -217,22 +211,18 @@ class SoViT(Backbone):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns of the parameters of the tokens' stem and of every block; the last norm goes with the last block."""
         return dict(stem=r"^cls_token|^patch_embed", blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))])
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Parameters that weight decay should leave alone, beyond biases and norms."""
         return {"cls_token"}
 
-    @torch.jit.ignore
     def get_classifier(self, name_only: bool = False) -> tuple[nn.Module, nn.Module] | tuple[str, str]:  # type: ignore[override]
         """The classifiers of the pooled vector and of the class token, or their names."""
         return ("head.fc", "head.cls_fc") if name_only else (self.head.fc, self.head.cls_fc)
 
-    @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """New classifiers, and a new pool where ``global_pool`` names another one; see :meth:`TokenHead.reset`."""
         self.head.reset(num_classes, global_pool, self.cls_token.device, self.cls_token.dtype)
@@ -248,7 +238,7 @@ class SoViT(Backbone):
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to normalised tokens (B, 1 + N, embed_dim), class token first."""
         x = self.embed(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        if self.grad_checkpointing:
             for block in self.blocks:
                 x = self._run_block(block, x)
         else:
@@ -276,24 +266,24 @@ class SoViT(Backbone):
             indices: blocks, negative ones from the end; an integer for that many last ones; all by default.
             return_prefix_tokens: pairs with the class token (B, 1, embed_dim).
             norm: normalise them by the last norm.
-            stop_early: leave out the blocks behind the last one wanted.
+            stop_early: do not compute the blocks behind the last one chosen.
             output_fmt: ``NCHW`` for maps, ``NLC`` for tokens without the class token.
             intermediates_only: return just the list.
 
         Returns:
-            The last tokens computed, normalised, and the list of those wanted, in the order of the blocks.
+            The last tokens computed, normalised, and the list of the chosen ones, in the order of the blocks.
 
         Raises:
             OptionError: for a block that does not exist, or another ``output_fmt``.
         """
         check_choice("output_fmt", output_fmt, OUTPUT_FORMATS)
         check_flag("return_prefix_tokens", return_prefix_tokens)
-        wanted = self._stage_indices(indices)
+        chosen = self._stage_indices(indices)
         x = self.embed(x)
         intermediates: list[Any] = []
-        for index, block in enumerate(self.blocks[: max(wanted) + 1] if stop_early else self.blocks):
+        for index, block in enumerate(self.blocks[: max(chosen) + 1] if stop_early else self.blocks):
             x = self._run_block(block, x)
-            if index in wanted:
+            if index in chosen:
                 tokens = self.norm(x) if norm else x
                 spatial = tokens[:, 1:]
                 if output_fmt == "NCHW":
@@ -308,15 +298,15 @@ class SoViT(Backbone):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove the blocks behind the last one wanted, the norm and the head as asked; return the wanted ones."""
-        wanted = self._stage_indices(indices)
-        self.blocks = self.blocks[: max(wanted) + 1]
-        self.stages = self.stages[: max(wanted) + 1]
+        """Remove the blocks behind the last one chosen, the norm and the head as asked; return the chosen ones."""
+        chosen = self._stage_indices(indices)
+        self.blocks = self.blocks[: max(chosen) + 1]
+        self.stages = self.stages[: max(chosen) + 1]
         if prune_norm:
             self.norm = nn.Identity()  # type: ignore[assignment]
         if prune_head:
             self.reset_classifier(0, "")
-        return wanted
+        return chosen
 
     def _run_block(self, block: nn.Module, x: Tensor) -> Tensor:
         if self.grad_checkpointing:
@@ -331,11 +321,6 @@ class SoViT(Backbone):
             if side * side == saved.shape[1] - 1 != self.patch_embed.num_patches:
                 state_dict[f"{prefix}pos_embed"] = resized_positions(saved, (side, side), self.patch_embed.grid_size)
         super()._load_from_state_dict(state_dict, prefix, *context)
-
-    @torch.jit.ignore
-    def __prepare_scriptable__(self) -> nn.Module:
-        # torch puts what stands for a pool into the model that it is given.
-        return shallow_copy(self)
 
 
 def _checked_size(img_size: int | Sequence[int]) -> tuple[int, int]:

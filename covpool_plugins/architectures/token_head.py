@@ -1,6 +1,6 @@
 """The head of So-ViT: second-order pooled visual tokens and the class token, each with its own classifier."""
 
-# No postponed annotations: what torch.fx traces is scripted with the annotations as they are.
+from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,8 +27,8 @@ def create_token_pool(
         name: one of :func:`covpool_plugins.list_pools`.
         in_channels: channels of the tokens.
         reduce_channels: after the reduction. Of two numbers the cross covariance takes both, any other pool the first;
-            ``None`` leaves the reduction out. A pool without reductions has no use for it.
-        options: of the pool and of its matrix method; they replace the ones above.
+            ``None`` leaves the reduction out. Pools without a reduction ignore it.
+        options: of the pool and of its matrix method; they override the arguments above.
 
     Raises:
         UnknownNameError: for a pool that does not exist.
@@ -82,7 +82,6 @@ class TokenHead(nn.Module):
         self._build_pool(global_pool, factory)
         self._build_classifiers(num_classes, factory)
 
-    @torch.jit.ignore
     def reset(
         self,
         num_classes: int,
@@ -103,7 +102,6 @@ class TokenHead(nn.Module):
         self._build_classifiers(num_classes, factory)
         self.train(self.training)
 
-    @torch.jit.ignore
     def _build_pool(self, name: str, factory: dict[str, Any]) -> None:
         self.pool: nn.Module = nn.Identity()
         width = 0
@@ -111,12 +109,10 @@ class TokenHead(nn.Module):
             self.pool = create_token_pool(name, self.in_features, self.reduce_channels, self.pool_options, **factory)
             width = int(self.pool.out_features)  # type: ignore[arg-type]
         self.global_pool = name
-        self.unpooled = not name  # TorchScript knows no truth value of a string
         self.num_features = width + self.in_features
 
-    @torch.jit.ignore
     def _build_classifiers(self, num_classes: int, factory: dict[str, Any]) -> None:
-        self.classifies = num_classes > 0
+        self.num_classes = num_classes
         self.fc: nn.Module = nn.Identity()
         self.cls_fc: nn.Module = nn.Identity()
         if num_classes:
@@ -124,9 +120,9 @@ class TokenHead(nn.Module):
             self.cls_fc = nn.Linear(self.in_features, num_classes, **factory)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        if self.unpooled:
+        if not self.global_pool:
             return x
         vector, token = self.dropout(self.pool(x)), x[:, 0]
-        if pre_logits or not self.classifies:
+        if pre_logits or not self.num_classes:
             return torch.cat([vector, token], dim=1)
         return self.fc(vector) + self.cls_fc(token)

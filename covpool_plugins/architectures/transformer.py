@@ -1,6 +1,6 @@
 """Blocks of a vision transformer, with the names of timm's."""
 
-# No postponed annotations: what torch.fx traces is scripted with the annotations as they are.
+from __future__ import annotations
 
 from typing import Any
 

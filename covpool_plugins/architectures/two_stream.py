@@ -38,13 +38,13 @@ class Stream(NamedTuple):
 
 
 class SideBySide(nn.Module):
-    """What the streams give, at the same positions and one above the other: maps (B, C₁ + C₂, H, W).
+    """The maps of the streams on one grid, concatenated along the channels: (B, C₁ + C₂, H, W).
 
-    Of two grids the finer one is averaged down to the coarser (``adaptive_avg_pool2d``), height and width each by
-    itself. Tokens have no grid that could be resized: beside them there must be as many positions, row by row.
+    The finer grid is averaged down to the coarser (``adaptive_avg_pool2d``), height and width separately. Tokens have
+    no grid to resize: the other stream must have as many positions, which are taken row by row.
 
     Raises:
-        ShapeError: from ``forward``, for tokens beside another number of positions.
+        ShapeError: from ``forward``, for tokens and another number of positions.
     """
 
     def __init__(self, streams: Sequence[Stream]) -> None:
@@ -115,7 +115,7 @@ class TwoStreamPool(nn.Module):
 
 
 class Unpooled(nn.Identity):
-    """In place of the pool; timm reads the empty name off it."""
+    """Stands for no pool; timm reads its empty name."""
 
     pool_type = ""
 

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_choice, check_integer, check_known
-from ..errors import OptionError, ShapeError
+from ..errors import ExportError, OptionError, ShapeError
 from ..linalg import smaller_covariance
 from ..linalg.tensors import check_floating, guarded_eigh, working_dtype
 from ..tables import Table
 from .reduction import REDUCTIONS, reduced_channels
-from .scripting import PoolInPython
 
 InputFormat = Literal["NCHW", "NHWC", "NLC"]
 INPUT_FORMATS: tuple[str, ...] = get_args(InputFormat)
@@ -192,7 +191,10 @@ class Pool(nn.Module):
         return Spectrum.of(values)
 
     def __prepare_scriptable__(self) -> nn.Module:
-        return PoolInPython(self)
+        raise ExportError(
+            f"torch.jit.script cannot take the {self.pool_type} pool, for TorchScript has no custom gradients; "
+            "use torch.jit.trace, torch.export or torch.compile"
+        )
 
     def extra_repr(self) -> str:
         return f"{self.pool_type!r}, {self.in_channels} -> {self.out_features}, input_fmt={self.input_fmt!r}"

@@ -1,6 +1,6 @@
 """Second-order heads on timm backbones, and their registered names."""
 
-from . import whitened_models
+from . import whitened_models  # noqa: F401  registers them
 from .builder import create_model
 from .head import SecondOrderHead, list_heads
 from .hub import save_for_hub
@@ -8,7 +8,6 @@ from .second_order_models import registered_models
 from .subclass import SecondOrderModel
 from .two_stream import create_two_stream_model
 
-assert whitened_models  # registers them
 __all__ = [
     "SecondOrderHead",
     "SecondOrderModel",

@@ -1,8 +1,8 @@
-"""What a timm backbone hands to its head, found out by asking it.
+"""What a timm backbone hands to its head, from a run without data.
 
-A backbone is built with its classifier and, where timm allows that, its pooling disabled. What then comes out of its
-``forward_head`` (or, where the model keeps all of its head in one module, goes into it) is what a second-order head
-takes: maps in either order or tokens, several positions of them.
+A backbone is built without its classifier and, where timm allows it, without its pooling. A second-order head takes the
+output of its ``forward_head``, or the input where the model keeps all of its head in one module: maps in either order,
+or tokens.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Size = tuple[int, int, int]
 # Heads whose norm stands in front of their other layers; MetaFormer's is a plain sequence.
 NORM_FIRST = (NormMlpClassifierHead, ClNormMlpClassifierHead, nn.Sequential)
 
-# Modules behind the feature map, by class of the backbone, that pooling by covariance leaves without a use.
-WITHOUT_USE = {"VGG": ("pre_logits",)}
+# Modules behind the feature map that a second-order head does not use, by class of the backbone.
+UNUSED = {"VGG": ("pre_logits",)}
 
 
 class HeadInput(NamedTuple):
@@ -53,18 +53,18 @@ class HeadInput(NamedTuple):
 
 
 def build_unpooled(entrypoint: Callable[..., nn.Module], **arguments: Any) -> nn.Module:
-    """The backbone without classifier, and without pooling where its family can do without."""
+    """The backbone without classifier, and without pooling where its family allows it."""
     try:
         model = entrypoint(num_classes=0, global_pool="", **arguments)
     except AssertionError:  # how timm's families say that they cannot
         model = entrypoint(num_classes=0, **arguments)
-    for name in WITHOUT_USE.get(type(model).__name__, ()):
+    for name in UNUSED.get(type(model).__name__, ()):
         setattr(model, name, nn.Identity())
     return model
 
 
 def head_input(model: nn.Module, name: str, in_chans: int | None = None) -> HeadInput:
-    """Find out what the head gets, without computing it.
+    """What the head gets; only shapes are computed.
 
     Args:
         model: the backbone, of :func:`build_unpooled`.
@@ -72,18 +72,18 @@ def head_input(model: nn.Module, name: str, in_chans: int | None = None) -> Head
         in_chans: channels of its images; those of its description by default.
 
     Raises:
-        ShapeError: if that is nothing that a covariance can be taken of, saying what it is.
+        ShapeError: if a covariance cannot be taken of it, naming the shape.
     """
     own = getattr(model, "head", None)
     own = own if isinstance(own, nn.Module) and not isinstance(own, nn.Identity) else None
     pooling_head = own is not None and (hasattr(own, "global_pool") or isinstance(own, ClNormMlpClassifierHead))
-    features, left, head_was_called = _outputs(model, own, input_size(model, in_chans), not pooling_head)
-    found = features if pooling_head else left
-    if _layout(model, found) is None:
-        found, pooling_head = features, True
-    layout = _layout(model, found)
+    features, unpooled, head_was_called = _outputs(model, own, input_size(model, in_chans), not pooling_head)
+    shape = features if pooling_head else unpooled
+    if _layout(model, shape) is None:
+        shape, pooling_head = features, True
+    layout = _layout(model, shape)
     if layout is None:
-        raise ShapeError(f"backbone {name!r} {_described(found)}; a second-order head takes maps or tokens of an image")
+        raise ShapeError(f"backbone {name!r} {_described(shape)}; a second-order head takes maps or tokens of an image")
     channels, input_fmt, prefix = layout
     place: Place = "beside" if head_was_called else "instead" if pooling_head else "after"
     norm = getattr(own, "norm", None) if pooling_head and isinstance(own, NORM_FIRST) else None
@@ -101,11 +101,11 @@ def _outputs(model: Any, own: nn.Module | None, size: Size, head_too: bool) -> t
         features = model.forward_features(x)
         if hook is not None:
             hook.remove()
-        one = isinstance(features, torch.Tensor)
-        return features, model.forward_head(features, pre_logits=True) if head_too and one else features
+        is_tensor = isinstance(features, torch.Tensor)
+        return features, model.forward_head(features, pre_logits=True) if head_too and is_tensor else features
 
-    features, left = without_data(model, size, run)
-    return _shapes(features), _shapes(left), bool(called)
+    features, unpooled = without_data(model, size, run)
+    return _shapes(features), _shapes(unpooled), bool(called)
 
 
 def without_data(model: nn.Module, size: Size, run: Callable[[torch.Tensor], Any]) -> Any:
@@ -142,7 +142,7 @@ def input_size(model: nn.Module, in_chans: int | None = None) -> Size:
 def _shapes(output: Any) -> Any:
     if isinstance(output, torch.Tensor):
         return output.shape
-    return [_shapes(one) for one in (output.values() if isinstance(output, dict) else output)]
+    return [_shapes(part) for part in (output.values() if isinstance(output, dict) else output)]
 
 
 def _layout(model: nn.Module, shape: Any) -> tuple[int, InputFormat, int] | None:

@@ -13,7 +13,7 @@ from timm.models import (
     resolve_pretrained_cfg,
     split_model_name_tag,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from ..checks import check_choice, check_flag, check_number
 from ..errors import OptionError, UnknownNameError
@@ -22,12 +22,19 @@ from .backbones import HeadInput, head_input
 from .head import SecondOrderHead, takes_frames
 from .strides import build_with_last_stride
 from .subclass import attach_head, head_name
-from .weights import ask_to_convert, load_head, one_line_errors, report, watch_loading
+from .weights import (
+    ask_to_convert,
+    check_backbone_is_loaded,
+    load_head,
+    one_line_errors,
+    read_weights,
+    without_head,
+)
 
 CLASSIFIER = "head.fc"
 DEFAULT_CLASSES = 1000
 # Options of the pool that follow from the backbone.
-FOUND_OUT = ("in_channels", "input_fmt", "num_prefix_tokens", "device", "dtype")
+SET_BY_BACKBONE = ("in_channels", "input_fmt", "num_prefix_tokens", "device", "dtype")
 # Registered names that are no backbones.
 SECOND_ORDER_NAMES: set[str] = set()
 LAYER_GROUPS = (None, "head")
@@ -101,42 +108,36 @@ def create_model(
     frames = _frames(frames, options, pool_type or head)
     check_number("drop_rate", drop_rate, "[0, 1)")
     cfg = resolve_pretrained_cfg(name, pretrained_cfg or tag or None, pretrained_cfg_overlay)
-    described = pretrained_cfg_overlay or not isinstance(pretrained_cfg, (str, type(None)))
+    has_description = pretrained_cfg_overlay or not isinstance(pretrained_cfg, (str, type(None)))
     if num_classes is None:
-        num_classes = int(cfg.num_classes) if described and cfg.num_classes is not None else DEFAULT_CLASSES
-    given = described and cfg.has_weights
-    if described and not given:
+        num_classes = int(cfg.num_classes) if has_description and cfg.num_classes is not None else DEFAULT_CLASSES
+    own_weights = bool(pretrained and has_description and cfg.has_weights)
+    if has_description and not cfg.has_weights:
         # timm's scripts hand over the description of our model, which has no weights: then the backbone's are meant.
         cfg = resolve_pretrained_cfg(name, tag or None, pretrained_cfg_overlay)
     source = dict(pretrained=pretrained, pretrained_cfg=cfg, cache_dir=timm_kwargs.pop("cache_dir", None))
-    entrypoint = model_entrypoint(name)
     if features_only:
-        return entrypoint(features_only=True, **source, **timm_kwargs)
-
-    if pretrained and given and cfg.num_classes == 0:
-        # timm is strict about the keys, which are the head's too, where the numbers of classes agree.
-        source["pretrained_cfg"] = replace(cfg, num_classes=DEFAULT_CLASSES)
-    with watch_loading() as missing, one_line_errors(cfg if pretrained and given else None):
-        model = build_with_last_stride(entrypoint, name, last_stride, {**source, **timm_kwargs})
-    found = head_input(model, name, timm_kwargs.get("in_chans"))
+        return model_entrypoint(name)(features_only=True, **source, **timm_kwargs)
+    model, weights = _build_backbone(name, last_stride, own_weights, {**source, **timm_kwargs})
+    features = head_input(model, name, timm_kwargs.get("in_chans"))
     parameter = next(model.parameters())
     new_head = SecondOrderHead(
-        found.channels,
+        features.channels,
         num_classes,
         pool_type,
         drop_rate,
         options,
-        input_fmt=found.input_fmt,
-        num_prefix_tokens=found.num_prefix_tokens,
-        fuse_class_token=_class_token(fuse_class_token, found, name),
-        norm=found.norm,
+        input_fmt=features.input_fmt,
+        num_prefix_tokens=features.num_prefix_tokens,
+        fuse_class_token=_class_token(fuse_class_token, features, name),
+        norm=features.norm,
         own_pool_type=head,
         hidden_features=hidden_features,
         frames=frames,
         device=parameter.device,
         dtype=parameter.dtype,
     )
-    attach_head(model, new_head, num_classes, found.place)
+    attach_head(model, new_head, num_classes, features.place)
     ask_to_convert(model)
     model.layer_groups = layer_groups  # type: ignore[assignment]
     model.second_order_arguments = dict(  # type: ignore[assignment]
@@ -148,11 +149,28 @@ def create_model(
         frames=frames,
         **timm_kwargs,
     )
-    model.pretrained_cfg = model.default_cfg = _described(model, f"{name}_{head}", cfg.num_classes)  # type: ignore[assignment]
+    model.pretrained_cfg = model.default_cfg = _description(model, f"{name}_{head}", cfg)  # type: ignore[assignment]
     if pretrained:
-        loaded = _load_head(model, cfg, source["cache_dir"]) if given else ([], [])
-        report(model, missing, *loaded, str(cfg.file or cfg.hf_hub_id or cfg.url or name))
+        place = str(cfg.file or cfg.hf_hub_id or cfg.url or name)
+        if weights is not None:
+            check_backbone_is_loaded(model, weights, place)
+        load_head(model, weights or {}, place, _plain_classifier(new_head, cfg))
     return model
+
+
+def _build_backbone(
+    name: str, last_stride: int | None, own_weights: bool, arguments: dict[str, Any]
+) -> tuple[nn.Module, dict[str, Tensor] | None]:
+    """The unpooled backbone, and with ``own_weights`` the tensors of its description, which may have a head's too."""
+    cfg = arguments["pretrained_cfg"]
+    weights = read_weights(cfg, arguments["cache_dir"]) if own_weights else None
+    if weights is not None:
+        # timm is strict about the keys if the numbers of classes agree, and a backbone without classifier has none.
+        classes = cfg.num_classes or DEFAULT_CLASSES
+        changes = dict(num_classes=classes, state_dict=without_head(weights), source=None)
+        arguments["pretrained_cfg"] = replace(cfg, **changes)
+    with one_line_errors(cfg if own_weights else None):
+        return build_with_last_stride(model_entrypoint(name), name, last_stride, arguments), weights
 
 
 def _known_backbone(backbone: str) -> tuple[str, str]:
@@ -170,19 +188,19 @@ def _known_backbone(backbone: str) -> tuple[str, str]:
 
 
 def _head_options(head_kwargs: Any, saved: Any, reduce_channels: int | str | None) -> dict[str, Any]:
-    """Options of the pool: those that a hub folder was saved with, and those given in two places."""
+    """Options of the pool: those of the call, in two places, over those that a hub folder was saved with."""
     if not isinstance(head_kwargs, (Mapping, type(None))):
         raise OptionError(f"head_kwargs must be a dictionary of options, got {head_kwargs!r}")
-    for option in FOUND_OUT:
+    for option in SET_BY_BACKBONE:
         if option in (head_kwargs or {}):
             raise OptionError(f"head_kwargs have {option!r}, which follows from the backbone")
-    given = {} if head_kwargs == saved else dict(head_kwargs or {})
+    options = {} if head_kwargs == saved else dict(head_kwargs or {})
     if reduce_channels != "default":
-        wanted = reduce_channels or None
-        if given.setdefault("reduce_channels", wanted) != wanted:
-            other = given["reduce_channels"]
+        width = reduce_channels or None
+        if options.setdefault("reduce_channels", width) != width:
+            other = options["reduce_channels"]
             raise OptionError(f"reduce_channels={reduce_channels!r}, but head_kwargs have reduce_channels={other!r}")
-    return dict(saved or {}) | given
+    return dict(saved or {}) | options
 
 
 def _frames(frames: int | None, options: dict[str, Any], pool_type: str) -> int | None:
@@ -195,21 +213,19 @@ def _frames(frames: int | None, options: dict[str, Any], pool_type: str) -> int 
     return own
 
 
-def _load_head(model: Any, cfg: Any, cache_dir: Any) -> tuple[list[str], list[str]]:
-    head: SecondOrderHead = model.get_submodule(head_name(model))
-    # Average pooling can go on with a plain backbone's classifier, where no norm stands between the two.
+def _plain_classifier(head: SecondOrderHead, cfg: Any) -> str | None:
+    """The plain backbone's classifier, which average pooling can go on with if no norm stands between the two."""
     usable = head.pool_type == "gap" and isinstance(head.norm, nn.Identity) and isinstance(cfg.classifier, str)
-    return load_head(model, cfg.to_dict(), model.num_classes, cache_dir, cfg.classifier if usable else None)
+    return cfg.classifier if usable else None
 
 
-def _class_token(fuse: bool, found: HeadInput, name: str) -> bool:
+def _class_token(fuse: bool, features: HeadInput, name: str) -> bool:
     check_flag("fuse_class_token", fuse)
-    if fuse and not found.class_token:
+    if fuse and not features.class_token:
         raise OptionError(f"fuse_class_token needs a backbone with a class token, got {name!r}")
     return fuse
 
 
-def _described(model: nn.Module, architecture: str, num_classes: int | None) -> dict[str, Any]:
-    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    names = {"architecture": architecture, "classifier": f"{head_name(model)}.fc"}
-    return {**cfg, **names, "num_classes": num_classes}
+def _description(model: nn.Module, architecture: str, cfg: Any) -> dict[str, Any]:
+    own = dict(architecture=architecture, classifier=f"{head_name(model)}.fc", num_classes=cfg.num_classes)
+    return {**model.pretrained_cfg, "state_dict": cfg.state_dict, "source": cfg.source, **own}  # type: ignore[dict-item]

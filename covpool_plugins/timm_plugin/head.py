@@ -107,9 +107,9 @@ class SecondOrderHead(nn.Module):
     ) -> None:
         """New classifier; the pool and what it has learned stay unless another ``pool_type`` is named.
 
-        A new pool takes over those of the old one's options that it has too (``reduce_channels``, ...), and a reduction
-        that is the same. A head without a pool gets the one it was made for, fresh. Device and dtype are those of the
-        head's parameters unless given.
+        A new pool takes over the options that it shares with the old one (``reduce_channels``, ...), and a reduction
+        that is the same. A head without a pool gets the one it was made for, fresh. Device and dtype are by default
+        those of the head's parameters.
         """
         reference = next(self.parameters(), torch.empty(0))
         device, dtype = device or reference.device, dtype or reference.dtype
@@ -162,9 +162,9 @@ class SecondOrderHead(nn.Module):
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = self.norm(x)
-        vector = self.global_pool(x)
-        if len(self.pool_type) == 0:
+        if not self.pool_type:
             return x
+        vector = self.global_pool(x)
         if self.fuse_token:
             vector = torch.cat([vector, mean_over_frames(x[:, 0], self.frames_joined_by_pool)], dim=1)
         vector = self.dropout(mean_over_frames(self.hidden(vector), self.frames_averaged))

@@ -15,13 +15,13 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from ..errors import OptionError
-from ..files import write_atomically, write_file_atomically
+from ..files import write_file_atomically, write_json
 from .builder import SECOND_ORDER_NAMES, create_model
 from .second_order_models import default_cfgs
 from .subclass import SecondOrderModel, head_name
 
-# Arguments of the factory that say where a model is, or where its weights came from, and not what it is.
-NO_PART_OF_THE_MODEL = ("device", "dtype", "pretrained_model_args", "pretrained_strict", "num_classes", "global_pool")
+# Arguments that do not describe the network, but its place, its weights or its classifier.
+NOT_SAVED = ("device", "dtype", "pretrained_model_args", "pretrained_strict", "num_classes", "global_pool")
 
 
 SECOND_ORDER_NAMES.add("second_order")
@@ -44,11 +44,11 @@ def save_for_hub(model: nn.Module, directory: Path | str) -> Path:
 
     Args:
         model: of :func:`covpool_plugins.create_model` or a registered name.
-        directory: created as needed; files of these names in it are replaced, each at once.
+        directory: created as needed; files of these names in it are replaced.
 
     Raises:
-        OptionError: for another model, one that its arguments do not build again (a reparameterized one, say, or one
-            with an argument that JSON cannot express), one without data, or a ``directory`` that is a file.
+        OptionError: for another model, one that its arguments do not build again (reparameterized, or with an argument
+            that JSON cannot express), one on the meta device, or a ``directory`` that is a file.
 
     Examples:
         >>> model = create_model("test_resnet", "svdpade", num_classes=5, reduce_channels=16).eval()
@@ -76,13 +76,12 @@ def write_hub_folder(model: nn.Module, directory: Path, architecture: str, argum
     """Write a registered model as a folder for ``local-dir:``, given the name and the arguments that build it again."""
     config = _config(model, architecture, arguments)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    # Written tensor by tensor: a copy of them all would take as much memory again.
+    # By file name: bytes of them all would take as much memory again.
     write_file_atomically(
         directory / "model.safetensors",
         lambda path: safetensors.torch.save_file(tensors, path, metadata={"format": "pt"}),
     )
-    # The description last: a folder without it is not taken for a model.
-    write_atomically(directory / "config.json", lambda file: file.write(json.dumps(config, indent=2).encode()))
+    write_json(directory / "config.json", config)  # last: a folder without it is not taken for a model
     return directory
 
 
@@ -90,7 +89,7 @@ def _reconstruction(model: Any) -> tuple[str, dict[str, Any]]:
     """The registered name to build the model by, and its arguments."""
     head = getattr(model, head_name(model))
     pool_type = head.pool_type or head.own_pool_type
-    arguments = {k: v for k, v in model.second_order_arguments.items() if k not in NO_PART_OF_THE_MODEL}
+    arguments = {k: v for k, v in model.second_order_arguments.items() if k not in NOT_SAVED}
     backbone = arguments.pop("backbone")
     arguments["head_kwargs"] = head.options_for(pool_type)
     if not head.pool_type:
@@ -107,7 +106,7 @@ def _check_that_it_builds_again(model: Any, architecture: str, arguments: dict[s
     saved, built = ({k: v.shape for k, v in m.state_dict().items()} for m in (model, again))
     for key in [*saved, *built]:
         if saved.get(key) != built.get(key):
-            raise OptionError(f"save_for_hub: {architecture!r} would be built otherwise than this model, see {key!r}")
+            raise OptionError(f"save_for_hub: {architecture!r} builds another model than this one, see {key!r}")
 
 
 def _config(model: Any, architecture: str, arguments: dict[str, Any]) -> dict[str, Any]:

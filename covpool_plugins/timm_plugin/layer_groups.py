@@ -14,8 +14,8 @@ import re
 def head_and_rest(classifier: str) -> dict[str, str]:
     """What ``model.group_matcher()`` has to return for these two groups.
 
-    timm numbers the patterns in their order and matches them from the start of a parameter's name; what no pattern
-    matches comes last. So one pattern is enough: every name that is not the classifier's.
+    timm numbers the patterns in order, matches them from the start of a parameter's name and puts names without a match
+    last. So one pattern is enough: every name that is not the classifier's.
 
     Args:
         classifier: name of the classifier's module, ``head.fc``.

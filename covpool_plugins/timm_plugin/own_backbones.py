@@ -1,4 +1,4 @@
-"""Our own networks under timm's roof: ``timm.create_model('alexnet')`` and ``timm.create_model('resnet18_cifar')``."""
+"""Networks that timm lacks, under its names: ``timm.create_model('alexnet')``, ``'resnet18_cifar'``, ``'so_vit_7'``."""
 
 from __future__ import annotations
 

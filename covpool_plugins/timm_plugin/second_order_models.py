@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
-from timm.models import generate_default_cfgs, get_pretrained_cfg, register_model
+from timm.models import register_model
 from torch import nn
 
-from . import own_backbones
+from . import own_backbones  # noqa: F401  registered before they are looked up
 from .builder import CLASSIFIER, SECOND_ORDER_NAMES, create_model
 from .head import list_heads
+from .weights import description_without_weights
 
 BACKBONES_WITH_EVERY_HEAD = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 # The papers' other backbones, and today's common ones.
-BACKBONES = (
+BACKBONES_WITH_COMMON_HEADS = (
     "alexnet",
     "vgg16_bn",
     "densenet121",
@@ -38,7 +38,6 @@ COMMON_HEADS = ("svdpade", "isqrt", "mpa", "seb")
 BILINEAR_BACKBONES = ("vgg16",)
 BILINEAR_HEADS = ("bcnn", "cbp")
 
-assert own_backbones  # registered before they are looked up
 __all__: list[str] = []
 default_cfgs: dict[str, Any] = {}
 
@@ -52,7 +51,7 @@ def registered_models() -> Iterator[tuple[str, str, str]]:
     """
     for backbones, heads in (
         (BACKBONES_WITH_EVERY_HEAD, list_heads()),
-        (BACKBONES, COMMON_HEADS),
+        (BACKBONES_WITH_COMMON_HEADS, COMMON_HEADS),
         (BILINEAR_BACKBONES, BILINEAR_HEADS),
     ):
         for backbone in backbones:
@@ -69,19 +68,10 @@ def _entrypoint(name: str, backbone: str, head: str) -> Callable[..., nn.Module]
     return build
 
 
-def _description(name: str, backbone: str) -> Any:
-    """The backbone's description without its weights: those are no weights of the whole model."""
-    cfg = get_pretrained_cfg(backbone)
-    assert cfg is not None
-    nowhere = dict.fromkeys(("tag", "file", "state_dict", "hf_hub_id", "hf_hub_filename"))
-    cfg = replace(cfg, classifier=CLASSIFIER, url="", source=None, **nowhere)  # type: ignore[arg-type]
-    return generate_default_cfgs({name: cfg})[name]
-
-
 def _register_all() -> None:
     for name, backbone, head in registered_models():
         SECOND_ORDER_NAMES.add(name)
-        default_cfgs[name] = _description(name, backbone)  # register_model reads it: first this, then that
+        default_cfgs[name] = description_without_weights(name, backbone, classifier=CLASSIFIER)  # for register_model
         globals()[name] = register_model(_entrypoint(name, backbone, head))
 
 

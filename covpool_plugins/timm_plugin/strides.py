@@ -20,8 +20,8 @@ def build_with_last_stride(
 ) -> nn.Module:
     """The unpooled backbone, for ``last_stride=1`` with twice as many positions in each direction.
 
-    timm makes up for a stride that ``output_stride`` removes by dilation; that is undone, the GCP networks just drop
-    the stride. Where a family has no ``output_stride``, its last pooling between stages is left out.
+    For a stride that ``output_stride`` removes timm adds dilation, which is undone: the GCP networks just drop the
+    stride. Where a family has no ``output_stride``, its last pooling between stages is removed.
 
     Raises:
         OptionError: for another ``last_stride``, beside ``output_stride``, or for a backbone that keeps its stride.
@@ -52,7 +52,7 @@ def _remove_added_dilation(model: nn.Module) -> None:
 
 
 def _drop_last_pooling(model: nn.Module, in_chans: int | None) -> bool:
-    """Leave out the pooling that makes maps of the size of the last one; whether there is one."""
+    """Remove the pooling whose output has the size of the last map; return whether there is one."""
     sizes: dict[str, torch.Size] = {}
     hooks = [
         module.register_forward_hook(lambda _, __, output, name=name: sizes.update({name: output.shape[2:]}))

@@ -1,9 +1,9 @@
 """Style transfer by whitening and colouring, with a decoder that is trained on the two pictures themselves.
 
-A timm backbone makes features of both pictures, the content's take the style's mean and covariance, and a small decoder
-makes a picture of them. Nothing is downloaded: the decoder learns on patches of the pictures, and a backbone without
-weights of its own has its batch norms set on them. What comes out has the style's colours and small textures; it is no
-match for a decoder trained on a large collection.
+A timm backbone makes features of both pictures, those of the content get the mean and covariance of the style's, and a
+small decoder makes a picture of them. Nothing is downloaded: the decoder learns on patches of the two pictures, and the
+batch norms of a backbone without weights take their statistics from them. The result has the style's colours and small
+textures; a decoder trained on a large collection gives better pictures.
 
 Sources: Li et al., "Universal Style Transfer via Feature Transforms", NeurIPS 2017; Song, Sebe & Wang, "Fast
 Differentiable Matrix Square Root", ICLR 2022.
@@ -26,7 +26,7 @@ from timm.data.constants import IMAGENET_DEFAULT_STD as STD
 from torch import Tensor, nn
 
 from ..checks import check_integer, check_number
-from ..errors import OptionError, UnknownNameError, require_extra
+from ..errors import OptionError, UnknownNameError, one_line, require_extra
 from ..linalg import NewtonSchulz, covariance
 from ..pictures import read_picture
 from ..whitening import whitening_coloring
@@ -41,7 +41,7 @@ CONVERGED = 20  # Newton-Schulz iterations for condition numbers up to 1e6 or so
 
 @dataclass(frozen=True)
 class Settings:
-    """How to transfer.
+    """Settings of a transfer.
 
     Args:
         model: timm backbone.
@@ -108,7 +108,7 @@ def open_picture(name: str | Path, size: int) -> Tensor:
     elif str(name) in SHIPPED:
         picture = Image.fromarray(getattr(require_extra("skimage.data", "demo"), str(name))()[..., :3])
     else:
-        raise UnknownNameError("picture, and no file of that name", str(name), SHIPPED)
+        raise UnknownNameError("picture", str(name), SHIPPED)
     scale = size / min(picture.size)
     smaller = picture.resize((round(scale * picture.width), round(scale * picture.height)), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.asarray(smaller, dtype=np.float32) / 255).permute(2, 0, 1)[None]
@@ -124,8 +124,7 @@ class Stylist:
         progress: called after every step of training.
 
     Attributes:
-        reconstruction: peak signal-to-noise ratio in dB of the content through encoder and decoder, by stage: what the
-            decoder can do at best.
+        reconstruction: peak signal-to-noise ratio in dB of the content through encoder and decoder, by stage.
     """
 
     def __init__(
@@ -143,8 +142,8 @@ class Stylist:
                 self.encoders[stage] = encoder
                 self.decoders[stage] = self._train_decoder(encoder, progress)
                 with torch.no_grad():
-                    again = self.decoders[stage](_features(encoder, content))
-                error = (again.clamp(0, 1) - _cropped(content, again)).square().mean()
+                    decoded = self.decoders[stage](_features(encoder, content))
+                error = (decoded.clamp(0, 1) - _resized(content, decoded)).square().mean()
                 self.reconstruction[stage] = float(-10 * error.log10())
 
     def _train_decoder(self, encoder: Any, progress: Callable[[], object]) -> nn.Module:
@@ -154,10 +153,9 @@ class Stylist:
         for patches in _patches([self.content, self.style], self.settings):
             with torch.no_grad():
                 features = _features(encoder, patches)
-            made = decoder(features)
-            wanted = _cropped(patches, made)
-            loss = (made - wanted).abs().mean()
-            loss = loss + FEATURE_LOSS * (_features(encoder, made) - features).square().mean()
+            decoded = decoder(features)
+            loss = (decoded - _resized(patches, decoded)).abs().mean()
+            loss = loss + FEATURE_LOSS * (_features(encoder, decoded) - features).square().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -170,7 +168,7 @@ class Stylist:
         """The content in the style of the other picture.
 
         Args:
-            method: of :func:`covpool_plugins.whitening_coloring`.
+            method: of the inverse root, see :func:`covpool_plugins.whitening.whitening_coloring`.
 
         Raises:
             UnknownNameError: for a method that does not exist.
@@ -180,10 +178,10 @@ class Stylist:
             X, Y = (_features(encoder, image).double() for image in (picture, self.style))
             started = time.perf_counter()
             root = NewtonSchulz(iterations=CONVERGED) if method == "newton_schulz" else method
-            moved = whitening_coloring(X, Y, method=root, eps=EPS * float(covariance(X.flatten(2)).norm()))
+            coloured = whitening_coloring(X, Y, method=root, eps=EPS * float(covariance(X.flatten(2)).norm()))
             spent += time.perf_counter() - started
-            errors.append(statistics_errors(moved, Y))
-            mixed = self.settings.alpha * moved + (1 - self.settings.alpha) * X
+            errors.append(statistics_errors(coloured, Y))
+            mixed = self.settings.alpha * coloured + (1 - self.settings.alpha) * X
             picture = self.decoders[stage](mixed.to(picture.dtype)).clamp(0, 1)
         mean_error, covariance_error = (max(error) for error in zip(*errors, strict=True))
         return Transfer(_as_image(picture), mean_error, covariance_error, 1000 * spent)
@@ -208,7 +206,7 @@ def _encoder(settings: Settings, stage: int) -> nn.Module:
     except IndexError:
         raise OptionError(f"stage must be one of {settings.model!r}, which has fewer, got {stage}") from None
     except (RuntimeError, AssertionError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error)[:120]
         raise OptionError(f"stage {stage} of {settings.model!r} at {settings.size} pixels: {reason}") from None
     return encoder
 
@@ -259,8 +257,8 @@ def _patches(pictures: Sequence[Tensor], settings: Settings) -> Iterator[Tensor]
         yield torch.stack([patch[:, :side, :side] for patch in batch])
 
 
-def _cropped(pictures: Tensor, like: Tensor) -> Tensor:
-    """Pictures in the size of what the decoder has made, which is a multiple of the backbone's stride."""
+def _resized(pictures: Tensor, like: Tensor) -> Tensor:
+    """Pictures in the size of the decoder's, which is a multiple of the backbone's stride."""
     return nn.functional.interpolate(pictures, like.shape[-2:], mode="bilinear", antialias=True)
 
 

@@ -1,29 +1,24 @@
-"""A timm model made second-order in place: its own class, with another head.
+"""Turns a timm model into a second-order one, in place.
 
-The instance gets a subclass of its class whose ``forward_head`` ends in the second-order head. So the backbone's
+The instance gets a subclass of its class whose ``forward_head`` ends in the second-order head. The backbone's
 state-dict keys, feature extraction, parameter groups and ``isinstance`` checks stay timm's.
 """
 
-# TorchScript compiles these methods: no annotations of attributes, no properties, no super().
-
 from __future__ import annotations
 
-import types
 from typing import TYPE_CHECKING, Any
 
-import torch
 from timm.models import register_notrace_function
 from torch import Tensor, nn
 
 from ..architectures.clips import join_clips, mean_over_frames
-from ..pooling.scripting import shallow_copy
 from .backbones import Place
 from .layer_groups import head_and_rest
 
 if TYPE_CHECKING:
     from .head import SecondOrderHead
 
-# For torch.fx leaves: they look at the shape.
+# Leaves for torch.fx: they look at the shape.
 for _function in (join_clips, mean_over_frames):
     register_notrace_function(_function)
 
@@ -31,17 +26,14 @@ for _function in (join_clips, mean_over_frames):
 class SecondOrderModel:
     """Mixed into the class of a timm model whose pooling and classifier are disabled."""
 
-    if TYPE_CHECKING:
-        head: SecondOrderHead
-        layer_groups: str | None
+    head: SecondOrderHead
+    layer_groups: str | None
 
-    @torch.jit.ignore
     def get_classifier(self, name_only: bool = False) -> str | nn.Module:
         """The classifier, or its name."""
         name = f"{head_name(self)}.fc"
         return name if name_only else self.get_submodule(name)  # type: ignore[attr-defined]
 
-    @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
         """Replace the classifier, and the pool when ``global_pool`` names another one ('' for none).
 
@@ -54,12 +46,6 @@ class SecondOrderModel:
             head.norm = nn.Identity()
         describe(self, num_classes)
 
-    @torch.jit.ignore
-    def __prepare_scriptable__(self) -> nn.Module:
-        # torch puts what stands for a pool into the model that it is given.
-        return shallow_copy(self)  # type: ignore[arg-type]
-
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's groups of layers; with ``layer_groups='head'`` the classifier and all the rest."""
         if self.layer_groups == "head":
@@ -72,11 +58,11 @@ class SecondOrderModel:
 
 
 class HeadAfter(SecondOrderModel):
-    """The head takes what the backbone's ``forward_head`` leaves without pooling and classifier."""
+    """The head takes the output of the backbone's ``forward_head`` without pooling and classifier."""
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits (B, num_classes) for the backbone's features; the pooled vector with ``pre_logits``."""
-        return self.head(self.backbone_forward_head(x, True), pre_logits)  # type: ignore[attr-defined]
+        return self.head(super().forward_head(x, True), pre_logits)  # type: ignore[misc]
 
 
 class HeadInstead(SecondOrderModel):
@@ -98,13 +84,11 @@ class HeadBeside(SecondOrderModel):
 class TakesClips:
     """Mixed into a second-order class whose input are clips; the backbone sees their frames."""
 
-    if TYPE_CHECKING:
-        backbone_forward: Any
-        frames: int
+    frames: int
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, num_classes) for clips (B, T, C, H, W), or for their frames one after another, (B T, C, H, W)."""
-        return self.backbone_forward(join_clips(x, self.frames))
+        return super().forward(join_clips(x, self.frames))  # type: ignore[misc]
 
 
 HEAD_NAMES = ("head", "second_order_head")
@@ -125,13 +109,11 @@ def head_name(model: Any) -> str:
 def second_order_class(backbone_class: type[nn.Module], place: Place, clips: bool = False) -> type[nn.Module]:
     """The second-order subclass of a timm model class; the same object for the same arguments."""
     if (backbone_class, place, clips) not in _classes:
-        body: dict[str, Any] = {"__module__": backbone_class.__module__}
-        replaced = ["forward_head"] * (place == "after") + ["forward"] * clips
-        for method in replaced:
-            function: Any = getattr(backbone_class, method)
-            body[f"backbone_{method}"] = _under_another_name(function, f"backbone_{method}")
-        name, bases = f"SecondOrder{backbone_class.__name__}", (PLACES[place], backbone_class)
-        _classes[backbone_class, place, clips] = type(name, (TakesClips, *bases) if clips else bases, body)
+        mixins = (TakesClips, PLACES[place]) if clips else (PLACES[place],)
+        body = {"__module__": backbone_class.__module__}
+        _classes[backbone_class, place, clips] = type(
+            f"SecondOrder{backbone_class.__name__}", (*mixins, backbone_class), body
+        )
     return _classes[backbone_class, place, clips]
 
 
@@ -158,12 +140,3 @@ def _backbone_class(model: Any) -> type[nn.Module]:
 def _new_instance(backbone_class: type[nn.Module], place: Place, clips: bool = False) -> nn.Module:
     made = second_order_class(backbone_class, place, clips)
     return made.__new__(made)
-
-
-def _under_another_name(function: Any, name: str) -> Any:
-    """A copy of the function: TorchScript refuses two methods whose functions have the same name."""
-    copy = types.FunctionType(
-        function.__code__, function.__globals__, name, function.__defaults__, function.__closure__
-    )
-    copy.__kwdefaults__, copy.__annotations__ = function.__kwdefaults__, function.__annotations__
-    return copy

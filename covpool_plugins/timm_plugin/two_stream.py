@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from timm.models import register_notrace_module
 
 from ..architectures.two_stream import SideBySide, Stream, TwoStreamNet, TwoStreamPool
@@ -26,17 +25,14 @@ for _module in (SideBySide, TwoStreamPool):
 class TwoStreamModel(TwoStreamNet):
     """A :class:`TwoStreamNet` of timm models, with the groups of parameters that timm's optimisers ask for."""
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """For timm's layer decay: the classifier, and all the rest."""
         return head_and_rest("fc")
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Parameters that the backbones want without weight decay."""
-        found = {f"stream_{letter}": stream for letter, stream in zip("ab", self.streams, strict=False)}
-        named = {name: getattr(stream, "no_weight_decay", set) for name, stream in found.items()}
-        return {f"{name}.{key}" for name, wanted in named.items() for key in wanted()}
+        streams = dict(zip(("stream_a", "stream_b"), self.streams, strict=False))
+        return {f"{name}.{key}" for name, s in streams.items() for key in getattr(s, "no_weight_decay", set)()}
 
 
 def create_two_stream_model(
@@ -53,9 +49,9 @@ def create_two_stream_model(
 ) -> TwoStreamModel:
     """The outer product of the maps of two timm backbones, signed square root, l2, a linear classifier.
 
-    Two equal names give two networks with weights of their own ([D+D]); two streams that begin with the same pretrained
-    weights are told apart by nothing but the gradient of the random classifier. The finer map is averaged down to the
-    grid of the coarser.
+    Two equal names give two networks with weights of their own ([D+D]); if both begin with the same pretrained weights,
+    only the gradient of the random classifier makes them differ. The finer map is averaged down to the grid of the
+    coarser.
 
     Args:
         backbone_a: name of a timm model, with or without a tag.
@@ -66,7 +62,7 @@ def create_two_stream_model(
         head_kwargs: ``reduce_channels``, a number or one for each stream (by default all C₁ C₂ products are taken, as
             published: four million for two ResNet-50), and ``eps`` of the signed root.
         drop_rate: dropout before the classifier.
-        second_kwargs: arguments for the second backbone, in the place of those in ``timm_kwargs``.
+        second_kwargs: arguments for the second backbone, which override ``timm_kwargs``.
         timm_kwargs: what both backbones take (``last_stride``, ``in_chans``, ``drop_path_rate``, ``device``, ...).
 
     Returns:
@@ -90,8 +86,8 @@ def create_two_stream_model(
     check_flag("shared", shared)
     backbone_b = backbone_a if backbone_b is None else backbone_b
     if shared and (backbone_b != backbone_a or second_kwargs):
-        given = f"{backbone_b!r} with {dict(second_kwargs or {})}"
-        raise OptionError(f"shared=True takes one backbone, got {backbone_a!r} and {given}")
+        second = f"{backbone_b!r} with {dict(second_kwargs or {})}"
+        raise OptionError(f"shared=True takes one backbone, got {backbone_a!r} and {second}")
     for option, value in {"head_kwargs": head_kwargs, "second_kwargs": second_kwargs}.items():
         if not isinstance(value, (Mapping, type(None))):
             raise OptionError(f"{option} must be a dictionary of options, got {value!r}")

@@ -1,4 +1,4 @@
-"""Weights for the head of a second-order model, and word of what was loaded and what is fresh."""
+"""Weights of a second-order model: read once, the backbone's loaded by timm, the head's here."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import logging
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from timm.models import load_pretrained
+import torch
+from timm.models import generate_default_cfgs, get_pretrained_cfg, load_pretrained
 from torch import Tensor, nn
 
-from ..errors import OptionError
+from ..errors import OptionError, one_line
 from .subclass import HEAD_NAMES, head_name
 
 _logger = logging.getLogger(__name__)
 # What torch and timm raise for files that are no weights, or those of another network.
 UNREADABLE = (OSError, EOFError, KeyError, AttributeError, RuntimeError, ValueError, pickle.UnpicklingError)
-MOST_SAID = 200
+# Parts of a second-order head that no backbone has under the head's name, but for a classifier that is replaced.
+HEAD_PARTS = ("global_pool", "hidden", "fc")
 # How keys begin in the original repositories' checkpoints, and in no model here.
 ORIGINAL_PARTS = (
     "features.",
@@ -28,48 +31,101 @@ ORIGINAL_PARTS = (
     "visual_tokens.",
     "bn1.running_subspace0",
 )
-_timm_logger = logging.getLogger("timm.models._builder")
 
 
-def load_head(
-    model: nn.Module, cfg: dict[str, Any], num_classes: int, cache_dir: Any, plain_classifier: str | None = None
-) -> tuple[list[str], list[str]]:
-    """Second look at the weights for what fits the head; timm has loaded the backbone and left the rest.
+def description_without_weights(name: str, backbone: str, **changes: Any) -> Any:
+    """The backbone's description under the name of a model that its weights are not those of."""
+    cfg = get_pretrained_cfg(backbone)
+    assert cfg is not None
+    places = dict.fromkeys(("tag", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source"))
+    return generate_default_cfgs({name: replace(cfg, url="", **{**places, **changes})})[name]
 
-    Args:
-        model: the second-order model.
-        cfg: the description of the weights.
-        num_classes: of the model.
-        cache_dir: timm's.
-        plain_classifier: name of a plain backbone's classifier, for a head that it fits (average pooling).
+
+def read_weights(cfg: Any, cache_dir: Any) -> dict[str, Tensor] | None:
+    """The tensors at the place that a timm description names: a file, a folder, a URL or a hub.
 
     Returns:
-        The keys of the head that were loaded, and those of the head that the weights have.
+        The tensors; ``None`` for JAX's files (``.npz``), which timm's models read themselves.
+
+    Raises:
+        OptionError: for a place where nothing is, or nothing that can be read.
+    """
+    if str(cfg.file or cfg.url).endswith(".npz"):
+        return None
+    weights: dict[str, Tensor] = {}
+
+    def keep(state_dict: dict[str, Tensor], _: nn.Module) -> dict[str, Tensor]:
+        weights.update(state_dict)
+        return {}
+
+    with one_line_errors(cfg):
+        # An empty network: timm reads the file, and has nothing to load it into.
+        place = cfg.to_dict() | {"classifier": None, "first_conv": None, "custom_load": False}
+        load_pretrained(nn.Module(), place, filter_fn=keep, cache_dir=cache_dir)
+    return weights
+
+
+def without_head(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights but those of a second-order head."""
+    parts = tuple(f"{head}.{part}." for head in HEAD_NAMES for part in HEAD_PARTS)
+    return {key: value for key, value in weights.items() if not key.startswith(parts)}
+
+
+def load_head(model: nn.Module, weights: dict[str, Tensor], source: str, plain_classifier: str | None = None) -> None:
+    """Load what fits the head, and log what does and what does not; a warning if nothing of a pool does.
+
+    Args:
+        model: the second-order model, whose backbone is loaded.
+        weights: of the whole model, or of a plain backbone.
+        source: where they come from, for the log.
+        plain_classifier: name of a plain backbone's classifier, for a head that it fits (average pooling).
     """
     head = head_name(model)
-    wanted = {f"{head}.{key}": value.shape for key, value in model.get_submodule(head).state_dict().items()}
-    loaded: list[str] = []
-    held: list[str] = []
+    shapes = {f"{head}.{key}": value.shape for key, value in model.get_submodule(head).state_dict().items()}
+    for part in ("weight", "bias"):
+        if plain_classifier and f"{plain_classifier}.{part}" in weights:
+            weights = {f"{head}.fc.{part}": weights[f"{plain_classifier}.{part}"]} | weights
+    fitting = {key: value for key, value in weights.items() if key in shapes and value.shape == shapes[key]}
+    if f"{head}.fc.weight" not in fitting:  # a bias means nothing without its weight
+        fitting.pop(f"{head}.fc.bias", None)
+    model.load_state_dict(fitting, strict=False)
+    if any(_is_of_a_pool(key) for key in weights) and not any(_is_of_a_pool(key) for key in fitting):
+        _logger.warning("weights of %s: nothing of the pool in them fits this head", source)
+    fresh = ", ".join(key for key in shapes if key not in fitting)
+    _logger.info(
+        "weights of %s: head: loaded %s; fresh %s", source, ", ".join(fitting) or "nothing", fresh or "nothing"
+    )
 
-    def keep_fitting(state_dict: dict[str, Tensor], _: nn.Module) -> dict[str, Tensor]:
-        for part in ("weight", "bias"):
-            if plain_classifier and f"{plain_classifier}.{part}" in state_dict:
-                state_dict.setdefault(f"{head}.fc.{part}", state_dict[f"{plain_classifier}.{part}"])
-        held.extend(k for k in state_dict if k.startswith(f"{head}."))
-        fitting = {k: v for k, v in state_dict.items() if k in wanted and v.shape == wanted[k]}
-        if f"{head}.fc.weight" not in fitting:  # a bias means nothing without its weight
-            fitting.pop(f"{head}.fc.bias", None)
-        loaded.extend(fitting)
-        return model.state_dict() | fitting
 
-    cfg = cfg | {"classifier": None, "first_conv": None}
-    in_chans = (cfg.get("input_size") or (3,))[0]  # that of the weights: the backbone is loaded, nothing is converted
-    load_pretrained(model, cfg, num_classes, in_chans, filter_fn=keep_fitting, cache_dir=cache_dir)
-    return loaded, held
+def _is_of_a_pool(key: str) -> bool:
+    return ".global_pool." in key and not key.endswith("num_batches_tracked")  # a number, which fits anywhere
+
+
+def check_backbone_is_loaded(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Raise unless a tensor of the backbone is one of the weights, whatever timm has called it in between.
+
+    Raises:
+        OptionError: naming the source and the backbone's first tensor.
+    """
+    head = head_name(model)
+    backbone = {key: value for key, value in model.state_dict().items() if not key.startswith(f"{head}.")}
+    for tensor in backbone.values():
+        same_shape = [value for value in _tensors(weights) if value.shape == tensor.shape]
+        if tensor.ndim > 1 and any(torch.equal(value.to(tensor), tensor) for value in same_shape):
+            return
+    raise OptionError(f"the weights of {source} fit no tensor of the backbone, whose first is {next(iter(backbone))!r}")
+
+
+def _tensors(weights: dict[str, Any]) -> Iterator[Tensor]:
+    for value in weights.values():
+        if isinstance(value, dict):
+            yield from _tensors(value)
+        elif isinstance(value, Tensor):
+            yield value
 
 
 def ask_to_convert(model: nn.Module) -> None:
-    """Let a model say in one line that it is given an original repository's weights, whatever loads them."""
+    """Make ``load_state_dict`` refuse an original repository's weights in one line that says how to convert them."""
     model.register_load_state_dict_pre_hook(_refuse_original_keys)
 
 
@@ -81,10 +137,6 @@ def _refuse_original_keys(model: nn.Module, state_dict: dict[str, Tensor], prefi
                 f"these are weights of an original repository (there is {key!r}); convert them: "
                 "python tools/convert.py FILE --to timm --out FOLDER"
             )
-
-
-def _is_of_a_pool(key: str) -> bool:
-    return ".global_pool." in key and not key.endswith("num_batches_tracked")  # a number, which fits anywhere
 
 
 @contextmanager
@@ -101,68 +153,5 @@ def one_line_errors(cfg: Any) -> Iterator[None]:
     except UNREADABLE as error:
         if cfg is None or isinstance(error, OptionError):
             raise
-        said = " ".join(str(error).split())[:MOST_SAID] or type(error).__name__
-        raise OptionError(
-            f"the weights at {str(cfg.file or cfg.url or cfg.hf_hub_id)!r} cannot be loaded: {said}"
-        ) from error
-
-
-@contextmanager
-def watch_loading() -> Iterator[list[str]]:
-    """The keys that timm's log says are missing while it loads a backbone.
-
-    Its warning of unexpected keys is kept back if all of them are the head's, which is loaded afterwards.
-    """
-    missing: list[str] = []
-    level = _timm_logger.level
-    threshold = _timm_logger.getEffectiveLevel()
-
-    def listen(record: logging.LogRecord) -> bool:
-        said = record.getMessage()
-        keys = said.partition("(")[2].partition(")")[0].split(", ")
-        if said.startswith("Missing keys ("):
-            missing.extend(keys)
-        elif said.startswith("Unexpected keys (") and all(key.split(".")[0] in HEAD_NAMES for key in keys):
-            return False
-        return record.levelno >= threshold
-
-    disabled = logging.root.manager.disable
-    threshold = max(threshold, disabled + 1)
-    logging.disable(logging.NOTSET)
-    _timm_logger.addFilter(listen)
-    _timm_logger.setLevel(min(threshold, logging.INFO))
-    try:
-        yield missing
-    finally:
-        logging.disable(disabled)
-        _timm_logger.setLevel(level)
-        _timm_logger.removeFilter(listen)
-
-
-def report(model: nn.Module, said_missing: list[str], loaded: list[str], held: list[str], source: str) -> None:
-    """One line: what of the model comes from the source, and what is fresh; a warning if a head in it was of no use.
-
-    Raises:
-        OptionError: if nothing of the backbone does.
-    """
-    head = head_name(model)
-    keys = list(model.state_dict())
-    backbone = [key for key in keys if not key.startswith(f"{head}.")]
-    missing = set(said_missing)
-    # PyTorch does not count these as missing.
-    missing |= {key.replace("running_mean", "num_batches_tracked") for key in missing}
-    taken = [key for key in backbone if key not in missing]
-    if backbone and not taken:
-        raise OptionError(f"the weights of {source} fit no tensor of the backbone, whose first is {backbone[0]!r}")
-    fresh = [key for key in keys if key not in taken and key not in loaded]
-    if any(_is_of_a_pool(key) for key in held) and not any(_is_of_a_pool(key) for key in loaded):
-        _logger.warning("weights of %s: nothing of the pool in them fits this head", source)
-    _logger.info(
-        "weights of %s: loaded %d of the backbone's %d tensors (%s); head: loaded %s; fresh %s",
-        source,
-        len(taken),
-        len(backbone),
-        ", ".join(dict.fromkeys(key.split(".")[0] for key in taken)),
-        ", ".join(loaded) or "nothing",
-        ", ".join(fresh) or "nothing",
-    )
+        place = str(cfg.file or cfg.url or cfg.hf_hub_id)
+        raise OptionError(f"the weights at {place!r} cannot be loaded: {one_line(error)[:200]}") from error

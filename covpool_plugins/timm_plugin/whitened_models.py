@@ -1,38 +1,37 @@
 """Networks with one whitening layer in place of a batch norm: ``timm.create_model('resnet18_cifar_zca')``.
 
-It stands after the first convolution of the first residual block, as in the experiments of Wang, Dang, Hu, Fua &
-Salzmann, "Backpropagation-Friendly Eigendecomposition", NeurIPS 2019; ``resnet18_cifar_zca_mpa`` and its like have it
-behind the first convolution of all, as the decorrelated networks of Song, Sebe & Wang, "Fast Differentiable Matrix
-Square Root", ICLR 2022. ``whiten`` is the pattern of other layers, as in
-:func:`covpool_plugins.whitening.swap_norm`, ``norm_kwargs`` are options of what comes instead. Weights of the network
-with batch norms load as well as those of the one that whitens.
+It follows the first convolution of the first residual block, as in the experiments of Wang, Dang, Hu, Fua & Salzmann,
+"Backpropagation-Friendly Eigendecomposition", NeurIPS 2019. In the models named after a method, such as
+``resnet18_cifar_zca_mpa``, it follows the very first convolution, as in the decorrelated networks of Song, Sebe & Wang,
+"Fast Differentiable Matrix Square Root", ICLR 2022. ``whiten`` is a pattern of the layers to replace, as in
+:func:`covpool_plugins.whitening.swap_norm`, ``norm_kwargs`` are options of the whitening layers. Weights of the network
+with batch norms can be loaded too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
+from timm.models import build_model_with_cfg, register_model
 from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
 from ..architectures import CifarResNet
 from ..whitening import PCANorm2d, ZCANorm2d, swap_norm
-from . import own_backbones
+from . import own_backbones  # noqa: F401  registered before they are looked up
+from .weights import description_without_weights
 
 FIRST_NORM = r"layer1\.0\.bn1"
-NOWHERE: dict[str, Any] = dict.fromkeys(("tag", "file", "state_dict", "hf_hub_id", "hf_hub_filename"))
 
-assert own_backbones  # registered before they are looked up
 __all__: list[str] = []
 default_cfgs: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
 class Whitened:
-    """A network, its arguments, and what stands in place of its norm."""
+    """A network, its arguments, and the norm that replaces one of its own."""
 
     backbone: str
     network: Callable[..., nn.Module]
@@ -89,10 +88,7 @@ def _entrypoint(name: str, row: Whitened) -> Callable[..., nn.Module]:
 
 def _register_all() -> None:
     for name, row in MODELS.items():
-        cfg = get_pretrained_cfg(row.backbone)
-        assert cfg is not None
-        # timm's weights are no weights of this network.
-        default_cfgs[name] = generate_default_cfgs({name: replace(cfg, url="", source=None, **NOWHERE)})[name]
+        default_cfgs[name] = description_without_weights(name, row.backbone)  # for register_model
         globals()[name] = register_model(_entrypoint(name, row))
 
 

@@ -31,13 +31,6 @@ def settings(network, optimizer, key):
     return {names[id(p)]: group[key] for group in optimizer.param_groups for p in group["params"]}
 
 
-def test_the_classifier_is_the_last_of_two_groups(model):
-    groups = group_parameters(model, model.group_matcher())
-    assert list(groups) == [0, 1]
-    assert groups[1] == ["fc.weight", "fc.bias"]
-    assert len(groups[0]) == sum(1 for _ in model.parameters()) - 2
-
-
 def test_only_the_classifier_itself_is_the_last_group():
     """Neither what starts with the same letters, nor the same name deeper inside, nor a dot that is any letter."""
     names = ["head.fc.weight", "head.fc.bias", "head.fc_norm.weight", "headxfc.weight", "blocks.0.head.fc.weight"]
