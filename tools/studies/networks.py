@@ -27,13 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", default="resnet50", metavar="NAME", help="timm model (resnet50)")
     parser.add_argument("--heads", nargs="+", default=list_heads(), choices=list_heads(), metavar="HEAD", help="(all)")
     parser.add_argument("--size", type=positive_integer, default=224, help="of the pictures (224)")
-    parser.add_argument("--batch", type=positive_integer, default=8, help="pictures (8)")
-    add_common_arguments(parser)
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Measure, print, write the file."""
-    run_sections(arguments, "network", _sections(arguments))
+    add_common_arguments(parser, batch=8)
 
 
 def _sections(arguments: argparse.Namespace) -> Iterator[Section]:
@@ -44,11 +38,11 @@ def _sections(arguments: argparse.Namespace) -> Iterator[Section]:
     try:
         networks[AVERAGE](X)
     except (AssertionError, RuntimeError, ValueError) as error:
-        what = f"{arguments.backbone} on {arguments.batch} pictures of {arguments.size}"
-        raise OptionError(f"{what}: {one_line(error)}") from None
+        network = f"{arguments.backbone} on {arguments.batch} pictures of {arguments.size}"
+        raise OptionError(f"{network}: {one_line(error)}") from None
     contenders = [Contender(head, "ours", network) for head, network in networks.items()]
     title = f"{arguments.backbone} at {arguments.size}, {CLASSES} classes, all gradients"
-    yield Section(title, contenders, X, None, None, (f"{AVERAGE}, ours",), details={"backbone": arguments.backbone})
+    yield Section(title, contenders, X, against=(f"{AVERAGE}, ours",), details={"backbone": arguments.backbone})
 
 
 def _network(arguments: argparse.Namespace, head: str) -> nn.Module:
@@ -63,6 +57,6 @@ MODES.add(
         "A whole network by head: forward and backward of a training step against average pooling.",
         "python tools/benchmark.py network --heads svdpade isqrt --batch 8",
         add_arguments,
-        run,
+        lambda arguments: run_sections(arguments, _sections(arguments)),
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,15 +26,11 @@ GRID = 20001
 
 @dataclass(frozen=True)
 class OperatorTable:
-    """A table of one class of methods: a caption, the columns, and for each row a label and a figure per column."""
+    """A table of one class of methods: its caption, its header, and its rows, each a label and figures."""
 
     caption: str
     columns: tuple[str, ...]
-    rows: Callable[[], list[tuple[str, list[str]]]]
-
-    def markdown(self) -> str:
-        """The table in Markdown."""
-        return markdown_table(self.columns, [[label, *figures] for label, figures in self.rows()])
+    rows: Callable[[], list[list[str]]]
 
 
 OPERATOR_TABLES: Table[OperatorTable] = Table("operator table")
@@ -74,30 +71,39 @@ class _ProductCounter(TorchDispatchMode):
 
 
 def _residual_table(methods: dict[str, IterativeMethod]) -> OperatorTable:
-    def rows() -> list[tuple[str, list[str]]]:
-        return [(label, [number(residual(m, c)) for c in CONDITIONS]) for label, m in methods.items()]
+    def rows() -> list[list[str]]:
+        return [[label, *(number(residual(m, c)) for c in CONDITIONS)] for label, m in methods.items()]
 
     caption = f"‖S S - A‖ / ‖A‖, {SIZE} x {SIZE}, float64, by condition number"
     return OperatorTable(caption, ("condition number", "10", "100", "1e4", "1e6"), rows)
 
 
-def _deviation_rows() -> list[tuple[str, list[str]]]:
-    def row(label: str, make: Callable[[float], IterativeMethod]) -> tuple[str, list[str]]:
-        errors = [number(largest_deviation(make(smallest), smallest)) for smallest in SMALLEST]
-        return label, [str(count_products(make(SMALLEST[0]))), *errors]
+def _deviation_rows() -> list[list[str]]:
+    makers: dict[str, Callable[..., IterativeMethod]] = {
+        f"Newton-Schulz, {k} steps": partial(_newton_schulz, steps=k) for k in (5, 7, 10)
+    }
+    for k in (2, 3, 4):
+        default = " (``minimax``)" if k == Minimax().steps else ""
+        makers[f"degree 5, {k} steps{default}"] = partial(Minimax, steps=k)
+    return [
+        [
+            label,
+            str(count_products(make(smallest=SMALLEST[0]))),
+            *(number(largest_deviation(make(smallest=smallest), smallest)) for smallest in SMALLEST),
+        ]
+        for label, make in makers.items()
+    ]
 
-    newton_schulz = [
-        row(f"Newton-Schulz, {k} steps", lambda _, k=k: NewtonSchulz(iterations=k))  # type: ignore[misc]
-        for k in (5, 7, 10)
-    ]
-    default = Minimax().steps
-    return newton_schulz + [
-        row(
-            f"degree 5, {k} steps" + (" (``minimax``)" if k == default else ""),
-            lambda smallest, k=k: Minimax(smallest=smallest, steps=k),  # type: ignore[misc]
-        )
-        for k in (2, 3, 4)
-    ]
+
+def _newton_schulz(smallest: float, steps: int) -> IterativeMethod:
+    """The same whatever the smallest eigenvalue."""
+    return NewtonSchulz(iterations=steps)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the tables."""
+    for name, table in OPERATOR_TABLES.items():
+        print(f"## {name}: {table.caption}\n\n{markdown_table(table.columns, table.rows())}\n", flush=True)
 
 
 OPERATOR_TABLES.add(
@@ -119,24 +125,12 @@ OPERATOR_TABLES.add(
         "largest |1 - x| over [smallest, 1]", ("smallest", "products", "0.1", "0.01", "1e-3", "1e-4"), _deviation_rows
     ),
 )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The mode has no options."""
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Print the tables."""
-    for name, table in OPERATOR_TABLES.items():
-        print(f"## {name}: {table.caption}\n\n{table.markdown()}\n", flush=True)
-
-
 MODES.add(
     "operators",
     Mode(
         "How far the iterative methods are from the square root: the tables in their docstrings.",
         "python tools/benchmark.py operators",
-        add_arguments,
+        lambda parser: None,  # no options
         run,
     ),
 )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -29,10 +30,10 @@ from covpool_plugins.linalg.routes import ROUTES
 from covpool_plugins.linalg.tensors import symmetrize
 
 from .baselines import BASELINES, ISQRT, MPA, SVD_PADE, published_inverse_root
-from .figures import write_plot
+from .figures import new_figure, save_figure
 from .measure import Function, correlated_features, exact_root_and_gradient, seeded_gradient, value_and_gradient
-from .modes import MODES, Mode, add_common_arguments, check_outputs
-from .sections import Clock, Contender, Section, run_sections
+from .modes import MODES, Mode, add_common_arguments, plot_file
+from .sections import Clock, Contender, Result, Section, run_sections
 
 GIVEN_POSITIONS_PER_CHANNEL = 8  # covariances of full rank
 MPA_INVERSE = "mpa inverse published (f32)"
@@ -46,25 +47,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--positions", type=positive_integer, nargs="+", default=[49, 196, 784], metavar="M", help="(49 196 784)"
     )
-    parser.add_argument("--batch", type=positive_integer, default=32, help="images (32)")
-    parser.add_argument(
-        "--methods", nargs="+", default=list_methods(), metavar="METHOD", help=f"of: {', '.join(list_methods())} (all)"
-    )
+    methods = list_methods()
+    help_text = f"of: {', '.join(methods)} (all)"
+    parser.add_argument("--methods", nargs="+", choices=methods, default=methods, metavar="METHOD", help=help_text)
     add_common_arguments(parser)
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="gradient error over time, as a picture")
+    parser.add_argument("--plot", type=plot_file, metavar="FILE.png", help="gradient error over time, as a picture")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, print each section as it is done, write the files."""
-    methods = {name: resolve_method(name) for name in arguments.methods}
-    check_outputs(arguments.json, arguments.plot)
-    results = run_sections(arguments, "linalg", _sections(arguments, methods))
+    results = run_sections(arguments, _sections(arguments))
     if arguments.plot:
-        write_plot(arguments.plot, [r for r in results if "positions" in r.details])
+        write_plot(arguments.plot, [result for result in results if "positions" in result.details])
 
 
-def _sections(arguments: argparse.Namespace, methods: dict[str, Method]) -> Iterator[Section]:
+def _sections(arguments: argparse.Namespace) -> Iterator[Section]:
     """Made one by one: the inputs of one section at a time are in memory."""
+    methods = {name: resolve_method(name) for name in arguments.methods}
     for C in arguments.channels:
         for M in arguments.positions:
             yield features_section(C, M, arguments.batch, methods, arguments.device)
@@ -81,12 +80,10 @@ def features_section(
     """Features (batch, C, M) to the packed root of their covariance."""
     X = correlated_features(batch, C, M, device)
     G = seeded_gradient(torch.Size([batch, packed_size(C)]), device)
-    contenders = [
-        Contender(name, "baseline", baseline, baseline.operator, partial(baseline, dtype=torch.float64))
-        if baseline.operator
-        else Contender(name, "baseline", baseline)
-        for name, baseline in BASELINES.items()
-    ]
+    contenders = []
+    for name, baseline in BASELINES.items():
+        own = partial(baseline, dtype=torch.float64) if baseline.operator else None
+        contenders.append(Contender(name, "baseline", baseline, baseline.operator, own))
     for name, method in methods.items():
         own = None if _is_root(method) else partial(covariance_sqrt, method=method, vectorize="triu")
         computes = get_args(Compute) if isinstance(method, EigenMethod) else ("float32", "float64")
@@ -143,12 +140,8 @@ def _in_float64(function: Function) -> Function:
     return lambda A: function(A.double()).to(A.dtype)
 
 
-def _both_precisions(label: str, function: Function, operator: str = "") -> list[Contender]:
-    own = function if operator else None
-    return [
-        Contender(label, "float32", function, operator, own),
-        Contender(label, "float64", _in_float64(function), operator, own),
-    ]
+def _both_precisions(label: str, function: Function) -> list[Contender]:
+    return [Contender(label, "float32", function), Contender(label, "float64", _in_float64(function))]
 
 
 def _given_section(
@@ -171,6 +164,26 @@ def _given_section(
 
     reference = value_and_gradient(exact, A.double(), G.double())
     return Section(title, contenders, A, G, reference, (against,), clock, {"matrix": C})
+
+
+def write_plot(path: Path, results: Sequence[Result]) -> None:
+    """One panel per section: gradient error against the square root's gradient, over time per picture."""
+    figure = new_figure(7 * len(results), 6)
+    for axis, result in zip(figure.subplots(1, len(results), squeeze=False)[0], results, strict=True):
+        for kind in sorted({row.kind for row in result.rows}):
+            points = [
+                (1e3 * row.both, row.gradient_error, row.label)
+                for row in result.rows
+                if row.kind == kind and row.gradient_error and math.isfinite(row.gradient_error)
+            ]
+            axis.scatter([x for x, _, _ in points], [y for _, y, _ in points], s=18, label=kind)
+            for x, y, label in points:
+                axis.annotate(label, (x, y), fontsize=6, xytext=(3, 2), textcoords="offset points")
+        axis.set(xscale="log", yscale="log", title=result.title, xlabel="forward + backward, ms per picture")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    figure.axes[0].set_ylabel("relative error of the gradient")
+    save_figure(figure, path)
 
 
 MODES.add(

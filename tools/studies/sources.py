@@ -1,8 +1,8 @@
-"""Where the pictures of the comparisons come from: photographs or digits that ship in wheels, or a folder."""
+"""What the comparisons train on: crops of photographs, scikit-learn's digits, or pictures of a folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -10,12 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from covpool_plugins.errors import OptionError
+from covpool_plugins.errors import OptionError, require_extra
 from covpool_plugins.tables import Table
 
-from .convergence import Digits
-from .texture_crops import Photos, classes_of, crops, shipped_classes
-from .textures import SPLITS, Split
+from .photographs import SPLITS, Photos, Split, crops, folder_classes, shipped_classes
 
 Draw = Callable[[Split, int, int, float, int], tuple[Tensor, Tensor]]
 
@@ -27,7 +25,7 @@ class Source:
     Args:
         classes: their names.
         draw: (split, pictures of each class, side, noise, seed) -> pictures (N, 1, side, side) in float32 and labels
-            (N,), class by class; noise is Gaussian, in deviations of a picture. Training and test pictures have
+            (N,), class by class; noise is Gaussian, in deviations of a picture. Training and validation pictures have
             nothing in common.
         turns: whether a picture stays in its class when it is mirrored or turned by a right angle.
     """
@@ -46,38 +44,47 @@ def source(name: str) -> Source:
 
     Raises:
         OptionError: for a folder that is no folder of classes.
-        OSError: for a folder that cannot be read.
+        OSError, ValueError: for a folder or a picture that cannot be read.
     """
-    return SOURCES[name]() if name in SOURCES else _of_crops(classes_of(Path(name)))
+    return SOURCES[name]() if name in SOURCES else _source_of_crops(folder_classes(Path(name)))
 
 
-@SOURCES.register("photographs")
-def photographs() -> Source:
-    """Crops of scikit-image's photographs, nine classes."""
-    return _of_crops(shipped_classes())
-
-
-def _of_crops(classes: dict[str, Photos]) -> Source:
+def _source_of_crops(classes: Mapping[str, Photos]) -> Source:
     return Source(tuple(classes), partial(crops, classes), turns=True)
 
 
-@SOURCES.register("digits")
-def digits() -> Source:
-    """Scikit-learn's digits, photographs of 8x8 pixels, enlarged; every fourth is for testing."""
-    found = Digits.load()
-    parts: dict[Split, tuple[Tensor, Tensor]] = {"train": found.train, "val": found.validation}
+@cache
+def digits() -> dict[Split, tuple[Tensor, Tensor]]:
+    """Scikit-learn's digits (N, 1, 8, 8) in [-1, 1] and their labels; every fourth validates.
 
-    def draw(split: Split, per_class: int, size: int, noise: float, seed: int) -> tuple[Tensor, Tensor]:
-        images, labels = parts[split]
-        generator = torch.Generator().manual_seed(2 * seed + SPLITS.index(split))
-        chosen = []
-        for label in range(10):
-            own = (labels == label).nonzero().squeeze(1)
-            if per_class > len(own):
-                raise OptionError(f"there are {len(own)} {split} pictures of digit {label}, asked for {per_class}")
-            chosen.append(own[torch.randperm(len(own), generator=generator)[:per_class]])
-        index = torch.cat(chosen)
-        x = nn.functional.interpolate(images[index, :1], (size, size), mode="bilinear", align_corners=False)
-        return x + noise * x.std() * torch.randn(x.shape, generator=generator), labels[index]
+    Raises:
+        MissingExtraError: without scikit-learn.
+    """
+    shipped = require_extra("sklearn.datasets", "dev").load_digits()
+    images = torch.tensor(shipped.images, dtype=torch.float32).div(8).sub(1).unsqueeze(1)
+    labels = torch.tensor(shipped.target)
+    held_out = torch.arange(len(labels)) % 4 == 3
+    return {"train": (images[~held_out], labels[~held_out]), "val": (images[held_out], labels[held_out])}
 
-    return Source(tuple("0123456789"), draw, turns=False)
+
+def draw_digits(split: Split, per_class: int, size: int, noise: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Digits, enlarged.
+
+    Raises:
+        OptionError: for more of a digit than there are.
+    """
+    images, labels = digits()[split]
+    generator = torch.Generator().manual_seed(2 * seed + SPLITS.index(split))
+    chosen = []
+    for digit in range(10):
+        of_digit = (labels == digit).nonzero().squeeze(1)
+        if per_class > len(of_digit):
+            raise OptionError(f"there are {len(of_digit)} {split} pictures of digit {digit}, asked for {per_class}")
+        chosen.append(of_digit[torch.randperm(len(of_digit), generator=generator)[:per_class]])
+    index = torch.cat(chosen)
+    x = nn.functional.interpolate(images[index], (size, size), mode="bilinear", align_corners=False)
+    return x + noise * x.std() * torch.randn(x.shape, generator=generator), labels[index]
+
+
+SOURCES.add("photographs", lambda: _source_of_crops(shipped_classes()))
+SOURCES.add("digits", lambda: Source(tuple("0123456789"), draw_digits, turns=False))

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from covpool_plugins.command_line import positive_integer
 from covpool_plugins.errors import OptionError
 from covpool_plugins.whitening import ZCANorm2d
-from covpool_plugins.whitening.matrices import list_methods, resolve_method
+from covpool_plugins.whitening.matrices import list_methods
 
 from .baselines import published_inverse_root
-from .measure import Function, correlated_features, seeded_gradient
+from .measure import correlated_features, seeded_gradient
 from .modes import MODES, Mode, add_common_arguments
 from .sections import Contender, Section, run_sections
 
@@ -114,9 +114,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--group-sizes", type=positive_integer, nargs="+", default=[2, 4, 8, 16, 64], metavar="D", help="(2 4 8 16 64)"
     )
     parser.add_argument("--side", type=positive_integer, default=16, metavar="S", help="of the maps (16)")
-    parser.add_argument("--batch", type=positive_integer, default=32, help="images (32)")
+    methods = list_methods()
+    help_text = f"of: {', '.join(methods)} (exact svdpi)"
     parser.add_argument(
-        "--methods", nargs="+", default=["exact", "svdpi"], metavar="METHOD", help=f"of: {', '.join(list_methods())}"
+        "--methods", nargs="+", choices=methods, default=["exact", "svdpi"], metavar="METHOD", help=help_text
     )
     parser.add_argument("--channels-last", action="store_true", help="memory format of the features")
     add_common_arguments(parser)
@@ -124,12 +125,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, print each section as it is done, write the file."""
-    for name in arguments.methods:
-        resolve_method(name)
     for size in arguments.group_sizes:
         if arguments.channels % size:
             raise OptionError(f"--group-sizes must divide --channels {arguments.channels}, got {size}")
-    run_sections(arguments, "whitening", (group_section(arguments, size) for size in arguments.group_sizes))
+    run_sections(arguments, (group_section(arguments, size) for size in arguments.group_sizes))
 
 
 def group_section(arguments: argparse.Namespace, size: int) -> Section:
@@ -142,17 +141,13 @@ def group_section(arguments: argparse.Namespace, size: int) -> Section:
         (BATCH_NORM, "baseline", nn.BatchNorm2d(C)),
         *((name, "ours", ZCANorm2d(C, groups, EPS, MOMENTUM, method=name)) for name in arguments.methods),
     ]
-    contenders = [Contender(name, kind, _callable(layer.to(device))) for name, kind, layer in layers]
+    contenders = [Contender(name, kind, layer.to(device)) for name, kind, layer in layers]
     X = correlated_features(arguments.batch, C, S * S, device).unflatten(-1, (S, S))
     G = seeded_gradient(X.shape, device)
     if arguments.channels_last:  # the gradient too, as in a network that is
         X, G = (T.contiguous(memory_format=torch.channels_last) for T in (X, G))
     title = f"{arguments.batch} x {C} x {S} x {S}, groups of {size}"
-    return Section(title, contenders, X, G, None, (LOOP, COMPOSITION, BATCH_NORM), details={"size": size})
-
-
-def _callable(layer: nn.Module) -> Function:
-    return layer
+    return Section(title, contenders, X, G, against=(LOOP, COMPOSITION, BATCH_NORM), details={"size": size})
 
 
 MODES.add(

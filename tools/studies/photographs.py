@@ -1,0 +1,168 @@
+"""Photographs, of scikit-image's wheel or of a folder, and crops of them for training and for validation.
+
+What is trained on and what is validated on have nothing in common: the left and the right half of one photograph, or
+different photographs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from covpool_plugins.errors import OptionError, require_extra
+from covpool_plugins.files import write_atomically
+from covpool_plugins.pictures import Picture, read_picture
+
+T = TypeVar("T")
+Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
+Photos = dict[Split, list[np.ndarray]]  # grey, uint8
+
+TEXTURES = ("brick", "grass", "gravel")
+SHIPPED = (*TEXTURES, "astronaut", "camera", "chelsea", "coffee", "coins", "immunohistochemistry")
+# A crop's side in sides of the picture that it becomes, at least and at most: things have no fixed size.
+REACH = (1.0, 2.0)
+MEAN, DEVIATION = 120.0, 40.0  # of grey values, in the middle of what random_crop gives
+
+
+def photograph(name: str) -> Picture:
+    """One of scikit-image's photographs."""
+    return Image.fromarray(getattr(require_extra("skimage.data", "demo"), name)())
+
+
+def grey_halves(picture: Picture) -> dict[Split, np.ndarray]:
+    """The left half of a photograph for training, the right half for validation."""
+    left, right = np.array_split(np.asarray(picture.convert("L")), 2, axis=1)
+    return {"train": left, "val": right}
+
+
+@cache
+def shipped_halves(name: str) -> dict[Split, np.ndarray]:
+    """The grey halves of one of scikit-image's photographs."""
+    return grey_halves(photograph(name))
+
+
+def read_pictures(folder: Path) -> list[Picture]:
+    """The pictures in a folder by name; what does not end as a picture is passed over.
+
+    Raises:
+        OSError, ValueError: for a folder or a picture that cannot be read.
+    """
+    suffixes = Image.registered_extensions()
+    return [read_picture(path) for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes]
+
+
+def divide(pictures: Sequence[T]) -> dict[Split, list[T]]:
+    """Every third picture validates."""
+    return {"train": [picture for i, picture in enumerate(pictures) if i % 3 != 2], "val": list(pictures[2::3])}
+
+
+def shipped_classes() -> dict[str, Photos]:
+    """Each of scikit-image's photographs is a class."""
+    return {name: {split: [half] for split, half in shipped_halves(name).items()} for name in SHIPPED}
+
+
+def folder_classes(folder: Path) -> dict[str, Photos]:
+    """Each folder in a folder is a class: every third of its pictures validates, of two the second, of one a half.
+
+    Raises:
+        OptionError: for fewer than two folders, or one without pictures.
+        OSError, ValueError: for a folder or a picture that cannot be read.
+    """
+    folders = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+    if len(folders) < 2:
+        raise OptionError(f"{str(folder)!r} must hold two folders or more, one for each class, found {len(folders)}")
+    classes: dict[str, Photos] = {}
+    for path in folders:
+        pictures = read_pictures(path)
+        if not pictures:
+            raise OptionError(f"{str(path)!r} holds no pictures")
+        grey = [np.asarray(picture.convert("L")) for picture in pictures]
+        if len(grey) == 1:
+            classes[path.name] = {split: [half] for split, half in grey_halves(pictures[0]).items()}
+        else:
+            classes[path.name] = divide(grey) if len(grey) > 2 else {"train": grey[:1], "val": grey[1:]}
+    return classes
+
+
+def random_crop(photo: np.ndarray, size: int, generator: np.random.Generator) -> Picture:
+    """A crop of ``size`` x ``size`` pixels at a random place and angle, mirrored at random, with random contrast.
+
+    Brightness and contrast carry no information about the class: what is left to tell the textures apart is texture.
+    """
+    reach = int(np.ceil(size * 2**0.5))
+    top, left = (generator.integers(0, side - reach + 1) for side in photo.shape)
+    square = Image.fromarray(photo[top : top + reach, left : left + reach])
+    turned = square.rotate(float(generator.uniform(0, 360)), Image.Resampling.BICUBIC)
+    margin = (reach - size) // 2
+    crop = np.asarray(turned.crop((margin, margin, margin + size, margin + size)), dtype=np.float64)
+    crop = crop[:, ::-1] if generator.integers(2) else crop
+    crop = (crop - crop.mean()) / (crop.std() + 1e-6)
+    crop = generator.uniform(90, 150) + generator.uniform(15, 50) * crop
+    return Image.fromarray(crop.clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+def crops(
+    classes: Mapping[str, Photos], split: Split, per_class: int, size: int, noise: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Pictures (N, 1, size, size) in float32 and labels (N,), class by class; the same for the same seed.
+
+    Place, angle, size of the crop, brightness and contrast are random; Gaussian noise is added.
+
+    Args:
+        classes: their photographs.
+        split: the part that the crops are taken from.
+        per_class: how many of each class.
+        size: side of the pictures.
+        noise: its deviation, in deviations of a picture.
+        seed: of all random numbers.
+
+    Raises:
+        OptionError: for a photograph that is too small for a crop.
+    """
+    pictures = []
+    least = int(np.ceil(size * 2**0.5))
+    for label, (name, photos) in enumerate(classes.items()):
+        generator = np.random.default_rng([seed, SPLITS.index(split), label])
+        for photo in photos[split]:
+            if min(photo.shape) < least:
+                height, width = photo.shape
+                raise OptionError(f"pictures of {name!r} must leave {least} pixels a side, got {width}x{height}")
+        for _ in range(per_class):
+            photo = photos[split][generator.integers(len(photos[split]))]
+            pictures.append(_resized_crop(photo, size, generator) + noise * generator.normal(size=(size, size)))
+    x = torch.from_numpy(np.stack(pictures)).float().unsqueeze(1)
+    return x, torch.arange(len(classes)).repeat_interleave(per_class)
+
+
+def _resized_crop(photo: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
+    """A crop (size, size) around mean 0 and deviation 1."""
+    largest = min(REACH[1] * size, min(photo.shape) / 2**0.5)
+    side = int(generator.uniform(REACH[0] * size, largest))
+    crop = random_crop(photo, side, generator).convert("L").resize((size, size), Image.Resampling.BICUBIC)
+    return (np.asarray(crop, dtype=np.float64) - MEAN) / DEVIATION
+
+
+def write_crops(root: Path, per_class: Mapping[Split, int], size: int, seed: int = 0) -> Path:
+    """Write ROOT/<split>/<texture>/<number>.png, the layout of timm and MMPretrain; the same for the same seed."""
+    for split in SPLITS:
+        for label, name in enumerate(TEXTURES):
+            generator = np.random.default_rng([seed, SPLITS.index(split), label])
+            for number in range(per_class[split]):
+                crop = random_crop(shipped_halves(name)[split], size, generator)
+                write_atomically(root / split / name / f"{number:04d}.png", partial(crop.save, format="PNG"))
+    return root
+
+
+def mosaic(left: str, right: str, size: int, generator: np.random.Generator) -> Picture:
+    """A picture whose left half is one texture and whose right half is another, from validation halves."""
+    picture, other = (random_crop(shipped_halves(name)["val"], size, generator) for name in (left, right))
+    picture.paste(other.crop((size // 2, 0, size, size)), (size // 2, 0))
+    return picture
