@@ -93,13 +93,5 @@ def section_table(section: str, runs: Sequence[ComparisonRun], costs: Costs) -> 
     return markdown_table([*header, "weights"], rows)
 
 
-COMPARISONS.add(
-    "bilinear",
-    Mode(
-        "What the papers on bilinear pooling compare, on the same crops of photographs: aggregations, gradients of the "
-        "root, powers of the covariance, one network or two.",
-        "python tools/compare.py bilinear --sections aggregation power --json out/bilinear.json",
-        add_arguments,
-        run,
-    ),
-)
+EXAMPLE = "python tools/compare.py bilinear --sections aggregation power --json out/bilinear.json"
+COMPARISONS.add("bilinear", Mode(__doc__ or "", EXAMPLE, add_arguments, run))

@@ -24,7 +24,7 @@ from covpool_plugins.timm_plugin import SecondOrderHead
 
 from .baselines import BASELINES
 from .measure import bytes_saved, correlated_features, seeded_gradient, time_interleaved
-from .modes import environment, existing_folder, output_file
+from .modes import add_training_arguments, environment, existing_folder
 from .photographs import Split
 from .sources import source
 from .training import DivergedError, accuracy, cosine, fit, train_all, write_runs
@@ -273,12 +273,8 @@ def add_comparison_arguments(parser: argparse.ArgumentParser, recipe: Comparison
         metavar="DIR",
         help="one folder of pictures per class, instead of those that ship; every third is for testing",
     )
-    parser.add_argument("--seeds", type=positive_integer, default=5, help="trainings of each row (5)")
     parser.add_argument("--workers", type=positive_integer, default=2, help="trainings at a time, one thread each (2)")
-    parser.add_argument("--json", type=output_file, metavar="FILE", help="write all numbers")
-    for name in SETTINGS:
-        value = getattr(recipe, name)
-        parser.add_argument(f"--{name.replace('_', '-')}", type=positive_integer, default=value, help=f"({value})")
+    add_training_arguments(parser, recipe, SETTINGS, seeds=5)
 
 
 def compare(

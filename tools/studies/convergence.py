@@ -149,12 +149,5 @@ def table(runs: Sequence[WhiteningRun]) -> str:
     return markdown_table(header, rows)
 
 
-MODES.add(
-    "convergence",
-    Mode(
-        "How often training with a whitening layer converges, by method: a CIFAR ResNet on scikit-learn's digits.",
-        "python tools/benchmark.py convergence --methods plain_eigh svdpi exact --sizes 64 --json out/convergence.json",
-        add_arguments,
-        run,
-    ),
-)
+EXAMPLE = "python tools/benchmark.py convergence --methods plain_eigh svdpi exact --sizes 64"
+MODES.add("convergence", Mode(__doc__ or "", EXAMPLE, add_arguments, run))

@@ -1,4 +1,7 @@
-"""The ``heads`` comparison: every head behind the same small network, on the same pictures."""
+"""The ``heads`` comparison: accuracy, time, memory, condition numbers and failures of every head.
+
+Each stands behind the same small network, trained from scratch seed by seed on the same pictures by the same recipe.
+"""
 
 from __future__ import annotations
 
@@ -123,13 +126,5 @@ def draw(runs: Sequence[ComparisonRun], costs: Costs, path: Path) -> None:
     save_figure(figure, path)
 
 
-COMPARISONS.add(
-    "heads",
-    Mode(
-        "Every head behind the same small network, trained from scratch seed by seed on the same pictures: accuracy, "
-        "time, memory, condition numbers, failures.",
-        "python tools/compare.py heads --json out/compare.json --plot out/compare.png",
-        add_arguments,
-        run,
-    ),
-)
+EXAMPLE = "python tools/compare.py heads --json out/compare.json --plot out/compare.png"
+COMPARISONS.add("heads", Mode(__doc__ or "", EXAMPLE, add_arguments, run))

@@ -80,6 +80,15 @@ def existing_folder(text: str) -> Path:
     return Path(text)
 
 
+def add_training_arguments(parser: argparse.ArgumentParser, recipe: Any, settings: Sequence[str], seeds: int) -> None:
+    """The options of every comparison: how many trainings, a file for the numbers, and integer fields of ``recipe``."""
+    parser.add_argument("--seeds", type=positive_integer, default=seeds, help=f"trainings of each row ({seeds})")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write all numbers to this file")
+    for name in settings:
+        option, value = f"--{name.replace('_', '-')}", getattr(recipe, name)
+        parser.add_argument(option, type=positive_integer, default=value, help=f"({value})")
+
+
 def add_threads_and_json(parser: argparse.ArgumentParser) -> None:
     """The options of every mode that measures on one or more CPU threads."""
     parser.add_argument("--threads", type=positive_integer, default=1, help="CPU threads (1)")

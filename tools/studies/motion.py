@@ -1,4 +1,7 @@
-"""The ``motion`` comparison: what temporal-attentive covariance pooling sees that an average over frames does not."""
+"""The ``motion`` comparison: what temporal-attentive covariance pooling sees that an average over frames does not.
+
+The same small network is trained from the same weights on the same clips of a moving camera, with head after head.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ from timm.optim import create_optimizer_v2
 from timm.utils import random_seed
 from torch import Tensor, nn
 
-from covpool_plugins.command_line import markdown_table, positive_integer
+from covpool_plugins.command_line import markdown_table
 from covpool_plugins.timm_plugin import create_model, list_heads
 
 from .figures import mean_and_spread
-from .modes import COMPARISONS, Mode, environment, existing_folder, output_file
+from .modes import COMPARISONS, Mode, add_training_arguments, environment, existing_folder
 from .moving_photos import MOTIONS, MovingPhotos, batches, folder_photos, shipped_photos
 from .training import cosine, fit, predict, train_all
 
@@ -129,12 +132,8 @@ def table(runs: Sequence[MotionRun]) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the comparison."""
     parser.add_argument("--heads", nargs="+", choices=list_heads(), default=list(HEADS), metavar="HEAD")
-    parser.add_argument("--seeds", type=positive_integer, default=3, help="trainings of each head (3)")
     parser.add_argument("--images", type=existing_folder, metavar="DIR", help="photographs instead of scikit-image's")
-    parser.add_argument("--json", type=output_file, metavar="FILE", help="write all numbers")
-    for name in SETTINGS:
-        value = getattr(MotionRecipe, name)
-        parser.add_argument(f"--{name}", type=positive_integer, default=value, help=f"({value})")
+    add_training_arguments(parser, MotionRecipe, SETTINGS, seeds=3)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -152,13 +151,5 @@ def run(options: argparse.Namespace) -> None:
     print(table(runs))
 
 
-COMPARISONS.add(
-    "motion",
-    Mode(
-        "Heads on clips of a camera that moves over photographs: the same small network is trained from the same "
-        "weights on the same clips, with one head after the other.",
-        "python tools/compare.py motion --json out/motion.json",
-        add_arguments,
-        run,
-    ),
-)
+EXAMPLE = "python tools/compare.py motion --json out/motion.json"
+COMPARISONS.add("motion", Mode(__doc__ or "", EXAMPLE, add_arguments, run))

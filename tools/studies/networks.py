@@ -1,4 +1,4 @@
-"""The ``network`` mode: a training step of a whole network, forward and backward, by head."""
+"""The ``network`` mode: forward and backward of a whole network's training step by head, against average pooling."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common_arguments(parser, batch=8)
 
 
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, print, write the file."""
+    run_sections(arguments, _sections(arguments))
+
+
 def _sections(arguments: argparse.Namespace) -> Iterator[Section]:
     torch.manual_seed(0)
     heads = dict.fromkeys([AVERAGE, *arguments.heads])
@@ -51,12 +56,5 @@ def _network(arguments: argparse.Namespace, head: str) -> nn.Module:
     return create_model(arguments.backbone, head, num_classes=CLASSES, **reduced).to(arguments.device)
 
 
-MODES.add(
-    "network",
-    Mode(
-        "A whole network by head: forward and backward of a training step against average pooling.",
-        "python tools/benchmark.py network --heads svdpade isqrt --batch 8",
-        add_arguments,
-        lambda arguments: run_sections(arguments, _sections(arguments)),
-    ),
-)
+EXAMPLE = "python tools/benchmark.py network --heads svdpade isqrt --batch 8"
+MODES.add("network", Mode(__doc__ or "", EXAMPLE, add_arguments, run))

@@ -125,12 +125,7 @@ OPERATOR_TABLES.add(
         "largest |1 - x| over [smallest, 1]", ("smallest", "products", "0.1", "0.01", "1e-3", "1e-4"), _deviation_rows
     ),
 )
-MODES.add(
-    "operators",
-    Mode(
-        "How far the iterative methods are from the square root: the tables in their docstrings.",
-        "python tools/benchmark.py operators",
-        lambda parser: None,  # no options
-        run,
-    ),
-)
+
+
+EXAMPLE = "python tools/benchmark.py operators"
+MODES.add("operators", Mode(__doc__ or "", EXAMPLE, lambda parser: None, run))  # it has no options

@@ -70,7 +70,7 @@ def shipped_classes() -> dict[str, Photos]:
 
 
 def folder_classes(folder: Path) -> dict[str, Photos]:
-    """Each folder in a folder is a class: every third of its pictures validates, of two the second, of one a half.
+    """Each folder in a folder is a class: every third of its pictures validates, of one or two their right halves.
 
     Raises:
         OptionError: for fewer than two folders, or one without pictures.
@@ -84,11 +84,11 @@ def folder_classes(folder: Path) -> dict[str, Photos]:
         pictures = read_pictures(path)
         if not pictures:
             raise OptionError(f"{str(path)!r} holds no pictures")
-        grey = [np.asarray(picture.convert("L")) for picture in pictures]
-        if len(grey) == 1:
-            classes[path.name] = {split: [half] for split, half in grey_halves(pictures[0]).items()}
+        if len(pictures) < 3:
+            halves = [grey_halves(picture) for picture in pictures]
+            classes[path.name] = {split: [half[split] for half in halves] for split in SPLITS}
         else:
-            classes[path.name] = divide(grey) if len(grey) > 2 else {"train": grey[:1], "val": grey[1:]}
+            classes[path.name] = divide([np.asarray(picture.convert("L")) for picture in pictures])
     return classes
 
 

@@ -24,7 +24,7 @@ from covpool_plugins.explain import ModelView, deletion_insertion, explain
 from covpool_plugins.explain.pointing import energy_inside, points_at
 from covpool_plugins.timm_plugin import SecondOrderHead
 
-from .modes import COMPARISONS, Mode, environment, output_file
+from .modes import COMPARISONS, Mode, add_training_arguments, environment
 from .photographs import TEXTURES, Split, random_crop, shipped_halves
 from .training import accuracy, fit, train_all
 
@@ -251,11 +251,8 @@ def table(runs: Sequence[PlantedRun]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the comparison."""
-    parser.add_argument("--seeds", type=positive_integer, default=3, help="how many networks are trained (3)")
-    parser.add_argument(
-        "--pictures", type=positive_integer, default=60, help="test pictures of each kind for each network (60)"
-    )
-    parser.add_argument("--json", type=output_file, metavar="FILE", help="write all numbers")
+    parser.add_argument("--pictures", type=positive_integer, default=60, help="test pictures of each kind (60)")
+    add_training_arguments(parser, None, (), seeds=3)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -267,12 +264,5 @@ def run(options: argparse.Namespace) -> None:
     print(f"\n{options.pictures} test pictures of each kind for each of {len(runs)} networks; accuracy {accuracies}.")
 
 
-COMPARISONS.add(
-    "planted",
-    Mode(
-        "Where explanations point in pictures with a planted texture: means over several trained networks.",
-        "python tools/compare.py planted --seeds 3",
-        add_arguments,
-        run,
-    ),
-)
+EXAMPLE = "python tools/compare.py planted --seeds 3"
+COMPARISONS.add("planted", Mode(__doc__ or "", EXAMPLE, add_arguments, run))

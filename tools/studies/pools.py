@@ -1,9 +1,12 @@
-"""The ``pool`` and ``head`` modes: what every pool costs, alone and in a whole classifier head."""
+"""The ``pool`` and ``head`` modes: time and memory of every pool against the published layers and average pooling.
+
+``pool`` measures the pools alone, ``head`` whole heads of ResNet-50: reduction, pool, 1000 classes, with all gradients.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -63,6 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser, channels: int) -> None:
     add_common_arguments(parser)
 
 
+def run(arguments: argparse.Namespace, sections: Callable[[argparse.Namespace], Iterator[Section]]) -> None:
+    """Measure, print each section as it is done, write the file."""
+    run_sections(arguments, sections(arguments))
+
+
 def _pool_sections(arguments: argparse.Namespace) -> Iterator[Section]:
     """Maps (batch, C, side, side) to vectors, without a reduction."""
     for side in arguments.sides:
@@ -100,21 +108,7 @@ def _section(
     return Section(title, [Contender(*module) for module in modules], X, against=against, details={"side": side})
 
 
-MODES.add(
-    "pool",
-    Mode(
-        "Every pool alone: time and memory against the published layers and average pooling.",
-        "python tools/benchmark.py pool --pools svdpade isqrt --sides 7 --json out/pool.json",
-        partial(add_arguments, channels=256),
-        lambda arguments: run_sections(arguments, _pool_sections(arguments)),
-    ),
-)
-MODES.add(
-    "head",
-    Mode(
-        "Whole heads of ResNet-50: reduction, pool, 1000 classes, with all gradients.",
-        "python tools/benchmark.py head --pools svdpade isqrt --sides 7 --json out/head.json",
-        partial(add_arguments, channels=2048),
-        lambda arguments: run_sections(arguments, _head_sections(arguments)),
-    ),
-)
+for _name, _channels, _sections in (("pool", 256, _pool_sections), ("head", 2048, _head_sections)):
+    _example = f"python tools/benchmark.py {_name} --pools svdpade isqrt --sides 7 --json out/{_name}.json"
+    _add_arguments, _run = partial(add_arguments, channels=_channels), partial(run, sections=_sections)
+    MODES.add(_name, Mode(__doc__ or "", _example, _add_arguments, _run))

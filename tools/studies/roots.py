@@ -1,4 +1,4 @@
-"""The ``linalg`` mode: every method of the package against the published forms."""
+"""The ``linalg`` mode: time, error and memory of every matrix square root against the published layers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import get_args
 
@@ -26,7 +25,6 @@ from covpool_plugins.linalg import (
     resolve_method,
     sqrtm,
 )
-from covpool_plugins.linalg.routes import ROUTES
 from covpool_plugins.linalg.tensors import symmetrize
 
 from .baselines import BASELINES, ISQRT, MPA, SVD_PADE, published_inverse_root
@@ -69,9 +67,6 @@ def _sections(arguments: argparse.Namespace) -> Iterator[Section]:
             yield features_section(C, M, arguments.batch, methods, arguments.device)
     yield given_root_section(128, arguments.batch, arguments.device)
     yield given_inverse_section(64, arguments.batch, arguments.device)
-    if arguments.device.type == "cuda":
-        for n in sorted({min(C, M) for C in arguments.channels for M in arguments.positions}):
-            yield routes_section(n, arguments.batch, arguments.device)
 
 
 def features_section(
@@ -90,10 +85,6 @@ def features_section(
         for compute in computes:
             function = partial(covariance_sqrt, method=method, compute=compute, vectorize="triu")
             contenders.append(Contender(name, compute, function, "" if own is None else repr(method), own))
-    if torch.device(device).type == "cuda":
-        for route, compute in product(ROUTES, get_args(Compute)):
-            function = partial(covariance_sqrt, compute=compute, vectorize="triu", route=route)
-            contenders.append(Contender(f"svdpade, {route}", compute, function))
     title = f"features {C} x {M} to packed root"
     details = {"channels": C, "positions": M}
     return Section(title, contenders, X, G, exact_root_and_gradient(X, G), (SVD_PADE, ISQRT), details=details)
@@ -127,13 +118,6 @@ def given_inverse_section(C: int, batch: int, device: torch.device | str = "cpu"
     ]
     title = f"given covariance {C} x {C} to inverse root"
     return _given_section(title, C, batch, contenders, -0.5, MPA_INVERSE, device)
-
-
-def routes_section(n: int, batch: int, device: torch.device | str = "cpu") -> Section:
-    """The two routes to the exact root of a given matrix, between which ``route="auto"`` chooses on a GPU."""
-    contenders = [c for route in ROUTES for c in _both_precisions(f"exact, {route}", partial(sqrtm, route=route))]
-    title = f"routes for {n} x {n}: eigh and matrix products"
-    return _given_section(title, n, batch, contenders, 0.5, f"exact, {ROUTES[0]}, float64", device)
 
 
 def _in_float64(function: Function) -> Function:
@@ -186,12 +170,5 @@ def write_plot(path: Path, results: Sequence[Result]) -> None:
     save_figure(figure, path)
 
 
-MODES.add(
-    "linalg",
-    Mode(
-        "Matrix square roots: time, error and memory of every method against the published layers.",
-        "python tools/benchmark.py linalg --channels 256 --positions 49 --json out/linalg.json --plot out/linalg.png",
-        add_arguments,
-        run,
-    ),
-)
+EXAMPLE = "python tools/benchmark.py linalg --channels 256 --positions 49 --json out/linalg.json --plot out/linalg.png"
+MODES.add("linalg", Mode(__doc__ or "", EXAMPLE, add_arguments, run))

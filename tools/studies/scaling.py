@@ -83,12 +83,5 @@ def draw(results: Sequence[Result], path: Path) -> None:
     save_figure(figure, path)
 
 
-MODES.add(
-    "scaling",
-    Mode(
-        "Time per picture against channels, positions and batch: SVD-Padé, iSQRT and MPA, ours and published.",
-        "python tools/benchmark.py scaling --repeats 3 --plot out/scaling.png",
-        add_arguments,
-        run,
-    ),
-)
+EXAMPLE = "python tools/benchmark.py scaling --repeats 3 --plot out/scaling.png"
+MODES.add("scaling", Mode(__doc__ or "", EXAMPLE, add_arguments, run))

@@ -150,12 +150,5 @@ def group_section(arguments: argparse.Namespace, size: int) -> Section:
     return Section(title, contenders, X, G, against=(LOOP, COMPOSITION, BATCH_NORM), details={"size": size})
 
 
-MODES.add(
-    "whitening",
-    Mode(
-        "A training step of the whitening layers against plain forms of the published layers and BatchNorm2d.",
-        "python tools/benchmark.py whitening --group-sizes 8 64 --repeats 20 --json out/whitening.json",
-        add_arguments,
-        run,
-    ),
-)
+EXAMPLE = "python tools/benchmark.py whitening --group-sizes 8 64 --repeats 20 --json out/whitening.json"
+MODES.add("whitening", Mode(__doc__ or "", EXAMPLE, add_arguments, run))
