@@ -22,8 +22,10 @@ from .photographs import Split, divide, photograph, read_pictures
 
 # What the picture in the camera does; neighbours are each other backwards.
 MOTIONS = ("left", "right", "up", "down", "nearer", "farther", "clockwise", "anticlockwise")
-TRAINING_PHOTOS = ("astronaut", "brick", "camera", "coffee", "grass", "immunohistochemistry", "rocket", "text")
-TEST_PHOTOS = ("chelsea", "coins", "gravel", "page")
+SHIPPED: dict[Split, tuple[str, ...]] = {
+    "train": ("astronaut", "brick", "camera", "coffee", "grass", "immunohistochemistry", "rocket", "text"),
+    "val": ("chelsea", "coins", "gravel", "page"),
+}
 # From the first frame to the last, least and most: pictures of way, times of size, radians of turn.
 WAY, ENLARGEMENT, TURN = (0.5, 1.0), (1.6, 2.4), (math.pi / 4, math.pi / 2)
 SCALE = (0.8, 1.2)
@@ -36,9 +38,8 @@ MovingPhotos = dict[Split, list[Tensor]]
 
 
 def shipped_photos(size: int) -> MovingPhotos:
-    """For training and for validation, other photographs of scikit-image's, for pictures of that size."""
-    names: dict[Split, tuple[str, ...]] = {"train": TRAINING_PHOTOS, "val": TEST_PHOTOS}
-    return {split: [_prepared(photograph(name), size) for name in names[split]] for split in names}
+    """Scikit-image's photographs, others for training than for validation, for pictures of that size."""
+    return {split: [_prepared(photograph(name), size) for name in names] for split, names in SHIPPED.items()}
 
 
 def folder_photos(folder: Path, size: int) -> MovingPhotos:

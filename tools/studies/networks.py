@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -32,10 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, print, write the file."""
-    run_sections(arguments, _sections(arguments))
+    run_sections(arguments, [_section(arguments)])
 
 
-def _sections(arguments: argparse.Namespace) -> Iterator[Section]:
+def _section(arguments: argparse.Namespace) -> Section:
     torch.manual_seed(0)
     heads = dict.fromkeys([AVERAGE, *arguments.heads])
     networks = {head: _network(arguments, head) for head in heads}
@@ -47,7 +46,7 @@ def _sections(arguments: argparse.Namespace) -> Iterator[Section]:
         raise OptionError(f"{network}: {one_line(error)}") from None
     contenders = [Contender(head, "ours", network) for head, network in networks.items()]
     title = f"{arguments.backbone} at {arguments.size}, {CLASSES} classes, all gradients"
-    yield Section(title, contenders, X, against=(f"{AVERAGE}, ours",), details={"backbone": arguments.backbone})
+    return Section(title, contenders, X, against=(f"{AVERAGE}, ours",), details={"backbone": arguments.backbone})
 
 
 def _network(arguments: argparse.Namespace, head: str) -> nn.Module:
