@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from studies import convergence, networks, operators, pools, roots, scaling, whitening_layers  # noqa: F401
+from studies import convergence, operators, pools, roots, scaling, whitening_layers  # noqa: F401
 from studies.modes import MODES, run_mode
 
 from covpool_plugins.command_line import run_tool

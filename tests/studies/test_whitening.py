@@ -11,9 +11,8 @@ from support.whitening import correlated, statistics
 from covpool_plugins.whitening import ZCANorm2d
 
 
-@pytest.mark.parametrize("last", [[], ["--channels-last"]])
-def test_prints_and_writes(capsys, tmp_path, last):
-    options = ["--channels", "4", "--group-sizes", "2", "4", "--side", "3", "--batch", "2", "--repeats", "1", *last]
+def test_prints_and_writes(capsys, tmp_path):
+    options = ["--channels", "4", "--group-sizes", "2", "4", "--side", "3", "--batch", "2", "--repeats", "1"]
     benchmark.main(["whitening", *options, "--methods", "exact", "newton_schulz", "--json", str(tmp_path / "f")])
     printed = capsys.readouterr().out
     sections = json.loads((tmp_path / "f").read_text())["sections"]

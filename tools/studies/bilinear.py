@@ -13,7 +13,7 @@ from covpool_plugins.command_line import markdown_table
 
 from .comparison import ComparisonRecipe, ComparisonRun, Costs, SmallNetwork, add_comparison_arguments, compare
 from .figures import mean_and_spread
-from .modes import COMPARISONS, Mode
+from .modes import COMPARISONS, Mode, add_names
 
 RECIPE = ComparisonRecipe()
 
@@ -55,13 +55,11 @@ SECTIONS: dict[str, dict[str, SmallNetwork]] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the comparison."""
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="NAME")
+    add_names(parser, "--sections", SECTIONS)
     add_comparison_arguments(parser, RECIPE)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train, print a table for each section, write the numbers."""
     networks = list(dict.fromkeys(network for name in options.sections for network in SECTIONS[name].values()))
     runs, costs = compare(options, RECIPE, [RECIPE.pictures], networks)
     for name in options.sections:

@@ -16,7 +16,6 @@ from timm.utils import random_seed
 from torch import Tensor, nn
 
 from covpool_plugins.architectures.two_stream import Stream, TwoStreamNet
-from covpool_plugins.command_line import positive_integer
 from covpool_plugins.linalg import resolve_method
 from covpool_plugins.linalg.packing import unpack_symmetric
 from covpool_plugins.pooling import CovariancePool
@@ -24,9 +23,8 @@ from covpool_plugins.timm_plugin import SecondOrderHead
 
 from .baselines import BASELINES
 from .measure import bytes_saved, correlated_features, seeded_gradient, time_interleaved
-from .modes import add_training_arguments, environment, existing_folder
-from .photographs import Split
-from .sources import source
+from .modes import add_numbers, add_training_arguments, environment, existing_folder
+from .pictures import Split, source
 from .training import DivergedError, accuracy, cosine, fit, train_all, write_runs
 
 # Channels, kernel and stride of each convolution. D is deep with small kernels, M shallow with large ones; their maps
@@ -273,7 +271,7 @@ def add_comparison_arguments(parser: argparse.ArgumentParser, recipe: Comparison
         metavar="DIR",
         help="one folder of pictures per class, instead of those that ship; every third is for testing",
     )
-    parser.add_argument("--workers", type=positive_integer, default=2, help="trainings at a time, one thread each (2)")
+    add_numbers(parser, "--workers", 2, "trainings at a time, one thread each")
     add_training_arguments(parser, recipe, SETTINGS, seeds=5)
 
 

@@ -19,15 +19,15 @@ from timm.optim import create_optimizer_v2
 from timm.utils import random_seed
 from torch import Tensor, nn
 
-from covpool_plugins.command_line import markdown_table, positive_integer
+from covpool_plugins.command_line import markdown_table
 from covpool_plugins.linalg import Method
 from covpool_plugins.linalg.methods.leading import Leading
 from covpool_plugins.linalg.tensors import symmetrize
 from covpool_plugins.whitening import list_methods
 from covpool_plugins.whitening.matrices import EigenvectorMethod, PowerIteration
 
-from .modes import MODES, Mode, add_threads_and_json, environment
-from .sources import digits
+from .modes import MODES, Mode, add_names, add_numbers, add_threads_and_json, environment
+from .pictures import digits
 from .training import DivergedError, accuracy, cosine, fit, train_all
 
 CHANNELS = 64  # of the layer that whitens
@@ -107,22 +107,18 @@ def train(epochs: int, seed: int, method: str, size: int) -> WhiteningRun:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the mode."""
     methods = [BATCH_NORM, *UNSTABLE, *list_methods()]
-    default = [BATCH_NORM, *UNSTABLE, "power_iteration", "svdpi", "exact"]
-    help_text = f"({' '.join(default)}); also the other whitening methods"
-    parser.add_argument("--methods", nargs="+", choices=methods, default=default, metavar="METHOD", help=help_text)
-    sizes = [d for d in range(1, CHANNELS + 1) if CHANNELS % d == 0]
+    add_names(parser, "--methods", methods, [BATCH_NORM, *UNSTABLE, "power_iteration", "svdpi", "exact"])
+    sizes = [size for size in range(1, CHANNELS + 1) if CHANNELS % size == 0]
     parser.add_argument(
-        "--sizes", nargs="+", type=int, choices=sizes, default=[4, 16, 64], metavar="D", help="of matrices (4 16 64)"
+        "--sizes", nargs="+", type=int, choices=sizes, default=[4, 16, 64], metavar="N", help="of matrices (4 16 64)"
     )
-    parser.add_argument("--seeds", type=positive_integer, default=5, help="runs of each (5)")
-    parser.add_argument("--epochs", type=positive_integer, default=5, help="(5)")
+    add_numbers(parser, "--seeds", 5, "runs of each")
+    add_numbers(parser, "--epochs", 5)
     add_threads_and_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, print the table, write the file."""
     torch.set_num_threads(arguments.threads)
     facts = {**environment(), "epochs": arguments.epochs, "seeds": arguments.seeds}
     print(", ".join(f"{key} {value}" for key, value in facts.items()) + "\n", flush=True)

@@ -16,8 +16,8 @@ from covpool_plugins.timm_plugin import list_heads
 
 from .comparison import ComparisonRecipe, ComparisonRun, Costs, SmallNetwork, add_comparison_arguments, compare
 from .figures import mean_and_spread, new_figure, number, save_figure
-from .modes import COMPARISONS, Mode, plot_file
-from .sources import SOURCES
+from .modes import COMPARISONS, Mode, add_names, plot_file
+from .pictures import SOURCES
 
 RECIPE = ComparisonRecipe(size=48, epochs=12, test_per_class=40)
 HYBRID = SmallNetwork("isqrt", switch="svdpade")
@@ -39,9 +39,8 @@ def networks(heads: Sequence[str]) -> list[SmallNetwork]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the comparison."""
     parser.add_argument("--heads", nargs="+", choices=list_heads(), metavar="NAME", help="(all)")
-    parser.add_argument("--pictures", nargs="+", choices=SOURCES, default=list(SOURCES), metavar="NAME", help="(all)")
+    add_names(parser, "--pictures", SOURCES)
     parser.add_argument("--failures", action="store_true", help="the gradients on singular covariances instead")
     parser.add_argument("--plot", type=plot_file, metavar="FILE", help="draw accuracies and times (.png, .svg or .pdf)")
     add_comparison_arguments(parser, RECIPE)
@@ -49,11 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train, print the table, write the numbers and draw them.
-
-    Raises:
-        OptionError: for heads beside ``--failures``, or a folder of images that is no folder of classes.
-    """
     if options.failures and options.heads is not None:
         raise OptionError("--failures has rows of its own: leave out --heads")
     if options.size is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,26 +80,43 @@ def existing_folder(text: str) -> Path:
     return Path(text)
 
 
+def add_numbers(parser: argparse.ArgumentParser, option: str, default: int | Sequence[int], text: str = "") -> None:
+    """An option that takes a positive integer, or several where the default is several."""
+    several = not isinstance(default, int)
+    shown = " ".join(map(str, default)) if not isinstance(default, int) else default
+    help_text = f"{text} ({shown})".strip()
+    nargs = "+" if several else None
+    parser.add_argument(option, type=positive_integer, nargs=nargs, default=default, metavar="N", help=help_text)
+
+
+def add_names(
+    parser: argparse.ArgumentParser, option: str, names: Iterable[str], default: Sequence[str] | None = None
+) -> None:
+    """An option that takes some of these names; the default is all."""
+    names = list(names)
+    help_text = f"of: {', '.join(names)} ({' '.join(default) if default else 'all'})"
+    parser.add_argument(option, nargs="+", choices=names, default=default or names, metavar="NAME", help=help_text)
+
+
 def add_training_arguments(parser: argparse.ArgumentParser, recipe: Any, settings: Sequence[str], seeds: int) -> None:
     """The options of every comparison: how many trainings, a file for the numbers, and integer fields of ``recipe``."""
-    parser.add_argument("--seeds", type=positive_integer, default=seeds, help=f"trainings of each row ({seeds})")
+    add_numbers(parser, "--seeds", seeds, "trainings of each row")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write all numbers to this file")
     for name in settings:
-        option, value = f"--{name.replace('_', '-')}", getattr(recipe, name)
-        parser.add_argument(option, type=positive_integer, default=value, help=f"({value})")
+        add_numbers(parser, f"--{name.replace('_', '-')}", getattr(recipe, name))
 
 
 def add_threads_and_json(parser: argparse.ArgumentParser) -> None:
     """The options of every mode that measures on one or more CPU threads."""
-    parser.add_argument("--threads", type=positive_integer, default=1, help="CPU threads (1)")
+    add_numbers(parser, "--threads", 1, "CPU threads")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write all figures to this file")
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, batch: int | None = 32) -> None:
     """The options of every mode that takes times; without a default ``batch`` there is no ``--batch``."""
     if batch is not None:
-        parser.add_argument("--batch", type=positive_integer, default=batch, help=f"pictures ({batch})")
-    parser.add_argument("--repeats", type=positive_integer, default=5, help="repetitions that count (5)")
+        add_numbers(parser, "--batch", batch, "pictures")
+    add_numbers(parser, "--repeats", 5, "repetitions that count")
     parser.add_argument("--device", type=available_device, default=torch.device("cpu"), help="cpu or cuda (cpu)")
     add_threads_and_json(parser)
 

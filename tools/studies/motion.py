@@ -21,7 +21,7 @@ from covpool_plugins.command_line import markdown_table
 from covpool_plugins.timm_plugin import create_model, list_heads
 
 from .figures import mean_and_spread
-from .modes import COMPARISONS, Mode, add_training_arguments, environment, existing_folder
+from .modes import COMPARISONS, Mode, add_names, add_training_arguments, environment, existing_folder
 from .moving_photos import MOTIONS, MovingPhotos, batches, folder_photos, shipped_photos
 from .training import cosine, fit, predict, train_all
 
@@ -130,18 +130,12 @@ def table(runs: Sequence[MotionRun]) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the comparison."""
-    parser.add_argument("--heads", nargs="+", choices=list_heads(), default=list(HEADS), metavar="HEAD")
+    add_names(parser, "--heads", list_heads(), HEADS)
     parser.add_argument("--images", type=existing_folder, metavar="DIR", help="photographs instead of scikit-image's")
     add_training_arguments(parser, MotionRecipe, SETTINGS, seeds=3)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train every head with every seed, print the table, write the numbers.
-
-    Raises:
-        OptionError: for a folder with too few pictures.
-    """
     recipe = MotionRecipe(**{name: getattr(options, name) for name in SETTINGS})
     photos = folder_photos(options.images, recipe.size) if options.images else shipped_photos(recipe.size)
     facts: dict[str, Any] = {**environment(), "recipe": asdict(recipe)}

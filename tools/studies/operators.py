@@ -101,7 +101,6 @@ def _newton_schulz(smallest: float, steps: int) -> IterativeMethod:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the tables."""
     for name, table in OPERATOR_TABLES.items():
         print(f"## {name}: {table.caption}\n\n{markdown_table(table.columns, table.rows())}\n", flush=True)
 

@@ -19,13 +19,13 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from covpool_plugins.command_line import markdown_table, positive_integer
+from covpool_plugins.command_line import markdown_table
 from covpool_plugins.explain import ModelView, deletion_insertion, explain
 from covpool_plugins.explain.pointing import energy_inside, points_at
 from covpool_plugins.timm_plugin import SecondOrderHead
 
-from .modes import COMPARISONS, Mode, add_training_arguments, environment
-from .photographs import TEXTURES, Split, random_crop, shipped_halves
+from .modes import COMPARISONS, Mode, add_numbers, add_training_arguments, environment
+from .pictures import TEXTURES, Split, random_crop, shipped_halves
 from .training import accuracy, fit, train_all
 
 BACKGROUNDS = ("astronaut", "chelsea", "coffee", "coins", "rocket")
@@ -54,22 +54,19 @@ class Scene:
     regions: Mapping[int, np.ndarray]
 
 
-def plant(
-    textures: Sequence[int], split: Split, generator: np.random.Generator, size: int = SIZE, patch: int = PATCH
-) -> Scene:
+def plant(textures: Sequence[int], split: Split, generator: np.random.Generator, patch: int = PATCH) -> Scene:
     """A crop of a photograph with a patch of each texture at a random place; patches do not overlap.
 
     Args:
         textures: classes, at most two.
         split: half of the photographs.
         generator: of all random numbers.
-        size: side of the picture.
         patch: side of the patches; of two, at most half of the picture's side.
     """
     background = BACKGROUNDS[generator.integers(len(BACKGROUNDS))]
-    picture = random_crop(shipped_halves(background)[split], size, generator)
+    picture = random_crop(shipped_halves(background)[split], SIZE, generator)
     while True:
-        places = generator.integers(0, size - patch + 1, (len(textures), 2))
+        places = generator.integers(0, SIZE - patch + 1, (len(textures), 2))
         if len(textures) < 2 or np.abs(places[0] - places[1]).max() >= patch:
             break
     regions = {}
@@ -77,7 +74,7 @@ def plant(
         reach = min(round(generator.uniform(*SHRINKING[split]) * patch), LARGEST_CROP)
         crop = random_crop(shipped_halves(TEXTURES[label])[split], reach, generator)
         picture.paste(crop.resize((patch, patch), Image.Resampling.BICUBIC), (left, top))
-        regions[label] = np.zeros((size, size), bool)
+        regions[label] = np.zeros((SIZE, SIZE), bool)
         regions[label][top : top + patch, left : left + patch] = True
     return Scene(picture, regions)
 
@@ -91,14 +88,9 @@ def held_out_scenes(count: int, textures: int, seed: int) -> list[Scene]:
 
 
 class TextureNet(nn.Module):
-    """Five convolutions and a second-order head; input (B, 3, 64, 64), a last map of 48 channels at 16 x 16 positions.
+    """Five convolutions and an svdpade head; input (B, 3, 64, 64), a last map of 48 channels at 16 x 16 positions."""
 
-    Args:
-        head: name of the pool.
-        head_options: of the pool.
-    """
-
-    def __init__(self, head: str = "svdpade", **head_options: Any) -> None:
+    def __init__(self, reduce_channels: int = 16) -> None:
         super().__init__()
         self.pretrained_cfg = dict(
             input_size=(3, SIZE, SIZE), mean=(0.5,) * 3, std=(0.25,) * 3, crop_pct=1.0, interpolation="bicubic"
@@ -110,7 +102,9 @@ class TextureNet(nn.Module):
             for inner, outer, stride, kernel in zip((3, *WIDTHS), WIDTHS, STRIDES, KERNELS, strict=False)
         ]
         self.stages = nn.Sequential(*layers)
-        self.head = SecondOrderHead(WIDTHS[-1], len(TEXTURES), head, pool_options=head_options)
+        self.head = SecondOrderHead(
+            WIDTHS[-1], len(TEXTURES), "svdpade", pool_options={"reduce_channels": reduce_channels}
+        )
 
     def get_classifier(self) -> nn.Module:
         """The layer of the class scores."""
@@ -121,20 +115,15 @@ class TextureNet(nn.Module):
 
 
 def train_network(seed: int = 0, *, pictures: int = 1440, epochs: int = 14) -> TextureNet:
-    """A network that says for each texture whether it is in the picture.
+    """A network that says for each texture whether it is in the picture; global random numbers stay as they are.
 
     A quarter of the pictures shows none and a quarter two, so that a background speaks for no class. Patches have
-    different sizes, up to the whole picture.
-
-    Args:
-        seed: of weights, pictures and their order; global random numbers stay as they are.
-        pictures: to train on.
-        epochs: of AdamW with one cycle of the learning rate.
+    different sizes, up to the whole picture. The optimizer is AdamW with one cycle of the learning rate.
     """
     steps = pictures // BATCH
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        net = TextureNet(reduce_channels=16)
+        net = TextureNet()
         x, y = _training_set(pictures, np.random.default_rng(seed))
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
@@ -192,14 +181,7 @@ class Evidence:
 def measure(
     view: ModelView, method: str, single: Sequence[Scene], double: Sequence[Scene], options: Mapping[str, Any]
 ) -> Evidence:
-    """The figures of one method.
-
-    Args:
-        view: of a trained network.
-        method: its name.
-        single, double: pictures of one and of two textures.
-        options: of the method.
-    """
+    """The figures of one method on pictures of one and of two textures."""
     hits, energies, areas, preferred = [], [], [], []
     for scene in single:
         x = view.preprocessing(scene.picture)
@@ -250,13 +232,11 @@ def table(runs: Sequence[PlantedRun]) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the comparison."""
-    parser.add_argument("--pictures", type=positive_integer, default=60, help="test pictures of each kind (60)")
+    add_numbers(parser, "--pictures", 60, "test pictures of each kind")
     add_training_arguments(parser, None, (), seeds=3)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train, explain, print the table, write the numbers."""
     jobs = [(options.pictures, seed) for seed in range(options.seeds)]
     runs = train_all(train_and_measure, jobs, options.json, environment())
     accuracies = ", ".join(f"{run.accuracy:.0f} %" for run in runs)

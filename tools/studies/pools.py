@@ -1,6 +1,7 @@
-"""The ``pool`` and ``head`` modes: time and memory of every pool against the published layers and average pooling.
+"""The ``pool``, ``head`` and ``network`` modes: time and memory of every pool against average pooling.
 
-``pool`` measures the pools alone, ``head`` whole heads of ResNet-50: reduction, pool, 1000 classes, with all gradients.
+``pool`` measures the pools alone, ``head`` whole heads of ResNet-50 (reduction, pool, 1000 classes, all gradients),
+both against the published layers too; ``network`` measures a training step of a whole network.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from covpool_plugins.command_line import positive_integer
+from covpool_plugins.errors import OptionError, one_line
 from covpool_plugins.linalg import packed_size
 from covpool_plugins.pooling import create_pool, list_pools, pool_options
 from covpool_plugins.pooling.reduction import DEFAULT_CHANNELS, ConvReduction
+from covpool_plugins.timm_plugin import create_model, list_heads
 
 from .baselines import BASELINES, ISQRT, MPA, SVD_PADE, Baseline
 from .measure import correlated_features
-from .modes import MODES, Mode, add_common_arguments
-from .networks import AVERAGE, CLASSES
+from .modes import MODES, Mode, add_common_arguments, add_names, add_numbers
 from .sections import Contender, Section, run_sections
 
+AVERAGE, CLASSES = "gap", 1000
 PUBLISHED = (SVD_PADE, ISQRT, MPA)
 
 
@@ -57,18 +59,18 @@ class NoPool(nn.Module):
 
 
 def add_arguments(parser: argparse.ArgumentParser, channels: int) -> None:
-    """The options of both modes."""
-    parser.add_argument("--channels", type=positive_integer, default=channels, metavar="C", help=f"({channels})")
-    parser.add_argument(
-        "--sides", type=positive_integer, nargs="+", default=[7, 14], metavar="S", help="of the maps (7 14)"
-    )
-    parser.add_argument("--pools", nargs="+", choices=list_pools(), default=list_pools(), metavar="POOL", help="(all)")
+    """The options of ``pool`` and ``head``."""
+    add_numbers(parser, "--channels", channels)
+    add_numbers(parser, "--sides", [7, 14], "of the maps")
+    add_names(parser, "--pools", list_pools())
     add_common_arguments(parser)
 
 
-def run(arguments: argparse.Namespace, sections: Callable[[argparse.Namespace], Iterator[Section]]) -> None:
-    """Measure, print each section as it is done, write the file."""
-    run_sections(arguments, sections(arguments))
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backbone", default="resnet50", metavar="NAME", help="timm model (resnet50)")
+    add_names(parser, "--heads", list_heads())
+    add_numbers(parser, "--size", 224, "of the pictures")
+    add_common_arguments(parser, batch=8)
 
 
 def _pool_sections(arguments: argparse.Namespace) -> Iterator[Section]:
@@ -108,7 +110,38 @@ def _section(
     return Section(title, [Contender(*module) for module in modules], X, against=against, details={"side": side})
 
 
-for _name, _channels, _sections in (("pool", 256, _pool_sections), ("head", 2048, _head_sections)):
-    _example = f"python tools/benchmark.py {_name} --pools svdpade isqrt --sides 7 --json out/{_name}.json"
-    _add_arguments, _run = partial(add_arguments, channels=_channels), partial(run, sections=_sections)
-    MODES.add(_name, Mode(__doc__ or "", _example, _add_arguments, _run))
+def _network_section(arguments: argparse.Namespace) -> Section:
+    torch.manual_seed(0)
+    heads = dict.fromkeys([AVERAGE, *arguments.heads])
+    networks = {head: _network(arguments, head) for head in heads}
+    X = torch.randn(arguments.batch, 3, arguments.size, arguments.size).to(arguments.device)
+    try:
+        networks[AVERAGE](X)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        network = f"{arguments.backbone} on {arguments.batch} pictures of {arguments.size}"
+        raise OptionError(f"{network}: {one_line(error)}") from None
+    contenders = [Contender(head, "ours", network) for head, network in networks.items()]
+    title = f"{arguments.backbone} at {arguments.size}, {CLASSES} classes, all gradients"
+    return Section(title, contenders, X, against=(f"{AVERAGE}, ours",), details={"backbone": arguments.backbone})
+
+
+def _network(arguments: argparse.Namespace, head: str) -> nn.Module:
+    """With as many channels for every head, also for those that the papers use without a reduction."""
+    reduced: dict[str, Any] = {"reduce_channels": DEFAULT_CHANNELS} if "reduce_channels" in pool_options(head) else {}
+    return create_model(arguments.backbone, head, num_classes=CLASSES, **reduced).to(arguments.device)
+
+
+def _add(
+    name: str, example: str, add_arguments: Callable[..., None], sections: Callable[..., Iterable[Section]]
+) -> None:
+    def run(arguments: argparse.Namespace) -> None:
+        run_sections(arguments, sections(arguments))
+
+    MODES.add(name, Mode(__doc__ or "", f"python tools/benchmark.py {name} {example}", add_arguments, run))
+
+
+_add("pool", "--pools svdpade isqrt --sides 7", partial(add_arguments, channels=256), _pool_sections)
+_add("head", "--pools svdpade isqrt --sides 7", partial(add_arguments, channels=2048), _head_sections)
+_add(
+    "network", "--heads svdpade isqrt --batch 8", add_network_arguments, lambda arguments: [_network_section(arguments)]
+)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import get_args
 
 import torch
 from torch import Tensor
 
-from covpool_plugins.command_line import positive_integer
 from covpool_plugins.linalg import (
     Compute,
     EigenMethod,
@@ -28,35 +25,23 @@ from covpool_plugins.linalg import (
 from covpool_plugins.linalg.tensors import symmetrize
 
 from .baselines import BASELINES, ISQRT, MPA, SVD_PADE, published_inverse_root
-from .figures import new_figure, save_figure
 from .measure import Function, correlated_features, exact_root_and_gradient, seeded_gradient, value_and_gradient
-from .modes import MODES, Mode, add_common_arguments, plot_file
-from .sections import Clock, Contender, Result, Section, run_sections
+from .modes import MODES, Mode, add_common_arguments, add_names, add_numbers
+from .sections import Clock, Contender, Section, run_sections
 
 GIVEN_POSITIONS_PER_CHANNEL = 8  # covariances of full rank
 MPA_INVERSE = "mpa inverse published (f32)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the mode."""
-    parser.add_argument(
-        "--channels", type=positive_integer, nargs="+", default=[256, 512], metavar="C", help="(256 512)"
-    )
-    parser.add_argument(
-        "--positions", type=positive_integer, nargs="+", default=[49, 196, 784], metavar="M", help="(49 196 784)"
-    )
-    methods = list_methods()
-    help_text = f"of: {', '.join(methods)} (all)"
-    parser.add_argument("--methods", nargs="+", choices=methods, default=methods, metavar="METHOD", help=help_text)
+    add_numbers(parser, "--channels", [256, 512])
+    add_numbers(parser, "--positions", [49, 196, 784])
+    add_names(parser, "--methods", list_methods())
     add_common_arguments(parser)
-    parser.add_argument("--plot", type=plot_file, metavar="FILE.png", help="gradient error over time, as a picture")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure, print each section as it is done, write the files."""
-    results = run_sections(arguments, _sections(arguments))
-    if arguments.plot:
-        write_plot(arguments.plot, [result for result in results if "positions" in result.details])
+    run_sections(arguments, _sections(arguments))
 
 
 def _sections(arguments: argparse.Namespace) -> Iterator[Section]:
@@ -150,25 +135,5 @@ def _given_section(
     return Section(title, contenders, A, G, reference, (against,), clock, {"matrix": C})
 
 
-def write_plot(path: Path, results: Sequence[Result]) -> None:
-    """One panel per section: gradient error against the square root's gradient, over time per picture."""
-    figure = new_figure(7 * len(results), 6)
-    for axis, result in zip(figure.subplots(1, len(results), squeeze=False)[0], results, strict=True):
-        for kind in sorted({row.kind for row in result.rows}):
-            points = [
-                (1e3 * row.both, row.gradient_error, row.label)
-                for row in result.rows
-                if row.kind == kind and row.gradient_error and math.isfinite(row.gradient_error)
-            ]
-            axis.scatter([x for x, _, _ in points], [y for _, y, _ in points], s=18, label=kind)
-            for x, y, label in points:
-                axis.annotate(label, (x, y), fontsize=6, xytext=(3, 2), textcoords="offset points")
-        axis.set(xscale="log", yscale="log", title=result.title, xlabel="forward + backward, ms per picture")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
-    figure.axes[0].set_ylabel("relative error of the gradient")
-    save_figure(figure, path)
-
-
-EXAMPLE = "python tools/benchmark.py linalg --channels 256 --positions 49 --json out/linalg.json --plot out/linalg.png"
+EXAMPLE = "python tools/benchmark.py linalg --channels 256 --positions 49 --json out/linalg.json"
 MODES.add("linalg", Mode(__doc__ or "", EXAMPLE, add_arguments, run))

@@ -11,7 +11,7 @@ from covpool_plugins.linalg import resolve_method
 
 from .baselines import ISQRT, MPA, SVD_PADE
 from .figures import new_figure, save_figure
-from .modes import MODES, Mode, add_common_arguments, plot_file
+from .modes import MODES, Mode, add_common_arguments, add_names, plot_file
 from .roots import features_section
 from .sections import Result, Section, run_sections
 
@@ -34,15 +34,13 @@ LINES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the mode."""
-    parser.add_argument("--along", nargs="+", choices=SWEEPS, default=list(SWEEPS), help="(channels positions batch)")
+    add_names(parser, "--along", SWEEPS)
     parser.add_argument("--plot", type=plot_file, metavar="FILE", help="draw the times (.png, .svg or .pdf)")
     add_common_arguments(parser, batch=None)
     parser.set_defaults(batch=BASE["batch"])
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure, print each section as it is done, write the files."""
     results = run_sections(arguments, _sections(arguments))
     if arguments.plot:
         draw(results, arguments.plot)

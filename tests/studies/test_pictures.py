@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from studies.photographs import (
+from studies.pictures import (
+    SOURCES,
     SPLITS,
     TEXTURES,
     crops,
@@ -14,9 +15,9 @@ from studies.photographs import (
     random_crop,
     shipped_classes,
     shipped_halves,
+    source,
     write_crops,
 )
-from studies.sources import SOURCES, source
 
 from covpool_plugins.errors import OptionError
 
