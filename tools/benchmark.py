@@ -9,7 +9,7 @@ from covpool_plugins.command_line import run_tool
 
 
 def main(argv: list[str] | None = None) -> None:
-    run_mode(MODES, __doc__ or "", argv=argv)
+    run_mode(MODES, __doc__ or "", "python tools/benchmark.py linalg --channels 256 --positions 49", argv)
 
 
 if __name__ == "__main__":

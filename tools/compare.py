@@ -9,7 +9,8 @@ from covpool_plugins.command_line import run_tool
 
 
 def main(argv: list[str] | None = None) -> None:
-    run_mode(COMPARISONS, __doc__ or "", default="heads", argv=argv)
+    example = "python tools/compare.py heads --json out/compare.json --plot out/compare.png"
+    run_mode(COMPARISONS, __doc__ or "", example, argv, default="heads")
 
 
 if __name__ == "__main__":

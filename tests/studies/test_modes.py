@@ -228,10 +228,10 @@ def test_a_mode_can_be_left_out_where_there_is_a_default(capsys):
             name, Mode("description", "example", flag, lambda options: calls.append((options.mode, options.flag)))
         )
     for arguments in ([], ["--flag"], ["first"], ["second", "--flag"]):
-        run_mode(modes, "tool", "second", arguments)
+        run_mode(modes, "tool", "example", arguments, "second")
     assert calls == [("second", False), ("second", True), ("first", False), ("second", True)]
     with pytest.raises(SystemExit):
-        run_mode(modes, "tool", "second", ["--help"])
+        run_mode(modes, "tool", "example", ["--help"], "second")
     assert "first, second; without one: second" in capsys.readouterr().out
     with pytest.raises((SystemExit, argparse.ArgumentError)):
-        run_mode(modes, "tool", argv=["--flag"])
+        run_mode(modes, "tool", "example", ["--flag"])

@@ -32,19 +32,21 @@ MODES: Table[Mode] = Table("benchmark mode")
 COMPARISONS: Table[Mode] = Table("comparison")
 
 
-def run_mode(modes: Table[Mode], description: str, default: str = "", argv: Sequence[str] | None = None) -> None:
+def run_mode(
+    modes: Table[Mode], description: str, example: str, argv: Sequence[str] | None = None, default: str = ""
+) -> None:
     """Run the mode that the first argument names.
 
     Args:
-        modes: what there is.
-        description: of the tool.
-        default: the mode if the arguments begin with an option, or there are none.
+        modes: those that there are.
+        description, example: of the tool.
         argv: the arguments; those of the process by default.
+        default: the mode if the arguments begin with an option, or there are none.
     """
     argv = sys.argv[1:] if argv is None else argv
     if default and (not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help"))):
         argv = [default, *argv]
-    parser = Parser(description, next(mode.example for _, mode in modes.items()))
+    parser = Parser(description, example)
     without = f"; without one: {default}" if default else ""
     listed = f"one of: {', '.join(modes)}{without}"
     subparsers = parser.add_subparsers(dest="mode", required=True, metavar="MODE", help=listed)
