@@ -12,14 +12,6 @@ from studies.pictures import write_crops
 TINY = {"channels": (8, 8, 8, 16), "last_stride": 1}
 
 
-def test_every_head_starts_from_the_same_backbone(tmp_path):
-    recipe = DemoRecipe(tmp_path, backbone_kwargs=TINY)
-    states = [build(recipe, head, options).state_dict() for head, options in HEADS.items()]
-    backbone = [key for key in states[0] if not key.startswith("head.")]
-    assert len(backbone) > 20
-    assert all(torch.equal(state[key], states[0][key]) for state in states for key in backbone)
-
-
 def test_training_learns(tmp_path):
     data = write_crops(tmp_path / "data", {"train": 12, "val": 4}, size=32)
     recipe = DemoRecipe(data, backbone_kwargs=TINY, size=32, batch_size=12, epochs=4, learning_rate=0.05)

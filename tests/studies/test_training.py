@@ -2,9 +2,12 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from studies import demo, demo_training, motion
 from studies.training import DivergedError, accuracy, cosine, fit, train_all
 from torch import nn
 
@@ -33,11 +36,11 @@ def test_training_learns():
 
 
 def test_gradients_are_clipped():
-    models = [trained(1, clip_grad=limit)[0] for limit in (1e-6, None)]
-    torch.manual_seed(0)
     problem()
-    start = nn.Linear(2, 2).weight
-    moved = [(model.weight - start).norm() for model in models]
+    start, moved = nn.Linear(2, 2).weight, []
+    for limit in (1e-6, None):
+        torch.manual_seed(0)
+        moved.append(float((trained(1, clip_grad=limit)[0].weight - start).norm()))
     assert 0 < moved[0] < 1e-5 < 0.01 < moved[1]
 
 
@@ -96,3 +99,20 @@ def test_an_interruption_loses_no_run(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train_all(square, [(3,), (-1,)], tmp_path / "runs.json")
     assert json.loads((tmp_path / "runs.json").read_text()) == {"runs": [{"value": 9}]}
+
+
+BUILDERS = {
+    "demo": {
+        head: partial(demo_training.build, demo_training.DemoRecipe(Path()), head, options)
+        for head, options in demo.HEADS.items()
+    },
+    "motion": {head: partial(motion.build, motion.MotionRecipe(), head, 0) for head in motion.HEADS},
+}
+
+
+@pytest.mark.parametrize("study", BUILDERS)
+def test_every_head_starts_from_the_same_backbone(study):
+    states = [build().state_dict() for build in BUILDERS[study].values()]
+    backbone = [key for key in states[0] if not key.startswith("head.")]
+    assert len(backbone) > 20
+    assert all(torch.equal(state[key], states[0][key]) for state in states for key in backbone)
