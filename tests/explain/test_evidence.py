@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from studies.pictures import TEXTURES
+from studies.photographs import TEXTURES
 from studies.planted import (
     METHODS,
     PATCH,

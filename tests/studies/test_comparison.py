@@ -13,7 +13,7 @@ from studies import comparison, heads
 from studies.bilinear import SECTIONS, section_table
 from studies.comparison import ComparisonRecipe, ComparisonRun, Costs, SmallNetwork, build, condition_numbers, train
 from studies.heads import FAILING, HYBRID
-from studies.pictures import source
+from studies.photographs import source
 
 from covpool_plugins import list_heads
 from covpool_plugins.linalg import resolve_method

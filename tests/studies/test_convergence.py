@@ -6,7 +6,7 @@ import benchmark
 import pytest
 from studies import convergence
 from studies.convergence import BATCH_NORM, UNSTABLE, WhiteningRun, table, train
-from studies.pictures import digits
+from studies.photographs import digits
 
 from covpool_plugins.whitening import ZCANorm2d, list_methods
 

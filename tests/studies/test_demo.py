@@ -7,7 +7,7 @@ import pytest
 import torch
 from studies.demo import HEADS, METHODS, run_demo
 from studies.demo_training import DemoRecipe, build, train
-from studies.pictures import write_crops
+from studies.photographs import write_crops
 
 TINY = {"channels": (8, 8, 8, 16), "last_stride": 1}
 

@@ -24,7 +24,7 @@ from covpool_plugins.timm_plugin import SecondOrderHead
 from .baselines import BASELINES
 from .measure import bytes_saved, correlated_features, seeded_gradient, time_interleaved
 from .modes import add_numbers, add_training_arguments, environment, existing_folder
-from .pictures import Split, source
+from .photographs import Split, source
 from .training import DivergedError, accuracy, cosine, fit, train_all, write_runs
 
 # Channels, kernel and stride of each convolution. D is deep with small kernels, M shallow with large ones; their maps

@@ -27,7 +27,7 @@ from covpool_plugins.whitening import list_methods
 from covpool_plugins.whitening.matrices import EigenvectorMethod, PowerIteration
 
 from .modes import MODES, Mode, add_names, add_numbers, add_threads_and_json, environment
-from .pictures import digits
+from .photographs import digits
 from .training import DivergedError, accuracy, cosine, fit, train_all
 
 CHANNELS = 64  # of the layer that whitens

@@ -25,7 +25,7 @@ from covpool_plugins.pictures import Picture
 
 from .demo_page import accuracy_curves, explanation_grid, write_page
 from .demo_training import DemoRecipe, DemoRun, build, train
-from .pictures import TEXTURES, mosaic, write_crops
+from .photographs import TEXTURES, mosaic, write_crops
 
 HEADS: dict[str, dict[str, Any]] = {"gap": {}, "svdpade": {"reduce_channels": 32}, "isqrt": {"reduce_channels": 32}}
 METHODS = ("contribution", "grad_cam", "gradient")

@@ -14,7 +14,7 @@ from covpool_plugins.pictures import Picture
 
 from .demo_training import DemoRun
 from .figures import new_figure, save_figure
-from .pictures import TEXTURES
+from .photographs import TEXTURES
 
 PAGE = """<!doctype html>
 <html lang="en">

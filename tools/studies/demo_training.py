@@ -17,7 +17,7 @@ from torch import nn
 
 from covpool_plugins.timm_plugin import create_model
 
-from .pictures import TEXTURES, Split
+from .photographs import TEXTURES, Split
 from .training import accuracy, cosine, fit
 
 

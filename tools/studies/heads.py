@@ -17,7 +17,7 @@ from covpool_plugins.timm_plugin import list_heads
 from .comparison import ComparisonRecipe, ComparisonRun, Costs, SmallNetwork, add_comparison_arguments, compare
 from .figures import mean_and_spread, new_figure, number, save_figure
 from .modes import COMPARISONS, Mode, add_names, plot_file
-from .pictures import SOURCES
+from .photographs import SOURCES
 
 RECIPE = ComparisonRecipe(size=48, epochs=12, test_per_class=40)
 HYBRID = SmallNetwork("isqrt", switch="svdpade")

@@ -18,7 +18,7 @@ from torch import Tensor
 from covpool_plugins.errors import OptionError
 from covpool_plugins.pictures import Picture
 
-from .pictures import Split, divide, photograph, read_pictures
+from .photographs import Split, divide, photograph, read_pictures
 
 # What the picture in the camera does; neighbours are each other backwards.
 MOTIONS = ("left", "right", "up", "down", "nearer", "farther", "clockwise", "anticlockwise")

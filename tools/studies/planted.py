@@ -25,7 +25,7 @@ from covpool_plugins.explain.pointing import energy_inside, points_at
 from covpool_plugins.timm_plugin import SecondOrderHead
 
 from .modes import COMPARISONS, Mode, add_numbers, add_training_arguments, environment
-from .pictures import TEXTURES, Split, random_crop, shipped_halves
+from .photographs import TEXTURES, Split, random_crop, shipped_halves
 from .training import accuracy, fit, train_all
 
 BACKGROUNDS = ("astronaut", "chelsea", "coffee", "coins", "rocket")

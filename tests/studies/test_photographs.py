@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from studies.pictures import (
+from studies.photographs import (
     SOURCES,
     SPLITS,
     TEXTURES,
