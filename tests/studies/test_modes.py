@@ -151,7 +151,6 @@ def test_products_are_counted_as_they_run(steps):
 
 
 @pytest.mark.parametrize("name", OPERATOR_TABLES)
-@pytest.mark.fast_for("NewtonSchulz", "MTP", "MPA")
 def test_docstrings_say_what_the_operators_mode_prints(name):
     documented = {}
     for line in getattr(linalg, name).__doc__.splitlines():

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,12 +22,11 @@ SMALLEST = (0.1, 0.01, 1e-3, 1e-4)
 GRID = 20001
 
 
-@dataclass(frozen=True)
-class OperatorTable:
+class OperatorTable(NamedTuple):
     """A table of one class of methods: its caption, its header, and its rows, each a label and figures."""
 
     caption: str
-    columns: tuple[str, ...]
+    header: tuple[str, ...]
     rows: Callable[[], list[list[str]]]
 
 
@@ -70,61 +67,49 @@ class _ProductCounter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _residual_table(methods: dict[str, IterativeMethod]) -> OperatorTable:
+def _add_residuals(name: str, methods: dict[str, IterativeMethod]) -> None:
     def rows() -> list[list[str]]:
         return [[label, *(number(residual(m, c)) for c in CONDITIONS)] for label, m in methods.items()]
 
     caption = f"‖S S - A‖ / ‖A‖, {SIZE} x {SIZE}, float64, by condition number"
-    return OperatorTable(caption, ("condition number", "10", "100", "1e4", "1e6"), rows)
+    OPERATOR_TABLES.add(name, OperatorTable(caption, ("condition number", "10", "100", "1e4", "1e6"), rows))
 
 
 def _deviation_rows() -> list[list[str]]:
-    makers: dict[str, Callable[..., IterativeMethod]] = {
-        f"Newton-Schulz, {k} steps": partial(_newton_schulz, steps=k) for k in (5, 7, 10)
+    makers: dict[str, Callable[[float], IterativeMethod]] = {
+        f"Newton-Schulz, {k} steps": lambda _, k=k: NewtonSchulz(iterations=k)  # type: ignore[misc]
+        for k in (5, 7, 10)
     }
     for k in (2, 3, 4):
         default = " (``minimax``)" if k == Minimax().steps else ""
-        makers[f"degree 5, {k} steps{default}"] = partial(Minimax, steps=k)
-    return [
-        [
-            label,
-            str(count_products(make(smallest=SMALLEST[0]))),
-            *(number(largest_deviation(make(smallest=smallest), smallest)) for smallest in SMALLEST),
-        ]
-        for label, make in makers.items()
-    ]
-
-
-def _newton_schulz(smallest: float, steps: int) -> IterativeMethod:
-    """The same whatever the smallest eigenvalue."""
-    return NewtonSchulz(iterations=steps)
+        makers[f"degree 5, {k} steps{default}"] = lambda smallest, k=k: Minimax(  # type: ignore[misc]
+            smallest=smallest, steps=k
+        )
+    rows = []
+    for label, make in makers.items():
+        deviations = [number(largest_deviation(make(smallest), smallest)) for smallest in SMALLEST]
+        rows.append([label, str(count_products(make(SMALLEST[0]))), *deviations])
+    return rows
 
 
 def run(arguments: argparse.Namespace) -> None:
     for name, table in OPERATOR_TABLES.items():
-        print(f"## {name}: {table.caption}\n\n{markdown_table(table.columns, table.rows())}\n", flush=True)
+        print(f"## {name}: {table.caption}\n\n{markdown_table(table.header, table.rows())}\n", flush=True)
 
 
-OPERATOR_TABLES.add(
+_add_residuals(
     "NewtonSchulz",
-    _residual_table(
-        {
-            "5 steps, trace (``isqrt``)": NewtonSchulz(),
-            "5 steps, Frobenius": NewtonSchulz("frobenius"),
-            "10 steps, trace": NewtonSchulz(iterations=10),
-            "20 steps, Frobenius": NewtonSchulz("frobenius", iterations=20),
-        }
-    ),
+    {
+        "5 steps, trace (``isqrt``)": NewtonSchulz(),
+        "5 steps, Frobenius": NewtonSchulz("frobenius"),
+        "10 steps, trace": NewtonSchulz(iterations=10),
+        "20 steps, Frobenius": NewtonSchulz("frobenius", iterations=20),
+    },
 )
-OPERATOR_TABLES.add("MTP", _residual_table({"degree 10": MTP()}))
-OPERATOR_TABLES.add("MPA", _residual_table({"degree 5": MPA()}))
-OPERATOR_TABLES.add(
-    "Minimax",
-    OperatorTable(
-        "largest |1 - x| over [smallest, 1]", ("smallest", "products", "0.1", "0.01", "1e-3", "1e-4"), _deviation_rows
-    ),
-)
-
+_add_residuals("MTP", {"degree 10": MTP()})
+_add_residuals("MPA", {"degree 5": MPA()})
+HEADER = ("smallest", "products", "0.1", "0.01", "1e-3", "1e-4")
+OPERATOR_TABLES.add("Minimax", OperatorTable("largest |1 - x| over [smallest, 1]", HEADER, _deviation_rows))
 
 EXAMPLE = "python tools/benchmark.py operators"
 MODES.add("operators", Mode(__doc__ or "", EXAMPLE, lambda parser: None, run))  # it has no options
