@@ -1,21 +1,21 @@
 """Train, test and explain three heads on photographs that ship inside scikit-image; nothing is downloaded."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
-from covpool_plugins.command_line import Parser, run_tool
+from covpool_plugins.command_line import Parser, positive_integer, run_tool
 
 
 def main() -> None:
     parser = Parser(__doc__ or "", "python tools/demo.py --out out/demo")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for all results (out/demo)")
-    parser.add_argument("--epochs", type=int, default=6, help="training epochs of each head (6)")
-    args = parser.parse_args()
-    if args.epochs < 1:
-        parser.error(f"--epochs must be at least 1, got {args.epochs}")
+    parser.add_argument("--epochs", type=positive_integer, default=6, help="training epochs of each head (6)")
+    arguments = parser.parse_args()
 
     from studies.demo import run_demo
 
-    run_demo(args.out, args.epochs)
+    run_demo(arguments.out, arguments.epochs)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from studies.photographs import TEXTURES
 from studies.planted import (
     METHODS,
     PATCH,
     SIZE,
     held_out_scenes,
-    main,
     measure,
     plant,
     train_network,
 )
-from studies.textures import CLASSES
 
 from covpool_plugins.explain import ModelView, explain
 from covpool_plugins.explain.sanity import cascading_randomization, depends_on_weights, rank_correlation
@@ -110,17 +109,4 @@ def test_patches_show_what_was_planted(textures: list[int]) -> None:
 def test_held_out_scenes_show_all_classes_alike() -> None:
     for textures in (1, 2):
         shown = [label for scene in held_out_scenes(6, textures, seed=0) for label in scene.regions]
-        assert [shown.count(label) for label in range(len(CLASSES))] == [2 * textures] * len(CLASSES)
-
-
-@pytest.mark.slow
-def test_the_table(capsys: pytest.CaptureFixture) -> None:
-    main(["--seeds", "1", "--pictures", "3"])
-    printed = capsys.readouterr().out
-    assert all(f"| {method} |" in printed for method in METHODS) and "accuracy" in printed
-
-
-def test_bad_counts(capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit) as raised:
-        main(["--seeds", "0"])
-    assert raised.value.code == 2 and "--seeds must be positive, got 0" in capsys.readouterr().err
+        assert [shown.count(label) for label in range(len(TEXTURES))] == [2 * textures] * len(TEXTURES)

@@ -1,23 +1,9 @@
 """Every head and norm layer of both ecosystems on every hostile input: nothing fails; and what counts as a failure."""
 
-import json
-import runpy
-import sys
-from collections import Counter
-from pathlib import Path
-
 import pytest
 import torch
-from studies.hostile_inputs import INPUTS, ordinary_features
-from studies.reliability import (
-    CHANNELS,
-    ECOSYSTEMS,
-    SIDE,
-    Subject,
-    examine,
-    failures,
-    outcome_table,
-)
+from support.examination import CHANNELS, ECOSYSTEMS, SIDE, Subject, examine, failures, norm_layers, outcome_table
+from support.hostile_inputs import INPUTS, ordinary_features
 from torch import nn
 
 from covpool_plugins.errors import OptionError
@@ -25,55 +11,56 @@ from covpool_plugins.pooling import create_pool
 from covpool_plugins.timm_plugin import list_heads
 from covpool_plugins.whitening import PCANorm2d, ZCANorm2d, list_whitening_methods
 
-TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
 TIMM = {subject.name: subject for subject in ECOSYSTEMS["timm"]()}
-FAST_AND_SLOW = [pytest.param(n, marks=pytest.mark.slow) if n.endswith("power_iteration") else n for n in TIMM]
-# The two ecosystems have the same layers in other clothes; tools/benchmark.py reliability takes all precisions of both.
-SLOW = {"timm": ["bfloat16", "float16", "autocast"], "mmpretrain": ["float32"]}
+# One of each family; test_all_cases takes all, in all precisions of both ecosystems.
+FAST = ["svdpade", "isqrt", "seb", "cbp", "gap", "ZCANorm2d exact", "PCANorm2d exact"]
 IMPOSSIBLE = {"another number of channels", "integers"}
 
 
 def test_nothing_is_left_out():
-    norms = [f"ZCANorm2d {method}" for method in list_whitening_methods()]
-    norms += [f"PCANorm2d {method}" for method in list_whitening_methods(eigenvectors=True)]
-    assert list(TIMM) == [*list_heads(), *norms]
+    assert list(TIMM) == [*list_heads(), *(f"{kind.__name__} {method}" for kind, method in norm_layers())]
     for method in set(list_whitening_methods()) - set(list_whitening_methods(eigenvectors=True)):
         with pytest.raises(OptionError, match=f"'{method}'"):
             PCANorm2d(CHANNELS, method=method)
 
 
-@pytest.mark.parametrize("name", FAST_AND_SLOW)
+def check_refusals(subject, outcomes):
+    """By an error of this package that says what is wrong, or by torch's batch norm in the words of torch."""
+    refused = {outcome.input: outcome.message for outcome in outcomes if outcome.kind == "refused"}
+    always = IMPOSSIBLE | ({"no positions"} if subject.is_head else set())
+    assert always <= set(refused) <= always | {"one sample of 1x1"}
+    for name, message in refused.items():
+        of_torch = name == "one sample of 1x1" and "Expected more than 1 value per channel when training" in message
+        assert of_torch or message.startswith(("ShapeError: ", "DtypeError: ")), message
+    assert subject.is_head or "needs more than one sample per channel in training" in refused["one sample of 1x1"]
+
+
+@pytest.mark.parametrize("name", FAST)
 def test_a_training_step(name):
     outcomes = list(examine(TIMM[name], ["float32"], modes=[True]))
     assert failures(outcomes) == ""
-    assert {one.input for one in outcomes} == set(INPUTS)
+    assert {outcome.input for outcome in outcomes} == set(INPUTS)
     check_refusals(TIMM[name], outcomes)
-
-
-def check_refusals(subject, outcomes):
-    """By an error of this package that says what is wrong, or by torch's batch norm in the words of torch."""
-    refused = {one.input: one.said for one in outcomes if one.kind == "refused"}
-    always = IMPOSSIBLE | ({"no positions"} if subject.is_head else set())
-    assert always <= set(refused) <= always | {"one sample of 1x1"}
-    for name, said in refused.items():
-        of_torch = name == "one sample of 1x1" and "Expected more than 1 value per channel when training" in said
-        assert of_torch or said.startswith(("ShapeError: ", "DtypeError: ")), said
-    assert subject.is_head or "needs more than one sample per channel in training" in refused["one sample of 1x1"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ecosystem", ECOSYSTEMS)
-def test_training_and_evaluation(ecosystem):
-    """Left out is only what float16 cannot hold."""
+def test_all_cases(ecosystem, capsys):
+    """Prints the counts; only what float16 cannot hold is left out."""
     subjects = ECOSYSTEMS[ecosystem]()
     assert [subject.name for subject in subjects] == list(TIMM)
+    outcomes = []
     for subject in subjects:
-        outcomes = list(examine(subject, SLOW[ecosystem]))
-        assert failures(outcomes) == ""
-        counts = Counter(one.precision for one in outcomes)
+        of_subject = list(examine(subject))
+        outcomes += of_subject
+        check_refusals(subject, of_subject)
         everything = len(subject.variants) * len(INPUTS) * 2
-        assert all(counts[precision] == everything for precision in counts if precision != "float16")
-        assert "float16" not in counts or 0.8 * everything < counts["float16"] < everything
+        for precision in ("float32", "bfloat16", "autocast"):
+            assert sum(outcome.precision == precision for outcome in of_subject) == everything
+        assert 0.8 * everything < sum(outcome.precision == "float16" for outcome in of_subject) < everything
+    with capsys.disabled():
+        print(f"\n\n{ecosystem}\n\n{outcome_table(outcomes)}\n")
+    assert failures(outcomes) == ""
 
 
 class Broken(nn.Module):
@@ -106,12 +93,13 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("said", FAULTS)
-def test_faults_are_found(said):
-    fault, name = FAULTS[said]
-    subject = Subject("broken", False, {"as it is": lambda: Broken(fault)})
-    for one in examine(subject, ["float32"], [name]):
-        assert one.kind == "failed" and one.said.startswith(said)
+@pytest.mark.parametrize("message", FAULTS)
+def test_faults_are_found(message):
+    fault, name = FAULTS[message]
+    subject = Subject("broken", False, {"default": lambda: Broken(fault)})
+    outcomes = list(examine(subject, ["float32"], [name]))
+    assert len(outcomes) == 2
+    assert all(outcome.kind == "failed" and outcome.message.startswith(message) for outcome in outcomes)
 
 
 def test_other_groups_have_to_be_finite():
@@ -119,17 +107,29 @@ def test_other_groups_have_to_be_finite():
         def forward(self, x):
             return super().forward(x) + 0 * x.sum()
 
-    subject = Subject("leaking", False, {"as it is": lambda: Leaking(CHANNELS, 2)})
-    (one,) = examine(subject, ["float32"], ["NaN"], modes=[True])
-    assert one.said == "other groups are not finite"
+    subject = Subject("leaking", False, {"default": lambda: Leaking(CHANNELS, 2)})
+    (outcome,) = examine(subject, ["float32"], ["NaN"], modes=[True])
+    assert outcome.message == "other groups are not finite"
 
 
 def test_outliers_of_float16_are_left_out_and_nothing_else():
-    subject = Subject("square", False, {"as it is": lambda: Broken(lambda x: 1e4 * x)})
-    found = {one.input: one.kind for one in examine(subject, ["float16"], ["ordinary", "zeros", "large mean"])}
-    assert found == {"ordinary": "finite", "zeros": "finite"}
-    broken = Subject("broken", False, {"as it is": lambda: Broken(lambda x: x / (x - x))})
-    assert {one.kind for one in examine(broken, ["float16"], ["ordinary"])} == {"failed"}
+    subject = Subject("square", False, {"default": lambda: Broken(lambda x: 1e4 * x)})
+    outcomes = examine(subject, ["float16"], ["ordinary", "zeros", "large mean"])
+    assert {outcome.input: outcome.kind for outcome in outcomes} == {"ordinary": "finite", "zeros": "finite"}
+    broken = Subject("broken", False, {"default": lambda: Broken(lambda x: x / (x - x))})
+    assert {outcome.kind for outcome in examine(broken, ["float16"], ["ordinary"])} == {"failed"}
+
+
+def test_the_table_counts():
+    names = ("gap", "PCANorm2d exact")
+    outcomes = [outcome for name in names for outcome in examine(TIMM[name], ["float32"], ["integers", "NaN"])]
+    assert outcome_table(outcomes).splitlines()[2:] == [
+        "| gap | 0 | 2 | 2 | 0 | 4 |",
+        "| PCANorm2d exact | 0 | 4 | 4 | 0 | 8 |",
+        "| heads | 0 | 2 | 2 | 0 | 4 |",
+        "| norm layers | 0 | 4 | 4 | 0 | 8 |",
+        "| all | 0 | 6 | 6 | 0 | 12 |",
+    ]
 
 
 @pytest.mark.parametrize("name", INPUTS)
@@ -153,30 +153,5 @@ def test_the_scaling_branch_ends_where_no_eigenvalue_is_small(scale, side):
         out = create_pool(name, CHANNELS, reduce_channels=None)(x)
         (torch.linspace(-1, 1, out.numel()).view_as(out) * out).sum().backward()
         results.append((out / scale, x.grad))
-    for found, expected in zip(*results, strict=True):
-        assert (found - expected).norm() < 1e-5 * expected.norm()
-
-
-def test_the_command_prints_and_writes(tmp_path, capsys, monkeypatch):
-    file = tmp_path / "new" / "cases.json"
-    arguments = ["--subjects", "svdpade", "ZCANorm2d exact", "--precisions", "float32", "--inputs", "zeros", "NaN"]
-    monkeypatch.setattr(
-        sys, "argv", ["benchmark.py", "reliability", "--ecosystems", "timm", *arguments, "--json", str(file)]
-    )
-    with pytest.raises(SystemExit) as exit_info:
-        runpy.run_path(str(TOOL), run_name="__main__")
-    printed = capsys.readouterr().out
-    assert exit_info.value.code == 0
-    assert "| svdpade | 4 | 4 | 0 | 0 | 8 |" in printed and "| all | 8 | 8 | 0 | 0 | 16 |" in printed
-    cases = json.loads(file.read_text())["cases"]["timm"]
-    assert len(cases) == 16 and {case["kind"] for case in cases} == {"finite", "contained"}
-
-
-def test_the_table_has_a_row_for_each():
-    outcomes = [one for name in ("gap", "PCANorm2d exact") for one in examine(TIMM[name], ["float32"], ["integers"])]
-    rows = outcome_table(outcomes).splitlines()[2:]
-    assert rows == [
-        "| gap | 0 | 0 | 2 | 0 | 2 |",
-        "| PCANorm2d exact | 0 | 0 | 4 | 0 | 4 |",
-        "| all | 0 | 0 | 6 | 0 | 6 |",
-    ]
+    for values, expected in zip(*results, strict=True):
+        assert (values - expected).norm() < 1e-5 * expected.norm()

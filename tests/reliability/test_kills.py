@@ -43,13 +43,13 @@ def test_training(config, tmp_path):
     ]
     for number, (when, delay) in enumerate(moments):
         assert run_and_kill(*arguments, when=when, delay=delay)
-        found = contents(killed)
-        assert number == 0 or any(name.startswith("epoch_") for name in found)
+        files = contents(killed)
+        assert number == 0 or any(name.startswith("epoch_") for name in files)
     run(*arguments)
-    expected, found = contents(undisturbed), contents(killed)
+    expected, files = contents(undisturbed), contents(killed)
     for part in ("state_dict", "optimizer"):
-        assert same(expected["epoch_3.pth"][part], found["epoch_3.pth"][part])
-    assert sum(name.startswith("best_") for name in found) == 1
+        assert same(expected["epoch_3.pth"][part], files["epoch_3.pth"][part])
+    assert sum(name.startswith("best_") for name in files) == 1
 
 
 def test_conversion(tmp_path):
@@ -89,8 +89,8 @@ def test_explanation(tmp_path):
     ]
     for when, delay in moments:
         run_and_kill(*arguments, killed, when=when, delay=delay)
-        found = contents(killed)
-        assert all(same(value, expected[name]) for name, value in found.items())
+        files = contents(killed)
+        assert all(same(value, expected[name]) for name, value in files.items())
         for path in killed.iterdir():
             path.unlink()
     run(*arguments, killed)

@@ -43,7 +43,7 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
     backend.remove(path)
     with pytest.raises(TypeError):
         backend.put("no bytes", path)
-    assert [found.read_bytes() for found in tmp_path.iterdir()] == [b"one"]
+    assert [left.read_bytes() for left in tmp_path.iterdir()] == [b"one"]
 
 
 def test_hooks_keep_as_many_as_they_are_told(tmp_path):

@@ -56,31 +56,31 @@ def test_roots(name, shape):
 @pytest.mark.parametrize("name, method, options", [(ISQRT, "isqrt", {}), (MPA, "mpa", {"gradient": "lyapunov"})])
 def test_operators_of_their_own_are_those_of_the_package(name, method, options, shape):
     X, G = _input(shape)
-    found = value_and_gradient(lambda X: BASELINES[name](X, torch.float64), X, G)
+    theirs = value_and_gradient(lambda X: BASELINES[name](X, torch.float64), X, G)
     ours = value_and_gradient(lambda X: covariance_sqrt(X, method, vectorize="triu", **options), X, G)
-    for theirs, expected in zip(found, ours, strict=True):
-        assert relative_error(theirs, expected) < 1e-9
-    assert relative_error(found[0], exact_root_and_gradient(X, G)[0]) > 1e-3
+    for value, expected in zip(theirs, ours, strict=True):
+        assert relative_error(value, expected) < 1e-9
+    assert relative_error(theirs[0], exact_root_and_gradient(X, G)[0]) > 1e-3
 
 
 @pytest.mark.parametrize("name", [n for n in names("fms__MPA_Lya__") if "zero" not in n])
 def test_mpa_is_the_released_one(name):
     golden = load(name)
-    found = value_and_gradient(BASELINES[MPA].from_matrix, golden.arrays["input"], golden.arrays["grad_output"])
+    theirs = value_and_gradient(BASELINES[MPA].from_matrix, golden.arrays["input"], golden.arrays["grad_output"])
     tolerance = 1e-3 if "deficient" in name or "dominant" in name else 1e-4
-    assert relative_error(found[0], golden.arrays["output"]) < tolerance
+    assert relative_error(theirs[0], golden.arrays["output"]) < tolerance
     if "dominant" not in name:  # its gradient in float32 is 0.2 % off
-        assert relative_error(found[1], golden.arrays["grad_input"]) < tolerance
+        assert relative_error(theirs[1], golden.arrays["grad_input"]) < tolerance
 
 
 def test_the_inverse_of_mpa():
     A = features(6, 40) @ features(6, 40).mT / 40
     G = seeded_gradient(A.shape).double()
     G = G + G.mT
-    found = value_and_gradient(published_inverse_root, A, G)
+    theirs = value_and_gradient(published_inverse_root, A, G)
     ours = value_and_gradient(lambda A: inv_sqrtm(A, "mpa", gradient="lyapunov"), A, G)
-    for theirs, expected in zip(found, ours, strict=True):
-        assert relative_error(theirs, expected) < 1e-9
+    for value, expected in zip(theirs, ours, strict=True):
+        assert relative_error(value, expected) < 1e-9
 
 
 def test_lyapunov_steps_solve_the_equation():

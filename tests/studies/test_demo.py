@@ -1,4 +1,4 @@
-"""Short trainings and the demo's page."""
+"""The demo's trainings and its page."""
 
 import json
 from html.parser import HTMLParser
@@ -6,23 +6,15 @@ from html.parser import HTMLParser
 import pytest
 import torch
 from studies.demo import HEADS, METHODS, run_demo
-from studies.textures import write_crops
-from studies.training import Recipe, build, train
+from studies.demo_training import DemoRecipe, build, train
+from studies.photographs import write_crops
 
 TINY = {"channels": (8, 8, 8, 16), "last_stride": 1}
 
 
-def test_every_head_starts_from_the_same_backbone(tmp_path):
-    recipe = Recipe(tmp_path, backbone_kwargs=TINY)
-    states = [build(recipe, head, options).state_dict() for head, options in HEADS.items()]
-    backbone = [key for key in states[0] if not key.startswith("head.")]
-    assert len(backbone) > 20
-    assert all(torch.equal(state[key], states[0][key]) for state in states for key in backbone)
-
-
 def test_training_learns(tmp_path):
-    data = write_crops(tmp_path / "data", {"train": 24, "val": 8}, size=48)
-    recipe = Recipe(data, backbone_kwargs=TINY, size=48, batch_size=12, epochs=4, learning_rate=0.05)
+    data = write_crops(tmp_path / "data", {"train": 12, "val": 4}, size=32)
+    recipe = DemoRecipe(data, backbone_kwargs=TINY, size=32, batch_size=12, epochs=4, learning_rate=0.05)
     run = train(recipe, "svdpade", {"reduce_channels": 8}, tmp_path / "model.pth")
     assert len(run.accuracies) == len(run.losses) == 4
     assert run.losses[-1] < 0.95 * run.losses[0] and run.step_ms > 0
@@ -31,22 +23,24 @@ def test_training_learns(tmp_path):
     )
 
 
-class _Sources(HTMLParser):
+class Links(HTMLParser):
     def __init__(self):
         super().__init__()
-        self.found = []
+        self.targets = []
 
     def handle_starttag(self, tag, attrs):
-        self.found += [value for name, value in attrs if name in ("src", "href")]
+        self.targets += [value for name, value in attrs if name in ("src", "href")]
 
 
 @pytest.mark.slow
-def test_demo(tmp_path):
+def test_demo(tmp_path, capsys):
     run_demo(tmp_path, epochs=1, per_class=8, mosaics=1, mmpretrain_epochs=1)
+    assert capsys.readouterr().out.startswith("Trains 3 heads on 3 x 8 crops of photographs")
     page = (tmp_path / "index.html").read_text()
-    sources = _Sources()
-    sources.feed(page)
-    assert sources.found and all((tmp_path / source).is_file() for source in sources.found)
+    links = Links()
+    links.feed(page)
+    assert links.targets and all((tmp_path / target).is_file() for target in links.targets)
+    assert all(page.count(f"<td>{head}</td>") == 2 for head in HEADS)
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert [run["head"] for run in numbers["runs"]] == list(HEADS)
     assert len(numbers["localisation"]) == len(HEADS) * len(METHODS)

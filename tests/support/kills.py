@@ -1,4 +1,4 @@
-"""Tools that are killed while they run, and whether what they leave behind is whole."""
+"""Tools that are killed while they run, and checks that the files they leave are whole."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def command(tool: str, *arguments: object) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
+    """With this checkout's package, wherever another one is installed."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
 
 
 def run(tool: str, *arguments: object) -> None:
@@ -68,8 +69,8 @@ def run_and_kill(tool: str, *arguments: object, when: Callable[[], bool], delay:
             time.sleep(delay)
     finally:
         process.send_signal(signal.SIGKILL)
-        _, said = process.communicate()
-    assert process.returncode in (0, -signal.SIGKILL), said.decode()
+        _, errors = process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), errors.decode()
     return process.returncode == -signal.SIGKILL
 
 

@@ -1,50 +1,34 @@
-"""The comparisons of the papers on bilinear pooling, on crops of real photographs, with small networks from scratch.
+"""The ``bilinear`` comparison: what the papers on bilinear pooling compare, with small networks on the same crops.
 
 Aggregation (sum, democratic, spectral), the gradient of the matrix root (by a Lyapunov equation or by differences of
-eigenvalues), the power of the covariance, and one network or two: all are trained on the same crops, seed by seed.
+eigenvalues), the power of the covariance, and one network or two.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 
-import torch
+from covpool_plugins.command_line import markdown_table
 
-from covpool_plugins.command_line import Parser, markdown_table, run_tool
+from .comparison import ComparisonRecipe, ComparisonRun, Costs, SmallNetwork, add_comparison_arguments, compare
+from .figures import mean_and_spread
+from .modes import COMPARISONS, Mode, add_names
 
-from .comparison import (
-    ComparisonRecipe,
-    ComparisonRun,
-    Contender,
-    Milliseconds,
-    add_arguments,
-    check_arguments,
-    mean_and_spread,
-    run_all,
-    save,
-    step_times,
-)
-from .modes import environment
-from .sources import source
+RECIPE = ComparisonRecipe()
 
 
-def _root(method: str) -> Contender:
-    return Contender("ibcnn", (("method", method),))
+def _root(method: str) -> SmallNetwork:
+    return SmallNetwork("ibcnn", (("method", method),))
 
 
-def _democratic(gamma: float) -> Contender:
-    return Contender("democratic", (("gamma", gamma),))
+def _democratic(gamma: float) -> SmallNetwork:
+    return SmallNetwork("democratic", (("gamma", gamma),))
 
 
-def _power(p: float) -> Contender:
-    return Contender("powcov", (("p", p),))
-
-
-SUM, SPECTRAL = Contender("bcnn"), _root("exact")
-# What is in two comparisons is trained once. In each, the first row is what the others are compared with.
-SECTIONS: dict[str, dict[str, Contender]] = {
+SUM, SPECTRAL = SmallNetwork("bcnn"), _root("exact")
+# What is in two tables is trained once. In each, the first row is what the others are compared with.
+SECTIONS: dict[str, dict[str, SmallNetwork]] = {
     "aggregation": {
         "sum": SUM,
         "democratic, γ = 0.5": _democratic(0.5),
@@ -58,98 +42,54 @@ SECTIONS: dict[str, dict[str, Contender]] = {
         "SVD, 1 / (λi - λj)": _root("svdoriginal"),
         "SVD, 1 / (λi - λj) cut off": _root("svdtrunc"),
     },
-    "power": {f"A^{p:g}": _power(p) for p in (1.0, 0.75, 0.5, 0.25)} | {"log(I + A / ε)": Contender("logcov")},
+    "power": {f"A^{p:g}": SmallNetwork("powcov", (("p", p),)) for p in (1.0, 0.75, 0.5, 0.25)}
+    | {"log(I + A / ε)": SmallNetwork("logcov")},
     "networks": {
         "B-CNN": SUM,
         "Improved B-CNN": SPECTRAL,
-        "[D+D]": Contender(networks=("D", "D")),
-        "[D+M]": Contender(networks=("D", "M")),
-        "average pooling": Contender("gap"),
+        "[D+D]": SmallNetwork(streams=("D", "D")),
+        "[D+M]": SmallNetwork(streams=("D", "M")),
+        "average pooling": SmallNetwork("gap"),
     },
 }
 
 
-def section_table(section: str, runs: Sequence[ComparisonRun], networks: Milliseconds, pools: Milliseconds) -> str:
-    """One comparison as a Markdown table: means over the seeds ± standard deviation.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_names(parser, "--sections", SECTIONS)
+    add_comparison_arguments(parser, RECIPE)
 
-    Differences are taken seed by seed.
-    """
-    header = [
-        section,
-        "accuracy, %",
-        "lowest to highest",
-        "less the first row",
-        "ms per step",
-        "pool alone, ms",
-        "weights",
-    ]
-    of = {str(c): [run for run in runs if run.contender == str(c)] for c in SECTIONS[section].values()}
-    first = [run.accuracy for run in next(iter(of.values()))]
+
+def run(options: argparse.Namespace) -> None:
+    networks = list(dict.fromkeys(network for name in options.sections for network in SECTIONS[name].values()))
+    runs, costs = compare(options, RECIPE, [RECIPE.pictures], networks)
+    for name in options.sections:
+        print(f"\n{section_table(name, runs, costs)}")
+
+
+def section_table(section: str, runs: Sequence[ComparisonRun], costs: Costs) -> str:
+    """Means over the seeds ± standard deviation as a Markdown table; differences are taken seed by seed."""
+    header = [section, "accuracy, %", "lowest to highest", "less the first row", "ms per step", "pool alone, ms"]
+    by_network = {str(net): [run for run in runs if run.network == str(net)] for net in SECTIONS[section].values()}
+    first = next(iter(by_network))
     rows = []
-    for label, contender in SECTIONS[section].items():
-        own = of[str(contender)]
-        found = [run.accuracy for run in own if run.accuracy is not None]
-        less = [
-            run.accuracy - b for run, b in zip(own, first, strict=True) if run.accuracy is not None and b is not None
-        ]
-        pool = f"{pools[str(contender)]:.2f}" if str(contender) in pools else "-"
+    for label, network in zip(SECTIONS[section], by_network, strict=True):
+        of_network = by_network[network]
+        accuracies = [run.accuracy for run in of_network if run.accuracy is not None]
+        pairs = [(run.accuracy, other.accuracy) for run, other in zip(of_network, by_network[first], strict=True)]
+        differences = [a - b for a, b in pairs if a is not None and b is not None]
         rows.append(
             [
-                label if label == str(contender) else f"{label} (`{contender}`)",
-                mean_and_spread(found),
-                f"{min(found):.1f} to {max(found):.1f}",
-                "-" if contender == next(iter(SECTIONS[section].values())) else mean_and_spread(less, "+"),
-                f"{networks[str(contender)]:.1f}",
-                pool,
-                f"{own[0].parameters:,}".replace(",", " "),
+                label if label == network else f"{label} (`{network}`)",
+                mean_and_spread(accuracies),
+                f"{min(accuracies):.1f} to {max(accuracies):.1f}" if accuracies else "-",
+                "-" if network == first else mean_and_spread(differences, "+"),
+                f"{costs.step_ms[network]:.1f}",
+                f"{costs.pool_ms[network]:.2f}" if network in costs.pool_ms else "-",
+                f"{of_network[0].parameters:,}".replace(",", " "),
             ]
         )
-    return markdown_table(header, rows)
+    return markdown_table([*header, "weights"], rows)
 
 
-def compare(
-    recipe: ComparisonRecipe,
-    sections: Sequence[str] = tuple(SECTIONS),
-    seeds: int = 5,
-    workers: int = 1,
-    json: Path | None = None,
-) -> list[ComparisonRun]:
-    """Train everything, print a table for each comparison, write the numbers to ``json``.
-
-    Args:
-        recipe: what the trainings have in common.
-        sections: comparisons, of ``SECTIONS``.
-        seeds: how many; they are 0, 1, ...
-        workers: trainings at a time.
-        json: file for all numbers.
-
-    Raises:
-        OptionError: for a folder of images that is no folder of classes.
-    """
-    contenders = list(dict.fromkeys(contender for name in sections for contender in SECTIONS[name].values()))
-    names = source(recipe.pictures).classes
-    facts = environment(torch.device("cpu")) | dict(classes=list(names), recipe=asdict(recipe))
-    jobs = [(recipe, contender, seed) for seed in range(seeds) for contender in contenders]
-    runs = run_all(jobs, workers, json, facts)
-    times = step_times(recipe, contenders)
-    print(f"{len(names)} classes, by chance {100 / len(names):.1f} %; {seeds} seeds; {', '.join(names)}")
-    for name in sections:
-        print(f"\n{section_table(name, runs, *times)}")
-    save(json, facts | dict(networks_ms=times[0], pools_ms=times[1]), runs)
-    return runs
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = Parser(__doc__ or "", "python -m studies.bilinear --json out/bilinear.json", prog="bilinear")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="NAME")
-    add_arguments(parser, ComparisonRecipe())
-    options = parser.parse_args(arguments)
-    settings = check_arguments(options)
-    recipe = ComparisonRecipe(options.images or ComparisonRecipe.pictures, **settings)
-    torch.set_num_threads(1)  # small networks gain nothing by more
-    compare(recipe, options.sections, options.seeds, options.workers, options.json)
-
-
-if __name__ == "__main__":
-    run_tool(main)
+EXAMPLE = "python tools/compare.py bilinear --sections aggregation power --json out/bilinear.json"
+COMPARISONS.add("bilinear", Mode(__doc__ or "", EXAMPLE, add_arguments, run))

@@ -1,76 +1,68 @@
-"""What the comparisons share: small networks from scratch, pool after pool on the same pictures, seed by seed."""
+"""Small networks trained from scratch, pool after pool on the same pictures, seed by seed, and what a step costs."""
 
 from __future__ import annotations
 
 import argparse
 import copy
-import multiprocessing
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from timm.utils import random_seed
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from covpool_plugins.architectures.two_stream import Stream, TwoStreamNet
-from covpool_plugins.checks import check_integer
-from covpool_plugins.errors import OptionError
-from covpool_plugins.files import write_json
 from covpool_plugins.linalg import resolve_method
 from covpool_plugins.linalg.packing import unpack_symmetric
-from covpool_plugins.pooling import CovariancePool, create_pool
+from covpool_plugins.pooling import CovariancePool
 from covpool_plugins.timm_plugin import SecondOrderHead
 
 from .baselines import BASELINES
 from .measure import bytes_saved, correlated_features, seeded_gradient, time_interleaved
-from .modes import check_outputs
-from .sources import source
-from .textures import Split
-from .training import evaluate, train_epoch
+from .modes import add_numbers, add_training_arguments, environment, existing_folder
+from .photographs import Split, source
+from .training import DivergedError, accuracy, cosine, fit, train_all, write_runs
 
 # Channels, kernel and stride of each convolution. D is deep with small kernels, M shallow with large ones; their maps
 # of 64 pixels have 8x8 positions.
-NETWORKS: dict[str, tuple[tuple[int, int, int], ...]] = {
+STREAMS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "D": ((16, 3, 2), (24, 3, 2), (32, 3, 2), (32, 3, 1)),
     "M": ((24, 7, 4), (32, 5, 2)),
 }
 TEST_BATCH = 100
 REPEATS = 40
-Milliseconds = dict[str, float]  # by contender
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A pool behind network D, or the outer product of the maps of two networks.
+class SmallNetwork:
+    """A pool behind the convolutions D, or the outer product of the maps of two streams.
 
     Args:
-        head: name of the pool; empty for two networks.
+        pool: its name; empty for two streams.
         options: of the pool.
-        networks: names in ``NETWORKS``.
+        streams: names in ``STREAMS``.
         switch: name of the square-root method of the second half of the epochs; empty to keep the first.
         baseline: name in ``BASELINES`` of a plain form of the root that takes the place of the pool's.
     """
 
-    head: str = ""
+    pool: str = ""
     options: tuple[tuple[str, Any], ...] = ()
-    networks: tuple[str, ...] = ("D",)
+    streams: tuple[str, ...] = ("D",)
     switch: str = ""
     baseline: str = ""
 
     def __str__(self) -> str:
         if self.baseline:
             return self.baseline
-        given = ", ".join(f"{option}={value}" for option, value in self.options)
-        named = f"[{'+'.join(self.networks)}]" if not self.head else f"{self.head}({given})" if given else self.head
-        return f"{named}, then {self.switch}" if self.switch else named
+        if not self.pool:
+            return f"[{'+'.join(self.streams)}]"
+        options = ", ".join(f"{option}={value}" for option, value in self.options)
+        name = f"{self.pool}({options})" if options else self.pool
+        return f"{name}, then {self.switch}" if self.switch else name
 
 
 @dataclass(frozen=True)
@@ -98,41 +90,36 @@ class ComparisonRun:
     """One training.
 
     Args:
-        contender: what was trained.
+        network: what was trained.
         pictures: on what.
         seed: of everything that is random.
-        accuracy: on the test pictures, in percent; none for a training that failed.
-        loss: of the last epoch.
         parameters: how many.
+        accuracy: on the test pictures, in percent; none for a training that diverged.
+        loss: of the last epoch.
         condition: condition number of the test features' covariance, median; none for a pool that has no spectrum.
         condition_after: that of the matrix which the pool makes of it; none for a pool that makes no matrix.
     """
 
-    contender: str
+    network: str
     pictures: str
     seed: int
-    accuracy: float | None
-    loss: float
     parameters: int
+    accuracy: float | None = None
+    loss: float | None = None
     condition: float | None = None
     condition_after: float | None = None
 
-    @property
-    def failed(self) -> bool:
-        """Whether something was not finite any more."""
-        return self.accuracy is None
 
-
-def build(contender: Contender, num_classes: int, seed: int) -> nn.Module:
-    """The network of a contender for pictures (B, 1, H, W); network D starts from the same weights in all of them."""
+def build(network: SmallNetwork, num_classes: int, seed: int) -> nn.Module:
+    """The network for pictures (B, 1, H, W); the convolutions D start from the same weights in all of them."""
     random_seed(seed)
-    streams = [Stream(_network(name), NETWORKS[name][-1][0]) for name in contender.networks]
-    if not contender.head:
+    streams = [Stream(_convolutions(name), STREAMS[name][-1][0]) for name in network.streams]
+    if not network.pool:
         return TwoStreamNet(*streams, num_classes=num_classes)
     (stream,) = streams
-    head: Any = SecondOrderHead(stream.channels, num_classes, contender.head, pool_options=dict(contender.options))
-    if contender.baseline:
-        head.global_pool.normalization = BaselineRoot(contender.baseline)
+    head: Any = SecondOrderHead(stream.channels, num_classes, network.pool, pool_options=dict(network.options))
+    if network.baseline:
+        head.global_pool.normalization = BaselineRoot(network.baseline)
     return nn.Sequential(stream.network, head)
 
 
@@ -147,14 +134,19 @@ class BaselineRoot(nn.Module):
         return self.baseline(X)
 
 
-def _network(name: str) -> nn.Sequential:
+def _convolutions(name: str) -> nn.Sequential:
     layers, inner = nn.Sequential(), 1
-    for outer, kernel, stride in NETWORKS[name]:
+    for outer, kernel, stride in STREAMS[name]:
         layers.append(nn.Conv2d(inner, outer, kernel, stride, kernel // 2, bias=False))
         layers.append(nn.BatchNorm2d(outer))
         layers.append(nn.ReLU(inplace=True))
         inner = outer
     return layers
+
+
+def pool_of(model: Any) -> Any:
+    """The pool of one map; there is none of two streams."""
+    return None if isinstance(model, TwoStreamNet) else model[-1].global_pool
 
 
 @cache
@@ -163,47 +155,38 @@ def _pictures(recipe: ComparisonRecipe, split: Split, seed: int) -> tuple[Tensor
     return source(recipe.pictures).draw(split, per_class, recipe.size, recipe.noise, seed)
 
 
-def train(recipe: ComparisonRecipe, contender: Contender, seed: int) -> ComparisonRun:
-    """Train and test one contender; the pictures, their order and the weights follow from the seed."""
-    model = build(contender, len(source(recipe.pictures).classes), seed)
+def train(recipe: ComparisonRecipe, network: SmallNetwork, seed: int) -> ComparisonRun:
+    """Train and test one network; the pictures, their order and the weights follow from the seed."""
+    model = build(network, len(source(recipe.pictures).classes), seed)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    facts: dict[str, Any] = dict(contender=str(contender), pictures=recipe.pictures, seed=seed, parameters=parameters)
-    try:
-        loss = _fit(recipe, contender, model, seed)
-    except torch.linalg.LinAlgError:  # eigh of what is not finite
-        return ComparisonRun(**facts, accuracy=None, loss=float("nan"))
-    if not all(parameter.isfinite().all() for parameter in model.parameters()):
-        return ComparisonRun(**facts, accuracy=None, loss=loss)
-    x, labels = _pictures(recipe, "val", seed)
-    accuracy = evaluate(model, zip(x.split(TEST_BATCH), labels.split(TEST_BATCH), strict=True))
-    before, after = condition_numbers(model, x[:: max(len(x) // TEST_BATCH, 1)])
-    return ComparisonRun(**facts, accuracy=accuracy, loss=loss, condition=before, condition_after=after)
-
-
-def _fit(recipe: ComparisonRecipe, contender: Contender, model: nn.Module, seed: int) -> float:
-    x, labels = _pictures(recipe, "train", seed)
+    run = ComparisonRun(str(network), recipe.pictures, seed, parameters)
     optimizer = create_optimizer_v2(
-        _groups(model, recipe), opt="adamw", lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        _parameter_groups(model, recipe), opt="adamw", lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
-    scheduler, _ = create_scheduler_v2(optimizer, "cosine", num_epochs=recipe.epochs, warmup_epochs=recipe.epochs // 10)
     generator = torch.Generator().manual_seed(seed)
-    loss, turns = 0.0, source(recipe.pictures).turns
-    with tqdm(disable=True) as silent:
-        for epoch in range(recipe.epochs):
-            if contender.switch and epoch == recipe.epochs // 2:
-                _pool(model).method = resolve_method(contender.switch)
-            scheduler.step(epoch)
-            batches = _shuffled(x, labels, recipe.batch_size, turns, generator)
-            loss, _ = train_epoch(model, batches, optimizer, recipe.clip_grad, silent)
-    return loss
+    epochs = fit(
+        model,
+        optimizer,
+        recipe.epochs,
+        lambda: _shuffled(recipe, seed, generator),
+        scheduler=cosine(optimizer, recipe.epochs, recipe.epochs // 10),
+        clip_grad=recipe.clip_grad,
+    )
+    losses = []
+    try:
+        for epoch, (loss, _) in enumerate(epochs, 1):
+            losses.append(loss)
+            if network.switch and epoch == recipe.epochs // 2:
+                pool_of(model).method = resolve_method(network.switch)
+    except DivergedError:
+        return run
+    x, labels = _pictures(recipe, "val", seed)
+    percent = accuracy(model, zip(x.split(TEST_BATCH), labels.split(TEST_BATCH), strict=True))
+    before, after = condition_numbers(model, x[:: max(len(x) // TEST_BATCH, 1)])
+    return replace(run, accuracy=percent, loss=losses[-1], condition=before, condition_after=after)
 
 
-def _pool(model: Any) -> Any:
-    """The pool of one map; there is none of two networks."""
-    return None if isinstance(model, TwoStreamNet) else model[-1].global_pool
-
-
-def _groups(model: nn.Module, recipe: ComparisonRecipe) -> list[dict[str, Any]]:
+def _parameter_groups(model: nn.Module, recipe: ComparisonRecipe) -> list[dict[str, Any]]:
     """Vectors of length one need large weights, so the classifier learns faster than the rest, as in the papers."""
     named = list(model.named_parameters())
     classifier = [parameter for name, parameter in named if "fc" in name.split(".")]
@@ -211,12 +194,11 @@ def _groups(model: nn.Module, recipe: ComparisonRecipe) -> list[dict[str, Any]]:
     return [{"params": rest}, {"params": classifier, "lr": recipe.classifier_rate}]
 
 
-def _shuffled(
-    x: Tensor, labels: Tensor, batch: int, turns: bool, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of whole batches; where it ``turns``, each as it is, mirrored, or turned by a right angle."""
+def _shuffled(recipe: ComparisonRecipe, seed: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch of whole batches; if the classes allow it, each as it is, mirrored, or turned by a right angle."""
+    (x, labels), turns = _pictures(recipe, "train", seed), source(recipe.pictures).turns
     order = torch.randperm(len(x), generator=generator)
-    for chosen in order[: max(len(x) // batch, 1) * batch].split(batch):
+    for chosen in order[: max(len(x) // recipe.batch_size, 1) * recipe.batch_size].split(recipe.batch_size):
         mirrored, turned = ((torch.rand(2, generator=generator) < 0.5) & turns).tolist()
         picture = x[chosen].flip(3) if mirrored else x[chosen]
         yield (picture.mT if turned else picture).contiguous(), labels[chosen]
@@ -228,13 +210,13 @@ def condition_numbers(model: nn.Module, x: Tensor) -> tuple[float | None, float 
 
     Both count as many eigenvalues as the covariance has that can be told from zero, in float64.
     """
-    pool = _pool(model)
+    pool = pool_of(model)
     if pool is None:
         return None, None
-    taken: list[Tensor] = []
-    with pool.register_forward_pre_hook(lambda module, args: taken.append(args[0])):
+    inputs: list[Tensor] = []
+    with pool.register_forward_pre_hook(lambda module, args: inputs.append(args[0])):
         model.eval()(x)
-    pool, maps = copy.deepcopy(pool).double(), taken[0].double()
+    pool, maps = copy.deepcopy(pool).double(), inputs[0].double()
     spectrum = pool.spectrum(maps)
     condition = spectrum.condition_number.median().item()
     if not isinstance(pool, CovariancePool):
@@ -247,105 +229,78 @@ def condition_numbers(model: nn.Module, x: Tensor) -> tuple[float | None, float 
     return condition, (values[:, 0] / smallest).median().item()
 
 
-def train_all(jobs: Sequence[tuple[ComparisonRecipe, Contender, int]], workers: int = 1) -> Iterator[ComparisonRun]:
-    """All trainings in their order; several at a time in processes of one thread each."""
-    if workers == 1:
-        yield from (train(*job) for job in jobs)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as executor:
-        yield from executor.map(train, *zip(*jobs, strict=True))
+@dataclass(frozen=True)
+class Costs:
+    """Of a training step, by network: ms, ms of the pool alone, MB that the graph keeps for its backward.
 
-
-def run_all(
-    jobs: Sequence[tuple[ComparisonRecipe, Contender, int]], workers: int, json: Path | None, facts: Mapping[str, Any]
-) -> list[ComparisonRun]:
-    """As :func:`train_all`, with a progress bar; what is done is in ``json``, also when the rest is interrupted."""
-    runs: list[ComparisonRun] = []
-    with tqdm(total=len(jobs), desc="train", unit="training", disable=None) as bar:
-        for run in train_all(jobs, workers):
-            runs.append(run)
-            save(json, facts, runs)
-            bar.update()
-            found = "failed" if run.accuracy is None else f"{run.accuracy:.1f} %"
-            bar.set_postfix_str(f"{run.contender}, {run.pictures}, seed {run.seed}: {found}")
-    return runs
-
-
-def save(path: Path | None, facts: Mapping[str, Any], runs: Sequence[ComparisonRun]) -> None:
-    """All numbers as JSON, where a file is given."""
-    if path is not None:
-        write_json(path, {**facts, "runs": [asdict(run) for run in runs]})
-
-
-def step_times(recipe: ComparisonRecipe, contenders: Sequence[Contender]) -> tuple[Milliseconds, Milliseconds]:
-    """ms, forward and backward, of the networks for a batch of pictures, and of the pools alone for one of D's maps.
-
-    All take turns, so that what else the machine does hits them alike. There is no pool of one map of two networks.
+    There is no pool of one map of two streams.
     """
-    x, networks = _batch(recipe, contenders)
-    channels = NETWORKS["D"][-1][0]
-    side = _network("D")(x[:2]).shape[-1]
-    maps = correlated_features(recipe.batch_size, channels, side**2).unflatten(2, (side, side))
-    pools = {str(c): create_pool(c.head, channels, **dict(c.options)) for c in contenders if c.head}
-    return _milliseconds(networks, x, "networks"), _milliseconds(pools, maps, "pools")
+
+    step_ms: dict[str, float]
+    pool_ms: dict[str, float]
+    kept_mb: dict[str, float]
 
 
-def memory(recipe: ComparisonRecipe, contenders: Sequence[Contender]) -> dict[str, float]:
-    """MB that the graph of a batch keeps for its backward, by contender."""
-    x, networks = _batch(recipe, contenders)
-    return {name: bytes_saved(network, x) / 1e6 for name, network in networks.items()}
-
-
-def _batch(recipe: ComparisonRecipe, contenders: Sequence[Contender]) -> tuple[Tensor, dict[str, nn.Module]]:
+def measure_costs(recipe: ComparisonRecipe, networks: Sequence[SmallNetwork]) -> Costs:
+    """The costs for one batch; all networks take turns, so that what else the machine does hits them alike."""
     shape = (recipe.batch_size, 1, recipe.size, recipe.size)
-    classes = len(source(recipe.pictures).classes)
-    networks = {str(contender): build(contender, classes, 0) for contender in contenders}
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)), networks
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    models: dict[str, Any] = {str(net): build(net, len(source(recipe.pictures).classes), 0) for net in networks}
+    channels, side = STREAMS["D"][-1][0], _convolutions("D")(x[:2]).shape[-1]
+    maps = correlated_features(recipe.batch_size, channels, side**2).unflatten(2, (side, side))
+    pools = {name: pool_of(model) for name, model in models.items() if pool_of(model) is not None}
+    kept = {name: bytes_saved(model, x) / 1e6 for name, model in models.items()}
+    return Costs(_milliseconds(models, x, "networks"), _milliseconds(pools, maps, "pools"), kept)
 
 
-def _milliseconds(modules: Mapping[str, nn.Module], x: Tensor, title: str) -> Milliseconds:
+def _milliseconds(modules: Mapping[str, nn.Module], x: Tensor, title: str) -> dict[str, float]:
+    """Forward and backward: the mean of the fastest tenth, since what else the machine does makes steps slower only."""
     gradients = {name: seeded_gradient(module(x).shape) for name, module in modules.items()}
-    found = time_interleaved(modules, x, gradients, REPEATS, title)
-    both = {name: [f + b for f, b in zip(t.forward, t.backward, strict=True)] for name, t in found.items()}
-    return {name: 1e3 * _fastest(times) for name, times in both.items()}
+    milliseconds = {}
+    for name, times in time_interleaved(modules, x, gradients, REPEATS, title).items():
+        both = sorted(f + b for f, b in zip(times.forward, times.backward, strict=True))
+        milliseconds[name] = 1e3 * statistics.mean(both[: max(len(both) // 10, 1)])
+    return milliseconds
 
 
-def _fastest(times: Sequence[float]) -> float:
-    """Mean of the fastest tenth: what else the machine does makes steps slower only."""
-    return statistics.mean(sorted(times)[: max(len(times) // 10, 1)])
-
-
-def mean_and_spread(values: Sequence[float], sign: str = "") -> str:
-    """Mean ± standard deviation, with one digit."""
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{sign}.1f}{spread}" if values else "-"
-
-
-def add_arguments(parser: argparse.ArgumentParser, recipe: ComparisonRecipe) -> None:
-    """The options of every comparison, with the defaults of ``recipe``."""
+def add_comparison_arguments(parser: argparse.ArgumentParser, recipe: ComparisonRecipe) -> None:
+    """The options of the comparisons of small networks, with the defaults of ``recipe``."""
     parser.add_argument(
         "--images",
+        type=existing_folder,
         metavar="DIR",
         help="one folder of pictures per class, instead of those that ship; every third is for testing",
     )
-    parser.add_argument("--seeds", type=int, default=5, help="trainings of each row (5)")
-    parser.add_argument("--workers", type=int, default=2, help="trainings at a time, one thread each (2)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
-    for name in SETTINGS:
-        value = getattr(recipe, name)
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help=f"({value})")
+    add_numbers(parser, "--workers", 2, "trainings at a time, one thread each")
+    add_training_arguments(parser, recipe, SETTINGS, seeds=5)
 
 
-def check_arguments(options: argparse.Namespace) -> dict[str, int]:
-    """The recipe's settings among the arguments.
+def compare(
+    options: argparse.Namespace, recipe: ComparisonRecipe, pictures: Sequence[str], networks: Sequence[SmallNetwork]
+) -> tuple[list[ComparisonRun], Costs]:
+    """Train every network on all pictures with every seed, measure costs, write the numbers and say on what they are.
+
+    Args:
+        options: those of :func:`add_comparison_arguments`.
+        recipe: what the options leave as it is.
+        pictures: names in ``SOURCES``; ``--images`` takes their place.
+        networks: what is compared.
 
     Raises:
-        OptionError: for a number that is not positive, pictures that are not there, or a file that cannot be written.
+        OptionError: for a folder of images that is no folder of classes.
     """
-    for name in ("seeds", "workers", *SETTINGS):
-        check_integer(f"--{name.replace('_', '-')}", getattr(options, name))
-    check_outputs(options.json)
-    if options.images is not None and not Path(options.images).is_dir():
-        raise OptionError(f"--images {options.images}: no such folder")
-    return {name: getattr(options, name) for name in SETTINGS}
+    torch.set_num_threads(1)  # small networks gain nothing by more
+    settings = {name: getattr(options, name) for name in SETTINGS}
+    names = [str(options.images)] if options.images else pictures
+    recipes = [replace(recipe, pictures=name, **settings) for name in names]
+    classes = {name: source(name).classes for name in names}  # a mistake shows before the first training
+    facts: dict[str, Any] = {**environment(), "recipes": [asdict(recipe) for recipe in recipes], "classes": classes}
+    jobs = [(recipe, network, seed) for seed in range(options.seeds) for recipe in recipes for network in networks]
+    runs = train_all(train, jobs, options.json, facts, options.workers)
+    # A network that changes its method takes the time of the two that it is made of.
+    costs = measure_costs(recipes[0], [network for network in networks if not network.switch])
+    write_runs(options.json, facts | asdict(costs), runs)
+    for name, labels in classes.items():
+        chance = f"{len(labels)} classes, by chance {100 / len(labels):.1f} %"
+        print(f"{name}: {chance}; {options.seeds} seeds; {', '.join(labels)}")
+    return runs, costs

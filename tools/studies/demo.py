@@ -1,4 +1,4 @@
-"""The demo: the whole way on real photographs, from pictures to trained heads, explanations and one page."""
+"""The demo: from photographs to trained heads, explanations and one page."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
-from covpool_plugins.explain import ModelView, explain
-from covpool_plugins.files import write_atomically
+from covpool_plugins.command_line import markdown_table
+from covpool_plugins.explain import Explanation, ModelView, explain
+from covpool_plugins.explain.pointing import energy_inside
+from covpool_plugins.files import write_json
+from covpool_plugins.pictures import Picture
 
 from .demo_page import accuracy_curves, explanation_grid, write_page
-from .textures import CLASSES, Split, mosaic, write_crops
-from .training import Recipe, Run, build, train
+from .demo_training import DemoRecipe, DemoRun, build, train
+from .photographs import TEXTURES, mosaic, write_crops
 
 HEADS: dict[str, dict[str, Any]] = {"gap": {}, "svdpade": {"reduce_channels": 32}, "isqrt": {"reduce_channels": 32}}
 METHODS = ("contribution", "grad_cam", "gradient")
@@ -39,35 +41,41 @@ class Localisation:
     head: str
     method: str
     shares: list[float]
-
-    @property
-    def mean(self) -> float:
-        return float(np.mean(self.shares))
+    mean: float
 
 
 def run_demo(out: Path, epochs: int = 6, per_class: int = 160, mosaics: int = 6, mmpretrain_epochs: int = 6) -> None:
     """Train, test and explain; everything is left in ``out``, with ``out/index.html`` to look at."""
     start = time.perf_counter()
-    counts: dict[Split, int] = {"train": per_class, "val": per_class // 2}
-    data = write_crops(out / "data", counts, size=96)
-    recipe = Recipe(data, num_classes=len(CLASSES), epochs=epochs)
-    runs = [_in_own_process(recipe, head, options, out / f"{head}.pth") for head, options in HEADS.items()]
-    print(table(runs))
-    accuracy = train_with_mmpretrain(data, out / "mmpretrain", mmpretrain_epochs)
-    print(f"\nMMPretrain, {CONFIG}: {accuracy:.1f} % validation accuracy\n")
+    print(
+        f"Trains {len(HEADS)} heads on {len(TEXTURES)} x {per_class} crops of photographs, one of them through "
+        "MMPretrain too, and explains them: about 3 minutes on two cores",
+        flush=True,
+    )
+    data = write_crops(out / "data", {"train": per_class, "val": per_class // 2}, size=96)
+    recipe = DemoRecipe(data, epochs=epochs)
+    runs = [_train_in_own_process(recipe, head, options, out / f"{head}.pth") for head, options in HEADS.items()]
+    accuracies = accuracy_table(runs)
+    print(markdown_table(*accuracies))
+    mmpretrain_accuracy = train_with_mmpretrain(data, out / "mmpretrain", mmpretrain_epochs)
+    print(f"\nMMPretrain, {CONFIG}: {mmpretrain_accuracy:.1f} % validation accuracy\n")
     localisations, pictures = explain_mosaics(recipe, runs, mosaics)
-    print(localisation_table(localisations))
+    shares = localisation_table(localisations)
+    print(markdown_table(*shares))
 
     accuracy_curves(runs, out / "accuracy.png")
     explanation_grid(pictures, out / "explanations.png")
     seconds = time.perf_counter() - start
-    facts = dict(seconds=seconds, torch=torch.__version__, cores=os.cpu_count(), mmpretrain_accuracy=accuracy)
-    _save_numbers(out / "numbers.json", runs, localisations, facts)
-    write_page(out / "index.html", runs, localisations, facts)
+    facts = dict(
+        seconds=seconds, torch=torch.__version__, cores=os.cpu_count(), mmpretrain_accuracy=mmpretrain_accuracy
+    )
+    named_runs = [{**asdict(run), "checkpoint": run.checkpoint.name} for run in runs]
+    write_json(out / "numbers.json", {**facts, "runs": named_runs, "localisation": list(map(asdict, localisations))})
+    write_page(out / "index.html", accuracies, shares, facts)
     print(f"\n{seconds:.0f} s in all; look at {out / 'index.html'}")
 
 
-def _in_own_process(recipe: Recipe, head: str, options: dict[str, Any], checkpoint: Path) -> Run:
+def _train_in_own_process(recipe: DemoRecipe, head: str, options: dict[str, Any], checkpoint: Path) -> DemoRun:
     """One training in a fresh process, so that its peak memory is its own."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
         return executor.submit(train, recipe, head, options, checkpoint).result()
@@ -97,34 +105,37 @@ def _run_tool(tool: str, *arguments: str, log: Path) -> None:
         raise OSError(f"tools/{tool} ended with status {process.returncode}; see {log}")
 
 
-def explain_mosaics(recipe: Recipe, runs: list[Run], count: int) -> tuple[list[Localisation], list[list[Any]]]:
+def explain_mosaics(
+    recipe: DemoRecipe, runs: list[DemoRun], count: int
+) -> tuple[list[Localisation], list[tuple[str, Picture, list[Explanation]]]]:
     """Explain both classes of pictures made of two textures.
 
     Returns:
-        The localisation of every head and method, and for the first mosaic a row (head, picture, explanations of
-        the left and of the right class) per head.
+        The localisation of every head and method, and of every head the explanations of both classes of one mosaic.
     """
     generator = np.random.default_rng(0)
-    pairs = [(a, b) for a in CLASSES for b in CLASSES if a != b]
+    pairs = [(a, b) for a in range(len(TEXTURES)) for b in range(len(TEXTURES)) if a != b]
     chosen = [pairs[i % len(pairs)] for i in range(count)]
-    scenes = [(left, right, mosaic(left, right, MOSAIC_SIZE, generator)) for left, right in chosen]
+    scenes = [((a, b), mosaic(TEXTURES[a], TEXTURES[b], MOSAIC_SIZE, generator)) for a, b in chosen]
+    regions = np.indices((MOSAIC_SIZE, MOSAIC_SIZE))[1] // (MOSAIC_SIZE // 2) == np.arange(2)[:, None, None]
     localisations, pictures = [], []
     with tqdm(total=len(runs) * len(METHODS) * count, desc="  explain", unit="mosaic", disable=None) as bar:
         for run in runs:
             view = _trained_view(recipe, run)
             for method in METHODS:
                 shares = []
-                for left, right, picture in scenes:
-                    shares += [_share(view, picture, method, name, name == right) for name in (left, right)]
+                for pair, picture in scenes:
+                    for target, region in zip(pair, regions, strict=True):
+                        share = energy_inside(explain(view, picture, method, target).map, region)
+                        shares.append(0.5 if share is None else share)
                     bar.update()
-                localisations.append(Localisation(run.head, method, shares))
-            left, right, picture = scenes[0]
-            maps = [explain(view, picture, "contribution", CLASSES.index(name)) for name in (left, right)]
-            pictures.append([run.head, picture, *maps])
+                localisations.append(Localisation(run.head, method, shares, float(np.mean(shares))))
+            pair, picture = scenes[0]
+            pictures.append((run.head, picture, [explain(view, picture, "contribution", target) for target in pair]))
     return localisations, pictures
 
 
-def _trained_view(recipe: Recipe, run: Run) -> ModelView:
+def _trained_view(recipe: DemoRecipe, run: DemoRun) -> ModelView:
     model: Any = build(recipe, run.head, HEADS[run.head])
     model.load_state_dict(torch.load(run.checkpoint, weights_only=True))
     # The mosaics are shown whole: larger than the training crops, and not cropped.
@@ -132,41 +143,18 @@ def _trained_view(recipe: Recipe, run: Run) -> ModelView:
     return ModelView.of(model.eval())
 
 
-def _share(view: ModelView, picture: Image.Image, method: str, name: str, on_the_right: bool) -> float:
-    """How much of the map's positive energy lies in the half that shows the class."""
-    energy = explain(view, picture, method, CLASSES.index(name)).map.clip(min=0)
-    halves = [half.sum() for half in np.array_split(energy, 2, axis=1)]
-    return float(halves[on_the_right] / sum(halves)) if sum(halves) > 0 else 0.5
-
-
-def table(runs: list[Run]) -> str:
-    """The trainings as a Markdown table."""
-    lines = [
-        "| head | validation accuracy | after 2 epochs | ms per training step | peak memory |",
-        "|---|---|---|---|---|",
-    ]
+def accuracy_table(runs: list[DemoRun]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows."""
+    header = ["head", "validation accuracy", "after 2 epochs", "ms per training step", "peak memory"]
+    rows = []
     for run in runs:
-        early = run.accuracies[min(1, len(run.accuracies) - 1)]
-        lines.append(
-            f"| {run.head} | {run.accuracy:.1f} % | {early:.1f} % | {run.step_ms:.0f} | {run.memory_mb:.0f} MB |"
-        )
-    return "\n".join(lines)
+        accuracies = (f"{percent:.1f} %" for percent in (run.accuracies[-1], run.accuracies[:2][-1]))
+        rows.append([run.head, *accuracies, f"{run.step_ms:.0f}", f"{run.memory_mb:.0f} MB"])
+    return header, rows
 
 
-def localisation_table(localisations: list[Localisation]) -> str:
-    """Shares of the maps' energy in the right half of the mosaics, as a Markdown table; by chance 50 %."""
-    heads = list(dict.fromkeys(entry.head for entry in localisations))
-    shares = {(entry.head, entry.method): entry.mean for entry in localisations}
-    lines = [f"| energy in the right half | {' | '.join(METHODS)} |", "|---|" + "---|" * len(METHODS)]
-    for head in heads:
-        lines.append(f"| {head} | " + " | ".join(f"{100 * shares[head, m]:.0f} %" for m in METHODS) + " |")
-    return "\n".join(lines)
-
-
-def _save_numbers(path: Path, runs: list[Run], localisations: list[Localisation], facts: dict[str, Any]) -> None:
-    numbers = dict(
-        facts,
-        runs=[{**vars(run), "checkpoint": run.checkpoint.name} for run in runs],
-        localisation=[dict(vars(entry), mean=entry.mean) for entry in localisations],
-    )
-    write_atomically(path, lambda file: file.write(json.dumps(numbers, indent=1).encode()))
+def localisation_table(localisations: list[Localisation]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: mean shares of the maps' energy in the half that shows the class; by chance 50 %."""
+    means = {(entry.head, entry.method): f"{100 * entry.mean:.0f} %" for entry in localisations}
+    heads = dict.fromkeys(entry.head for entry in localisations)
+    return ["energy in the right half", *METHODS], [[head, *(means[head, m] for m in METHODS)] for head in heads]

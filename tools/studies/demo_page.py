@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from covpool_plugins.errors import require_extra
+from covpool_plugins.explain import Explanation
 from covpool_plugins.explain.overlay import colour_limit
 from covpool_plugins.files import write_atomically
+from covpool_plugins.pictures import Picture
 
-from .training import Run
+from .demo_training import DemoRun
+from .figures import new_figure, save_figure
+from .photographs import TEXTURES
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -29,18 +32,18 @@ PAGE = """<!doctype html>
 </style>
 </head>
 <body>
+{% macro table(header, rows) -%}
+<div class="scroll"><table>
+<tr>{% for cell in header %}<th>{{ cell }}</th>{% endfor %}</tr>
+{% for row in rows -%}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor -%}
+</table></div>
+{%- endmacro -%}
 <h1>Second-order pooling on three textures</h1>
 <p>The same small ResNet, trained from the same weights on crops of scikit-image's photographs of brick, grass and
 gravel (training and validation crops come from disjoint halves of each photograph), with three heads.</p>
-<div class="scroll"><table>
-<tr><th>head</th><th>validation accuracy</th>
-<th>after 2 epochs</th><th>ms per training step</th><th>peak memory</th></tr>
-{% for run in runs -%}
-<tr><td>{{ run.head }}</td><td>{{ "%.1f"|format(run.accuracy) }} %</td>
-<td>{{ "%.1f"|format(run.accuracies[:2][-1]) }} %</td><td>{{ "%.0f"|format(run.step_ms) }}</td>
-<td>{{ "%.0f"|format(run.memory_mb) }} MB</td></tr>
-{% endfor -%}
-</table></div>
+{{ table(*accuracies) }}
 <p><img src="accuracy.png" alt="Validation accuracy by epoch for each head"></p>
 <p>Through MMPretrain (<code>configs/demo/resnet18_svdpade_textures.py</code>, <code>tools/train.py</code>):
 {{ "%.1f"|format(facts.mmpretrain_accuracy) }} % validation accuracy.</p>
@@ -49,67 +52,45 @@ gravel (training and validation crops come from disjoint halves of each photogra
 it, and the values sum to the score without its bias.</p>
 <p><img src="explanations.png" alt="Contribution maps of both classes of a mosaic for each head"></p>
 <p>Share of the positive energy of the maps in the half that shows the class (by chance: 50 %):</p>
-<div class="scroll"><table>
-<tr><th>head</th>{% for method in methods %}<th>{{ method }}</th>{% endfor %}</tr>
-{% for head in heads -%}
-<tr><td>{{ head }}</td>
-{% for method in methods %}<td>{{ "%.0f"|format(100 * shares[head, method]) }} %</td>{% endfor %}</tr>
-{% endfor -%}
-</table></div>
+{{ table(*shares) }}
 <p>{{ "%.0f"|format(facts.seconds) }} s on {{ facts.cores }} CPU cores, PyTorch {{ facts.torch }}.
 The numbers are in <a href="numbers.json">numbers.json</a>.</p>
 </body>
 </html>
 """
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # header and rows
 
 
-def accuracy_curves(runs: list[Run], path: Path) -> None:
+def accuracy_curves(runs: Sequence[DemoRun], path: Path) -> None:
     """Validation accuracy by epoch, one line per head."""
-    figure, axes = _figure(figsize=(7, 3.6))
+    figure = new_figure(7, 3.6)
+    axes = figure.subplots()
     for run, marker in zip(runs, "os^vDP*", strict=False):
         axes.plot(range(1, len(run.accuracies) + 1), run.accuracies, marker=marker, label=run.head)
     axes.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 102))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def explanation_grid(rows: list[list[Any]], path: Path) -> None:
+def explanation_grid(rows: Sequence[tuple[str, Picture, list[Explanation]]], path: Path) -> None:
     """A row per head: the picture and the maps of its two classes, each row on one colour scale."""
-    from .textures import CLASSES
-
-    figure, grid = _figure(len(rows), 3, figsize=(7.5, 2.6 * len(rows)), squeeze=False)
-    for axes, (head, picture, *explanations) in zip(grid, rows, strict=True):
+    figure = new_figure(7.5, 2.6 * len(rows))
+    for axes, (head, picture, explanations) in zip(figure.subplots(len(rows), 3, squeeze=False), rows, strict=True):
         limit = max(colour_limit(explanation.map) for explanation in explanations)
-        shown = [picture] + [explanation.overlay(limit) for explanation in explanations]
-        titles = [head] + [f"{CLASSES[e.target]}: p = {e.probability:.2f}" for e in explanations]
-        for cell, image, title in zip(axes, shown, titles, strict=True):
+        images = [picture, *(explanation.overlay(limit) for explanation in explanations)]
+        titles = [head, *(f"{TEXTURES[e.target]}: p = {e.probability:.2f}" for e in explanations)]
+        for cell, image, title in zip(axes, images, titles, strict=True):
             cell.imshow(image)
             cell.set_title(title, fontsize=10)
             cell.axis("off")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def write_page(path: Path, runs: list[Run], localisations: list[Any], facts: dict[str, Any]) -> None:
+def write_page(path: Path, accuracies: Table, shares: Table, facts: dict[str, Any]) -> None:
     """``index.html`` beside the pictures it shows; it opens offline."""
+    jinja2 = require_extra("jinja2", "demo")
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(PAGE)
-    html = page.render(
-        runs=runs,
-        facts=facts,
-        heads=list(dict.fromkeys(entry.head for entry in localisations)),
-        methods=list(dict.fromkeys(entry.method for entry in localisations)),
-        shares={(entry.head, entry.method): entry.mean for entry in localisations},
-    )
+    html = page.render(accuracies=accuracies, shares=shares, facts=facts)
     write_atomically(path, lambda file: file.write(html.encode()))
-
-
-def _figure(*args: Any, **kwargs: Any) -> Any:
-    pyplot = require_extra("matplotlib.pyplot", "demo")
-    pyplot.switch_backend("agg")
-    return pyplot.subplots(*args, layout="constrained", **kwargs)
-
-
-def _save(figure: Any, path: Path) -> None:
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
-    require_extra("matplotlib.pyplot", "demo").close(figure)

@@ -143,7 +143,7 @@ def _pool(name: str, channels: int) -> Pool:
 
 
 def _layers(channels: int) -> Iterator[tuple[str, nn.Module]]:
-    list_methods = getattr(whitening, "list_whitening_methods", None) or whitening.list_methods
+    list_methods = whitening.list_whitening_methods
     for method in list_methods():
         yield f"ZCANorm2d, {method}", whitening.ZCANorm2d(channels, groups=2, method=method)
     yield "ZCANorm2d, energy 0.9", whitening.ZCANorm2d(channels, groups=2, energy=0.9)

@@ -33,17 +33,17 @@ def time_interleaved(
 ) -> dict[str, Times]:
     """Time forward and backward of all functions at X, one repetition of each in turn.
 
-    A slow spell then hits all. The order is another every time: else each one would meet the caches as the same other
-    one has left them.
+    A slow spell of the machine then hits all alike. The order changes from round to round, so that no function always
+    meets the caches as the same other function has left them.
 
     Args:
         functions: the contenders.
         X: their input; it need not require a gradient.
-        G: the gradient that goes into each one's backward.
+        G: the gradient that goes into the backward of each.
         repeats: rounds that count, after one that does not.
         title: of the progress bar.
     """
-    found = {name: Times() for name in functions}
+    times = {name: Times() for name in functions}
     with tqdm(total=(repeats + 1) * len(functions), desc=title, unit="run", disable=None, leave=False) as progress:
         order, generator = list(functions), random.Random(0)
         for round_ in range(repeats + 1):
@@ -51,19 +51,19 @@ def time_interleaved(
             for name in order:
                 seconds = _time_once(functions[name], X, G[name])
                 if round_:
-                    found[name].forward.append(seconds[0])
-                    found[name].backward.append(seconds[1])
+                    times[name].forward.append(seconds[0])
+                    times[name].backward.append(seconds[1])
                 progress.update()
-    return found
+    return times
 
 
 def _time_once(function: Function, X: Tensor, G: Tensor) -> tuple[float, float]:
     leaf = X.detach().requires_grad_()
-    wanted = [leaf, *_parameters(function)]
+    inputs = [leaf, *_parameters(function)]
     start = _now(X.device)
     result = function(leaf)
     middle = _now(X.device)
-    torch.autograd.grad(result, wanted, G)
+    torch.autograd.grad(result, inputs, G)
     return middle - start, _now(X.device) - middle
 
 
@@ -98,16 +98,16 @@ def bytes_saved(function: Function, X: Tensor) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
         result = function(leaf)
-    for there_anyway in (leaf, *_parameters(function)):
-        storages.pop(there_anyway.untyped_storage().data_ptr(), None)
+    for held_anyway in (leaf, *_parameters(function)):
+        storages.pop(held_anyway.untyped_storage().data_ptr(), None)
     del result  # alive until here, so that no two of its tensors can have had one address
     return sum(storages.values())
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """‖found - expected‖ / ‖expected‖ over the whole batch, in float64."""
+def relative_error(values: Tensor, expected: Tensor) -> float:
+    """‖values - expected‖ / ‖expected‖ over the whole batch, in float64."""
     expected = expected.double()
-    return float((found.double() - expected).norm() / expected.norm())
+    return float((values.double() - expected).norm() / expected.norm())
 
 
 def correlated_features(batch: int, channels: int, positions: int, device: torch.device | str = "cpu") -> Tensor:

@@ -1,38 +1,34 @@
-"""What temporal-attentive covariance pooling sees of a motion, and averaging over the frames does not.
+"""The ``motion`` comparison: what temporal-attentive covariance pooling sees that an average over frames does not.
 
-The same small network is trained from the same weights on the same clips, with one head after the other.
+The same small network is trained from the same weights on the same clips of a moving camera, with head after head.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import argparse
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
-import torch
 from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from timm.utils import random_seed
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from covpool_plugins.checks import check_integer
-from covpool_plugins.command_line import Parser, run_tool
-from covpool_plugins.errors import OptionError
-from covpool_plugins.files import write_atomically
+from covpool_plugins.command_line import markdown_table
 from covpool_plugins.timm_plugin import create_model, list_heads
 
-from .modes import check_outputs
-from .moving_photos import MOTIONS, batches, photos_of, shipped_photos
+from .figures import mean_and_spread
+from .modes import COMPARISONS, Mode, add_names, add_training_arguments, environment, existing_folder
+from .moving_photos import MOTIONS, MovingPhotos, batches, folder_photos, shipped_photos
+from .training import cosine, fit, predict, train_all
 
 HEADS = ("gap", "isqrt", "temporal")
 TEST_SEED = 2**32
 TEST_BATCH = 50
+SETTINGS = ("steps", "size", "frames")
 
 
 @dataclass(frozen=True)
@@ -84,117 +80,70 @@ def build(recipe: MotionRecipe, head: str, seed: int) -> nn.Module:
     )
 
 
-def train(recipe: MotionRecipe, head: str, seed: int, photos: tuple[list[Tensor], list[Tensor]]) -> MotionRun:
-    """Train one head on clips of the first photographs, test it on clips of the others."""
+def train(photos: MovingPhotos, recipe: MotionRecipe, head: str, seed: int) -> MotionRun:
+    """Train one head on clips of the training photographs, test it on clips of the others."""
     start = time.perf_counter()
-    model = build(recipe, head, seed).train()
+    model = build(recipe, head, seed)
     optimizer = create_optimizer_v2(model, opt="adamw", lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    scheduler, _ = create_scheduler_v2(optimizer, "cosine", num_epochs=recipe.steps, warmup_epochs=recipe.steps // 10)
-    clips = batches(photos[0], recipe.size, recipe.frames, recipe.batch_size, seed)
-    loss = torch.zeros(())
-    with tqdm(total=recipe.steps, desc=f"{head:>9} seed {seed}", unit="step", disable=None) as bar:
-        for step in range(recipe.steps):
-            scheduler.step(step)
-            x, labels = next(clips)
-            loss = nn.functional.cross_entropy(model(x), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad)
-            optimizer.step()
-            bar.update()
-            bar.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
-    accuracy, pairs = evaluate(recipe, model, photos[1])
-    return MotionRun(head, seed, accuracy, pairs, loss.item(), time.perf_counter() - start)
+    clips = batches(photos["train"], recipe.size, recipe.frames, recipe.batch_size, seed)
+    # Clips have no end: an epoch is one step, and the learning rate changes with each.
+    steps = fit(
+        model,
+        optimizer,
+        recipe.steps,
+        lambda: islice(clips, 1),
+        scheduler=cosine(optimizer, recipe.steps, recipe.steps // 10),
+        clip_grad=recipe.clip_grad,
+    )
+    *_, (loss, _) = steps
+    accuracy, pairs = evaluate(recipe, model, photos["val"])
+    return MotionRun(head, seed, accuracy, pairs, loss, time.perf_counter() - start)
 
 
-@torch.inference_mode()
 def evaluate(recipe: MotionRecipe, model: nn.Module, photos: Sequence[Tensor]) -> tuple[float, float]:
     """Percent of the test clips, the same for every model, whose motion is told, and whose pair of motions is."""
-    model.eval()
-    clips = batches(photos, recipe.size, recipe.frames, min(TEST_BATCH, recipe.test_clips), TEST_SEED)
-    right: list[Tensor] = []
-    while sum(map(len, right)) < recipe.test_clips:
-        x, labels = next(clips)
-        found = model(x).argmax(dim=1)
-        right.append(torch.stack([found == labels, found // 2 == labels // 2], dim=1))
-    accuracy, pairs = 100 * torch.cat(right)[: recipe.test_clips].float().mean(dim=0)
-    return float(accuracy), float(pairs)
+    batch = min(TEST_BATCH, recipe.test_clips)
+    clips = batches(photos, recipe.size, recipe.frames, batch, TEST_SEED)
+    predicted, labels = (
+        values[: recipe.test_clips] for values in predict(model, islice(clips, -(-recipe.test_clips // batch)))
+    )
+    motion, pair = predicted == labels, predicted // 2 == labels // 2
+    return 100 * motion.double().mean().item(), 100 * pair.double().mean().item()
 
 
 def table(runs: Sequence[MotionRun]) -> str:
     """Mean and spread over the seeds of every head, as a Markdown table."""
-    lines = [
-        "| head | accuracy | lowest to highest | accuracy by pairs | s per training |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for head in dict.fromkeys(run.head for run in runs):
         of_head = [run for run in runs if run.head == head]
-        found = [run.accuracy for run in of_head]
-        pairs, seconds = (
-            statistics.mean(getattr(run, name) for run in of_head) for name in ("pair_accuracy", "seconds")
+        accuracies = [run.accuracy for run in of_head]
+        rows.append(
+            [
+                head,
+                f"{mean_and_spread(accuracies)} %",
+                f"{min(accuracies):.1f} to {max(accuracies):.1f} %",
+                f"{statistics.mean(run.pair_accuracy for run in of_head):.1f} %",
+                f"{statistics.mean(run.seconds for run in of_head):.0f}",
+            ]
         )
-        spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
-        lines.append(
-            f"| {head} | {statistics.mean(found):.1f}{spread} % | {min(found):.1f} to {max(found):.1f} % "
-            f"| {pairs:.1f} % | {seconds:.0f} |"
-        )
-    return "\n".join(lines)
+    return markdown_table(["head", "accuracy", "lowest to highest", "accuracy by pairs", "s per training"], rows)
 
 
-def compare(
-    recipe: MotionRecipe, heads: Sequence[str], seeds: int, out: Path | None = None, images: Path | None = None
-) -> list[MotionRun]:
-    """Train every head with every seed, print a line for each training and the table, write the numbers to ``out``.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_names(parser, "--heads", list_heads(), HEADS)
+    parser.add_argument("--images", type=existing_folder, metavar="DIR", help="photographs instead of scikit-image's")
+    add_training_arguments(parser, MotionRecipe, SETTINGS, seeds=3)
 
-    Args:
-        recipe: what the trainings have in common.
-        heads: names of heads.
-        seeds: how many; they are 0, 1, ...
-        out: JSON file.
-        images: folder of photographs; scikit-image's by default.
 
-    Raises:
-        OptionError: for a recipe with a number that is none, or a folder with too few pictures.
-    """
-    photos = photos_of(images, recipe.size) if images else shipped_photos(recipe.size)
-    runs: list[MotionRun] = []
-    for seed in range(seeds):
-        for head in heads:
-            runs.append(train(recipe, head, seed, photos))
-            print(f"{head}, seed {seed}: {runs[-1].accuracy:.1f} % in {runs[-1].seconds:.0f} s", flush=True)
-            if out is not None:
-                _save(out, recipe, runs)
-    print(
-        f"\nof {len(MOTIONS)} motions, by chance {100 / len(MOTIONS):.1f} %, without the order of frames 50 % at most\n"
-    )
+def run(options: argparse.Namespace) -> None:
+    recipe = MotionRecipe(**{name: getattr(options, name) for name in SETTINGS})
+    photos = folder_photos(options.images, recipe.size) if options.images else shipped_photos(recipe.size)
+    facts: dict[str, Any] = {**environment(), "recipe": asdict(recipe)}
+    jobs = [(photos, recipe, head, seed) for seed in range(options.seeds) for head in options.heads]
+    runs = train_all(train, jobs, options.json, facts)
+    print(f"{len(MOTIONS)} motions, by chance {100 / len(MOTIONS):.1f} %, without the order of frames 50 % at most\n")
     print(table(runs))
-    return runs
 
 
-def _save(path: Path, recipe: MotionRecipe, runs: Sequence[MotionRun]) -> None:
-    facts = dict(recipe=asdict(recipe), torch=torch.__version__, threads=torch.get_num_threads(), cores=os.cpu_count())
-    numbers: dict[str, Any] = facts | {"runs": [asdict(run) for run in runs]}
-    write_atomically(path, lambda file: file.write(json.dumps(numbers, indent=1).encode()))
-
-
-def main() -> None:
-    parser = Parser(__doc__ or "", "python -m studies.motion --out out/motion.json")
-    parser.add_argument("--heads", nargs="+", choices=list_heads(), default=list(HEADS), metavar="HEAD")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each head (3)")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="photographs instead of scikit-image's")
-    parser.add_argument("--out", type=Path, default=Path("out/motion.json"), help="JSON file (out/motion.json)")
-    for name in ("steps", "size", "frames"):
-        value = getattr(MotionRecipe, name)
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"({value})")
-    args = parser.parse_args()
-    for name in ("seeds", "steps", "size", "frames"):
-        check_integer(f"--{name}", getattr(args, name))
-    check_outputs(args.out)
-    if args.images is not None and not args.images.is_dir():
-        raise OptionError(f"--images {args.images}: no such folder")
-    recipe = MotionRecipe(steps=args.steps, size=args.size, frames=args.frames)
-    compare(recipe, args.heads, args.seeds, args.out, args.images)
-
-
-if __name__ == "__main__":
-    run_tool(main)
+EXAMPLE = "python tools/compare.py motion --json out/motion.json"
+COMPARISONS.add("motion", Mode(__doc__ or "", EXAMPLE, add_arguments, run))

@@ -1,7 +1,7 @@
 """Clips of a camera that moves over a photograph: the motion is the class.
 
-The motions come in pairs, one of which is the other backwards: the same frames, in another order. So whatever does not
-know the order of the frames, the mean of their vectors for example, tells at best the pair, and is right half the time.
+The motions come in pairs, one of which is the other backwards: the same frames in another order. A pool that does not
+know the order of the frames, such as the mean of their vectors, tells the pair at best, and is right half the time.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from covpool_plugins.errors import OptionError
+from covpool_plugins.pictures import Picture
 
-from .textures import photograph
+from .photographs import Split, divide, photograph, read_pictures
 
 # What the picture in the camera does; neighbours are each other backwards.
 MOTIONS = ("left", "right", "up", "down", "nearer", "farther", "clockwise", "anticlockwise")
-TRAINING_PHOTOS = ("astronaut", "brick", "camera", "coffee", "grass", "immunohistochemistry", "rocket", "text")
-TEST_PHOTOS = ("chelsea", "coins", "gravel", "page")
+SHIPPED: dict[Split, tuple[str, ...]] = {
+    "train": ("astronaut", "brick", "camera", "coffee", "grass", "immunohistochemistry", "rocket", "text"),
+    "val": ("chelsea", "coins", "gravel", "page"),
+}
 # From the first frame to the last, least and most: pictures of way, times of size, radians of turn.
 WAY, ENLARGEMENT, TURN = (0.5, 1.0), (1.6, 2.4), (math.pi / 4, math.pi / 2)
 SCALE = (0.8, 1.2)
@@ -31,27 +34,25 @@ PLACES = 4
 SIDE = 4
 
 
-def shipped_photos(size: int) -> tuple[list[Tensor], list[Tensor]]:
-    """For training and for testing, other photographs of scikit-image's, for pictures of that size."""
-    training, test = ([_prepared(photograph(name), size) for name in names] for names in (TRAINING_PHOTOS, TEST_PHOTOS))
-    return training, test
+MovingPhotos = dict[Split, list[Tensor]]
 
 
-def photos_of(folder: Path, size: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Those of a folder; every third one, by name, is for testing. What is no picture is passed over.
+def shipped_photos(size: int) -> MovingPhotos:
+    """Scikit-image's photographs, others for training than for validation, for pictures of that size."""
+    return {split: [_prepared(photograph(name), size) for name in names] for split, names in SHIPPED.items()}
+
+
+def folder_photos(folder: Path, size: int) -> MovingPhotos:
+    """Those of a folder; every third one, by name, validates.
 
     Raises:
         OptionError: for a folder with fewer than three pictures.
+        OSError, ValueError: for a folder or a picture that cannot be read.
     """
-    photos = []
-    for path in sorted(folder.iterdir()):
-        try:
-            photos.append(_prepared(np.asarray(Image.open(path).convert("RGB")), size))
-        except (UnidentifiedImageError, IsADirectoryError):
-            continue
+    photos = [_prepared(picture, size) for picture in read_pictures(folder)]
     if len(photos) < 3:
         raise OptionError(f"{str(folder)!r} must hold three pictures or more, found {len(photos)}")
-    return [photo for index, photo in enumerate(photos) if index % 3 != 2], photos[2::3]
+    return divide(photos)
 
 
 def moving_clip(photo: Tensor, motion: str, size: int, frames: int, generator: torch.Generator) -> Tensor:
@@ -126,9 +127,9 @@ def _between(ends: tuple[float, float], part: float) -> float:
     return ends[0] + part * (ends[1] - ends[0])
 
 
-def _prepared(photo: np.ndarray, size: int) -> Tensor:
+def _prepared(photo: Picture, size: int) -> Tensor:
     """A photograph (3, H, W) between 0 and 1, its shorter side ``SIDE`` pictures long."""
-    image = Image.fromarray(photo).convert("RGB")
-    ratio = SIDE * size / min(image.size)
-    image = image.resize([round(ratio * side) for side in image.size], Image.Resampling.BICUBIC, reducing_gap=3)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    ratio = SIDE * size / min(photo.size)
+    width, height = (round(ratio * side) for side in photo.size)
+    picture = photo.convert("RGB").resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255

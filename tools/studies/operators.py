@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,17 +22,12 @@ SMALLEST = (0.1, 0.01, 1e-3, 1e-4)
 GRID = 20001
 
 
-@dataclass(frozen=True)
-class OperatorTable:
-    """A table of one class of methods: a caption, the columns, and for each row a label and a figure per column."""
+class OperatorTable(NamedTuple):
+    """A table of one class of methods: its caption, its header, and its rows, each a label and figures."""
 
     caption: str
-    columns: tuple[str, ...]
-    rows: Callable[[], list[tuple[str, list[str]]]]
-
-    def markdown(self) -> str:
-        """The table in Markdown."""
-        return markdown_table(self.columns, [[label, *figures] for label, figures in self.rows()])
+    header: tuple[str, ...]
+    rows: Callable[[], list[list[str]]]
 
 
 OPERATOR_TABLES: Table[OperatorTable] = Table("operator table")
@@ -73,70 +67,49 @@ class _ProductCounter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _residual_table(methods: dict[str, IterativeMethod]) -> OperatorTable:
-    def rows() -> list[tuple[str, list[str]]]:
-        return [(label, [number(residual(m, c)) for c in CONDITIONS]) for label, m in methods.items()]
+def _add_residuals(name: str, methods: dict[str, IterativeMethod]) -> None:
+    def rows() -> list[list[str]]:
+        return [[label, *(number(residual(m, c)) for c in CONDITIONS)] for label, m in methods.items()]
 
     caption = f"‖S S - A‖ / ‖A‖, {SIZE} x {SIZE}, float64, by condition number"
-    return OperatorTable(caption, ("condition number", "10", "100", "1e4", "1e6"), rows)
+    OPERATOR_TABLES.add(name, OperatorTable(caption, ("condition number", "10", "100", "1e4", "1e6"), rows))
 
 
-def _deviation_rows() -> list[tuple[str, list[str]]]:
-    def row(label: str, make: Callable[[float], IterativeMethod]) -> tuple[str, list[str]]:
-        errors = [number(largest_deviation(make(smallest), smallest)) for smallest in SMALLEST]
-        return label, [str(count_products(make(SMALLEST[0]))), *errors]
-
-    newton_schulz = [
-        row(f"Newton-Schulz, {k} steps", lambda _, k=k: NewtonSchulz(iterations=k))  # type: ignore[misc]
+def _deviation_rows() -> list[list[str]]:
+    makers: dict[str, Callable[[float], IterativeMethod]] = {
+        f"Newton-Schulz, {k} steps": lambda _, k=k: NewtonSchulz(iterations=k)  # type: ignore[misc]
         for k in (5, 7, 10)
-    ]
-    default = Minimax().steps
-    return newton_schulz + [
-        row(
-            f"degree 5, {k} steps" + (" (``minimax``)" if k == default else ""),
-            lambda smallest, k=k: Minimax(smallest=smallest, steps=k),  # type: ignore[misc]
+    }
+    for k in (2, 3, 4):
+        default = " (``minimax``)" if k == Minimax().steps else ""
+        makers[f"degree 5, {k} steps{default}"] = lambda smallest, k=k: Minimax(  # type: ignore[misc]
+            smallest=smallest, steps=k
         )
-        for k in (2, 3, 4)
-    ]
-
-
-OPERATOR_TABLES.add(
-    "NewtonSchulz",
-    _residual_table(
-        {
-            "5 steps, trace (``isqrt``)": NewtonSchulz(),
-            "5 steps, Frobenius": NewtonSchulz("frobenius"),
-            "10 steps, trace": NewtonSchulz(iterations=10),
-            "20 steps, Frobenius": NewtonSchulz("frobenius", iterations=20),
-        }
-    ),
-)
-OPERATOR_TABLES.add("MTP", _residual_table({"degree 10": MTP()}))
-OPERATOR_TABLES.add("MPA", _residual_table({"degree 5": MPA()}))
-OPERATOR_TABLES.add(
-    "Minimax",
-    OperatorTable(
-        "largest |1 - x| over [smallest, 1]", ("smallest", "products", "0.1", "0.01", "1e-3", "1e-4"), _deviation_rows
-    ),
-)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The mode has no options."""
+    rows = []
+    for label, make in makers.items():
+        deviations = [number(largest_deviation(make(smallest), smallest)) for smallest in SMALLEST]
+        rows.append([label, str(count_products(make(SMALLEST[0]))), *deviations])
+    return rows
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the tables."""
     for name, table in OPERATOR_TABLES.items():
-        print(f"## {name}: {table.caption}\n\n{table.markdown()}\n", flush=True)
+        print(f"## {name}: {table.caption}\n\n{markdown_table(table.header, table.rows())}\n", flush=True)
 
 
-MODES.add(
-    "operators",
-    Mode(
-        "How far the iterative methods are from the square root: the tables in their docstrings.",
-        "python tools/benchmark.py operators",
-        add_arguments,
-        run,
-    ),
+_add_residuals(
+    "NewtonSchulz",
+    {
+        "5 steps, trace (``isqrt``)": NewtonSchulz(),
+        "5 steps, Frobenius": NewtonSchulz("frobenius"),
+        "10 steps, trace": NewtonSchulz(iterations=10),
+        "20 steps, Frobenius": NewtonSchulz("frobenius", iterations=20),
+    },
 )
+_add_residuals("MTP", {"degree 10": MTP()})
+_add_residuals("MPA", {"degree 5": MPA()})
+HEADER = ("smallest", "products", "0.1", "0.01", "1e-3", "1e-4")
+OPERATOR_TABLES.add("Minimax", OperatorTable("largest |1 - x| over [smallest, 1]", HEADER, _deviation_rows))
+
+EXAMPLE = "python tools/benchmark.py operators"
+MODES.add("operators", Mode(__doc__ or "", EXAMPLE, lambda parser: None, run))  # it has no options

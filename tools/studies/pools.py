@@ -1,4 +1,8 @@
-"""The ``pool`` and ``head`` modes: what every pool costs, alone and in a whole classifier head."""
+"""The ``pool``, ``head`` and ``network`` modes: time and memory of every pool against average pooling.
+
+``pool`` measures the pools alone, ``head`` whole heads of ResNet-50 (reduction, pool, 1000 classes, all gradients),
+both against the published layers too; ``network`` measures a training step of a whole network.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from covpool_plugins.command_line import positive_integer
+from covpool_plugins.errors import OptionError, one_line
 from covpool_plugins.linalg import packed_size
-from covpool_plugins.pooling import POOLS, create_pool, list_pools, pool_options
+from covpool_plugins.pooling import create_pool, list_pools, pool_options
 from covpool_plugins.pooling.reduction import DEFAULT_CHANNELS, ConvReduction
+from covpool_plugins.timm_plugin import create_model, list_heads
 
 from .baselines import BASELINES, ISQRT, MPA, SVD_PADE, Baseline
-from .measure import Function, correlated_features
-from .modes import MODES, Mode, add_common_arguments
+from .measure import correlated_features
+from .modes import MODES, Mode, add_common_arguments, add_names, add_numbers
 from .sections import Contender, Section, run_sections
 
-AVERAGE = "gap"
+AVERAGE, CLASSES = "gap", 1000
 PUBLISHED = (SVD_PADE, ISQRT, MPA)
 
 
@@ -43,10 +48,10 @@ class NoPool(nn.Module):
     Its head tells what the layers cost that every head has: no pool can be faster.
     """
 
-    def __init__(self, in_channels: int, reduce_channels: int | None) -> None:
+    def __init__(self, in_channels: int, reduce_channels: int) -> None:
         super().__init__()
-        self.reduction = ConvReduction(in_channels, reduce_channels) if reduce_channels else nn.Identity()
-        self.out_features = packed_size(reduce_channels or in_channels)
+        self.reduction = ConvReduction(in_channels, reduce_channels)
+        self.out_features = packed_size(reduce_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.reduction(x).flatten(1)
@@ -54,81 +59,89 @@ class NoPool(nn.Module):
 
 
 def add_arguments(parser: argparse.ArgumentParser, channels: int) -> None:
-    """The options of both modes."""
-    parser.add_argument("--channels", type=positive_integer, default=channels, metavar="C", help=f"({channels})")
-    parser.add_argument(
-        "--sides", type=positive_integer, nargs="+", default=[7, 14], metavar="S", help="of the maps (7 14)"
-    )
-    parser.add_argument("--batch", type=positive_integer, default=32, help="images (32)")
-    parser.add_argument("--pools", nargs="+", default=list_pools(), metavar="POOL", help="(all)")
+    """The options of ``pool`` and ``head``."""
+    add_numbers(parser, "--channels", channels)
+    add_numbers(parser, "--sides", [7, 14], "of the maps")
+    add_names(parser, "--pools", list_pools())
     add_common_arguments(parser)
 
 
-def run(arguments: argparse.Namespace, sections: Callable[[argparse.Namespace, int], Section]) -> None:
-    """Measure, print each section as it is done, write the file."""
-    for name in arguments.pools:
-        POOLS[name]  # raises for a name that does not exist
-    run_sections(arguments, arguments.mode, (sections(arguments, side) for side in arguments.sides))
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backbone", default="resnet50", metavar="NAME", help="timm model (resnet50)")
+    add_names(parser, "--heads", list_heads())
+    add_numbers(parser, "--size", 224, "of the pictures")
+    add_common_arguments(parser, batch=8)
 
 
-def pool_section(arguments: argparse.Namespace, side: int) -> Section:
-    """Reduced maps (batch, C, side, side) to vectors, without a reduction."""
-    contenders = _contenders(arguments, None, lambda pool: pool)
-    title = f"pools on {arguments.channels} x {side} x {side}"
-    return _section(title, contenders, arguments, side)
+def _pool_sections(arguments: argparse.Namespace) -> Iterator[Section]:
+    """Maps (batch, C, side, side) to vectors, without a reduction."""
+    for side in arguments.sides:
+        yield _section(f"pools on {arguments.channels} x {side} x {side}", _pools(arguments, None), arguments, side)
 
 
-def head_section(arguments: argparse.Namespace, side: int) -> Section:
-    """Maps (batch, C, side, side) through reduction, pool and classifier to 1000 scores, with all gradients."""
-
-    def with_classifier(pool: nn.Module) -> nn.Module:
-        return nn.Sequential(pool, nn.Linear(int(pool.out_features), 1000, device=arguments.device))  # type: ignore[arg-type]
-
+def _head_sections(arguments: argparse.Namespace) -> Iterator[Section]:
+    """Maps (batch, C, side, side) through reduction, pool and classifier to scores, with all gradients."""
     reduced = min(DEFAULT_CHANNELS, arguments.channels)
-    bound = NoPool(arguments.channels, reduced).to(arguments.device)
-    contenders = [
-        ("no pool, same layers", "bound", with_classifier(bound)),
-        *_contenders(arguments, reduced, with_classifier),
-    ]
-    return _section(f"heads on {arguments.channels} x {side} x {side}, 1000 classes", contenders, arguments, side)
+    for side in arguments.sides:
+        bound = ("no pool, same layers", "bound", NoPool(arguments.channels, reduced).to(arguments.device))
+        heads = (
+            (name, kind, nn.Sequential(pool, nn.Linear(pool.out_features, CLASSES, device=arguments.device)))
+            for name, kind, pool in (bound, *_pools(arguments, reduced))
+        )
+        title = f"heads on {arguments.channels} x {side} x {side}, {CLASSES} classes"
+        yield _section(title, heads, arguments, side)
 
 
-def _contenders(
-    arguments: argparse.Namespace, reduced: int | None, finish: Callable[[nn.Module], nn.Module]
-) -> Iterator[tuple[str, str, nn.Module]]:
+def _pools(arguments: argparse.Namespace, reduced: int | None) -> Iterator[tuple[str, str, Any]]:
     torch.manual_seed(0)
     for name in PUBLISHED:
-        pool = PublishedPool(arguments.channels, reduced, BASELINES[name]).to(arguments.device)
-        yield name, "baseline", finish(pool)
+        yield name, "baseline", PublishedPool(arguments.channels, reduced, BASELINES[name]).to(arguments.device)
     for name in dict.fromkeys([AVERAGE, *arguments.pools]):
         # Every pool with the same number of channels, also those that the papers use without a reduction.
         options: dict[str, Any] = {"reduce_channels": reduced} if "reduce_channels" in pool_options(name) else {}
-        yield name, "ours", finish(create_pool(name, arguments.channels, device=arguments.device, **options))
+        yield name, "ours", create_pool(name, arguments.channels, device=arguments.device, **options)
 
 
 def _section(
-    title: str, contenders: Iterable[tuple[str, str, nn.Module]], arguments: argparse.Namespace, side: int
+    title: str, modules: Iterable[tuple[str, str, nn.Module]], arguments: argparse.Namespace, side: int
 ) -> Section:
-    X = correlated_features(arguments.batch, arguments.channels, side * side, arguments.device)
-    found = [Contender(name, kind, _callable(module)) for name, kind, module in contenders]
+    X = correlated_features(arguments.batch, arguments.channels, side**2, arguments.device).unflatten(-1, (side, side))
     against = (SVD_PADE, ISQRT, f"{AVERAGE}, ours")
-    return Section(title, found, X.unflatten(-1, (side, side)), None, None, against, details={"side": side})
+    return Section(title, [Contender(*module) for module in modules], X, against=against, details={"side": side})
 
 
-def _callable(module: nn.Module) -> Function:
-    return module
+def _network_section(arguments: argparse.Namespace) -> Section:
+    torch.manual_seed(0)
+    heads = dict.fromkeys([AVERAGE, *arguments.heads])
+    networks = {head: _network(arguments, head) for head in heads}
+    X = torch.randn(arguments.batch, 3, arguments.size, arguments.size).to(arguments.device)
+    try:
+        networks[AVERAGE](X)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        network = f"{arguments.backbone} on {arguments.batch} pictures of {arguments.size}"
+        raise OptionError(f"{network}: {one_line(error)}") from None
+    contenders = [Contender(head, "ours", network) for head, network in networks.items()]
+    title = f"{arguments.backbone} at {arguments.size}, {CLASSES} classes, all gradients"
+    return Section(title, contenders, X, against=(f"{AVERAGE}, ours",), details={"backbone": arguments.backbone})
 
 
-for _name, _channels, _sections, _what in [
-    ("pool", 256, pool_section, "Every pool alone: time and memory against the published layers and average pooling."),
-    ("head", 2048, head_section, "Whole heads of ResNet-50: reduction, pool, 1000 classes, with all gradients."),
-]:
-    MODES.add(
-        _name,
-        Mode(
-            _what,
-            f"python tools/benchmark.py {_name} --pools svdpade isqrt --sides 7 --json out/{_name}.json",
-            partial(add_arguments, channels=_channels),
-            partial(run, sections=_sections),
-        ),
-    )
+def _network(arguments: argparse.Namespace, head: str) -> nn.Module:
+    """With as many channels for every head, also for those that the papers use without a reduction."""
+    reduced: dict[str, Any] = {"reduce_channels": DEFAULT_CHANNELS} if "reduce_channels" in pool_options(head) else {}
+    return create_model(arguments.backbone, head, num_classes=CLASSES, **reduced).to(arguments.device)
+
+
+def _add(
+    name: str, example: str, add_arguments: Callable[..., None], sections: Callable[..., Iterable[Section]]
+) -> None:
+    def run(arguments: argparse.Namespace) -> None:
+        run_sections(arguments, sections(arguments))
+
+    MODES.add(name, Mode(__doc__ or "", f"python tools/benchmark.py {name} {example}", add_arguments, run))
+
+
+_add("pool", "--pools svdpade isqrt --sides 7", partial(add_arguments, channels=256), _pool_sections)
+_add("head", "--pools svdpade isqrt --sides 7", partial(add_arguments, channels=2048), _head_sections)
+_add(
+    "network", "--heads svdpade isqrt --batch 8", add_network_arguments, lambda arguments: [_network_section(arguments)]
+)

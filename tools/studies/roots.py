@@ -1,18 +1,15 @@
-"""The ``linalg`` mode: every method of the package against the published forms."""
+"""The ``linalg`` mode: time, error and memory of every matrix square root against the published layers."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
 from functools import partial
-from itertools import product
-from pathlib import Path
 from typing import get_args
 
 import torch
 from torch import Tensor
 
-from covpool_plugins.command_line import positive_integer
 from covpool_plugins.linalg import (
     Compute,
     EigenMethod,
@@ -25,13 +22,11 @@ from covpool_plugins.linalg import (
     resolve_method,
     sqrtm,
 )
-from covpool_plugins.linalg.routes import ROUTES
 from covpool_plugins.linalg.tensors import symmetrize
 
 from .baselines import BASELINES, ISQRT, MPA, SVD_PADE, published_inverse_root
-from .figures import write_plot
 from .measure import Function, correlated_features, exact_root_and_gradient, seeded_gradient, value_and_gradient
-from .modes import MODES, Mode, add_common_arguments, check_outputs
+from .modes import MODES, Mode, add_common_arguments, add_names, add_numbers
 from .sections import Clock, Contender, Section, run_sections
 
 GIVEN_POSITIONS_PER_CHANNEL = 8  # covariances of full rank
@@ -39,40 +34,24 @@ MPA_INVERSE = "mpa inverse published (f32)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the mode."""
-    parser.add_argument(
-        "--channels", type=positive_integer, nargs="+", default=[256, 512], metavar="C", help="(256 512)"
-    )
-    parser.add_argument(
-        "--positions", type=positive_integer, nargs="+", default=[49, 196, 784], metavar="M", help="(49 196 784)"
-    )
-    parser.add_argument("--batch", type=positive_integer, default=32, help="images (32)")
-    parser.add_argument(
-        "--methods", nargs="+", default=list_methods(), metavar="METHOD", help=f"of: {', '.join(list_methods())} (all)"
-    )
+    add_numbers(parser, "--channels", [256, 512])
+    add_numbers(parser, "--positions", [49, 196, 784])
+    add_names(parser, "--methods", list_methods())
     add_common_arguments(parser)
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="gradient error over time, as a picture")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure, print each section as it is done, write the files."""
-    methods = {name: resolve_method(name) for name in arguments.methods}
-    check_outputs(arguments.json, arguments.plot)
-    results = run_sections(arguments, "linalg", _sections(arguments, methods))
-    if arguments.plot:
-        write_plot(arguments.plot, [r for r in results if "positions" in r.details])
+    run_sections(arguments, _sections(arguments))
 
 
-def _sections(arguments: argparse.Namespace, methods: dict[str, Method]) -> Iterator[Section]:
+def _sections(arguments: argparse.Namespace) -> Iterator[Section]:
     """Made one by one: the inputs of one section at a time are in memory."""
+    methods = {name: resolve_method(name) for name in arguments.methods}
     for C in arguments.channels:
         for M in arguments.positions:
             yield features_section(C, M, arguments.batch, methods, arguments.device)
     yield given_root_section(128, arguments.batch, arguments.device)
     yield given_inverse_section(64, arguments.batch, arguments.device)
-    if arguments.device.type == "cuda":
-        for n in sorted({min(C, M) for C in arguments.channels for M in arguments.positions}):
-            yield routes_section(n, arguments.batch, arguments.device)
 
 
 def features_section(
@@ -81,22 +60,16 @@ def features_section(
     """Features (batch, C, M) to the packed root of their covariance."""
     X = correlated_features(batch, C, M, device)
     G = seeded_gradient(torch.Size([batch, packed_size(C)]), device)
-    contenders = [
-        Contender(name, "baseline", baseline, baseline.operator, partial(baseline, dtype=torch.float64))
-        if baseline.operator
-        else Contender(name, "baseline", baseline)
-        for name, baseline in BASELINES.items()
-    ]
+    contenders = []
+    for name, baseline in BASELINES.items():
+        own = partial(baseline, dtype=torch.float64) if baseline.operator else None
+        contenders.append(Contender(name, "baseline", baseline, baseline.operator, own))
     for name, method in methods.items():
         own = None if _is_root(method) else partial(covariance_sqrt, method=method, vectorize="triu")
         computes = get_args(Compute) if isinstance(method, EigenMethod) else ("float32", "float64")
         for compute in computes:
             function = partial(covariance_sqrt, method=method, compute=compute, vectorize="triu")
             contenders.append(Contender(name, compute, function, "" if own is None else repr(method), own))
-    if torch.device(device).type == "cuda":
-        for route, compute in product(ROUTES, get_args(Compute)):
-            function = partial(covariance_sqrt, compute=compute, vectorize="triu", route=route)
-            contenders.append(Contender(f"svdpade, {route}", compute, function))
     title = f"features {C} x {M} to packed root"
     details = {"channels": C, "positions": M}
     return Section(title, contenders, X, G, exact_root_and_gradient(X, G), (SVD_PADE, ISQRT), details=details)
@@ -132,23 +105,12 @@ def given_inverse_section(C: int, batch: int, device: torch.device | str = "cpu"
     return _given_section(title, C, batch, contenders, -0.5, MPA_INVERSE, device)
 
 
-def routes_section(n: int, batch: int, device: torch.device | str = "cpu") -> Section:
-    """The two routes to the exact root of a given matrix, between which ``route="auto"`` chooses on a GPU."""
-    contenders = [c for route in ROUTES for c in _both_precisions(f"exact, {route}", partial(sqrtm, route=route))]
-    title = f"routes for {n} x {n}: eigh and matrix products"
-    return _given_section(title, n, batch, contenders, 0.5, f"exact, {ROUTES[0]}, float64", device)
-
-
 def _in_float64(function: Function) -> Function:
     return lambda A: function(A.double()).to(A.dtype)
 
 
-def _both_precisions(label: str, function: Function, operator: str = "") -> list[Contender]:
-    own = function if operator else None
-    return [
-        Contender(label, "float32", function, operator, own),
-        Contender(label, "float64", _in_float64(function), operator, own),
-    ]
+def _both_precisions(label: str, function: Function) -> list[Contender]:
+    return [Contender(label, "float32", function), Contender(label, "float64", _in_float64(function))]
 
 
 def _given_section(
@@ -173,12 +135,5 @@ def _given_section(
     return Section(title, contenders, A, G, reference, (against,), clock, {"matrix": C})
 
 
-MODES.add(
-    "linalg",
-    Mode(
-        "Matrix square roots: time, error and memory of every method against the published layers.",
-        "python tools/benchmark.py linalg --channels 256 --positions 49 --json out/linalg.json --plot out/linalg.png",
-        add_arguments,
-        run,
-    ),
-)
+EXAMPLE = "python tools/benchmark.py linalg --channels 256 --positions 49 --json out/linalg.json"
+MODES.add("linalg", Mode(__doc__ or "", EXAMPLE, add_arguments, run))

@@ -7,13 +7,12 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from covpool_plugins.errors import require_extra
 from covpool_plugins.linalg import resolve_method
 
 from .baselines import ISQRT, MPA, SVD_PADE
-from .figures import save_figure
+from .figures import new_figure, save_figure
+from .modes import MODES, Mode, add_common_arguments, add_names, plot_file
 from .roots import features_section
-from .modes import MODES, Mode, add_common_arguments, check_outputs
 from .sections import Result, Section, run_sections
 
 BASE = {"channels": 256, "positions": 196, "batch": 8}
@@ -35,17 +34,14 @@ LINES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the mode."""
-    parser.add_argument("--along", nargs="+", choices=SWEEPS, default=list(SWEEPS), help="(channels positions batch)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the times (.png, .svg or .pdf)")
-    add_common_arguments(parser)
+    add_names(parser, "--along", SWEEPS)
+    parser.add_argument("--plot", type=plot_file, metavar="FILE", help="draw the times (.png, .svg or .pdf)")
+    add_common_arguments(parser, batch=None)
+    parser.set_defaults(batch=BASE["batch"])
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure, print each section as it is done, write the files."""
-    check_outputs(arguments.json, arguments.plot)
-    arguments.batch = BASE["batch"]
-    results = run_sections(arguments, "scaling", _sections(arguments))
+    results = run_sections(arguments, _sections(arguments))
     if arguments.plot:
         draw(results, arguments.plot)
 
@@ -55,26 +51,24 @@ def _sections(arguments: argparse.Namespace) -> Iterator[Section]:
     for along in arguments.along:
         for value in SWEEPS[along]:
             sizes = BASE | {along: value}
-            made = features_section(sizes["channels"], sizes["positions"], sizes["batch"], methods, arguments.device)
+            section = features_section(sizes["channels"], sizes["positions"], sizes["batch"], methods, arguments.device)
             yield dataclasses.replace(
-                made,
-                title=f"{along} {value}: {made.title}, batch {sizes['batch']}",
-                contenders=[contender for contender in made.contenders if contender.name in LINES],
+                section,
+                title=f"{along} {value}: {section.title}, batch {sizes['batch']}",
+                contenders=[contender for contender in section.contenders if contender.name in LINES],
                 details={**sizes, "along": along},
             )
 
 
 def draw(results: Sequence[Result], path: Path) -> None:
-    """A panel for each thing that grows: ms per image, forward and backward, of every contender."""
+    """A panel for each thing that grows: ms per picture, forward and backward, of every contender."""
     sweeps = list(dict.fromkeys(result.details["along"] for result in results))
-    figure = require_extra("matplotlib.figure", "explain").Figure(
-        figsize=(3.6 * len(sweeps), 3.6), layout="constrained"
-    )
+    figure = new_figure(3.6 * len(sweeps), 3.6)
     panels = figure.subplots(1, len(sweeps), sharey=True, squeeze=False)[0]
     for axis, along in zip(panels, sweeps, strict=True):
-        own = [result for result in results if result.details["along"] == along]
+        of_sweep = [result for result in results if result.details["along"] == along]
         for name, (colour, style) in LINES.items():
-            points = [(r.details[along], 1e3 * row.both) for r in own for row in r.rows if row.contender == name]
+            points = [(r.details[along], 1e3 * row.both) for r in of_sweep for row in r.rows if row.contender == name]
             axis.plot(*zip(*points, strict=True), style, marker="o", markersize=3, color=colour, label=name)
         fixed = ", ".join(f"{key} {value}" for key, value in BASE.items() if key != along)
         axis.set(xscale="log", yscale="log", xlabel=along, title=fixed)
@@ -82,17 +76,10 @@ def draw(results: Sequence[Result], path: Path) -> None:
         axis.set_xticks(SWEEPS[along], [str(value) for value in SWEEPS[along]])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    panels[0].set_ylabel("forward + backward, ms per image")
+    panels[0].set_ylabel("forward + backward, ms per picture")
     panels[0].legend(fontsize=7)
     save_figure(figure, path)
 
 
-MODES.add(
-    "scaling",
-    Mode(
-        "Time per image against channels, positions and batch: SVD-Padé, iSQRT and MPA, ours and published.",
-        "python tools/benchmark.py scaling --repeats 3 --plot out/scaling.png",
-        add_arguments,
-        run,
-    ),
-)
+EXAMPLE = "python tools/benchmark.py scaling --repeats 3 --plot out/scaling.png"
+MODES.add("scaling", Mode(__doc__ or "", EXAMPLE, add_arguments, run))

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from covpool_plugins.command_line import markdown_table
 from covpool_plugins.errors import one_line
 from covpool_plugins.files import write_json
 
-from .figures import result_markdown
+from .figures import number
 from .measure import Function, bytes_saved, relative_error, seeded_gradient, time_interleaved, value_and_gradient
-from .modes import check_outputs, environment
+from .modes import environment
 
 Clock = Literal["both", "backward"]
 
@@ -51,7 +51,7 @@ class Section:
     Args:
         title: heading.
         contenders: in the order of the rows.
-        X: input (B, ...) with one image or matrix per sample.
+        X: input (B, ...) with one picture or matrix per sample.
         G: gradient that goes into the backward; ``None`` for one of each result's own shape.
         exact: value and gradient in float64; ``None`` where the contenders have nothing in common to compare.
         against: names of the contenders that ratios are taken to.
@@ -62,30 +62,30 @@ class Section:
     title: str
     contenders: Sequence[Contender]
     X: Tensor
-    G: Tensor | None
-    exact: tuple[Tensor, Tensor] | None
+    G: Tensor | None = None
+    exact: tuple[Tensor, Tensor] | None = None
     against: tuple[str, ...] = ()
     clock: Clock = "both"
-    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Row:
-    """The figures of one contender: seconds per sample, bytes per sample, relative errors."""
+    """The figures of one contender: bytes and seconds per sample, relative errors."""
 
     contender: str
     label: str
     kind: str
     operator: str
-    value_error: float | None
-    gradient_error: float | None
-    own_value_error: float | None
-    own_gradient_error: float | None
     bytes_kept: float
+    value_error: float | None = None
+    gradient_error: float | None = None
+    own_value_error: float | None = None
+    own_gradient_error: float | None = None
     forward: float = 0.0
     backward: float = 0.0
     both: float = 0.0
-    ratios: dict[str, float] = dataclasses.field(default_factory=dict)
+    ratios: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -94,9 +94,33 @@ class Result:
 
     title: str
     against: tuple[str, ...]
+    details: dict[str, Any]
     rows: list[Row]
     left_out: dict[str, str]
-    details: dict[str, Any]
+
+    def markdown(self) -> str:
+        """Heading, table, what the operators of their own are, and who was left out."""
+        header = ["contender", "forward", "backward", "both", *(f"vs {name}" for name in self.against), "kept, MB"]
+        if any(row.value_error is not None for row in self.rows):
+            header += ["value error", "gradient error", "own value", "own gradient"]
+        rows = [_cells(row, self.against)[: len(header)] for row in self.rows]
+        lines = [f"## {self.title}", "", "Times in ms per picture or matrix.", "", markdown_table(header, rows), ""]
+        operators = {row.operator: row.contender for row in reversed(self.rows) if row.operator}
+        lines += [f"* own operator of {contender}: {operator}" for operator, contender in reversed(operators.items())]
+        lines += [f"* left out: {contender}: {reason}" for contender, reason in self.left_out.items()]
+        return "\n".join(lines) + "\n"
+
+
+def _cells(row: Row, against: Sequence[str]) -> list[str]:
+    times = [f"{1e3 * seconds:.3f}" for seconds in (row.forward, row.backward, row.both)]
+    ratios = [_ratio(row.ratios[name]) if name in row.ratios else "-" for name in against]
+    errors = [row.value_error, row.gradient_error, row.own_value_error, row.own_gradient_error]
+    kept = f"{row.bytes_kept / 1e6:.3f}"
+    return [row.contender, *times, *ratios, kept, *("-" if error is None else number(error) for error in errors)]
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.1f}x" if ratio >= 1 else f"{ratio:.2g}x"
 
 
 def run_section(section: Section, repeats: int) -> Result:
@@ -107,7 +131,7 @@ def run_section(section: Section, repeats: int) -> Result:
     own: dict[str, tuple[Tensor, Tensor]] = {}
     for contender in section.contenders:
         try:
-            rows[contender.name] = _accuracy(contender, section, own)
+            rows[contender.name] = _untimed_row(contender, section, own)
             functions[contender.name] = contender.function
         except RuntimeError as error:
             left_out[contender.name] = one_line(error)
@@ -119,7 +143,7 @@ def run_section(section: Section, repeats: int) -> Result:
         for other in section.against:
             if other in rows:
                 row.ratios[other] = getattr(rows[other], section.clock) / getattr(row, section.clock)
-    return Result(section.title, section.against, list(rows.values()), left_out, section.details)
+    return Result(section.title, section.against, section.details, list(rows.values()), left_out)
 
 
 def _gradient(function: Function, section: Section) -> Tensor:
@@ -128,47 +152,30 @@ def _gradient(function: Function, section: Section) -> Tensor:
     return G.to(result.dtype)
 
 
-def _accuracy(contender: Contender, section: Section, own: dict[str, tuple[Tensor, Tensor]]) -> Row:
-    """Errors and bytes; ``own`` holds the float64 results of the operators met so far."""
+def _untimed_row(contender: Contender, section: Section, own: dict[str, tuple[Tensor, Tensor]]) -> Row:
+    """Bytes and errors; ``own`` holds the float64 results of the operators met so far."""
+    kept = bytes_saved(contender.function, section.X) / len(section.X)
+    row = Row(contender.name, contender.label, contender.kind, contender.operator, kept)
     G = _gradient(contender.function, section)
-    found = value_and_gradient(contender.function, section.X, G)
-    own_errors: tuple[float, float] | None = None
+    result = value_and_gradient(contender.function, section.X, G)
+    if section.exact is not None:
+        row.value_error, row.gradient_error = map(relative_error, result, section.exact)
     if contender.own is not None:
         if contender.operator not in own:
             own[contender.operator] = value_and_gradient(contender.own, section.X.double(), G.double())
-        own_errors = _errors(found, own[contender.operator])
-    errors = _errors(found, section.exact) if section.exact else None
-    return Row(
-        contender=contender.name,
-        label=contender.label,
-        kind=contender.kind,
-        operator=contender.operator,
-        value_error=errors[0] if errors else None,
-        gradient_error=errors[1] if errors else None,
-        own_value_error=own_errors[0] if own_errors else None,
-        own_gradient_error=own_errors[1] if own_errors else None,
-        bytes_kept=bytes_saved(contender.function, section.X) / len(section.X),
-    )
+        row.own_value_error, row.own_gradient_error = map(relative_error, result, own[contender.operator])
+    return row
 
 
-def _errors(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> tuple[float, float]:
-    return relative_error(found[0], expected[0]), relative_error(found[1], expected[1])
-
-
-def run_sections(arguments: argparse.Namespace, title: str, sections: Iterable[Section]) -> list[Result]:
-    """Measure sections, print each as it is done, and write the JSON file, as the common options say.
-
-    Raises:
-        OptionError: before anything is measured, if the file cannot be written.
-    """
-    check_outputs(arguments.json)
+def run_sections(arguments: argparse.Namespace, sections: Iterable[Section]) -> list[Result]:
+    """Measure sections, print each as it is done, and write the JSON file, as the common options say."""
     torch.set_num_threads(arguments.threads)
     facts = {**environment(arguments.device), "batch": arguments.batch, "repeats": arguments.repeats}
-    print(f"# {title}\n\n" + ", ".join(f"{key} {value}" for key, value in facts.items()) + "\n", flush=True)
+    print(f"# {arguments.mode}\n\n" + ", ".join(f"{key} {value}" for key, value in facts.items()) + "\n", flush=True)
     results: list[Result] = []
     for section in sections:
         results.append(run_section(section, arguments.repeats))
-        print(result_markdown(results[-1]), flush=True)
+        print(results[-1].markdown(), flush=True)
     if arguments.json:
-        write_json(arguments.json, {"environment": facts, "sections": [dataclasses.asdict(r) for r in results]})
+        write_json(arguments.json, {"environment": facts, "sections": [asdict(result) for result in results]})
     return results

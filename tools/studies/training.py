@@ -1,144 +1,144 @@
-"""Short trainings with timm's data, optimiser and scheduler utilities."""
+"""The training loop of all studies, and series of trainings whose numbers are written as they come."""
 
 from __future__ import annotations
 
-import resource
-import statistics
-import sys
+import math
+import multiprocessing
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from timm.data import create_dataset, create_loader, resolve_model_data_config
-from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from timm.utils import AverageMeter, accuracy, random_seed
-from torch import nn
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import AverageMeter
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from covpool_plugins.timm_plugin import create_model
+from covpool_plugins.files import write_json
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+Run = TypeVar("Run")
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What all heads of a comparison have in common."""
+class DivergedError(ValueError):
+    """A training whose loss or gradients are not finite any more."""
 
-    data: Path
-    backbone: str = "resnet10t"
-    backbone_kwargs: dict[str, Any] = field(default_factory=lambda: {"channels": (24, 48, 64, 96), "last_stride": 1})
-    num_classes: int = 3
-    size: int = 96
-    batch_size: int = 24
-    epochs: int = 8
-    learning_rate: float = 0.02
-    weight_decay: float = 1e-3
-    clip_grad: float = 5.0
-    seed: int = 0
+    def __init__(self, step: int) -> None:
+        super().__init__(f"the loss or a gradient is not finite at step {step}")
+        self.step = step
 
 
-@dataclass(frozen=True)
-class Run:
-    """What came of one training; memory is what training added to the process, in MB."""
-
-    head: str
-    accuracies: list[float]
-    losses: list[float]
-    step_ms: float
-    memory_mb: float
-    checkpoint: Path
-
-    @property
-    def accuracy(self) -> float:
-        """Validation accuracy in percent after the last epoch."""
-        return self.accuracies[-1]
+def cosine(optimizer: torch.optim.Optimizer, epochs: int, warmup: int = 0) -> Scheduler:
+    """A cosine schedule of the learning rate, after some epochs of linear warm-up."""
+    return create_scheduler_v2(optimizer, "cosine", num_epochs=epochs, warmup_epochs=warmup)[0]
 
 
-def build(recipe: Recipe, head: str, head_kwargs: dict[str, Any]) -> nn.Module:
-    """The recipe's network with a head; the backbone starts from the same weights whatever the head."""
-    random_seed(recipe.seed)
-    return create_model(
-        recipe.backbone, head, num_classes=recipe.num_classes, head_kwargs=head_kwargs, **recipe.backbone_kwargs
-    )
+def fit(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    batches: Callable[[], Batches],
+    *,
+    scheduler: Scheduler | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+    clip_grad: float | None = None,
+    title: str = "",
+) -> Iterator[tuple[float, list[float]]]:
+    """Train a model; after each epoch its mean loss and the milliseconds of its steps are yielded.
 
+    Args:
+        model: trained in place.
+        optimizer: of its parameters.
+        epochs: how many.
+        batches: called for the inputs and targets of each epoch.
+        scheduler: stepped before each epoch.
+        loss: of output and targets.
+        clip_grad: largest norm of all gradients; by default there is none.
+        title: of a progress bar; without one there is no bar.
 
-def train(recipe: Recipe, head: str, head_kwargs: dict[str, Any], checkpoint: Path) -> Run:
-    """Train one head and save its weights; run it in a process of its own for its memory figure to mean something."""
-    model = build(recipe, head, head_kwargs)
-    before = _peak_memory_mb()
-    optimizer = create_optimizer_v2(
-        model, opt="sgd", lr=recipe.learning_rate, momentum=0.9, weight_decay=recipe.weight_decay
-    )
-    scheduler, epochs = create_scheduler_v2(optimizer, sched="cosine", num_epochs=recipe.epochs, warmup_epochs=1)
-    training, validation = (_loader(model, recipe, split) for split in ("train", "val"))
-    accuracies, losses, steps = [], [], []
-    with tqdm(total=epochs * len(training), desc=f"{head:>9}", unit="step", disable=None) as bar:
-        for epoch in range(epochs):
+    Raises:
+        DivergedError: at the first loss or gradient that is not finite, before the weights are changed.
+    """
+    step, parameters = 0, list(model.parameters())
+    for epoch in tqdm(range(epochs), desc=title, unit="epoch", disable=None if title else True, leave=False):
+        if scheduler is not None:
             scheduler.step(epoch)
-            loss, times = train_epoch(model, training, optimizer, recipe.clip_grad, bar)
-            accuracies.append(evaluate(model, validation))
-            losses.append(loss)
-            steps += times
-            bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracies[-1]:.1f}%")
-    torch.save(model.state_dict(), checkpoint)
-    return Run(head, accuracies, losses, statistics.median(steps), _peak_memory_mb() - before, checkpoint)
+        model.train()
+        mean, milliseconds = AverageMeter(), []
+        for x, targets in batches():
+            step += 1
+            start = time.perf_counter()
+            try:
+                value = loss(model(x), targets)
+                optimizer.zero_grad()
+                value.backward()
+            except torch.linalg.LinAlgError:  # eigh of what is not finite
+                raise DivergedError(step) from None
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            if not (value.isfinite() and nn.utils.get_total_norm(gradients, math.inf).isfinite()):
+                raise DivergedError(step)
+            if clip_grad is not None:
+                nn.utils.clip_grad_norm_(parameters, clip_grad)
+            optimizer.step()
+            milliseconds.append(1e3 * (time.perf_counter() - start))
+            mean.update(value.item(), len(x))
+        yield mean.avg, milliseconds
 
 
-def _loader(model: nn.Module, recipe: Recipe, split: str) -> Any:
-    training = split == "train"
-    dataset = create_dataset("", root=str(recipe.data), split=split, is_training=training)
-    config = resolve_model_data_config(model, {"img_size": recipe.size, "crop_pct": 1.0})
-    augmentation: dict[str, Any] = (
-        dict(no_aug=False, scale=(0.7, 1.0), vflip=0.5, color_jitter=None) if training else {}
-    )
-    return create_loader(
-        dataset,
-        batch_size=recipe.batch_size,
-        is_training=training,
-        use_prefetcher=False,
-        num_workers=0,
-        persistent_workers=False,
-        pin_memory=False,
-        input_size=config["input_size"],
-        mean=config["mean"],
-        std=config["std"],
-        interpolation="bicubic",
-        crop_pct=config["crop_pct"],
-        **augmentation,
-    )
-
-
-def train_epoch(
-    model: nn.Module, loader: Iterable, optimizer: torch.optim.Optimizer, clip_grad: float, bar: tqdm
-) -> tuple[float, list[float]]:
-    """Mean loss, and the milliseconds each step took."""
-    model.train()
-    meter, times = AverageMeter(), []
-    for x, target in loader:
-        start = time.perf_counter()
-        loss = nn.functional.cross_entropy(model(x), target)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
-        optimizer.step()
-        times.append(1e3 * (time.perf_counter() - start))
-        meter.update(loss.item(), len(x))
-        bar.update()
-    return meter.avg, times
-
-
-def evaluate(model: nn.Module, loader: Iterable) -> float:
-    """Accuracy in percent."""
+@torch.inference_mode()
+def predict(model: nn.Module, batches: Batches) -> tuple[Tensor, Tensor]:
+    """The classes of the highest scores, and the labels."""
     model.eval()
-    meter = AverageMeter()
-    with torch.inference_mode():
-        for x, target in loader:
-            meter.update(accuracy(model(x), target)[0].item(), len(x))
-    return meter.avg
+    predicted, labels = zip(*((model(x).argmax(1), target) for x, target in batches), strict=True)
+    return torch.cat(predicted), torch.cat(labels)
 
 
-def _peak_memory_mb() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+def accuracy(model: nn.Module, batches: Batches) -> float:
+    """Accuracy in percent."""
+    predicted, labels = predict(model, batches)
+    return 100 * (predicted == labels).double().mean().item()
+
+
+def train_all(
+    train: Callable[..., Run],
+    jobs: Sequence[tuple[Any, ...]],
+    json: Path | None = None,
+    facts: Mapping[str, Any] | None = None,
+    workers: int = 1,
+) -> list[Run]:
+    """Call ``train`` with the arguments of every job; the results, which are data classes, in the order of the jobs.
+
+    Args:
+        train: one training.
+        jobs: its arguments, of which the last two are shown beside the progress bar.
+        json: file for the facts and the runs; it is written after each, so that an interruption loses nothing.
+        facts: what the runs have in common.
+        workers: trainings at a time, in processes of one thread each.
+    """
+    runs: list[Run] = []
+    with tqdm(total=len(jobs), desc="train", unit="training", disable=None) as bar:
+        for job, run in zip(jobs, _results(train, jobs, workers), strict=True):
+            runs.append(run)
+            write_runs(json, facts or {}, runs)
+            bar.update()
+            bar.set_postfix_str(", ".join(map(str, job[-2:])))
+    return runs
+
+
+def _results(train: Callable[..., Run], jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Run]:
+    if workers == 1:
+        yield from (train(*job) for job in jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as executor:
+        yield from executor.map(train, *zip(*jobs, strict=True))
+
+
+def write_runs(path: Path | None, facts: Mapping[str, Any], runs: Sequence[Any]) -> None:
+    """Facts and runs as JSON, where a file is given."""
+    if path is not None:
+        write_json(path, {**facts, "runs": [asdict(run) for run in runs]})

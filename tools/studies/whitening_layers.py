@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from covpool_plugins.command_line import positive_integer
 from covpool_plugins.errors import OptionError
 from covpool_plugins.whitening import ZCANorm2d
-from covpool_plugins.whitening.matrices import list_whitening_methods, resolve_whitening_method
+from covpool_plugins.whitening.matrices import list_whitening_methods
 
 from .baselines import published_inverse_root
-from .measure import Function, correlated_features, seeded_gradient
-from .modes import MODES, Mode, add_common_arguments
+from .measure import correlated_features
+from .modes import MODES, Mode, add_common_arguments, add_names, add_numbers
 from .sections import Contender, Section, run_sections
 
 LOOP, COMPOSITION, BATCH_NORM = "loop over eigenvectors", "mpa composed", "BatchNorm2d"
@@ -108,32 +107,18 @@ class PadeComposition(PlainNorm):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the mode."""
-    parser.add_argument("--channels", type=positive_integer, default=64, metavar="C", help="(64)")
-    parser.add_argument(
-        "--group-sizes", type=positive_integer, nargs="+", default=[2, 4, 8, 16, 64], metavar="D", help="(2 4 8 16 64)"
-    )
-    parser.add_argument("--side", type=positive_integer, default=16, metavar="S", help="of the maps (16)")
-    parser.add_argument("--batch", type=positive_integer, default=32, help="images (32)")
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        default=["exact", "svdpi"],
-        metavar="METHOD",
-        help=f"of: {', '.join(list_whitening_methods())}",
-    )
-    parser.add_argument("--channels-last", action="store_true", help="memory format of the features")
+    add_numbers(parser, "--channels", 64)
+    add_numbers(parser, "--group-sizes", [2, 4, 8, 16, 64])
+    add_numbers(parser, "--side", 16, "of the maps")
+    add_names(parser, "--methods", list_whitening_methods(), ["exact", "svdpi"])
     add_common_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure, print each section as it is done, write the file."""
-    for name in arguments.methods:
-        resolve_whitening_method(name)
     for size in arguments.group_sizes:
         if arguments.channels % size:
             raise OptionError(f"--group-sizes must divide --channels {arguments.channels}, got {size}")
-    run_sections(arguments, "whitening", (group_section(arguments, size) for size in arguments.group_sizes))
+    run_sections(arguments, (group_section(arguments, size) for size in arguments.group_sizes))
 
 
 def group_section(arguments: argparse.Namespace, size: int) -> Section:
@@ -146,25 +131,11 @@ def group_section(arguments: argparse.Namespace, size: int) -> Section:
         (BATCH_NORM, "baseline", nn.BatchNorm2d(C)),
         *((name, "ours", ZCANorm2d(C, groups, EPS, MOMENTUM, method=name)) for name in arguments.methods),
     ]
-    contenders = [Contender(name, kind, _callable(layer.to(device))) for name, kind, layer in layers]
+    contenders = [Contender(name, kind, layer.to(device)) for name, kind, layer in layers]
     X = correlated_features(arguments.batch, C, S * S, device).unflatten(-1, (S, S))
-    G = seeded_gradient(X.shape, device)
-    if arguments.channels_last:  # the gradient too, as in a network that is
-        X, G = (T.contiguous(memory_format=torch.channels_last) for T in (X, G))
     title = f"{arguments.batch} x {C} x {S} x {S}, groups of {size}"
-    return Section(title, contenders, X, G, None, (LOOP, COMPOSITION, BATCH_NORM), details={"size": size})
+    return Section(title, contenders, X, against=(LOOP, COMPOSITION, BATCH_NORM), details={"size": size})
 
 
-def _callable(layer: nn.Module) -> Function:
-    return layer
-
-
-MODES.add(
-    "whitening",
-    Mode(
-        "A training step of the whitening layers against plain forms of the published layers and BatchNorm2d.",
-        "python tools/benchmark.py whitening --group-sizes 8 64 --repeats 20 --json out/whitening.json",
-        add_arguments,
-        run,
-    ),
-)
+EXAMPLE = "python tools/benchmark.py whitening --group-sizes 8 64 --repeats 20 --json out/whitening.json"
+MODES.add("whitening", Mode(__doc__ or "", EXAMPLE, add_arguments, run))

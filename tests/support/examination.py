@@ -1,47 +1,40 @@
-"""The ``reliability`` mode: every head and norm layer of both ecosystems on every hostile input, counted.
+"""Every head and norm layer of both ecosystems on every hostile input: what becomes of each case.
 
 A case is a training or an evaluation step, forward and backward, of one layer on one input in one precision. It is
 
 * *finite* if output, all gradients and all running statistics are;
 * *contained* if the input holds NaN or infinity, and spoils nothing but its own sample; of a whitening layer in
   training, whose statistics are of the batch, nothing but its group of channels, and of a batch norm its batch;
-* *refused* if a ``ValueError`` says so in one line, where a refusal is what the list of inputs asks for;
+* *refused* if a ``ValueError`` says so in one line, where the list of inputs asks for a refusal;
 * *failed* otherwise.
 
 Where samples do not share statistics, one of them is hostile, and the results of the others have to be what they are
-without it, also if nothing is NaN.
+without it, even if nothing is NaN.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from tqdm import tqdm
 
-from covpool_plugins.command_line import markdown_table, positive_integer
+from covpool_plugins.command_line import markdown_table
 from covpool_plugins.errors import one_line, require_extra
-from covpool_plugins.files import write_json
 from covpool_plugins.linalg.tensors import autocast_off
 from covpool_plugins.pooling import pool_options
-from covpool_plugins.tables import Table
 from covpool_plugins.timm_plugin.head import SecondOrderHead, list_heads
 from covpool_plugins.whitening import PCANorm2d, ZCANorm2d, list_whitening_methods
 from covpool_plugins.whitening.norm import WhiteningNorm
 
 from .hostile_inputs import BAD, BATCH, INPUTS, HostileInput, ordinary_features
-from .modes import MODES, Mode, check_outputs, environment
 
 CHANNELS, REDUCED, SIDE, CLASSES = 12, 6, 3, 4  # nine positions: fewer than channels, and more than reduced ones
 NOT_FINITE = "not finite"
@@ -49,19 +42,19 @@ KINDS = ("finite", "contained", "refused", "failed")
 Kind = Literal["finite", "contained", "refused", "failed"]
 
 
-@dataclass(frozen=True)
-class Precision:
+class Precision(NamedTuple):
     """The type of features and parameters, and that of autocast, if it is on."""
 
     dtype: torch.dtype
     autocast: torch.dtype | None = None
 
 
-PRECISIONS: Table[Precision] = Table("precision")
-PRECISIONS.add("float32", Precision(torch.float32))
-PRECISIONS.add("bfloat16", Precision(torch.bfloat16))
-PRECISIONS.add("float16", Precision(torch.float16))
-PRECISIONS.add("autocast", Precision(torch.float32, torch.bfloat16))
+PRECISIONS = {
+    "float32": Precision(torch.float32),
+    "bfloat16": Precision(torch.bfloat16),
+    "float16": Precision(torch.float16),
+    "autocast": Precision(torch.float32, torch.bfloat16),
+}
 
 
 @dataclass(frozen=True)
@@ -75,82 +68,76 @@ class Subject:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case."""
+    """What became of a case; ``message`` says what was refused or failed."""
 
-    subject: str
+    subject: Subject
     variant: str
     input: str
     precision: str
     training: bool
     kind: Kind
-    said: str = ""
+    message: str = ""
 
 
-ECOSYSTEMS: Table[Callable[[], list[Subject]]] = Table("ecosystem")
+def _subjects(
+    head: Callable[[str, dict[str, Any]], nn.Module], norm: Callable[[type, dict[str, Any]], nn.Module]
+) -> list[Subject]:
+    """All heads, and the norm layers with all methods."""
+    subjects = []
+    for name in list_heads():
+        options: dict[str, dict[str, Any]] = {"default": {}}
+        if "reduce_channels" in pool_options(name):
+            options = {"default": {"reduce_channels": None}, "reduced": {"reduce_channels": REDUCED}}
+        subjects.append(Subject(name, True, {variant: partial(head, name, options[variant]) for variant in options}))
+    for kind, method in norm_layers():
+        common: dict[str, Any] = dict(method=method, **({"n_components": 4} if kind is PCANorm2d else {}))
+        variants = {f"groups={groups}": partial(norm, kind, dict(common, groups=groups)) for groups in (1, 2)}
+        subjects.append(Subject(f"{kind.__name__} {method}", False, variants))
+    return subjects
 
 
-def _reductions(name: str) -> dict[str, dict[str, Any]]:
-    """Options of the pool in each variant of a head."""
-    reduced = {"reduced": {"reduce_channels": REDUCED}} if "reduce_channels" in pool_options(name) else {}
-    return {"as it is": {"reduce_channels": None} if reduced else {}, **reduced}
-
-
-def _heads(build: Callable[[str, dict[str, Any]], nn.Module]) -> list[Subject]:
-    def variants(name: str) -> dict[str, Callable[[], nn.Module]]:
-        return {variant: partial(build, name, options) for variant, options in _reductions(name).items()}
-
-    return [Subject(name, True, variants(name)) for name in list_heads()]
-
-
-def _norms(build: Callable[[type[WhiteningNorm], dict[str, Any]], nn.Module]) -> list[Subject]:
-    def variants(kind: type[WhiteningNorm], method: str) -> dict[str, Callable[[], nn.Module]]:
-        options: dict[str, Any] = dict(method=method, **({"n_components": 4} if kind is PCANorm2d else {}))
-        return {f"groups={groups}": partial(build, kind, dict(options, groups=groups)) for groups in (1, 2)}
-
+def norm_layers() -> list[tuple[type[WhiteningNorm], str]]:
+    """Every whitening layer with every method that it takes."""
     layers: list[tuple[type[WhiteningNorm], str]] = [(ZCANorm2d, method) for method in list_whitening_methods()]
-    layers += [(PCANorm2d, method) for method in list_whitening_methods(eigenvectors=True)]
-    return [Subject(f"{kind.__name__} {method}", False, variants(kind, method)) for kind, method in layers]
+    return layers + [(PCANorm2d, method) for method in list_whitening_methods(eigenvectors=True)]
 
 
-@ECOSYSTEMS.register("timm")
 def timm_subjects() -> list[Subject]:
     """``SecondOrderHead`` with every pool; the norm layers by their classes."""
-    heads = _heads(lambda name, options: SecondOrderHead(CHANNELS, CLASSES, name, pool_options=options))
-    return heads + _norms(lambda kind, options: kind(CHANNELS, **options))
+    return _subjects(
+        lambda name, options: SecondOrderHead(CHANNELS, CLASSES, name, pool_options=options),
+        lambda kind, options: kind(CHANNELS, **options),
+    )
 
 
-@ECOSYSTEMS.register("mmpretrain")
 def mmpretrain_subjects() -> list[Subject]:
-    """``CovariancePooling`` and ``SecondOrderClsHead``, and the norm layers, by MMPretrain's registry.
-
-    Raises:
-        MissingExtraError: without MMPretrain.
-    """
+    """``CovariancePooling`` and ``SecondOrderClsHead``, and the norm layers, by MMPretrain's registry."""
     models = require_extra("mmpretrain.registry", "mmpretrain").MODELS
     require_extra("covpool_plugins.mmpretrain_plugin", "mmpretrain")
 
     def head(name: str, options: dict[str, Any]) -> nn.Module:
-        neck = dict(type="covpool_plugins.CovariancePooling", pool=name, in_channels=CHANNELS, **options)
-        return NeckAndHead(
-            models.build(neck), models.build(dict(type="covpool_plugins.SecondOrderClsHead", num_classes=CLASSES))
-        )
+        neck = dict(type="covpool_plugins.CovariancePooling", method=name, in_channels=CHANNELS, **options)
+        classifier = dict(type="covpool_plugins.SecondOrderClsHead", num_classes=CLASSES)
+        return NeckAndHead(models.build(neck), models.build(classifier))
 
-    def norm(kind: type[WhiteningNorm], options: dict[str, Any]) -> nn.Module:
+    def norm(kind: type, options: dict[str, Any]) -> nn.Module:
         return models.build(dict(type=f"covpool_plugins.{kind.__name__}", num_features=CHANNELS, **options))
 
-    return _heads(head) + _norms(norm)
+    return _subjects(head, norm)
 
 
 class NeckAndHead(nn.Module):
-    """What comes after the backbone of an image classifier."""
+    """The part of an image classifier behind its backbone."""
 
     def __init__(self, neck: nn.Module, head: nn.Module) -> None:
         super().__init__()
-        self.neck = neck
-        self.head = head
+        self.neck, self.head = neck, head
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.neck((x,)))
+
+
+ECOSYSTEMS = {"timm": timm_subjects, "mmpretrain": mmpretrain_subjects}
 
 
 def examine(
@@ -167,13 +154,13 @@ def examine(
         for precision, training in itertools.product(precisions, modes):
             trial = Trial(build, subject.is_head, PRECISIONS[precision], training)
             for name in inputs:
-                found = trial.outcome(INPUTS[name])
-                if found is not None:
-                    yield Outcome(subject.name, variant, name, precision, training, *found)
+                result = trial.outcome(INPUTS[name])
+                if result is not None:
+                    yield Outcome(subject, variant, name, precision, training, *result)
 
 
 class Trial:
-    """A layer that takes one hostile input after the other, each as if it were the first."""
+    """A layer that takes hostile inputs one after the other, each as if it were the first."""
 
     def __init__(self, build: Callable[[], nn.Module], is_head: bool, precision: Precision, training: bool) -> None:
         torch.manual_seed(0)
@@ -186,17 +173,17 @@ class Trial:
         self.expected = self._step(self.ordinary)
 
     def outcome(self, hostile: HostileInput) -> tuple[Kind, str] | None:
-        """The kind of outcome and what was said; ``None`` if float16 cannot hold what float32 gives."""
+        """The kind of outcome and the message; ``None`` if float16 cannot hold what float32 gives."""
         x = self._features(hostile)
         try:
             output, gradient = self._step(x)
-        except Exception as error:  # whatever it is belongs into the table
+        except Exception as error:  # every kind of error is an outcome
             expected = isinstance(error, ValueError) and "\n" not in str(error) and self._refuses(hostile)
             return "refused" if expected else "failed", f"{type(error).__name__}: {one_line(error)}"
-        said = "not refused" if self._refuses(hostile) else self._fault(hostile, x, output, gradient)
-        if said.startswith(NOT_FINITE) and self._leaves_the_range(x):
+        fault = "not refused" if self._refuses(hostile) else self._fault(hostile, x, output, gradient)
+        if fault.startswith(NOT_FINITE) and self._leaves_the_range(x):
             return None
-        return ("failed", said) if said else ("contained" if hostile.poisoned else "finite", "")
+        return ("failed", fault) if fault else ("contained" if hostile.poisoned else "finite", "")
 
     def _refuses(self, hostile: HostileInput) -> bool:
         shared = hostile.refused == "batch statistics" and self.shares_statistics
@@ -228,7 +215,7 @@ class Trial:
         return output.detach(), leaf.grad
 
     def _fault(self, hostile: HostileInput, x: Tensor, output: Tensor, gradient: Tensor) -> str:
-        """What is wrong with the results; nothing if they are as they should be."""
+        """What is wrong with the results; empty if nothing is."""
         if len(output) != len(x) or gradient.shape != x.shape:
             return f"shapes {tuple(output.shape)} and {tuple(gradient.shape)}"
         if hostile.poisoned and output.isfinite().all():
@@ -244,7 +231,7 @@ class Trial:
             return ""
         others = [index for index in range(BATCH) if index != BAD]
         pairs = zip(("output", "gradient"), (output, gradient), self.expected, strict=True)
-        changed = [name for name, found, expected in pairs if not _same(found[others], expected[others])]
+        changed = [name for name, values, expected in pairs if not _same(values[others], expected[others])]
         return f"other samples have another {' and '.join(changed)}" if changed else ""
 
     def _leaves_the_range(self, x: Tensor) -> bool:
@@ -268,73 +255,32 @@ class Trial:
         return ""
 
 
-def _same(found: Tensor, expected: Tensor) -> bool:
+def _same(values: Tensor, expected: Tensor) -> bool:
     """Equal to rounding in its type."""
     tolerance = 8 * torch.finfo(expected.dtype).eps
-    return bool((found - expected).double().norm() <= tolerance * expected.double().norm())
+    return bool((values - expected).double().norm() <= tolerance * expected.double().norm())
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the mode."""
-    everything = [subject.name for subject in timm_subjects()]
-    parser.add_argument("--subjects", nargs="+", choices=everything, metavar="NAME", help="heads and norm layers (all)")
-    tables: dict[str, Table[Any]] = dict(ecosystems=ECOSYSTEMS, precisions=PRECISIONS, inputs=INPUTS)
-    for option, table in tables.items():
-        names = list(table)
-        help_text = f"(all) of: {', '.join(names)}"
-        parser.add_argument(f"--{option}", nargs="+", choices=names, default=names, metavar="NAME", help=help_text)
-    parser.add_argument("--threads", type=positive_integer, default=1, help="CPU threads (1)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every case to this file")
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Examine, print a table for each ecosystem and what failed, write the file.
-
-    Raises:
-        MissingExtraError: without MMPretrain, if it is among the ecosystems.
-    """
-    check_outputs(arguments.json)
-    torch.set_num_threads(arguments.threads)
-    facts = environment(torch.device("cpu"))
-    print(", ".join(f"{key} {value}" for key, value in facts.items()), flush=True)
-    found: dict[str, list[Outcome]] = {}
-    for ecosystem in arguments.ecosystems:
-        subjects = [one for one in ECOSYSTEMS[ecosystem]() if one.name in (arguments.subjects or [one.name])]
-        outcomes = found[ecosystem] = []
-        for subject in tqdm(subjects, unit="layer", desc=ecosystem, disable=None, leave=False):
-            outcomes += examine(subject, arguments.precisions, arguments.inputs)
-        print(f"\n## {ecosystem}\n\n{outcome_table(outcomes)}\n\n{failures(outcomes)}", flush=True)
-    if arguments.json:
-        cases = {ecosystem: [dataclasses.asdict(one) for one in outcomes] for ecosystem, outcomes in found.items()}
-        write_json(arguments.json, {"environment": facts, "cases": cases})
-
-
-def outcome_table(outcomes: Iterable[Outcome]) -> str:
-    """For every subject how many cases there are of each kind, and of all together."""
+def outcome_table(outcomes: Sequence[Outcome]) -> str:
+    """How many cases there are of each kind: of every subject, of the heads, of the norm layers, and of all."""
     counts: dict[str, Counter[str]] = {}
-    for one in outcomes:
-        counts.setdefault(one.subject, Counter())[one.kind] += 1
-    counts["all"] = sum(counts.values(), Counter())
+    for outcome in outcomes:
+        counts.setdefault(outcome.subject.name, Counter())[outcome.kind] += 1
+    for group, members in (
+        ("heads", [outcome for outcome in outcomes if outcome.subject.is_head]),
+        ("norm layers", [outcome for outcome in outcomes if not outcome.subject.is_head]),
+        ("all", outcomes),
+    ):
+        counts[group] = Counter(outcome.kind for outcome in members)
     rows = [[name, *(str(of_name[kind]) for kind in KINDS), str(of_name.total())] for name, of_name in counts.items()]
     return markdown_table(["head or norm layer", *KINDS, "cases"], rows)
 
 
-def failures(outcomes: Iterable[Outcome]) -> str:
+def failures(outcomes: Sequence[Outcome]) -> str:
     """A line for every case that failed."""
-    failed = [one for one in outcomes if one.kind == "failed"]
     modes = ("evaluation", "training")
     return "\n".join(
-        f"* {one.subject}, {one.variant}, {modes[one.training]}, {one.precision}, {one.input}: {one.said}"
-        for one in failed
+        f"* {case.subject.name}, {case.variant}, {modes[case.training]}, {case.precision}, {case.input}: {case.message}"
+        for case in outcomes
+        if case.kind == "failed"
     )
-
-
-MODES.add(
-    "reliability",
-    Mode(
-        "Every head and norm layer of both ecosystems on hostile inputs, forward and backward: what becomes of it.",
-        "python tools/benchmark.py reliability --ecosystems timm --precisions float32 --json out/reliability.json",
-        add_arguments,
-        run,
-    ),
-)

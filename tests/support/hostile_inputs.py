@@ -1,4 +1,4 @@
-"""Inputs that break second-order layers: one list for the ``reliability`` mode and for the tests."""
+"""Inputs that break second-order layers."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 from covpool_plugins.tables import Table
 
 BATCH = 3
-BAD = 0  # the sample that is hostile where the others are left as they are
+BAD = 0  # the index of the sample that is hostile where the others stay as they are
 Refusal = Literal["never", "always", "heads", "batch statistics"]
 
 
 @dataclass(frozen=True)
 class HostileInput:
-    """Features that have to be survived.
+    """How ordinary features become hostile.
 
     Attributes:
         spoil: ordinary features (B, C, S, S) to hostile ones of the same shape, all samples of them.
         reshape: ordinary features to a batch of another shape or type, in place of ``spoil``.
-        poisoned: it holds NaN or infinity, which may spoil its own sample and nothing else.
-        refused: by whom this is refused in one line: everything, the heads, or whatever takes statistics of a batch.
+        poisoned: whether it holds NaN or infinity, which may spoil its own sample and nothing else.
+        refused: which layers refuse it in one line: all, the heads, or those that take statistics of a batch.
     """
 
     spoil: Callable[[Tensor], Tensor] | None = None
