@@ -56,10 +56,10 @@ def draw(view: ModelView, picture: Picture, path: Path) -> None:
     limit = max(colour_limit(explanation.map) for explanation in explanations)
     shown = {"what the network sees": picture}
     shown |= {TEXTURES[explanation.target]: explanation.overlay(limit, picture.width) for explanation in explanations}
-    figure = new_figure(3 * len(shown), 3.3)
+    figure = new_figure(2.4 * len(shown), 2.65)
     for axis, (title, image) in zip(figure.subplots(1, len(shown)), shown.items(), strict=True):
         axis.imshow(image)
-        axis.set_title(title, fontsize=14)
+        axis.set_title(title, fontsize=12)
         axis.axis("off")
     save_figure(figure, path)
 
