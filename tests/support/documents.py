@@ -1,4 +1,4 @@
-"""Code blocks and commands of a Markdown page; what can be said of a command without running it."""
+"""Code blocks, links and commands of a Markdown page; what can be said of a command without running it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("configs", "covpool_plugins", "tests", "tools")
+FOLDERS = ("configs", "covpool_plugins", "docs", "tests", "tools")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -57,10 +57,29 @@ def commands(text: str) -> list[str]:
 
 
 def named_files(text: str) -> list[str]:
-    """Paths in this repository that spans of code and links name."""
-    places = re.findall(r"`([^`\s]+)`|\]\(([^)#\s]+)[^)]*\)", text)
-    files = [one or other for one, other in places]
-    return [file for file in files if file.split("/")[0] in FOLDERS and "/" in file and "NAME" not in file]
+    """Paths in this repository, from its root, that spans of code name."""
+    spans = re.findall(r"`([^`\s]+)`", FENCE.sub("", text))
+    return [span for span in spans if span.split("/")[0] in FOLDERS and "/" in span and "NAME" not in span]
+
+
+def broken_links(page: Path) -> list[str]:
+    """Links and pictures of a page that lead to no file of this repository, or to no heading of a page."""
+    text = FENCE.sub("", page.read_text())
+    return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not _leads_somewhere(page, link)]
+
+
+def _leads_somewhere(page: Path, link: str) -> bool:
+    path, _, anchor = link.partition("#")
+    target = (page.parent / path).resolve() if path else page
+    if not target.exists() or not target.is_relative_to(ROOT):
+        return False
+    return not anchor or anchor in _anchors(target.read_text())
+
+
+def _anchors(text: str) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def check_command(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +168,7 @@ def _module(name: str, arguments: list[str], patch: pytest.MonkeyPatch, folder: 
 
         get_config()._parser.parse(arguments)  # without its plugins and the tests' own settings
     else:
-        assert name.startswith("covpool_plugins."), f"no check for module {name!r}"
+        assert name.startswith("studies."), f"no check for module {name!r}"
         _parse(importlib.import_module(name).main, name, arguments, patch)
 
 
@@ -210,5 +229,7 @@ PROGRAMS: dict[str, Callable[[list[str], Path, pytest.MonkeyPatch], None]] = {
 }
 
 
-def parametrized_commands(text: str) -> list[object]:
-    return [pytest.param(command, id=" ".join(_words(command))[:80]) for command in dict.fromkeys(commands(text))]
+def parametrized_commands(*texts: str) -> list[object]:
+    """The commands of some pages, each once."""
+    unique = dict.fromkeys(command for text in texts for command in commands(text))
+    return [pytest.param(command, id=" ".join(_words(command))[:80]) for command in unique]
