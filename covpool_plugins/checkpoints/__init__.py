@@ -1,7 +1,7 @@
 """Checkpoints of the original repositories: read safely, recognised, and written for timm and MMPretrain."""
 
+from ..checkpoint_file import CheckpointError, read_checkpoint
 from .conversion import Converted, KeyReport, load_original
-from .reading import CheckpointError, read_checkpoint
 from .report import summary
 from .targets import TARGETS, write
 

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint_file import CheckpointError, Progress, read_checkpoint
 from ..errors import OptionError
 from ..pooling import create_pool
 from .layouts import Hints, Plan, recognise
 from .network import Network
 from .original_state import OriginalState, unwrap
 from .placement import Dropped
-from .reading import CheckpointError, Progress, read_checkpoint
 
 MOST_NAMED = 3
 FRESH_SEED = 0

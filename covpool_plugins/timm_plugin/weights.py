@@ -12,6 +12,7 @@ from typing import Any
 from timm.models import load_pretrained
 from torch import Tensor, nn
 
+from ..checkpoint_file import find_weights, read_checkpoint
 from ..errors import OptionError
 from .subclass import HEAD_NAMES, head_name
 
@@ -19,6 +20,8 @@ _logger = logging.getLogger(__name__)
 # What torch and timm raise for files that are no weights, or those of another network.
 UNREADABLE = (OSError, EOFError, KeyError, AttributeError, RuntimeError, ValueError, pickle.UnpicklingError)
 MOST_SAID = 200
+WEIGHT_FILES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".tar")
+NUMPY_FILES = (".npz", ".npy")  # read by timm, without pickles
 # How keys begin in the original repositories' checkpoints, and in no model here.
 ORIGINAL_PARTS = (
     "features.",
@@ -69,13 +72,16 @@ def load_head(
 
 
 def ask_to_convert(model: nn.Module) -> None:
-    """Let a model say in one line that it is given an original repository's weights, whatever loads them."""
-    model.register_load_state_dict_pre_hook(_refuse_original_keys)
+    """Let a model refuse integers among weights, and say how to convert those of an original repository."""
+    model.register_load_state_dict_pre_hook(_refuse_other_weights)
 
 
-def _refuse_original_keys(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def _refuse_other_weights(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
     own = model.state_dict()
-    for key in state_dict:
+    for key, value in state_dict.items():
+        weight = own.get(key.removeprefix(prefix))
+        if weight is not None and weight.is_floating_point() and not value.is_floating_point():
+            raise OptionError(f"{key!r} is of {value.dtype}, the model needs {weight.dtype}")
         if key.startswith(tuple(prefix + part for part in ORIGINAL_PARTS)) and key.removeprefix(prefix) not in own:
             raise OptionError(
                 f"these are weights of an original repository (there is {key!r}); convert them: "
@@ -87,6 +93,16 @@ def _is_of_a_pool(key: str) -> bool:
     return ".global_pool." in key and not key.endswith("num_batches_tracked")  # a number, which fits anywhere
 
 
+def _check_file(path: Path) -> None:
+    """Have the package's reader look at a file, or at that in a folder, before timm reads it."""
+    if path.is_dir():
+        files = [file for file in path.iterdir() if file.suffix in WEIGHT_FILES]
+        for file in [file for file in files if file.stem == "model"] or files:
+            _check_file(file)
+    elif path.suffix not in NUMPY_FILES:
+        find_weights(read_checkpoint(path), path)
+
+
 @contextmanager
 def one_line_errors(cfg: Any) -> Iterator[None]:
     """Errors of loading the weights of a description as one line that names the file; for ``None`` errors as they are.
@@ -96,6 +112,8 @@ def one_line_errors(cfg: Any) -> Iterator[None]:
     """
     if cfg is not None and cfg.file and not Path(cfg.file).exists():
         raise OptionError(f"no weights at {str(cfg.file)!r}")
+    if cfg is not None and cfg.file:
+        _check_file(Path(cfg.file))
     try:
         yield
     except UNREADABLE as error:

@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covpool_plugins.checkpoints import CheckpointError, load_original, read_checkpoint
-from covpool_plugins.checkpoints.inert import ALLOWED, Inert
 
 FORMATS = {"zip": True, "legacy": False}
 EXAMPLES = settings(max_examples=60, deadline=None)
@@ -79,7 +78,7 @@ def test_what_the_originals_save_is_read(archive, tmp_path):
     (tmp_path / "file.pth").write_bytes(saved(content, archive))
     read = read_checkpoint(tmp_path / "file.pth")
     assert read["epoch"] == 3
-    assert read["args"].values == vars(content["args"])
+    assert read["args"] == content["args"]
     assert read["optimizer"]["param_groups"][0]["lr"] == 0.05
     for key, tensor in content["state_dict"].items():
         assert torch.equal(read["state_dict"][key], tensor)
@@ -108,28 +107,6 @@ def test_a_pickle_that_would_run_something(archive, command, tmp_path, monkeypat
     message = refused(saved({"state_dict": {"fc.weight": torch.ones(2)}, "more": command}, archive), tmp_path)
     assert command.function.__qualname__ in message
     assert not (tmp_path / "HACKED").exists()
-
-
-def test_allowed_globals_do_nothing():
-    """Whatever arguments they are called with, what stands for a global changes nothing and returns plain data."""
-    for name, stand_in in ALLOWED.items():
-        if not callable(stand_in):
-            continue
-        for arguments in ((), (1,), ("touch HACKED",), ([("a", 1)],), (None, 2, (3,), (1,))):
-            try:
-                made = stand_in(*arguments)
-            except Exception:
-                continue
-            assert type(made).__module__.split(".")[0] in ("builtins", "covpool_plugins"), name
-
-
-def test_a_state_cannot_change_the_table_of_globals():
-    """BUILD on an entry of the table would set its attributes for the files that come after."""
-    before = ALLOWED["torch.FloatStorage"].itemsize
-    program = b"ctorch\nFloatStorage\n}(U\x08itemsizeK\x00ub."
-    with pytest.raises(pickle.UnpicklingError):
-        Inert().load(io.BytesIO(program))
-    assert ALLOWED["torch.FloatStorage"].itemsize == before
 
 
 @pytest.mark.parametrize("archive", FORMATS.values(), ids=FORMATS)
