@@ -90,7 +90,7 @@ def _read(path: Path, file: BinaryIO, progress: Progress, more: dict[str, Callab
     size, start = os.fstat(file.fileno()).st_size, file.read(9)
     if not size:
         raise CheckpointError("is empty")
-    known = [*numpy_globals(), argparse.Namespace, *((make, name) for name, make in more.items())]
+    known: list[Any] = [*numpy_globals(), argparse.Namespace, *((make, name) for name, make in more.items())]
     # At its end the context takes away what an outer one has allowed, too.
     allowed = torch.serialization.get_safe_globals()
     with torch.serialization.safe_globals([known_global for known_global in known if known_global not in allowed]):
@@ -226,9 +226,10 @@ def _check_same_places(path: Path, file: BinaryIO, entries: Mapping[str, zipfile
     for name, entry in entries.items():
         file.seek(entry.header_offset + 26)
         place = entry.header_offset + 30 + sum(struct.unpack("<2H", file.read(4)))
-        theirs = name.removeprefix(root)
-        if (reader.get_record_offset(theirs), reader.get_record_size(theirs)) != (place, entry.file_size):
+        if reader.get_record_offset(name.removeprefix(root)) != place:
             raise HostileError("a zip archive that readers see differently")
+    if len(reader.get_record("data.pkl")) != entries[f"{root}data.pkl"].file_size:
+        raise HostileError("a zip archive that readers see differently")
 
 
 def _check_legacy(content: mmap.mmap, size: int, progress: Progress, more: Mapping[str, Any]) -> None:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import timm
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint_file import CheckpointError, Progress, read_checkpoint
+from ..checkpoint_file import CheckpointError, Progress, find_weights, read_checkpoint
+from ..checkpoint_pickle import shown
 from ..errors import OptionError
 from ..pooling import create_pool
+from .folders import DESCRIPTION, LEFT_OUT, read_json, read_record, weights_file
 from .layouts import Hints, Plan, recognise
 from .network import Network
 from .original_state import OriginalState, unwrap
 from .placement import Dropped
+from .settings import allowed_settings
 
 MOST_NAMED = 3
 FRESH_SEED = 0
 DATA = ("mean", "std", "crop_pct", "interpolation")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")
+MOST_CLASSES = 1 << 20
 
 
 class KeyReport(NamedTuple):
@@ -95,7 +100,8 @@ def load_original(
     keys and shapes; where several networks share them, ``notes`` say which was taken and why.
 
     Args:
-        path: a file of ``torch.save`` or safetensors, or a folder that ``tools/convert.py --to timm`` has written.
+        path: a file of ``torch.save`` or safetensors, or a folder: of timm, as ``tools/convert.py --to timm``
+            writes them, or of Accelerate and Hugging Face's tools.
         arch: the architecture, in timm's or the repositories' name (``mpncovresnet50``), where the keys leave it open.
         head: one of our heads, where the keys leave it open; a plain ResNet gets it with fresh weights.
         averaged: take averaged weights (EMA), where the file has some.
@@ -114,10 +120,12 @@ def load_original(
         ('resnet18_isqrt', 10)
     """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() and "architecture" in read_json(path / DESCRIPTION):
         if arch is not None or head is not None:
             raise OptionError(f"{path} says itself what it holds; arch and head are for files that do not")
         return _read_folder(path)
+    if path.is_dir():
+        path = weights_file(path)
     state = unwrap(read_checkpoint(path, progress), path, averaged)
     plan = recognise(state, Hints(arch, head))
     model = plan.network.build("meta")
@@ -248,26 +256,44 @@ def _some(names: list[str]) -> str:
 
 def _read_folder(path: Path) -> Converted:
     """A folder that the conversion has written, or any that timm loads by ``local-dir:``."""
-    try:
-        config = json.loads((path / "config.json").read_text())
-        name, classes = config["architecture"], config["num_classes"]
-        network = Network.of_model(name, classes, config.get("model_args") or {})
-        record = path / "original.json"
-        original = json.loads(record.read_text()) if record.exists() else {}
-        described = config.get("pretrained_cfg") or {}
-        data = {name: described[name] for name in DATA if name in described}
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is a folder without config.json: nothing that timm loads") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: config.json or original.json is damaged ({error})") from None
-    weights = read_checkpoint(path / "model.safetensors")
+    config = read_json(path / DESCRIPTION)
+    name, classes = config.get("architecture"), config.get("num_classes")
+    if not isinstance(name, str) or not timm.is_model(name):
+        raise CheckpointError(f"{path / DESCRIPTION} names no model of timm: architecture is {shown(name)}")
+    if type(classes) is not int or not 0 <= classes <= MOST_CLASSES:
+        raise CheckpointError(f"{path / DESCRIPTION} is damaged: num_classes is {shown(classes)}")
+    arguments, notes = allowed_settings(config.get("model_args") or {})
+    network = Network.of_model(name, classes, arguments)
+    file = weights_file(path)
+    weights = find_weights(read_checkpoint(file), file)[1]
     wanted = network.build("meta").state_dict()
     for key in {**wanted, **weights}:
         if key not in weights or key not in wanted or weights[key].shape != wanted[key].shape:
-            raise CheckpointError(f"{path}: {key!r} of model.safetensors does not fit {name}")
-    extra = path / "original.safetensors"
-    left_out = read_checkpoint(extra) if extra.exists() else {}
+            raise CheckpointError(f"{file}: {shown(key)} does not fit {name}")
+    left_out = read_checkpoint(path / LEFT_OUT) if (path / LEFT_OUT).exists() else {}
     keys = [KeyReport(key, key, tuple(tensor.shape)) for key, tensor in weights.items()]
-    arguments = {"num_classes": classes, **network.model_kwargs}
-    ordered = {key: weights[key] for key in wanted}
-    return Converted(network.model_name, arguments, ordered, "timm folder", [], network, keys, left_out, original, data)
+    return Converted(
+        network.model_name,
+        {"num_classes": classes, **network.model_kwargs},
+        {key: weights[key] for key in wanted},
+        "timm folder",
+        notes,
+        network,
+        keys,
+        left_out,
+        read_record(path),
+        _described_data(config.get("pretrained_cfg"), path / DESCRIPTION),
+    )
+
+
+def _described_data(description: Any, path: Path) -> dict[str, Any]:
+    """Mean, deviation, crop and interpolation of a description."""
+    data = {name: description[name] for name in DATA if isinstance(description, dict) and name in description}
+    for name, value in data.items():
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        text = name == "interpolation"
+        if (value not in INTERPOLATIONS) if text else not all(type(n) in (int, float) and 0 <= n <= 2 for n in numbers):
+            raise CheckpointError(f"{path} is damaged: {name} is {shown(value)}")
+        if name in ("mean", "std") and len(numbers) not in (1, 3):
+            raise CheckpointError(f"{path} is damaged: {name} has {len(numbers)} numbers")
+    return data

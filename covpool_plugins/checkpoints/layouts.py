@@ -22,6 +22,7 @@ from .heads import recognise_head
 from .network import TOKEN_POOL, Network
 from .original_state import OriginalState
 from .placement import Dropped, Place, Placement, by_modules
+from .settings import allowed_settings
 
 POOL = "head.global_pool"
 CONVOLUTION, NORM = f"{POOL}.reduction.conv", f"{POOL}.reduction.norm"
@@ -71,8 +72,9 @@ def timm_model(state: OriginalState, hints: Hints) -> Plan | None:
         return None
     if re.fullmatch(r"resnet\d+", name):
         return None  # a plain ResNet or its backbone: a row of its own
-    arguments = dict(state.settings.get("model_kwargs") or {})
-    notes = [] if "model_kwargs" in state.settings or hints.arch else ["the model's arguments are not in the file"]
+    arguments, notes = allowed_settings(state.settings.get("model_kwargs") or {})
+    if "model_kwargs" not in state.settings and not hints.arch:
+        notes.append("the model's arguments are not in the file")
     weights = [shape for key, shape in state.under("").items() if key.endswith("fc.weight") and len(shape) == 2]
     if not weights:
         return None

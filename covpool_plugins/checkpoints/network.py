@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from ..errors import OptionError
+from ..errors import OptionError, one_line
 from ..timm_plugin import second_order_models
 
 TOKEN_POOL = "mpa"  # of So-ViT
@@ -82,5 +82,7 @@ class Network:
         try:
             with torch.device(device or "cpu"):
                 return timm.create_model(self.model_name, num_classes=self.num_classes, **self.model_kwargs)
-        except TypeError as error:  # an argument that the model does not have
-            raise OptionError(f"{self.model_name}: {error}") from None
+        except (ValueError, OSError):
+            raise
+        except Exception as error:  # timm raises many kinds for an argument that a model does not have or not allow
+            raise OptionError(f"{self.model_name}: {one_line(error)}") from None

@@ -13,7 +13,7 @@ from ..checkpoint_file import CONTAINERS, bare_keys, find_weights
 
 TRAINING = ("optimizer", "scheduler", "lr_scheduler", "amp_scaler", "scaler", "meta", "message_hub", "param_schedulers")
 # Of a timm or main.py run's settings.
-SETTINGS = ("arch", "model", "representation", "model_kwargs")
+SETTINGS = ("arch", "model", "representation")
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,9 @@ def unwrap(content: Any, path: Path, averaged: bool = True) -> OriginalState:
 def _settings(rest: dict[str, Any]) -> dict[str, Any]:
     arguments = rest.get("args")
     said = dict(vars(arguments)) if isinstance(arguments, argparse.Namespace) else {}
-    said |= {name: value for name, value in rest.items() if name in SETTINGS}
-    return {name: said[name] for name in SETTINGS if said.get(name)}
+    said |= {name: value for name, value in rest.items() if name in (*SETTINGS, "model_kwargs")}
+    kept = {name: said[name] for name in SETTINGS if isinstance(said.get(name), str) and said[name]}
+    return kept | ({"model_kwargs": said["model_kwargs"]} if said.get("model_kwargs") else {})
 
 
 def _rest(rest: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
