@@ -6,7 +6,8 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .conversion import Converted, KeyReport
+    from .conversion import Converted
+    from .fitting import KeyReport
 
 
 def summary(converted: Converted) -> list[tuple[str, str]]:

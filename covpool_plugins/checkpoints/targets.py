@@ -23,6 +23,7 @@ from .folders import LEFT_OUT, MANIFEST, RECORD, manifest, replaceable
 from .mmpretrain_files import config_text
 from .mmpretrain_model import mmpretrain_model
 from .report import report_text
+from .triangle import columns
 
 REPORT = "conversion.md"
 # What timm's description of a model says of the weights that timm has for it.
@@ -119,13 +120,21 @@ def write_original(converted: Converted, folder: Path, _: Path) -> None:
 
 
 def _original_tensor(
-    converted: Converted, key: str, ours: str | None, part: int | None, transposed: bool, shape: list[int]
+    converted: Converted,
+    key: str,
+    ours: str | None,
+    part: int | None,
+    transposed: bool,
+    shape: list[int],
+    triangle: str | None = None,
 ) -> Tensor:
     """A tensor of the original, from the place where it went."""
     if ours is None:
         return converted.left_out[key].reshape(shape)
     whole = converted.state_dict[ours]
     tensor = whole if part is None else whole[part].clone()
+    if triangle == "lower":
+        tensor = tensor[:, columns(tensor.shape[1], "upper")]
     return (tensor.mT if transposed else tensor).reshape(shape)
 
 
