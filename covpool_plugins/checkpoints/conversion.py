@@ -16,13 +16,13 @@ from ..errors import OptionError, UnknownNameError
 from .fitting import Fitted, KeyReport, fit
 from .folders import DESCRIPTION, LEFT_OUT, read_json, read_record, weights_file
 from .layouts import LAYOUTS, HintError, Hints, Plan, check_arch
+from .mmpretrain_files import INTERPOLATIONS
 from .network import Network
 from .original_state import OriginalState, unwrap
 from .settings import allowed_settings
 from .triangle import ASKED_CLASSES, ask_network, check_order, columns, order_of_name
 
 DATA = ("mean", "std", "crop_pct", "interpolation")
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")
 MOST_CLASSES = 1 << 20
 
 
@@ -274,7 +274,11 @@ def _described_data(description: Any, path: Path) -> dict[str, Any]:
     for name, value in data.items():
         numbers = value if isinstance(value, (list, tuple)) else [value]
         text = name == "interpolation"
-        if (value not in INTERPOLATIONS) if text else not all(type(n) in (int, float) and 0 <= n <= 2 for n in numbers):
+        if (
+            (value not in (*INTERPOLATIONS, "random"))
+            if text
+            else not all(type(n) in (int, float) and 0 <= n <= 2 for n in numbers)
+        ):
             raise CheckpointError(f"{path} is damaged: {name} is {shown(value)}")
         if name in ("mean", "std") and len(numbers) not in (1, 3):
             raise CheckpointError(f"{path} is damaged: {name} has {len(numbers)} numbers")
