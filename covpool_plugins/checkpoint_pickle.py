@@ -17,8 +17,8 @@ import numpy as np
 
 from .errors import OptionError
 
-# A network with 5,000 tensors, averages and an optimizer takes 300,000 opcodes.
-MOST_OPCODES = 1_000_000
+# A network with 3,000 tensors, averages and the two states of an optimizer takes 500,000 opcodes.
+MOST_OPCODES = 600_000
 MOST_TIMES = 3  # what is made of texts and lists, in sizes of the file
 MOST_DIMENSIONS, MOST_NUMBERS = 16, 1 << 48
 

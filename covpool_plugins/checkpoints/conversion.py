@@ -268,17 +268,17 @@ def _read_folder(path: Path) -> Converted:
     )
 
 
+def _are_shares(numbers: Any) -> bool:
+    return all(type(number) in (int, float) and 0 <= number <= 2 for number in numbers)
+
+
 def _described_data(description: Any, path: Path) -> dict[str, Any]:
     """Mean, deviation, crop and interpolation of a description."""
     data = {name: description[name] for name in DATA if isinstance(description, dict) and name in description}
     for name, value in data.items():
         numbers = value if isinstance(value, (list, tuple)) else [value]
-        text = name == "interpolation"
-        if (
-            (value not in (*INTERPOLATIONS, "random"))
-            if text
-            else not all(type(n) in (int, float) and 0 <= n <= 2 for n in numbers)
-        ):
+        word = isinstance(value, str) and value in (*INTERPOLATIONS, "random")
+        if not (word if name == "interpolation" else _are_shares(numbers)):
             raise CheckpointError(f"{path} is damaged: {name} is {shown(value)}")
         if name in ("mean", "std") and len(numbers) not in (1, 3):
             raise CheckpointError(f"{path} is damaged: {name} has {len(numbers)} numbers")

@@ -17,7 +17,7 @@ def config_text(model: dict[str, Any], data: Mapping[str, Any], num_classes: int
 
     Args:
         model: config of the classifier.
-        data: ``mean`` and ``std`` in 0..1, ``input_size`` (C, H, W) ``crop_pct`` and ``interpolation``, as timm has them.
+        data: ``mean`` and ``std`` in 0..1, ``input_size`` (C, H, W), ``crop_pct`` and ``interpolation``, as in timm.
         num_classes: of the classifier.
         checkpoint: name of the file with the weights, beside the config.
         source: where the weights come from.

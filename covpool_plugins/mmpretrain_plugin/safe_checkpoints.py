@@ -19,7 +19,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
 
-from ..checkpoint_file import find_weights, read_checkpoint
+from ..checkpoint_file import bare_keys, find_weights, read_checkpoint
 from ..checkpoint_pickle import numpy_globals, shown
 from ..errors import OptionError
 
@@ -39,7 +39,7 @@ def weights_only_checkpoints() -> Iterator[None]:
     """
     before = os.environ.get(FORCE)
     os.environ[FORCE] = "1"
-    CheckpointLoader.register_scheme("", _load_checked, force=True)
+    CheckpointLoader.register_scheme("", load_from_checked_file, force=True)
     try:
         known = [(make, name) for name, make in _log_globals().items()]
         with torch.serialization.safe_globals([*numpy_globals(), *known]):
@@ -85,7 +85,7 @@ def check_checkpoint(path: str | Path, *, resume: bool = False) -> dict[str, Any
             no run to resume.
     """
     checkpoint = read_mmengine_checkpoint(path)
-    find_weights(checkpoint, path)
+    bare_keys(find_weights(checkpoint, path)[1], path)
     meta = checkpoint.get("meta")
     if not resume:
         return meta if isinstance(meta, dict) else {}
@@ -100,8 +100,9 @@ def check_checkpoint(path: str | Path, *, resume: bool = False) -> dict[str, Any
     return meta
 
 
-def _load_checked(filename: str, map_location: Any) -> Any:
-    find_weights(read_mmengine_checkpoint(filename), filename)
+def load_from_checked_file(filename: str, map_location: Any) -> Any:
+    """What MMEngine's loader of files gives, after a look at the file."""
+    check_checkpoint(filename)
     return load_from_local(filename, map_location)
 
 
