@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -112,10 +113,15 @@ def new_folder(path: Path | str, replace: Container[str] | None = None) -> Itera
     try:
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())
-        if path.exists():
+        if replace is not None and path.exists():
             _replace_folder(temporary, path)
-        else:
-            os.rename(temporary, path)
+            return
+        try:
+            os.rename(temporary, path)  # over an empty folder, too
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            raise OptionError(f"{path} has been written by another process in the meantime") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import stat
+import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .errors import OptionError
+from .errors import OptionError, one_line
 
 Picture = Image.Image
+# Pillow knows more, of which some start other programs (EPS) or raise what is no error of a picture.
+FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+MOST_PIXELS = 178_956_970  # where Pillow refuses a picture
 
 
 def read_picture(path: Path | str, upright: bool = True) -> Picture:
@@ -20,8 +25,8 @@ def read_picture(path: Path | str, upright: bool = True) -> Picture:
         upright: turn it as its camera says (EXIF); annotations count the pixels as they are stored.
 
     Raises:
-        ValueError: if the file is missing, no picture, cut short or of unknown brightness; the message is one line with
-            the path.
+        ValueError: if the file is missing, no picture, cut short, too large or of unknown brightness; the message is
+            one line with the path.
 
     Examples:
         >>> from PIL import Image
@@ -30,16 +35,22 @@ def read_picture(path: Path | str, upright: bool = True) -> Picture:
         ((8, 4), 'RGB')
     """
     try:
-        with Image.open(path) as opened:
-            return to_eight_bits(ImageOps.exif_transpose(opened) if upright else opened).convert("RGB")
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise OptionError("no regular file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked here
+            with Image.open(path, formats=FORMATS) as opened:
+                if opened.width * opened.height > MOST_PIXELS:
+                    raise OptionError(f"a picture of {opened.width}x{opened.height} pixels, more than {MOST_PIXELS}")
+                return to_eight_bits(ImageOps.exif_transpose(opened) if upright else opened).convert("RGB")
     except OptionError as error:
         raise OptionError(f"{path}: {error}") from None
     except UnidentifiedImageError:
-        raise ValueError(f"{path}: not a picture that can be read") from None
+        raise ValueError(f"{path}: not a picture that can be read ({', '.join(FORMATS)})") from None
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
-    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
-        raise ValueError(f"{path}: not a picture that can be read ({error})") from None
+        raise ValueError(f"{path}: {error.strerror or one_line(error)}") from None
+    except Exception as error:  # Pillow's decoders raise anything for a damaged file
+        raise ValueError(f"{path}: not a picture that can be read ({one_line(error)[:100]})") from None
 
 
 def to_eight_bits(picture: Picture) -> Picture:

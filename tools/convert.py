@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from covpool_plugins.checkpoints import TARGETS, Converted, load_original, summary, write
+from covpool_plugins.checkpoints import ORDERS, TARGETS, Converted, load_original, summary, write
 from covpool_plugins.command_line import Parser, run_tool
 
 EXAMPLE = "python tools/convert.py model_best.pth.tar --to timm --out converted/resnet50_svdpade"
@@ -18,7 +18,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse(argv)
     size = arguments.checkpoint.stat().st_size
     with tqdm(total=size, unit="B", unit_scale=True, desc="checking", disable=None, leave=False) as bar:
-        hints = dict(arch=arguments.arch, head=arguments.head, averaged=not arguments.no_ema)
+        hints = dict(
+            arch=arguments.arch, head=arguments.head, triangle=arguments.triangle, averaged=not arguments.no_ema
+        )
         converted = load_original(arguments.checkpoint, **hints, progress=bar.update)
         print(_table(converted))
         if arguments.to is None:
@@ -36,6 +38,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder to write")
     parser.add_argument("--arch", help="architecture, where the keys leave it open: mpncovresnet50, resnet50, ...")
     parser.add_argument("--head", help="head, where the keys leave it open: svdpade, isqrt, seb, ...")
+    parser.add_argument(
+        "--triangle",
+        choices=ORDERS,
+        help="order of the vector of a covariance; fast-MPN-COV's was the lower triangle until December 2018",
+    )
     parser.add_argument(
         "--no-ema", action="store_true", help="take the plain weights where there are averaged ones too"
     )

@@ -1,11 +1,14 @@
 """Checkpoints of the original repositories: read safely, recognised, and written for timm and MMPretrain."""
 
-from .conversion import Converted, KeyReport, load_original
-from .reading import CheckpointError, read_checkpoint
+from ..checkpoint_file import CheckpointError, read_checkpoint
+from .conversion import Converted, load_original
+from .fitting import KeyReport
 from .report import summary
 from .targets import TARGETS, write
+from .triangle import ORDERS
 
 __all__ = [
+    "ORDERS",
     "TARGETS",
     "CheckpointError",
     "Converted",

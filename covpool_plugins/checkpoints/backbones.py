@@ -25,7 +25,7 @@ class Backbone(NamedTuple):
     last_stride: int | None = None
 
 
-BACKBONES: Table[Callable[[Shapes], Backbone | None]] = Table("backbone of the original repositories")
+ORIGINAL_BACKBONES: Table[Callable[[Shapes], Backbone | None]] = Table("backbone of the original repositories")
 
 RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
     (False, (2, 2, 2, 2)): "resnet18",
@@ -60,17 +60,15 @@ def resnet_name(shapes: Shapes, stages: tuple[str, ...]) -> tuple[str, int] | No
     return (name, 2048 if bottleneck else 512) if name else None
 
 
-@BACKBONES.register("resnet")
 def resnet(shapes: Shapes) -> Backbone | None:
     """The children of a ResNet in a sequence: stem, four stages; a reduction behind them belongs to mpncovresnet."""
     numbers = tuple(str(FIRST_STAGE + i) for i in range(len(STAGES)))
-    found = resnet_name(shapes, numbers)
-    if found is None:
+    named = resnet_name(shapes, numbers)
+    if named is None:
         return None
-    return Backbone(*found, [("0", "conv1"), ("1", "bn1"), *zip(numbers, STAGES, strict=True)])
+    return Backbone(*named, [("0", "conv1"), ("1", "bn1"), *zip(numbers, STAGES, strict=True)])
 
 
-@BACKBONES.register("densenet")
 def densenet(shapes: Shapes) -> Backbone | None:
     """DenseNet's features, whose names timm has kept."""
     blocks = [{key.split(".")[1] for key in shapes if key.startswith(f"denseblock{i}.")} for i in range(1, 5)]
@@ -78,7 +76,6 @@ def densenet(shapes: Shapes) -> Backbone | None:
     return Backbone(name, shapes["norm5.weight"][0], [("", "features")]) if name and "norm5.weight" in shapes else None
 
 
-@BACKBONES.register("inception_v3")
 def inception(shapes: Shapes) -> Backbone | None:
     """Inception-v3 without its auxiliary classifier."""
     if "0.conv.weight" not in shapes or {int(key.split(".")[0]) for key in shapes} != set(INCEPTION):
@@ -86,7 +83,6 @@ def inception(shapes: Shapes) -> Backbone | None:
     return Backbone("inception_v3", 2048, [(str(number), name) for number, name in INCEPTION.items()])
 
 
-@BACKBONES.register("alexnet")
 def alexnet(shapes: Shapes) -> Backbone | None:
     """Five convolutions, the first of 11x11, with or without batch norm."""
     convolutions = _convolutions(shapes)
@@ -99,7 +95,6 @@ def alexnet(shapes: Shapes) -> Backbone | None:
     return Backbone("alexnet", 256, pairs, {} if batch_norm else {"batch_norm": False})
 
 
-@BACKBONES.register("vgg")
 def vgg(shapes: Shapes) -> Backbone | None:
     """The features of VGG, whose numbers timm has kept; their last pooling is left out."""
     convolutions = _convolutions(shapes)
@@ -111,16 +106,23 @@ def vgg(shapes: Shapes) -> Backbone | None:
 
 def recognise_backbone(shapes: Shapes) -> Backbone | None:
     """The first row that knows these shapes; the prefix is removed from their keys."""
-    for _, recognise in BACKBONES.items():
+    for _, recognise in ORIGINAL_BACKBONES.items():
         try:
-            found = recognise(shapes)
+            backbone = recognise(shapes)
         except (ValueError, LookupError):  # keys that are not even alike
             continue
-        if found is not None:
-            return found
+        if backbone is not None:
+            return backbone
     return None
 
 
 def _convolutions(shapes: Shapes) -> list[int]:
     """Places of the convolutions in a plain sequence."""
     return sorted(int(key.removesuffix(".weight")) for key, shape in shapes.items() if len(shape) == 4)
+
+
+ORIGINAL_BACKBONES.add("resnet", resnet)
+ORIGINAL_BACKBONES.add("densenet", densenet)
+ORIGINAL_BACKBONES.add("inception_v3", inception)
+ORIGINAL_BACKBONES.add("alexnet", alexnet)
+ORIGINAL_BACKBONES.add("vgg", vgg)

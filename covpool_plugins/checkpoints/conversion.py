@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
+import timm
 from torch import Tensor, nn
 
-from ..errors import OptionError
-from ..pooling import create_pool
-from .layouts import Hints, Plan, recognise
+from ..checkpoint_file import CheckpointError, Progress, find_weights, read_checkpoint
+from ..checkpoint_pickle import shown
+from ..errors import OptionError, UnknownNameError
+from .fitting import Fitted, KeyReport, fit
+from .folders import DESCRIPTION, LEFT_OUT, read_json, read_record, weights_file
+from .layouts import LAYOUTS, HintError, Hints, Plan, check_arch
+from .mmpretrain_files import INTERPOLATIONS
 from .network import Network
 from .original_state import OriginalState, unwrap
-from .placement import Dropped
-from .reading import CheckpointError, Progress, read_checkpoint
+from .settings import allowed_settings
+from .triangle import ASKED_CLASSES, ask_network, check_order, columns, order_of_name
 
-MOST_NAMED = 3
-FRESH_SEED = 0
 DATA = ("mean", "std", "crop_pct", "interpolation")
-
-
-class KeyReport(NamedTuple):
-    """What became of a tensor: the key in the file, the key in our model, and a remark where there is one.
-
-    A tensor that was dropped has no second key, one that was made has no first.
-    """
-
-    original: str | None
-    ours: str | None
-    shape: tuple[int, ...]
-    remark: str = ""
-    part: int | None = None
-    transposed: bool = False
+MOST_CLASSES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -73,12 +61,7 @@ class Converted:
 
         It shares its memory with ``state_dict``.
         """
-        model = self.network.build("meta")
-        model.load_state_dict(self.state_dict, assign=True)
-        if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):  # buffers outside the state dict
-            model = self.network.build()
-            model.load_state_dict(self.state_dict)
-        return model.eval()
+        return _loaded(self.network, self.state_dict)
 
 
 def load_original(
@@ -86,6 +69,7 @@ def load_original(
     *,
     arch: str | None = None,
     head: str | None = None,
+    triangle: str | None = None,
     averaged: bool = True,
     progress: Progress = lambda _: None,
 ) -> Converted:
@@ -95,9 +79,13 @@ def load_original(
     keys and shapes; where several networks share them, ``notes`` say which was taken and why.
 
     Args:
-        path: a file of ``torch.save`` or safetensors, or a folder that ``tools/convert.py --to timm`` has written.
+        path: a file of ``torch.save`` or safetensors, or a folder: of timm, as ``tools/convert.py --to timm``
+            writes them, or of Accelerate and Hugging Face's tools.
         arch: the architecture, in timm's or the repositories' name (``mpncovresnet50``), where the keys leave it open.
         head: one of our heads, where the keys leave it open; a plain ResNet gets it with fresh weights.
+        triangle: order of the numbers in the vector of a covariance, ``upper`` or ``lower``, by rows: fast-MPN-COV's
+            was the lower triangle until December 2018. By default the file's name decides, or a classifier of 1000
+            classes is asked: on photographs (of the ``demo`` extra) it is sure in the right order only.
         averaged: take averaged weights (EMA), where the file has some.
         progress: called with numbers of bytes as they are checked.
 
@@ -113,161 +101,185 @@ def load_original(
         >>> converted.model_name, converted.model_kwargs["num_classes"]
         ('resnet18_isqrt', 10)
     """
+    check_order(triangle)
     path = Path(path)
-    if path.is_dir():
-        if arch is not None or head is not None:
-            raise OptionError(f"{path} says itself what it holds; arch and head are for files that do not")
+    if path.is_dir() and "architecture" in read_json(path / DESCRIPTION):
+        if arch is not None or head is not None or triangle is not None:
+            raise OptionError(f"{path} says itself what it holds; arch, head and triangle are for files that do not")
         return _read_folder(path)
+    if path.is_dir():
+        path = weights_file(path)
     state = unwrap(read_checkpoint(path, progress), path, averaged)
-    plan = recognise(state, Hints(arch, head))
-    model = plan.network.build("meta")
-    wanted = model.state_dict()
-    weights, keys, left_out = _placed(state, plan, wanted)
-    made = _made(wanted, weights, model, plan)
-    keys += [KeyReport(None, key, tuple(tensor.shape), remark) for key, (tensor, remark) in made.items()]
-    weights |= {key: tensor for key, (tensor, _) in made.items()}
-    notes = [*plan.notes, *_notes(state, weights)]
-    arguments = {"num_classes": plan.network.num_classes, **plan.network.model_kwargs}
-    ordered = {key: weights[key] for key in wanted}
-    original = _description(state, plan, keys)
+    plan, fitted, others = _recognised(state, Hints(arch, head))
+    fitted, order_note = _in_upper_order(fitted, plan, state, triangle)
+    notes = [*plan.notes, *others, *([order_note] if order_note else []), *_notes(state, fitted.weights)]
     return Converted(
         plan.network.model_name,
-        arguments,
-        ordered,
+        {"num_classes": plan.network.num_classes, **plan.network.model_kwargs},
+        fitted.weights,
         plan.source,
         notes,
         plan.network,
-        keys,
-        left_out,
-        original,
+        fitted.keys,
+        fitted.left_out,
+        _description(state, plan, fitted.keys),
         plan.data,
     )
 
 
-def _placed(
-    state: OriginalState, plan: Plan, wanted: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], list[KeyReport], dict[str, Tensor]]:
-    """The weights that have a place in our model, what became of each, and those that have none."""
-    parts: dict[str, dict[int | None, Tensor]] = {}
-    keys: list[KeyReport] = []
-    left_out: dict[str, Tensor] = {}
-    unknown: list[str] = []
-    for key, tensor in state.tensors.items():
-        found, shape = plan.place(key), tuple(tensor.shape)
-        if isinstance(found, Dropped):
-            left_out[state.keys[key]] = tensor
-            keys.append(KeyReport(state.keys[key], None, shape, f"dropped: {found.reason}"))
-        elif found is None or found.key not in wanted:
-            unknown.append(f"{state.keys[key]} {list(shape)}")
-        else:
-            parts.setdefault(found.key, {})[found.part] = tensor.mT if found.transposed else tensor
-            keys.append(KeyReport(state.keys[key], found.key, shape, "transposed" * found.transposed, *found[1:]))
-    if unknown:
-        raise OptionError(
-            f"{state.file_name}: {_some(unknown)} would be lost: {plan.network.model_name} has no place for it, and no "
-            "reason is known to drop it"
-        )
-    return {key: _joined(key, pieces, wanted[key], state) for key, pieces in parts.items()}, keys, left_out
+def _recognised(state: OriginalState, hints: Hints) -> tuple[Plan, Fitted, list[str]]:
+    """The first row of :data:`LAYOUTS` that the checkpoint fits, its weights in their places, and what there is to say.
+
+    Raises:
+        OptionError: if it fits none.
+    """
+    fitting: list[tuple[Plan, Fitted]] = []
+    reasons: list[OptionError] = []
+    for _, row in LAYOUTS.items():
+        try:
+            plan = row(state, hints)
+            if plan is None:
+                continue
+            check_arch(plan, hints)
+            fitting.append((plan, fit(plan, state)))
+        except (HintError, UnknownNameError):
+            raise
+        except OptionError as error:
+            reasons.append(error)
+            continue
+        except (ValueError, LookupError):  # tensors of other ranks than this kind has
+            continue
+        if plan.named:
+            break
+    if fitting:
+        others = [plan for plan, _ in fitting[1:] if plan.network != fitting[0][0].network]
+        return *fitting[0], [f"it could be {plan.network.model_name} too ({plan.source})" for plan in others]
+    if reasons:
+        raise reasons[0]
+    first = ", ".join(shown(key) for key in list(state.tensors)[:3])
+    raise OptionError(
+        f"{state.file_name}: no known kind of checkpoint ({len(state.tensors)} tensors, {first}, ...); known kinds: "
+        f"{', '.join(LAYOUTS)}"
+    )
 
 
-def _joined(key: str, pieces: dict[int | None, Tensor], wanted: Tensor, state: OriginalState) -> Tensor:
-    """One tensor of our model from its parts, in our shape."""
-    numbered = sorted(index for index in pieces if index is not None)
-    if numbered and (None in pieces or numbered != list(range(len(numbered)))):
-        raise OptionError(f"{state.file_name}: the parts of {key!r} are not complete")
-    if numbered and len({tuple(piece.shape) for piece in pieces.values()}) != 1:
-        raise OptionError(f"{state.file_name}: the parts of {key!r} differ in shape")
-    tensor = torch.stack([pieces[index] for index in numbered]) if numbered else pieces[None]
-    if wanted.ndim == 1 and tensor.numel() == len(wanted) == max(tensor.shape, default=0):
-        tensor = tensor.reshape(-1)  # whitening layers keep vectors as columns
-    elif wanted.ndim == tensor.ndim + 1 == 3 and wanted.shape[0] == 1:
-        tensor = tensor.unsqueeze(0)  # the subspace of a single group
-    if tensor.shape != wanted.shape:
-        raise OptionError(
-            f"{state.file_name}: {key!r} would be {list(tensor.shape)}, the model needs {list(wanted.shape)}"
-        )
-    if key.endswith(".num_batches_tracked"):
-        return tensor.to(wanted.dtype)  # scripts that halve every tensor halve these
-    if tensor.is_floating_point() != wanted.is_floating_point() or tensor.is_complex():
-        raise OptionError(f"{state.file_name}: {key!r} is of {tensor.dtype}, the model needs {wanted.dtype}")
-    return tensor
+def _in_upper_order(
+    fitted: Fitted, plan: Plan, state: OriginalState, triangle: str | None
+) -> tuple[Fitted, str | None]:
+    """The weights with the columns of the classifier in the order of our vector, and what there is to say.
+
+    Raises:
+        OptionError: if an order is given for a vector that is no triangle.
+    """
+    if not plan.network.makes_triangle:
+        if triangle is not None:
+            raise OptionError(f"triangle={triangle!r}: the vector of {plan.network.model_name} is no triangle")
+        return fitted, None
+    key = "head.hidden.0.weight" if plan.network.hidden_features else "head.fc.weight"
+    order, note = triangle, None
+    if order is None and plan.any_order:
+        order, note = _order(fitted, plan, state, key)
+    if order != "lower":
+        return fitted, note
+    rows = [
+        row._replace(remark="columns of the lower triangle", triangle="lower") if row.ours == key else row
+        for row in fitted.keys
+    ]
+    weight = fitted.weights[key]
+    weights = {**fitted.weights, key: weight[:, columns(weight.shape[1], "lower")]}
+    return Fitted(weights, rows, fitted.left_out), note
 
 
-def _made(
-    wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor], model: Any, plan: Plan
-) -> dict[str, tuple[Tensor, str]]:
-    """What a checkpoint need not have: counters, hashes that follow from a seed, a fresh head that was asked for."""
-    missing = [key for key in wanted if key not in weights]
-    made: dict[str, tuple[Tensor, str]] = {}
-    for key in missing:
-        if key.endswith(".num_batches_tracked"):
-            made[key] = torch.tensor(0), "made: the file has no counter"
-    if plan.fresh:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(FRESH_SEED)
-            fresh = plan.network.build().state_dict()
-        made |= {key: (fresh[key], "made: fresh") for key in missing if key.startswith("head.")}
-    elif any(key not in made for key in missing) and plan.network.head is not None:
-        constants = _constants(model.head)
-        made |= {key: (constants[key], "made: follows from its seed") for key in missing if key in constants}
-    lost = [f"{key} {list(wanted[key].shape)}" for key in missing if key not in made]
-    if lost:
-        raise OptionError(f"the checkpoint lacks {_some(lost)}, which {plan.network.model_name} needs")
-    return made
+def _order(fitted: Fitted, plan: Plan, state: OriginalState, key: str) -> tuple[str, str]:
+    """The order of a triangle, and why: by the file's name, or by asking the network."""
+    order = order_of_name(state.file_name)
+    if order is not None:
+        return order, f"order of the triangle: {order}, as the file with this name has it; see --triangle"
+    said = f"a classifier of {plan.network.num_classes} classes cannot be asked for it"
+    if plan.network.num_classes == ASKED_CLASSES:
+        order, said = ask_network(_loaded(plan.network, fitted.weights, copied=key), key, plan.data)
+    if order is not None:
+        return order, f"order of the triangle: {order}, told by the network: {said}"
+    return "upper", (
+        f"order of the triangle is a guess: upper, as fast-MPN-COV has it since December 2018 (before: lower); {said}; "
+        "name it by --triangle"
+    )
 
 
-def _constants(head: Any) -> dict[str, Tensor]:
-    """Buffers of a pool that are drawn when it is made."""
-    pool = create_pool(head.pool_type, head.in_features, **head.layout | head.options_for(head.pool_type))
-    statistics = ("running_mean", "running_var", "num_batches_tracked")
-    return {f"head.global_pool.{name}": b for name, b in pool.named_buffers() if name.split(".")[-1] not in statistics}
+def _loaded(network: Network, weights: dict[str, Tensor], copied: str = "") -> Any:
+    """The model with these weights, in eval mode; it shares their memory, but that of ``copied``."""
+    state_dict = {key: tensor.clone() if key == copied else tensor for key, tensor in weights.items()}
+    model = network.build("meta")
+    model.load_state_dict(state_dict, assign=True)
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):  # buffers outside the state dict
+        model = network.build()
+        model.load_state_dict(state_dict)
+    return model.eval()
 
 
 def _notes(state: OriginalState, weights: Mapping[str, Tensor]) -> list[str]:
     broken = [key for key, tensor in weights.items() if tensor.is_floating_point() and not tensor.sum().isfinite()]
-    notes = [f"{_some(broken)}: NaN or infinite"] if broken else []
+    notes = [f"{', '.join(broken[:3])}: NaN or infinite"] if broken else []
     return notes + [f"left out of the file: {name} ({reason})" for name, reason in state.left_out.items()]
 
 
 def _description(state: OriginalState, plan: Plan, keys: list[KeyReport]) -> dict[str, Any]:
     """What is needed besides our weights to write the checkpoint again; JSON can express it."""
+    rows = [row for row in keys if row.original]
     return {
         "source": plan.source,
         "file_name": state.file_name,
         "container": state.container,
         "plain": state.plain,
         "settings": {name: value for name, value in state.settings.items() if isinstance(value, str)},
-        "keys": [[row.original, row.ours, row.part, row.transposed, list(row.shape)] for row in keys if row.original],
+        "keys": [[row.original, row.ours, row.part, row.transposed, list(row.shape), row.triangle] for row in rows],
     }
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more
 
 
 def _read_folder(path: Path) -> Converted:
     """A folder that the conversion has written, or any that timm loads by ``local-dir:``."""
-    try:
-        config = json.loads((path / "config.json").read_text())
-        name, classes = config["architecture"], config["num_classes"]
-        network = Network.of_model(name, classes, config.get("model_args") or {})
-        record = path / "original.json"
-        original = json.loads(record.read_text()) if record.exists() else {}
-        described = config.get("pretrained_cfg") or {}
-        data = {name: described[name] for name in DATA if name in described}
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is a folder without config.json: nothing that timm loads") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: config.json or original.json is damaged ({error})") from None
-    weights = read_checkpoint(path / "model.safetensors")
+    config = read_json(path / DESCRIPTION)
+    name, classes = config.get("architecture"), config.get("num_classes")
+    if not isinstance(name, str) or not timm.is_model(name):
+        raise CheckpointError(f"{path / DESCRIPTION} names no model of timm: architecture is {shown(name)}")
+    if type(classes) is not int or not 0 <= classes <= MOST_CLASSES:
+        raise CheckpointError(f"{path / DESCRIPTION} is damaged: num_classes is {shown(classes)}")
+    arguments, notes = allowed_settings(config.get("model_args") or {})
+    network = Network.of_model(name, classes, arguments)
+    file = weights_file(path)
+    weights = find_weights(read_checkpoint(file), file)[1]
     wanted = network.build("meta").state_dict()
     for key in {**wanted, **weights}:
         if key not in weights or key not in wanted or weights[key].shape != wanted[key].shape:
-            raise CheckpointError(f"{path}: {key!r} of model.safetensors does not fit {name}")
-    extra = path / "original.safetensors"
-    left_out = read_checkpoint(extra) if extra.exists() else {}
+            raise CheckpointError(f"{file}: {shown(key)} does not fit {name}")
+    left_out = read_checkpoint(path / LEFT_OUT) if (path / LEFT_OUT).exists() else {}
     keys = [KeyReport(key, key, tuple(tensor.shape)) for key, tensor in weights.items()]
-    arguments = {"num_classes": classes, **network.model_kwargs}
-    ordered = {key: weights[key] for key in wanted}
-    return Converted(network.model_name, arguments, ordered, "timm folder", [], network, keys, left_out, original, data)
+    return Converted(
+        network.model_name,
+        {"num_classes": classes, **network.model_kwargs},
+        {key: weights[key] for key in wanted},
+        "timm folder",
+        notes,
+        network,
+        keys,
+        left_out,
+        read_record(path),
+        _described_data(config.get("pretrained_cfg"), path / DESCRIPTION),
+    )
+
+
+def _are_shares(numbers: Any) -> bool:
+    return all(type(number) in (int, float) and 0 <= number <= 2 for number in numbers)
+
+
+def _described_data(description: Any, path: Path) -> dict[str, Any]:
+    """Mean, deviation, crop and interpolation of a description."""
+    data = {name: description[name] for name in DATA if isinstance(description, dict) and name in description}
+    for name, value in data.items():
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        word = isinstance(value, str) and value in (*INTERPOLATIONS, "random")
+        if not (word if name == "interpolation" else _are_shares(numbers)):
+            raise CheckpointError(f"{path} is damaged: {name} is {shown(value)}")
+        if name in ("mean", "std") and len(numbers) not in (1, 3):
+            raise CheckpointError(f"{path} is damaged: {name} has {len(numbers)} numbers")
+    return data

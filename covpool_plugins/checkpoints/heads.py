@@ -59,6 +59,7 @@ class Head:
     name: str
     options: dict[str, Any]
     note: str | None = None
+    guessed: bool = False
 
 
 def recognise_head(
@@ -111,7 +112,7 @@ def _told_apart(fitting: dict[str, Head], state: OriginalState, arch: str | None
         f"head {chosen.name!r} is a guess: the keys fit {known}, and neither settings nor file name tell which; "
         "name it by --head"
     )
-    return Head(chosen.name, chosen.options, note)
+    return Head(chosen.name, chosen.options, note, guessed=True)
 
 
 def names(name: str, text: str) -> bool:
@@ -143,8 +144,8 @@ def _wanted(wanted: str, channels: int, reduced: int | None, width: int, fitting
 def _reduction(head: str, reduced: int | None) -> dict[str, Any]:
     """The option of the reduction, where it is not the default."""
     with torch.device("meta"):
-        found = create_pool(head, MANY_CHANNELS).channels
-    default = None if found == MANY_CHANNELS else found
+        channels = create_pool(head, MANY_CHANNELS).channels
+    default = None if channels == MANY_CHANNELS else channels
     return {} if reduced == default else {"reduce_channels": reduced}
 
 

@@ -18,15 +18,17 @@ from ..errors import OptionError, UnknownNameError
 from ..tables import Table
 from ..whitening.compatibility import RELEASED_LAYERS, STARTING_VECTOR, place_entry
 from .backbones import STAGES, Backbone, recognise_backbone, resnet_name
-from .heads import recognise_head
+from .heads import Head, recognise_head
 from .network import TOKEN_POOL, Network
 from .original_state import OriginalState
 from .placement import Dropped, Place, Placement, by_modules
+from .settings import allowed_settings
 
 POOL = "head.global_pool"
 CONVOLUTION, NORM = f"{POOL}.reduction.conv", f"{POOL}.reduction.norm"
 WITHOUT_STRIDE = "mpncovresnet"
 IMAGENET_CLASSES = 1000
+PCA, START = "myPCANormSVDPI", "starting vector"
 # main.py normalises the pictures alike for every network; timm describes Inception otherwise.
 IMAGENET = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "crop_pct": 0.875, "interpolation": "bilinear"}
 
@@ -39,6 +41,10 @@ class Hints:
     head: str | None = None
 
 
+class HintError(OptionError):
+    """A hint that contradicts what is known by name: no other kind of checkpoint is looked for."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a checkpoint is and where its tensors go.
@@ -49,6 +55,8 @@ class Plan:
         place: the place of a tensor, or why it has none; ``None`` for one that nobody knows.
         notes: what was decided, and why.
         fresh: whether the model's head starts with fresh weights.
+        named: whether the file or the user says so by name; then no other kind is looked for.
+        any_order: whether the vector may be a lower triangle, as fast-MPN-COV's once was.
         data: what of timm's description of the data differs from the backbone's own.
     """
 
@@ -57,13 +65,14 @@ class Plan:
     place: Place
     notes: list[str] = field(default_factory=list)
     fresh: bool = False
+    named: bool = False
+    any_order: bool = False
     data: dict[str, Any] = field(default_factory=dict)
 
 
 LAYOUTS: Table[Callable[[OriginalState, Hints], Plan | None]] = Table("kind of checkpoint")
 
 
-@LAYOUTS.register("timm")
 def timm_model(state: OriginalState, hints: Hints) -> Plan | None:
     """A registered model, as timm's train.py saves it: its name is in the file, or given."""
     name = hints.arch or state.settings.get("model") or state.settings.get("arch")
@@ -71,8 +80,9 @@ def timm_model(state: OriginalState, hints: Hints) -> Plan | None:
         return None
     if re.fullmatch(r"resnet\d+", name):
         return None  # a plain ResNet or its backbone: a row of its own
-    arguments = dict(state.settings.get("model_kwargs") or {})
-    notes = [] if "model_kwargs" in state.settings or hints.arch else ["the model's arguments are not in the file"]
+    arguments, notes = allowed_settings(state.settings.get("model_kwargs") or {})
+    if "model_kwargs" not in state.settings and not hints.arch:
+        notes.append("the model's arguments are not in the file")
     weights = [shape for key, shape in state.under("").items() if key.endswith("fc.weight") and len(shape) == 2]
     if not weights:
         return None
@@ -83,11 +93,10 @@ def timm_model(state: OriginalState, hints: Hints) -> Plan | None:
     if sum(key in known for key in state.tensors) < len(state.tensors) / 2:
         return None  # the same name in an original repository
     if hints.head not in (None, network.head):
-        raise OptionError(f"--head {hints.head}: {name} has the head {network.head}; --arch names both at once")
-    return Plan("timm", network, by_modules([("", "")]), notes)
+        raise HintError(f"--head {hints.head}: {name} has the head {network.head}; --arch names both at once")
+    return Plan("timm", network, by_modules([("", "")]), notes, named=True)
 
 
-@LAYOUTS.register("so-vit")
 def so_vit(state: OriginalState, hints: Hints) -> Plan | None:
     """So-ViT of FastDifferentiableMatSqrt: visual tokens, blocks, two classifiers."""
     if not state.has("visual_tokens.", "blocks.", "classifier.visual_fc."):
@@ -124,7 +133,6 @@ def _token_pool(state: OriginalState, hints: Hints) -> tuple[str, list[str]]:
     ]
 
 
-@LAYOUTS.register("main.py")
 def main_py(state: OriginalState, hints: Hints) -> Plan | None:
     """main.py of fast-MPN-COV and DifferentiableSVD: a sequence of features, a representation, a classifier."""
     if not state.has("features.", "classifier.") or state.has("head."):
@@ -147,6 +155,11 @@ def main_py(state: OriginalState, hints: Hints) -> Plan | None:
         )
     head = recognise_head(backbone.channels, reduced, widths[0][1], state, arch, hints.head)
     notes = [head.note] if head.note else []
+    if head.name == "seb" and reduced is None:
+        notes.append(
+            "the release lifts eigenvalues below float32's epsilon to it; with unreduced channels that moves the scale "
+            "of seb, and the logits, by about 2e-3 of what this model computes"
+        )
     if arch is not None and _plain(arch) != _plain(backbone.name) and hints.arch is None:
         notes.append(f"the file says {arch}, keys and shapes are those of {backbone.name}")
     last_stride = _last_stride(state, backbone, arch, notes)
@@ -154,7 +167,13 @@ def main_py(state: OriginalState, hints: Hints) -> Plan | None:
     network = Network(
         backbone.name, widths[-1][0], head.name, head.options, last_stride, hidden, dict(backbone.arguments)
     )
-    return Plan("main.py of fast-MPN-COV or DifferentiableSVD", network, by_modules(pairs), notes, data=dict(IMAGENET))
+    source = "main.py of fast-MPN-COV or DifferentiableSVD"
+    return Plan(source, network, by_modules(pairs), notes, any_order=_any_order(head), data=dict(IMAGENET))
+
+
+def _any_order(head: Head) -> bool:
+    """Whether the vector may be from before December 2018: DifferentiableSVD and its own heads came later."""
+    return head.guessed or head.name == "isqrt"
 
 
 def _reduction(state: OriginalState, backbone: Backbone) -> tuple[int | None, list[tuple[str, str]]]:
@@ -188,31 +207,30 @@ def _last_stride(state: OriginalState, backbone: Backbone, arch: str | None, not
     return None
 
 
-@LAYOUTS.register("mpncovresnet")
 def mpncov_resnet(state: OriginalState, hints: Hints) -> Plan | None:
     """The released mpncovresnet50 and mpncovresnet101: a ResNet with ``layer_reduce``."""
     if not state.has("conv1.", "layer_reduce.", "layer_reduce_bn.", "fc."):
         return None
-    found = resnet_name(state.under(""), STAGES)
-    if found is None:
+    resnet = resnet_name(state.under(""), STAGES)
+    if resnet is None:
         return None
     reduced, (classes, width) = state.shape("layer_reduce.weight")[0], state.shape("fc.weight")
-    head = recognise_head(found[1], reduced, width, state, WITHOUT_STRIDE + found[0][6:], hints.head or "isqrt")
+    head = recognise_head(resnet[1], reduced, width, state, WITHOUT_STRIDE + resnet[0][6:], hints.head or "isqrt")
     pairs = [("layer_reduce", CONVOLUTION), ("layer_reduce_bn", NORM), ("fc", "head.fc")]
     pairs += [(part, part) for part in ("conv1", "bn1", *STAGES)]
-    network = Network(found[0], classes, head.name, head.options, last_stride=1)
-    return Plan("released mpncovresnet of fast-MPN-COV", network, by_modules(pairs))
+    network = Network(resnet[0], classes, head.name, head.options, last_stride=1)
+    notes = [head.note] if head.note else []
+    return Plan("mpncovresnet of fast-MPN-COV", network, by_modules(pairs), notes, any_order=_any_order(head))
 
 
-@LAYOUTS.register("cifar")
 def cifar(state: OriginalState, hints: Hints) -> Plan | None:
     """The nets of Power-Iteration-SVD and decorrelated BN: a ResNet for CIFAR, whose first norm may whiten."""
     if not state.has("conv1.", "bn1.", "layer4.", "fc.") or state.shape("conv1.weight")[2:] != (3, 3):
         return None
-    found = resnet_name(state.under(""), STAGES)
-    if found is None or f"{found[0]}_cifar" not in timm.list_models("*_cifar"):
+    resnet = resnet_name(state.under(""), STAGES)
+    if resnet is None or f"{resnet[0]}_cifar" not in timm.list_models("*_cifar"):
         return None
-    name, classes = f"{found[0]}_cifar", state.shape("fc.weight")[0]
+    name, classes = f"{resnet[0]}_cifar", state.shape("fc.weight")[0]
     source = "Power-Iteration-SVD or decorrelated BN"
     pairs = [(part, part) for part in ("conv1", "bn1", "fc", *STAGES)]
     layer = _released_layer(state)
@@ -221,26 +239,31 @@ def cifar(state: OriginalState, hints: Hints) -> Plan | None:
     kind, groups, note = layer
     made = RELEASED_LAYERS[kind]
     options: dict[str, Any] = {**made.keywords, "groups": groups}  # type: ignore[attr-defined]
-    suffix = "pca" if "PCA" in kind else "zca"
+    suffix = "pca" if kind == PCA else "zca"
     if suffix == "pca":
         del options["groups"]
     network = Network(f"{name}_{suffix}", classes, backbone_kwargs={"whiten": "bn1", "norm_kwargs": options})
-    return Plan(
-        f"{source}, {kind}", network, _with_whitening(by_modules(pairs), suffix == "pca"), [note] if note else []
-    )
+    place = _with_whitening(by_modules(pairs), kind, state.shape("conv1.weight")[0], groups)
+    return Plan(f"{source}, {kind}", network, place, [note] if note else [])
 
 
 def _released_layer(state: OriginalState) -> tuple[str, int, str | None] | None:
     """The released whitening layer in place of ``bn1``, its groups, and what there is to say."""
-    keys = state.under("bn1.")
-    numbered = [key for key in keys if re.fullmatch(r"running_subspace\d+", key)]
-    if "running_subspace" in keys and "running_var" in keys:
+    shapes = state.under("bn1.")
+    numbered = [key for key in shapes if re.fullmatch(r"running_subspace\d+", key)]
+    subspace = shapes.get("running_subspace", ())
+    if "running_var" in shapes and len(subspace) == 3:
+        raise OptionError(
+            f"{state.file_name}: bn1 is decorrelated BN's own batch norm, with a subspace and a variance, "
+            "which no layer here is"
+        )
+    if "running_var" in shapes and subspace:
         return "myPCANormSVDPI", 1, None
-    if "running_subspace" in keys:
-        return "ZCANormBatch", keys["running_subspace"][0], None
+    if subspace:
+        return "ZCANormBatch", subspace[0], None
     if not numbered:
         return None
-    if not any(STARTING_VECTOR.fullmatch(key) for key in keys):
+    if not any(STARTING_VECTOR.fullmatch(key) for key in shapes):
         return "ZCANormSVDunstable", len(numbered), None
     note = (
         "whitening layer ZCANormSVDPI is a guess: ZCANormPIunstable has the same keys; the two differ only in training"
@@ -248,51 +271,69 @@ def _released_layer(state: OriginalState) -> tuple[str, int, str | None] | None:
     return "ZCANormSVDPI", len(numbered), note
 
 
-def _with_whitening(others: Place, pca: bool) -> Place:
+def _released_shapes(kind: str, channels: int, groups: int) -> Callable[[str], tuple[int, ...]]:
+    """Shapes of the tensors of a released layer, by the name in ours; all that is no subspace is a vector."""
+    size = channels // groups
+    batch = kind == "ZCANormBatch"
+
+    def shape(name: str) -> tuple[int, ...]:
+        if name == "running_subspace":
+            return (groups, size, size) if batch else (size, size)
+        if name == START:
+            return (1, channels) if batch else (size, 1)
+        return (1, channels, 1) if batch else (channels, 1)
+
+    return shape
+
+
+def _with_whitening(others: Place, kind: str, channels: int, groups: int) -> Place:
+    shape = _released_shapes(kind, channels, groups)
+
     def place(key: str) -> Placement | Dropped | None:
         if key != "u" and not key.startswith("bn1."):
             return others(key)
-        entry = None if key == "u" else place_entry(key.removeprefix("bn1."), pca)
+        entry = None if key == "u" else place_entry(key.removeprefix("bn1."), kind == PCA)
         if entry is None:
-            return Dropped("starting vector of a power iteration")
-        return Placement(f"bn1.{entry.name}", entry.part, entry.transposed)
+            return Dropped("starting vector of a power iteration", shape(START))
+        counter = entry.name == "num_batches_tracked"
+        return Placement(f"bn1.{entry.name}", entry.part, entry.transposed, None if counter else shape(entry.name))
 
     return place
 
 
-@LAYOUTS.register("second-order resnet")
 def second_order_resnet(state: OriginalState, hints: Hints) -> Plan | None:
     """A ResNet of this package without its name."""
-    found = resnet_name(state.under(""), STAGES)
-    if found is None or not state.has("conv1.", "head.fc.") or state.shape("conv1.weight")[2:] != (7, 7):
+    resnet = resnet_name(state.under(""), STAGES)
+    if resnet is None or not state.has("conv1.", "head.fc.") or state.shape("conv1.weight")[2:] != (7, 7):
         return None
     reduced = state.shape(f"{CONVOLUTION}.weight")[:1] or (None,)
     classes, width = state.shape("head.fc.weight")
-    head = recognise_head(found[1], reduced[0], width, state, hints.arch, hints.head)
+    head = recognise_head(resnet[1], reduced[0], width, state, hints.arch, hints.head)
     notes = [*([head.note] if head.note else []), "the model's other arguments are not in the file"]
-    network = Network(found[0], classes, head.name, head.options, _given_stride(hints))
+    network = Network(resnet[0], classes, head.name, head.options, _given_stride(hints))
     return Plan("timm, without the model's name", network, by_modules([("", "")]), notes)
 
 
-@LAYOUTS.register("resnet")
 def plain_resnet(state: OriginalState, hints: Hints) -> Plan | None:
     """A ResNet of torchvision or timm, with average pooling or, with fresh weights, another head."""
     if not state.has("conv1.", "bn1.", "layer4.") or state.shape("conv1.weight")[2:] != (7, 7):
         return None
-    found = resnet_name(state.under(""), STAGES)
-    if found is None or state.has("head."):
+    resnet = resnet_name(state.under(""), STAGES)
+    if resnet is None or state.has("head."):
         return None
     pairs = [(part, part) for part in ("conv1", "bn1", *STAGES)]
     classes = state.shape("fc.weight")[0] if state.has("fc.") else IMAGENET_CLASSES
     if hints.head in (None, "gap") and state.has("fc."):
-        network = Network(found[0], classes, "gap", last_stride=_given_stride(hints))
+        network = Network(resnet[0], classes, "gap", last_stride=_given_stride(hints))
         return Plan("ResNet of torchvision or timm", network, by_modules([*pairs, ("fc", "head.fc")]))
     head = hints.head or "svdpade"
 
     def place(key: str) -> Placement | Dropped | None:
-        return Dropped("classifier of the averaged map") if key.startswith("fc.") else by_modules(pairs)(key)
+        if not key.startswith("fc."):
+            return by_modules(pairs)(key)
+        return Dropped("classifier of the averaged map", (classes, resnet[1]) if key == "fc.weight" else (classes,))
 
-    network = Network(found[0], classes, head, last_stride=_given_stride(hints))
+    network = Network(resnet[0], classes, head, last_stride=_given_stride(hints))
     notes = [f"head {head!r} for {classes} classes starts with fresh weights, drawn with seed 0"]
     return Plan("ResNet of torchvision or timm, backbone only", network, place, notes, fresh=True)
 
@@ -301,25 +342,8 @@ def _given_stride(hints: Hints) -> int | None:
     return 1 if (hints.arch or "").lower().startswith(WITHOUT_STRIDE) else None
 
 
-def recognise(state: OriginalState, hints: Hints) -> Plan:
-    """The plan of the first row that knows the checkpoint.
-
-    Raises:
-        OptionError: if none does, or an architecture was named that it does not fit.
-    """
-    for _, row in LAYOUTS.items():
-        plan = row(state, hints)
-        if plan is not None:
-            _check_arch(plan, hints)
-            return plan
-    first = ", ".join(list(state.tensors)[:3])
-    raise OptionError(
-        f"{state.file_name}: no known kind of checkpoint ({len(state.tensors)} tensors, {first}, ...); known kinds: "
-        f"{', '.join(LAYOUTS)}"
-    )
-
-
-def _check_arch(plan: Plan, hints: Hints) -> None:
+def check_arch(plan: Plan, hints: Hints) -> None:
+    """Raise if the user says another architecture than that of a plan."""
     if hints.arch is None:
         return
     fitting = {plan.network.backbone, plan.network.model_name, plan.network.backbone.split("_cifar")[0]}
@@ -330,3 +354,12 @@ def _check_arch(plan: Plan, hints: Hints) -> None:
 def _plain(arch: str) -> str:
     """A name of an architecture as the repositories and timm have it, made alike."""
     return re.sub(r"[^a-z0-9]", "", arch.lower().removeprefix("mpncov"))
+
+
+LAYOUTS.add("timm", timm_model)
+LAYOUTS.add("so-vit", so_vit)
+LAYOUTS.add("main.py", main_py)
+LAYOUTS.add("mpncovresnet", mpncov_resnet)
+LAYOUTS.add("cifar", cifar)
+LAYOUTS.add("second-order resnet", second_order_resnet)
+LAYOUTS.add("resnet", plain_resnet)

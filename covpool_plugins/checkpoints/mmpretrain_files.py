@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import pprint
 from collections.abc import Mapping
 from typing import Any
 
 CIFAR_SIDE = 32
 IMAGENET_CLASSES = 1000
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
 def config_text(model: dict[str, Any], data: Mapping[str, Any], num_classes: int, checkpoint: str, source: str) -> str:
@@ -15,16 +17,17 @@ def config_text(model: dict[str, Any], data: Mapping[str, Any], num_classes: int
 
     Args:
         model: config of the classifier.
-        data: ``mean`` and ``std`` in 0..1, ``input_size`` (C, H, W) and ``crop_pct``, as timm has them.
+        data: ``mean`` and ``std`` in 0..1, ``input_size`` (C, H, W), ``crop_pct`` and ``interpolation``, as in timm.
         num_classes: of the classifier.
         checkpoint: name of the file with the weights, beside the config.
         source: where the weights come from.
     """
-    mean, std = ([round(255 * value, 4) for value in data[name]] for name in ("mean", "std"))
+    mean, std = ([round(255 * value, 6) for value in data[name]] for name in ("mean", "std"))
+    cifar = data["input_size"][1] == CIFAR_SIDE  # whose data set gives red first, while pictures are read blue first
     variables = {
         "default_scope": "mmpretrain",
         "model": model,
-        "data_preprocessor": dict(num_classes=num_classes, mean=mean, std=std, to_rgb=True),
+        "data_preprocessor": dict(num_classes=num_classes, mean=mean, std=std, to_rgb=not cifar),
         "test_dataloader": dict(
             batch_size=32,
             num_workers=2,
@@ -42,10 +45,15 @@ def config_text(model: dict[str, Any], data: Mapping[str, Any], num_classes: int
 def _data_set(data: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
     _, height, _ = data["input_size"]
     pack = dict(type="PackInputs")
+    # As timm does it: the edge is rounded down, Pillow reads and resizes.
+    side, squash = math.floor(height / data["crop_pct"]), data.get("crop_mode") == "squash"
+    scale: dict[str, Any] = dict(scale=(side, side)) if squash else dict(scale=side, edge="short")
+    interpolation = data["interpolation"] if data["interpolation"] in INTERPOLATIONS else "bilinear"
+    resize = dict(type="Resize" if squash else "ResizeEdge", **scale, backend="pillow", interpolation=interpolation)
+    steps = [resize, dict(type="CenterCrop", crop_size=height), pack]
     if height == CIFAR_SIDE:
-        return dict(type=f"CIFAR{num_classes}", data_root=f"data/cifar{num_classes}", split="test", pipeline=[pack])
-    resize = dict(type="ResizeEdge", scale=round(height / data["crop_pct"]), edge="short", backend="pillow")
-    pipeline = [dict(type="LoadImageFromFile"), resize, dict(type="CenterCrop", crop_size=height), pack]
+        return dict(type=f"CIFAR{num_classes}", data_root=f"data/cifar{num_classes}", split="test", pipeline=steps)
+    pipeline = [dict(type="LoadImageFromFile", imdecode_backend="pillow"), *steps]
     if num_classes == IMAGENET_CLASSES:
         return dict(type="ImageNet", data_root="data/imagenet", split="val", pipeline=pipeline)
     # One folder a class.

@@ -22,10 +22,9 @@ class Counterpart(NamedTuple):
     key: Callable[[str], str]
 
 
-BACKBONES: Table[Callable[[Network, re.Match[str]], Counterpart]] = Table("backbone of MMPretrain")
+MMPRETRAIN_BACKBONES: Table[Callable[[Network, re.Match[str]], Counterpart]] = Table("backbone of MMPretrain")
 
 
-@BACKBONES.register(r"resnet(18|34|50|101|152)")
 def resnet(network: Network, name: re.Match[str]) -> Counterpart:
     """The same names in both."""
     config: Config = dict(type="ResNet", depth=int(name[1]), num_stages=4, out_indices=(3,), style="pytorch")
@@ -34,7 +33,6 @@ def resnet(network: Network, name: re.Match[str]) -> Counterpart:
     return Counterpart(config, lambda key: key)
 
 
-@BACKBONES.register(r"resnet(18|50)_cifar(?:_(zca|pca))?")
 def resnet_cifar(network: Network, name: re.Match[str]) -> Counterpart:
     """The same names in both."""
     config: Config = dict(type="ResNet_CIFAR", depth=int(name[1]), num_stages=4, out_indices=(3,), style="pytorch")
@@ -46,7 +44,6 @@ def resnet_cifar(network: Network, name: re.Match[str]) -> Counterpart:
     return Counterpart(config, lambda key: key)
 
 
-@BACKBONES.register(r"vgg(11|13|16|19)(_bn)?")
 def vgg(network: Network, name: re.Match[str]) -> Counterpart:
     """MMPretrain counts convolution, norm and ReLU as one; poolings count in both."""
     config: Config = dict(type="VGG", depth=int(name[1]), with_last_pool=network.last_stride != 1)
@@ -63,7 +60,6 @@ def vgg(network: Network, name: re.Match[str]) -> Counterpart:
     return Counterpart(config, lambda key: f"{places[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}")
 
 
-@BACKBONES.register(r"densenet(121|169|201)")
 def densenet(network: Network, name: re.Match[str]) -> Counterpart:
     """Blocks and layers counted from zero, the last norm as a transition."""
     fixed = {"features.conv0": "stem.0", "features.norm0": "stem.1", "features.norm5": "transitions.3.0"}
@@ -72,27 +68,24 @@ def densenet(network: Network, name: re.Match[str]) -> Counterpart:
         module, _, leaf = theirs.rpartition(".")
         if module in fixed:
             return f"{fixed[module]}.{leaf}"
-        found = re.fullmatch(r"features\.denseblock(\d)\.denselayer(\d+)\.(.+)", theirs)
-        if found:
-            return f"stages.{int(found[1]) - 1}.block.{int(found[2]) - 1}.{found[3]}"
+        layer = re.fullmatch(r"features\.denseblock(\d)\.denselayer(\d+)\.(.+)", theirs)
+        if layer:
+            return f"stages.{int(layer[1]) - 1}.block.{int(layer[2]) - 1}.{layer[3]}"
         return re.sub(r"features\.transition(\d)", lambda m: f"transitions.{int(m[1]) - 1}", theirs)
 
     return Counterpart(dict(type="DenseNet", arch=name[1]), key)
 
 
-@BACKBONES.register(r"alexnet")
 def alexnet(network: Network, name: re.Match[str]) -> Counterpart:
     """Ours in both."""
     return Counterpart(dict(type="covpool_plugins.AlexNetBN", **network.backbone_kwargs), lambda key: key)
 
 
-@BACKBONES.register(r"so_vit_(\d+)")
 def so_vit(network: Network, name: re.Match[str]) -> Counterpart:
     """Ours in both."""
     return Counterpart(dict(type="covpool_plugins.SoViT", arch=name[1]), lambda key: key)
 
 
-@BACKBONES.register(r".*")
 def any_timm_backbone(network: Network, name: re.Match[str]) -> Counterpart:
     """timm's own network in MMPretrain's wrapper."""
     config = dict(type="TIMMBackbone", model_name=network.backbone, **network.backbone_kwargs)
@@ -106,7 +99,7 @@ def mmpretrain_model(network: Network, model: Any) -> tuple[Config, dict[str, st
         network: what it is.
         model: the timm model; on the ``meta`` device is enough.
     """
-    for pattern, row in BACKBONES.items():
+    for pattern, row in MMPRETRAIN_BACKBONES.items():
         name = re.fullmatch(pattern, network.backbone)
         if name is not None:
             counterpart = row(network, name)
@@ -155,3 +148,12 @@ def _neck_and_head(network: Network, model: Any, common: Config) -> tuple[Config
             **common,
         )
     return dict(neck=neck, head=head), modules
+
+
+MMPRETRAIN_BACKBONES.add(r"resnet(18|34|50|101|152)", resnet)
+MMPRETRAIN_BACKBONES.add(r"resnet(18|50)_cifar(?:_(zca|pca))?", resnet_cifar)
+MMPRETRAIN_BACKBONES.add(r"vgg(11|13|16|19)(_bn)?", vgg)
+MMPRETRAIN_BACKBONES.add(r"densenet(121|169|201)", densenet)
+MMPRETRAIN_BACKBONES.add(r"alexnet", alexnet)
+MMPRETRAIN_BACKBONES.add(r"so_vit_(\d+)", so_vit)
+MMPRETRAIN_BACKBONES.add(r".*", any_timm_backbone)

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from ..errors import OptionError
+from ..errors import OptionError, one_line
 from ..timm_plugin import second_order_models
 
 TOKEN_POOL = "mpa"  # of So-ViT
@@ -73,6 +73,16 @@ class Network:
             given |= {"last_stride": self.last_stride} if self.last_stride else {}
         return given
 
+    @property
+    def makes_triangle(self) -> bool:
+        """Whether the head's vector is the triangle of a symmetric matrix."""
+        if self.head is None:
+            return False
+        model: Any = self.build("meta")
+        pool = model.head.global_pool
+        channels = getattr(pool, "channels", 0)
+        return pool.out_features == channels * (channels + 1) // 2
+
     def build(self, device: str | None = None) -> nn.Module:
         """The model with fresh weights; on the ``meta`` device without any.
 
@@ -82,5 +92,7 @@ class Network:
         try:
             with torch.device(device or "cpu"):
                 return timm.create_model(self.model_name, num_classes=self.num_classes, **self.model_kwargs)
-        except TypeError as error:  # an argument that the model does not have
-            raise OptionError(f"{self.model_name}: {error}") from None
+        except (ValueError, OSError):
+            raise
+        except Exception as error:  # timm raises many kinds for an argument that a model does not have or not allow
+            raise OptionError(f"{self.model_name}: {one_line(error)}") from None

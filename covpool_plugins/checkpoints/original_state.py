@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .inert import PlainNamespace
-from .reading import CheckpointError
+from ..checkpoint_file import CONTAINERS, bare_keys, find_weights
 
-# Where training scripts put the weights, the first that there is counts; averaged weights come first, as in timm.
-AVERAGED = "state_dict_ema"
-CONTAINERS = (AVERAGED, "state_dict", "net", "model", "model_state_dict")
-# What DataParallel, DistributedDataParallel and torch.compile put between the parts of a key.
-WRAPPERS = ("module", "_orig_mod")
 TRAINING = ("optimizer", "scheduler", "lr_scheduler", "amp_scaler", "scaler", "meta", "message_hub", "param_schedulers")
 # Of a timm or main.py run's settings.
-SETTINGS = ("arch", "model", "representation", "model_kwargs")
+SETTINGS = ("arch", "model", "representation")
 
 
 @dataclass(frozen=True)
@@ -67,22 +60,10 @@ def unwrap(content: Any, path: Path, averaged: bool = True) -> OriginalState:
         averaged: take averaged weights (EMA), where there are some.
 
     Raises:
-        CheckpointError: if there are none, or something is among them that is no dense tensor, or they hold more
-            numbers than the file.
+        CheckpointError: if there are none, or something else is among them.
     """
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
-    content = dict(dict.items(content))  # type: ignore[arg-type]
-    containers = CONTAINERS if averaged else CONTAINERS[1:]
-    container = next((name for name in containers if isinstance(content.get(name), Mapping)), None)
-    state = content if container is None else dict(dict.items(content[container]))
-    _check_tensors(state, path)
-    keys: dict[str, str] = {}
-    for key in state:
-        bare = ".".join(part for part in key.split(".") if part not in WRAPPERS)
-        if bare in keys:
-            raise CheckpointError(f"{path} has weights for {bare!r} twice: {keys[bare]!r} and {key!r}")
-        keys[bare] = key
+    container, state = find_weights(content, path, averaged)
+    keys = bare_keys(state, path)
     rest = {} if container is None else {name: value for name, value in content.items() if name != container}
     plain, left_out = _rest(rest)
     return OriginalState(
@@ -90,25 +71,12 @@ def unwrap(content: Any, path: Path, averaged: bool = True) -> OriginalState:
     )
 
 
-def _check_tensors(state: dict[Any, Any], path: Path) -> None:
-    for key, value in state.items():
-        if not isinstance(key, str):
-            raise CheckpointError(f"{path}: {key!r} is no name of a tensor")
-        if not isinstance(value, Tensor):
-            raise CheckpointError(f"{path}: {key!r} holds no tensor, but {type(value).__name__}")
-        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
-            raise CheckpointError(f"{path}: {key!r} is no dense tensor of numbers")
-    if not state:
-        raise CheckpointError(f"{path} holds no weights")
-    if sum(value.nbytes for value in state.values()) > path.stat().st_size:
-        raise CheckpointError(f"{path} is damaged or hostile: its tensors share numbers and are larger than the file")
-
-
 def _settings(rest: dict[str, Any]) -> dict[str, Any]:
     arguments = rest.get("args")
-    said = dict(arguments.values) if isinstance(arguments, PlainNamespace) else {}
-    said |= {name: value for name, value in rest.items() if name in SETTINGS}
-    return {name: said[name] for name in SETTINGS if said.get(name)}
+    said = dict(vars(arguments)) if isinstance(arguments, argparse.Namespace) else {}
+    said |= {name: value for name, value in rest.items() if name in (*SETTINGS, "model_kwargs")}
+    kept = {name: said[name] for name in SETTINGS if isinstance(said.get(name), str) and said[name]}
+    return kept | ({"model_kwargs": said["model_kwargs"]} if said.get("model_kwargs") else {})
 
 
 def _rest(rest: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

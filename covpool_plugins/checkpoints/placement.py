@@ -1,7 +1,7 @@
-"""Where each tensor of an original checkpoint goes in our model.
+"""Where each tensor of an original checkpoint goes in our model, and what shape it has to have there.
 
 A layout is a list of pairs (module in the original, module in ours); what stands under the one comes to stand under the
-other. Whitening layers, whose tensors are cut and joined, have a rule of their own.
+other, in the same shape. Whitening layers, whose tensors are cut and joined, have a rule of their own.
 """
 
 from __future__ import annotations
@@ -9,19 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+Shape = tuple[int, ...]
+
 
 class Placement(NamedTuple):
-    """A place in our state dict; with a number, one part of the tensor there; perhaps transposed."""
+    """A place in our state dict; with a number, one part of the tensor there; perhaps transposed.
+
+    ``shape`` is that of the tensor in the file, where it is another than ours.
+    """
 
     key: str
     part: int | None = None
     transposed: bool = False
+    shape: Shape | None = None
 
 
 class Dropped(NamedTuple):
-    """A tensor that has no place, and why it needs none."""
+    """A tensor that has no place: why it needs none, and its shape in the file."""
 
     reason: str
+    shape: Shape
 
 
 Place = Callable[[str], Placement | Dropped | None]

@@ -6,7 +6,8 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .conversion import Converted, KeyReport
+    from .conversion import Converted
+    from .fitting import KeyReport
 
 
 def summary(converted: Converted) -> list[tuple[str, str]]:
@@ -27,7 +28,7 @@ def summary(converted: Converted) -> list[tuple[str, str]]:
         ("weights", f"{len(converted.state_dict)} tensors, {size:.1f} MB"),
         ("tensors", ", ".join(f"{count} {kind}" for kind, count in counts.items())),
     ]
-    return rows + [("note", note) for note in converted.notes]
+    return [(name, _printable(value)) for name, value in (*rows, *(("note", note) for note in converted.notes))]
 
 
 def report_text(converted: Converted, files: list[str]) -> str:
@@ -37,9 +38,15 @@ def report_text(converted: Converted, files: list[str]) -> str:
     lines += ["", "Files:", "", *(f"- `{name}`" for name in files)]
     lines += ["", "| in the file | shape | in the model | remark |", "| --- | --- | --- | --- |"]
     for row in converted.keys:
+        original = f"`{_printable(row.original)}`" if row.original else ""
         ours = f"`{row.ours}`" + (f", part {row.part}" if row.part is not None else "") if row.ours else ""
-        lines.append(f"| {f'`{row.original}`' if row.original else ''} | {list(row.shape)} | {ours} | {row.remark} |")
+        lines.append(f"| {original} | {list(row.shape)} | {ours} | {row.remark} |")
     return "\n".join(lines) + "\n"
+
+
+def _printable(text: str) -> str:
+    """Without control characters, and without those that end a cell or a piece of code in Markdown."""
+    return "".join(letter if letter.isprintable() and letter not in "|`" else "?" for letter in text)
 
 
 def _kind(row: KeyReport) -> str:

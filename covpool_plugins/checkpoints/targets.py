@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..errors import OptionError
+from ..checkpoint_pickle import shown
+from ..errors import OptionError, one_line
 from ..files import new_folder
 from ..tables import Table
 from ..timm_plugin.hub import write_hub_folder
 from .conversion import Converted
+from .folders import LEFT_OUT, MANIFEST, RECORD, manifest, replaceable
 from .mmpretrain_files import config_text
 from .mmpretrain_model import mmpretrain_model
 from .report import report_text
+from .triangle import columns
 
 REPORT = "conversion.md"
 # What timm's description of a model says of the weights that timm has for it.
@@ -34,7 +37,7 @@ ABOUT_TIMMS_WEIGHTS = (
     "test_input_size",
     "test_crop_pct",
 )
-TARGETS: Table[Callable[[Converted, Path], object]] = Table("target")
+TARGETS: Table[Callable[[Converted, Path, Path], object]] = Table("target")
 
 
 def write(converted: Converted, target: str, directory: Path | str, force: bool = False) -> list[Path]:
@@ -44,7 +47,7 @@ def write(converted: Converted, target: str, directory: Path | str, force: bool 
         converted: of :func:`load_original`.
         target: ``timm``, ``mmpretrain`` or ``original``.
         directory: the folder.
-        force: replace one that holds nothing but what an earlier call has written.
+        force: replace one that holds nothing but what an earlier call has written, by its ``conversion.json``.
 
     Returns:
         The files.
@@ -57,17 +60,20 @@ def write(converted: Converted, target: str, directory: Path | str, force: bool 
     Examples:
         >>> torch.save(timm.create_model("resnet18", num_classes=10).state_dict(), "resnet18.pth")
         >>> sorted(path.name for path in write(load_original("resnet18.pth"), "timm", "converted"))
-        ['config.json', 'conversion.md', 'model.safetensors', 'original.json']
+        ['config.json', 'conversion.json', 'conversion.md', 'model.safetensors', 'original.json']
     """
     row = TARGETS[target]
-    with new_folder(directory, _written(Path(directory)) if force else None) as folder:
-        row(converted, folder)
+    with new_folder(directory, replaceable(Path(directory)) if force else None) as folder:
+        try:
+            row(converted, folder, Path(directory))
+        except (RuntimeError, safetensors.SafetensorError) as error:  # of a full disk, when it is not an OSError
+            raise OSError(f"{directory} cannot be written: {one_line(error)}") from None
         (folder / REPORT).write_text(report_text(converted, sorted(path.name for path in folder.iterdir())))
+        (folder / MANIFEST).write_text(json.dumps(manifest(folder), indent=1))
     return sorted(Path(directory).iterdir())
 
 
-@TARGETS.register("timm")
-def write_timm(converted: Converted, folder: Path) -> None:
+def write_timm(converted: Converted, folder: Path, _: Path) -> None:
     """A folder for ``timm.create_model('local-dir:...')``, with what the original had besides."""
     model: Any = converted.network.build("meta")
     known = {name: value for name, value in model.pretrained_cfg.items() if name not in ABOUT_TIMMS_WEIGHTS}
@@ -75,14 +81,17 @@ def write_timm(converted: Converted, folder: Path) -> None:
     model.load_state_dict(converted.state_dict, assign=True)
     write_hub_folder(model, folder, converted.model_name, converted.network.model_kwargs)
     if converted.original:
-        (folder / "original.json").write_text(json.dumps(converted.original))
+        (folder / RECORD).write_text(json.dumps(converted.original))
     if converted.left_out:
-        safetensors.torch.save_file(_contiguous(converted.left_out), folder / "original.safetensors")
+        safetensors.torch.save_file(_contiguous(converted.left_out), folder / LEFT_OUT)
 
 
-@TARGETS.register("mmpretrain")
-def write_mmpretrain(converted: Converted, folder: Path) -> None:
+def write_mmpretrain(converted: Converted, folder: Path, directory: Path) -> None:
     """A checkpoint, and a config that loads it from its own folder."""
+    place = str(directory.resolve())
+    if not place.isprintable() or any(letter in place for letter in "'\"\\{}"):
+        # MMEngine puts the folder's name into the text of the config, which is Python.
+        raise OptionError(f"the folder {place!r} has a letter in its name that no config can hold; choose another name")
     model: Any = converted.network.build("meta")
     config, keys = mmpretrain_model(converted.network, model)
     name = "_".join(part for part in (converted.network.backbone, converted.network.head) if part)
@@ -93,32 +102,46 @@ def write_mmpretrain(converted: Converted, folder: Path) -> None:
     (folder / f"{name}.py").write_text(text)
 
 
-@TARGETS.register("original")
-def write_original(converted: Converted, folder: Path) -> None:
+def write_original(converted: Converted, folder: Path, _: Path) -> None:
     """The checkpoint that a conversion began with, tensor by tensor the same; without the state of its training."""
     original = converted.original
     if not original:
         raise OptionError("--to original: these weights were not converted, so the original's keys are not known")
     tensors: OrderedDict[str, Tensor] = OrderedDict()
-    for key, ours, part, transposed, shape in original["keys"]:
-        if ours is None:
-            tensor = converted.left_out[key]
-        else:
-            whole = converted.state_dict[ours]
-            tensor = whole if part is None else whole[part].clone()
-            tensor = tensor.mT if transposed else tensor
-        tensors[key] = tensor.reshape(shape)
+    for row in original["keys"]:
+        try:
+            tensors[row[0]] = _original_tensor(converted, *row)
+        except (KeyError, IndexError, RuntimeError):
+            raise OptionError(f"--to original: the record of {shown(row[0])} does not fit the weights") from None
     container = original["container"]
     said = {**original["plain"], **original.get("settings", {})}
     content = tensors if container is None else {**said, container: tensors}
     torch.save(content, folder / original["file_name"])
 
 
-def _written(directory: Path) -> set[str]:
-    """Names of the files of an earlier call, as its report lists them."""
-    report = directory / REPORT
-    return {REPORT, *re.findall(r"^- `(.+)`$", report.read_text(), re.MULTILINE)} if report.is_file() else set()
+def _original_tensor(
+    converted: Converted,
+    key: str,
+    ours: str | None,
+    part: int | None,
+    transposed: bool,
+    shape: list[int],
+    triangle: str | None = None,
+) -> Tensor:
+    """A tensor of the original, from the place where it went."""
+    if ours is None:
+        return converted.left_out[key].reshape(shape)
+    whole = converted.state_dict[ours]
+    tensor = whole if part is None else whole[part].clone()
+    if triangle == "lower":
+        tensor = tensor[:, columns(tensor.shape[1], "upper")]
+    return (tensor.mT if transposed else tensor).reshape(shape)
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: tensor.contiguous() for key, tensor in tensors.items()}
+
+
+TARGETS.add("timm", write_timm)
+TARGETS.add("mmpretrain", write_mmpretrain)
+TARGETS.add("original", write_original)

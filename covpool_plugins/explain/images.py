@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from ..errors import OptionError, ShapeError
 from ..pictures import Picture, read_picture, to_eight_bits
 
+# Data sets of MMPretrain that give red, green, blue; its loader of files gives blue, green, red.
+RED_FIRST = ("CIFAR10", "CIFAR100")
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -109,15 +112,16 @@ def mmpretrain_preprocessing(model: Any) -> Preprocessing:
     preprocessor = copy.deepcopy(model.data_preprocessor)
 
     channels = _input_channels(model)
+    red_first = config.test_dataloader.dataset.get("type") in RED_FIRST
 
     def to_input(picture: Picture) -> Tensor:
         pixels = np.asarray(picture)
-        if channels == 3:
+        if channels == 3 and not red_first:
             pixels = np.ascontiguousarray(pixels[:, :, ::-1])  # as MMPretrain's loader gives it
         sample = pipeline(dict(img=pixels, img_shape=pixels.shape[:2], ori_shape=pixels.shape[:2]))
         return preprocessor({"inputs": [sample["inputs"]]})["inputs"][0].float().cpu()
 
-    bgr = channels == 3 and not getattr(preprocessor, "to_rgb", False)
+    bgr = channels == 3 and getattr(preprocessor, "to_rgb", False) == red_first
     mean, std = (_unit_scale(preprocessor, name, default) for name, default in (("mean", 0.0), ("std", 1.0)))
     if bgr:
         mean, std = mean[::-1], std[::-1]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from ..checkpoint_file import bare_keys, find_weights, read_checkpoint
+from ..checkpoint_pickle import shown
 from ..errors import OptionError, UnknownNameError, require_extra
 
 
@@ -32,7 +33,6 @@ def load_timm_model(
         False
     """
     import timm
-    from timm.models import load_state_dict
 
     from .. import timm_plugin  # noqa: F401  registers the second-order models
 
@@ -46,12 +46,7 @@ def load_timm_model(
     except (RuntimeError, AssertionError, TypeError) as error:
         raise OptionError(f"timm model {name!r}: {error}") from None
     if checkpoint is not None:
-        _check_file(checkpoint)
-        try:
-            state_dict = load_state_dict(str(checkpoint), weights_only=True)
-        except Exception as error:  # safetensors, pickle and zip each have errors of their own
-            raise OptionError(f"{checkpoint}: not a checkpoint that can be read ({error})") from None
-        _load_strictly(model, state_dict, checkpoint)
+        _load_strictly(model, read_checkpoint(checkpoint), checkpoint)
     return model.eval()
 
 
@@ -77,24 +72,21 @@ def load_mmpretrain_model(config: Path | str, checkpoint: Path | str | None = No
     from mmengine.config import Config
     from mmpretrain import get_model
 
-    from ..mmpretrain_plugin.safe_checkpoints import check_checkpoint, weights_only_checkpoints
+    from ..mmpretrain_plugin.safe_checkpoints import read_mmengine_checkpoint, weights_only_checkpoints
 
     _check_file(config)
     try:
         cfg = Config.fromfile(config)
         if cfg.get("model") is None:
             raise OptionError(f"{config}: the config has no model")
-        model = get_model(cfg, pretrained=False)
+        with weights_only_checkpoints():
+            model = get_model(cfg, pretrained=False)
     except OptionError:
         raise
     except Exception as error:  # a config is code: anything may go wrong in it
         raise OptionError(f"{config}: {type(error).__name__}: {error}") from None
     if checkpoint is not None:
-        check_checkpoint(checkpoint)
-        with weights_only_checkpoints():
-            loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        state_dict = loaded.get("state_dict", loaded)
-        _load_strictly(model, {key.removeprefix("module."): value for key, value in state_dict.items()}, checkpoint)
+        _load_strictly(model, read_mmengine_checkpoint(checkpoint), checkpoint)
     return model.eval()
 
 
@@ -103,9 +95,11 @@ def _check_file(path: Path | str) -> None:
         pass
 
 
-def _load_strictly(model: nn.Module, state_dict: dict[str, Tensor], path: Path | str) -> None:
+def _load_strictly(model: nn.Module, content: Any, path: Path | str) -> None:
     """Load every weight; weights that were left random would be explained as if they meant something."""
+    weights = find_weights(content, path)[1]
     wanted = model.state_dict()
+    state_dict = {bare: weights[key] for bare, key in bare_keys(weights, path, wanted).items()}
     for key, value in wanted.items():
         if key not in state_dict:
             raise OptionError(f"{path} does not fit the model: it has no {key!r}")
@@ -114,5 +108,5 @@ def _load_strictly(model: nn.Module, state_dict: dict[str, Tensor], path: Path |
             raise OptionError(f"{path} does not fit the model: {key!r} is {sizes}")
     for key in state_dict:
         if key not in wanted:
-            raise OptionError(f"{path} does not fit the model: it has {key!r}, the model has not")
+            raise OptionError(f"{path} does not fit the model: it has {shown(key)}, the model has not")
     model.load_state_dict(state_dict)

@@ -2,7 +2,7 @@
 
 MMEngine asks ``torch.load`` for everything a pickle can do, because its own log histories are more than tensors. Within
 :func:`weights_only_checkpoints` only tensors, plain containers, NumPy arrays and those histories are loaded, wherever
-the checkpoint comes from.
+the checkpoint comes from. Files are read by the package's own reader first.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,62 +17,75 @@ from typing import Any
 
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
 
+from ..checkpoint_file import bare_keys, find_weights, read_checkpoint
+from ..checkpoint_pickle import numpy_globals, shown
 from ..errors import OptionError
-from ..safe_globals import numpy_array_globals, numpy_scalar_globals
 
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+# As MMEngine tells an address from a file: https://, s3:, open-mmlab://, ...
+ADDRESS = re.compile(r"[\w+-]+:(?!\\)")
 
 
 @contextmanager
 def weights_only_checkpoints() -> Iterator[None]:
     """Within it, every ``torch.load`` is ``weights_only=True`` and knows MMEngine's log histories.
 
+    MMEngine's loader of files, which ``load_from`` and ``init_cfg`` come to, has them checked first.
+
     Raises:
         OptionError: from within, for a checkpoint that holds anything else.
     """
     before = os.environ.get(FORCE)
     os.environ[FORCE] = "1"
+    CheckpointLoader.register_scheme("", load_from_checked_file, force=True)
     try:
-        with torch.serialization.safe_globals(_known_globals()):
+        known = [(make, name) for name, make in _log_globals().items()]
+        with torch.serialization.safe_globals([*numpy_globals(), *known]):
             yield
     except pickle.UnpicklingError as error:
         raise OptionError(f"the checkpoint {_reason(error)}") from error
     finally:
+        CheckpointLoader.register_scheme("", load_from_local, force=True)
         os.environ.pop(FORCE)
         if before is not None:
             os.environ[FORCE] = before
+
+
+def read_mmengine_checkpoint(path: str | Path) -> Any:
+    """What a file holds that MMEngine has written, or any other file of weights.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        OptionError: for an address, and for a file that is no checkpoint or holds more than weights and the state of a
+            run.
+    """
+    if ADDRESS.match(str(path)) and not Path(path).exists():
+        raise OptionError(f"checkpoint {shown(str(path))} is an address; download the file and name it")
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"checkpoint {str(path)!r} does not exist")
+    return read_checkpoint(path, more=_log_globals())
 
 
 def check_checkpoint(path: str | Path, *, resume: bool = False) -> dict[str, Any]:
     """Raise in one line what would otherwise fail deep inside a run.
 
     Args:
-        path: a file, or an address with a scheme (``https://``, ``torchvision://``), which is left to MMEngine.
+        path: a file.
         resume: the run is to be continued, so the file has to hold the state of a run.
 
     Returns:
-        What the checkpoint says of its run (``meta``); nothing for an address.
+        What the checkpoint says of its run (``meta``).
 
     Raises:
         FileNotFoundError: if there is no such file.
-        OptionError: if it is not a checkpoint, or holds more than weights and the state of a run.
+        OptionError: for an address, and for a file that holds no weights, more than weights and the state of a run, or
+            no run to resume.
     """
-    if "://" in str(path):
-        return {}
-    if not Path(path).expanduser().is_file():
-        raise FileNotFoundError(f"checkpoint {str(path)!r} does not exist")
-    try:
-        with weights_only_checkpoints():
-            checkpoint = torch.load(Path(path).expanduser(), map_location="cpu", mmap=zipfile.is_zipfile(path) or None)
-    except OptionError as error:
-        raise OptionError(f"{path}: {error}") from error
-    except PermissionError:
-        raise
-    except Exception as error:  # what torch.load raises for a damaged file depends on where the damage is
-        raise OptionError(f"{path} is not a checkpoint, or is damaged") from error
-    if not isinstance(checkpoint, dict):
-        raise OptionError(f"{path} holds a {type(checkpoint).__name__}, not a state dict")
+    checkpoint = read_mmengine_checkpoint(path)
+    bare_keys(find_weights(checkpoint, path)[1], path)
     meta = checkpoint.get("meta")
     if not resume:
         return meta if isinstance(meta, dict) else {}
@@ -82,12 +94,21 @@ def check_checkpoint(path: str | Path, *, resume: bool = False) -> dict[str, Any
     if "config" in meta:
         # MMEngine would run this text as Python.
         raise OptionError(f"{path} carries a config to be executed (meta['config']) and is not resumed")
+    for name in ("epoch", "iter"):
+        if type(meta.get(name, 0)) is not int:
+            raise OptionError(f"{path}: meta[{name!r}] is no number, but {shown(meta[name])}")
     return meta
 
 
-def _known_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+def load_from_checked_file(filename: str, map_location: Any) -> Any:
+    """What MMEngine's loader of files gives, after a look at the file."""
+    check_checkpoint(filename)
+    return load_from_local(filename, map_location)
+
+
+def _log_globals() -> dict[str, Callable[..., Any]]:
     HistoryBuffer()  # fills its table of statistics, which _statistic reads
-    return [HistoryBuffer, *numpy_array_globals(), *numpy_scalar_globals(), (_statistic, "builtins.getattr")]
+    return {"mmengine.logging.history_buffer.HistoryBuffer": HistoryBuffer, "builtins.getattr": _statistic}
 
 
 def _statistic(owner: Any, name: str) -> Callable[..., Any]:
@@ -99,6 +120,6 @@ def _statistic(owner: Any, name: str) -> Callable[..., Any]:
 
 
 def _reason(error: pickle.UnpicklingError) -> str:
-    found = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.[\w.]+)", str(error))
-    what = f" ({found[1]})" if found else ""
+    blocked = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.[\w.]+)", str(error))
+    what = f" ({blocked[1]})" if blocked else ""
     return f"is damaged or holds more than weights and the state of a run{what}; it is not loaded"

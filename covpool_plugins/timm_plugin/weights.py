@@ -14,6 +14,7 @@ import torch
 from timm.models import generate_default_cfgs, get_pretrained_cfg, load_pretrained
 from torch import Tensor, nn
 
+from ..checkpoint_file import find_weights, read_checkpoint
 from ..errors import OptionError, one_line
 from .subclass import HEAD_NAMES, head_name
 
@@ -22,6 +23,8 @@ _logger = logging.getLogger(__name__)
 UNREADABLE = (OSError, EOFError, KeyError, AttributeError, RuntimeError, ValueError, pickle.UnpicklingError)
 # Parts of a second-order head that no backbone has under the head's name, but for a classifier that is replaced.
 HEAD_PARTS = ("global_pool", "hidden", "fc")
+WEIGHT_FILES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".tar")
+NUMPY_FILES = (".npz", ".npy")  # read by timm, without pickles
 # How keys begin in the original repositories' checkpoints, and in no model here.
 ORIGINAL_PARTS = (
     "features.",
@@ -125,18 +128,31 @@ def _tensors(weights: dict[str, Any]) -> Iterator[Tensor]:
 
 
 def ask_to_convert(model: nn.Module) -> None:
-    """Make ``load_state_dict`` refuse an original repository's weights in one line that says how to convert them."""
-    model.register_load_state_dict_pre_hook(_refuse_original_keys)
+    """Make ``load_state_dict`` refuse integers for weights, and say how to convert an original repository's."""
+    model.register_load_state_dict_pre_hook(_refuse_other_weights)
 
 
-def _refuse_original_keys(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def _refuse_other_weights(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
     own = model.state_dict()
-    for key in state_dict:
+    for key, value in state_dict.items():
+        weight = own.get(key.removeprefix(prefix))
+        if weight is not None and weight.is_floating_point() and not value.is_floating_point():
+            raise OptionError(f"{key!r} is of {value.dtype}, the model needs {weight.dtype}")
         if key.startswith(tuple(prefix + part for part in ORIGINAL_PARTS)) and key.removeprefix(prefix) not in own:
             raise OptionError(
                 f"these are weights of an original repository (there is {key!r}); convert them: "
                 "python tools/convert.py FILE --to timm --out FOLDER"
             )
+
+
+def _check_file(path: Path) -> None:
+    """Have the package's reader look at a file, or at that in a folder, before timm reads it."""
+    if path.is_dir():
+        files = [file for file in path.iterdir() if file.suffix in WEIGHT_FILES]
+        for file in [file for file in files if file.stem == "model"] or files:
+            _check_file(file)
+    elif path.suffix not in NUMPY_FILES:
+        find_weights(read_checkpoint(path), path)
 
 
 @contextmanager
@@ -148,6 +164,8 @@ def one_line_errors(cfg: Any) -> Iterator[None]:
     """
     if cfg is not None and cfg.file and not Path(cfg.file).exists():
         raise OptionError(f"no weights at {str(cfg.file)!r}")
+    if cfg is not None and cfg.file:
+        _check_file(Path(cfg.file))
     try:
         yield
     except UNREADABLE as error:

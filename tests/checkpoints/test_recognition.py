@@ -1,14 +1,21 @@
 """What a checkpoint is, told from its keys and shapes; what keys leave open, from hints; what does not fit, refused."""
 
 import argparse
+import json
+import re
+import sys
 
 import pytest
+import safetensors.torch
+import skimage.data
 import timm
 import torch
+from PIL import Image
 from support.checkpoints import MANIFESTS
 
 from covpool_plugins.checkpoints import CheckpointError, load_original, write
 from covpool_plugins.checkpoints.heads import ORIGINAL_HEADS, names
+from covpool_plugins.checkpoints.triangle import PHOTOGRAPHS, columns
 from covpool_plugins.errors import OptionError, UnknownNameError
 
 SCRATCH = "fmpn__resnet18__MPNCOV__finetune"  # 50 classes, no reduction
@@ -42,6 +49,8 @@ STYLES = {
     "one GPU": bare,
     "distributed": lambda state: {f"module.{key}": tensor for key, tensor in bare(state).items()},
     "compiled": lambda state: {f"_orig_mod.{key}": tensor for key, tensor in state.items()},
+    "a part of a model": lambda state: {f"model.{key}": tensor for key, tensor in state.items()},
+    "a part of a part": lambda state: {f"module.net._orig_mod.backbone.{key}": t for key, t in bare(state).items()},
 }
 
 
@@ -50,6 +59,142 @@ def test_prefixes(style, resnet18, tmp_path):
     converted = load_original(saved(STYLES[style](resnet18), tmp_path), head="isqrt")
     assert converted.model_name == "resnet18_isqrt"
     assert [row.original for row in converted.keys if row.original] == list(STYLES[style](resnet18))
+
+
+def test_lightning(resnet18, tmp_path):
+    """Weights under ``model.``, and the state of its loops."""
+    state = {f"model.{key}": tensor for key, tensor in bare(resnet18).items()}
+    content = {"state_dict": state, "pytorch-lightning_version": "2.4.0", "loops": {}, "hyper_parameters": {"lr": 0.1}}
+    converted = load_original(saved(content, tmp_path, "last.ckpt"), head="isqrt")
+    assert converted.model_name == "resnet18_isqrt"
+    assert any("hyper_parameters" in note for note in converted.notes)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_folders_of_other_tools(name, resnet18, tmp_path):
+    """Accelerate writes no config.json, Hugging Face's tools one that is not timm's."""
+    state = {key: tensor.clone() for key, tensor in bare(resnet18).items()}
+    if name.endswith("bin"):
+        (tmp_path / "config.json").write_text('{"architectures": ["Net"], "model_type": "net"}')
+        saved(state, tmp_path, name)
+    else:
+        safetensors.torch.save_file(state, tmp_path / name)
+    assert load_original(tmp_path, head="isqrt").model_name == "resnet18_isqrt"
+
+
+def test_decorrelated_batch_norm_is_no_pca_layer(tmp_path):
+    """Its keys are those of the PCA layer."""
+    state = bare(small("pisvd__resnet18__pcanormsvdpi__c10"))
+    state = {key: tensor for key, tensor in state.items() if not re.fullmatch(r"bn1\.\d+", key)}
+    state |= {key: tensor.unsqueeze(0) for key, tensor in state.items() if key.startswith("bn1.")}
+    with pytest.raises(OptionError, match="own batch norm"):
+        load_original(saved({"net": state}, tmp_path))
+
+
+@pytest.mark.parametrize("name", ["dbn__resnet18__zcanormbatch__c10", "pisvd__resnet18__zcanormsvdunstable__c10"])
+def test_shapes_of_whitening_layers_are_exact(name, tmp_path):
+    state = bare(small(name))
+    for key in [key for key in state if key.startswith("bn1.")]:
+        changed = {**state, key: state[key].unsqueeze(-1)}
+        with pytest.raises(OptionError, match=r"would have to be"):
+            load_original(saved({"net": changed}, tmp_path))
+
+
+UNSAFE = {
+    "checkpoint_path": "/dev/zero",
+    "pretrained": True,
+    "pretrained_cfg": {"file": "/dev/zero"},
+    "pretrained_cfg_overlay": {"url": "http://localhost:9/"},
+    "cache_dir": "cache",
+    "act_layer": "os.system",
+    "img_size": 10**9,
+    "head_kwargs": [1],
+}
+
+
+def test_settings_of_a_file_lead_nowhere(tmp_path):
+    """Only widths and options of pools reach the constructor of a model."""
+    state = timm.create_model("resnet18_isqrt", num_classes=5, reduce_channels=64).state_dict()
+    settings = argparse.Namespace(model="resnet18_isqrt", model_kwargs={**UNSAFE, "reduce_channels": 64})
+    converted = load_original(saved({"state_dict": state, "args": settings}, tmp_path))
+    assert converted.model_kwargs == {"num_classes": 5, "head_kwargs": {"reduce_channels": 64}}
+    for name in UNSAFE:
+        assert any(f"{name!r} of the file not used" in note for note in converted.notes)
+    write(converted, "timm", tmp_path / "timm")
+    config = json.loads((tmp_path / "timm" / "config.json").read_text())
+    config["model_args"] |= {name: value for name, value in UNSAFE.items() if name != "head_kwargs"}
+    (tmp_path / "timm" / "config.json").write_text(json.dumps(config))
+    assert load_original(tmp_path / "timm").model_kwargs == converted.model_kwargs
+    listed = argparse.Namespace(model=["resnet18_isqrt"], model_kwargs=[1, 2], representation=3)
+    with pytest.raises(OptionError):
+        load_original(saved({"net": {"fc.weight": torch.ones(2, 2)}, "args": listed}, tmp_path))
+
+
+def mpncov(classes=3):
+    """A small network in fast-MPN-COV's keys, and its state dict."""
+    model = timm.create_model("resnet18_isqrt", num_classes=classes, reduce_channels=16, last_stride=1).eval()
+    names = {"head.global_pool.reduction.conv": "layer_reduce", "head.global_pool.reduction.norm": "layer_reduce_bn"}
+    names |= {"head.fc": "fc"}
+    state = {}
+    for key, tensor in model.state_dict().items():
+        module, _, leaf = key.rpartition(".")
+        state[f"{names.get(module, module)}.{leaf}"] = tensor
+    return model, state
+
+
+def lower(state):
+    """The same network as before December 2018."""
+    n = 16
+    row, column = torch.tril_indices(n, n)
+    matrix = torch.zeros(n, n, dtype=torch.int64)
+    upper = torch.triu_indices(n, n)
+    matrix[upper[0], upper[1]] = torch.arange(n * (n + 1) // 2)
+    return {**state, "fc.weight": state["fc.weight"][:, matrix[column, row]]}
+
+
+def test_the_order_of_the_triangle(tmp_path):
+    model, state = mpncov()
+    path = saved(lower(state), tmp_path)
+    converted = load_original(path, triangle="lower")
+    assert torch.equal(converted.state_dict["head.fc.weight"], model.head.fc.weight)
+    assert not torch.equal(load_original(path, triangle="upper").state_dict["head.fc.weight"], model.head.fc.weight)
+    write(converted, "timm", tmp_path / "timm")
+    write(load_original(tmp_path / "timm"), "original", tmp_path / "again")
+    assert torch.equal(torch.load(tmp_path / "again" / path.name)["fc.weight"], lower(state)["fc.weight"])
+    assert any("is a guess" in note and "--triangle" in note for note in load_original(path).notes)
+    named = load_original(saved(lower(state), tmp_path, "mpncovresnet50-15991845.pth"))
+    assert torch.equal(named.state_dict["head.fc.weight"], model.head.fc.weight)
+    assert any("lower" in note for note in named.notes)
+    with pytest.raises(OptionError, match="no triangle"):
+        load_original(saved(timm.create_model("resnet18").state_dict(), tmp_path), triangle="lower")
+    with pytest.raises(OptionError, match="upper"):
+        load_original(path, triangle="left")
+
+
+@pytest.mark.parametrize("order", ["lower", pytest.param("upper", marks=pytest.mark.slow)])
+def test_the_network_is_asked_for_the_order(order, tmp_path):
+    """One that tells four photographs apart in the right order, and is undecided in the wrong one."""
+    model, state = mpncov(1000)
+    transform = timm.data.create_transform((3, 224, 224))
+    pictures = torch.stack([transform(Image.fromarray(getattr(skimage.data, name)())) for name in PHOTOGRAPHS])
+    with torch.no_grad():
+        vectors = model.forward_head(model.forward_features(pictures), pre_logits=True).double()
+        wrong = [vectors[:, columns(vectors.shape[1], way)] for way in ("upper", "lower")]
+        inverse = torch.linalg.pinv(torch.cat([vectors, *wrong]) - vectors.mean(0))[:, :4]
+        model.head.fc.weight.zero_()[:4] = 30 * inverse.T
+        model.head.fc.bias.copy_(-model.head.fc.weight @ vectors.mean(0).float())
+    state |= {"fc.weight": model.head.fc.weight.detach(), "fc.bias": model.head.fc.bias.detach()}
+    converted = load_original(saved(lower(state) if order == "lower" else state, tmp_path))
+    (note,) = [note for note in converted.notes if "triangle" in note]
+    assert f"triangle: {order}, told by the network" in note
+    assert note.count("nats") == 2
+    assert torch.equal(converted.state_dict["head.fc.weight"], model.head.fc.weight)
+
+
+def test_photographs_may_be_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage.data", None)
+    notes = load_original(saved(mpncov(1000)[1], tmp_path)).notes
+    assert any("guess" in note and "demo" in note for note in notes)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +221,7 @@ def test_a_guess_is_reported(resnet18, tmp_path):
     (note,) = [note for note in converted.notes if "guess" in note and "head" in note]
     assert all(head in note for head in ROOTS)
     assert any("stride" in note and "guess" in note for note in converted.notes)
+    assert any("epsilon" in note for note in load_original(saved(resnet18, tmp_path), head="seb").notes)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +340,9 @@ def test_hints_are_not_passed_over(tmp_path):
         load_original(saved({"arch": "resnet18_mpa", "state_dict": state}, tmp_path), head="seb")
     plain = saved(timm.create_model("resnet18").state_dict(), tmp_path)
     assert load_original(plain, arch="mpncovresnet18").network.last_stride == 1
+    with pytest.raises(OptionError, match="no folder of weights"):
+        load_original(tmp_path, head="isqrt")
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
     with pytest.raises(OptionError, match="says itself"):
         load_original(tmp_path, head="isqrt")
 

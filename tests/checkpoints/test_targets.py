@@ -109,7 +109,7 @@ def test_only_what_was_converted_has_an_original(tmp_path):
     with pytest.raises(OptionError, match="not converted"):
         write(converted, "original", tmp_path / "out")
     write(converted, "mmpretrain", tmp_path / "out")
-    assert files(tmp_path / "out") == ["conversion.md", "resnet18_isqrt.pth", "resnet18_isqrt.py"]
+    assert files(tmp_path / "out") == ["conversion.json", "conversion.md", "resnet18_isqrt.pth", "resnet18_isqrt.py"]
 
 
 def test_damaged_folders(converted, tmp_path):
@@ -117,7 +117,7 @@ def test_damaged_folders(converted, tmp_path):
     (tmp_path / "timm" / "config.json").write_text("{")
     with pytest.raises(OptionError, match=r"config\.json"):
         load_original(tmp_path / "timm")
-    with pytest.raises(OptionError, match="without config"):
+    with pytest.raises(OptionError, match="no folder of weights"):
         load_original(tmp_path)
 
 

@@ -1,0 +1,253 @@
+"""The one reader of checkpoint files: nothing in a file is run, and nothing much larger than the file is made.
+
+``torch.load(weights_only=True)`` runs no code of a file, but makes whatever the file claims to hold. So the file is
+checked first: the entries of an archive and their sums, then the pickle (:mod:`.checkpoint_pickle`), then that every
+storage it names lies in the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import mmap
+import os
+import stat
+import struct
+import zipfile
+from collections.abc import Callable, Container, Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from .checkpoint_pickle import CheckpointError, HostileError, Program, numpy_globals, shown
+from .errors import one_line
+
+ARCHIVE = b"PK\x03\x04"
+# How torch.save began its files before they were archives.
+LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+# A network with 5,000 tensors, averages and an optimizer takes 15,000 entries.
+MOST_ENTRIES, MOST_HEADER = 50_000, 1 << 22
+CHUNK = 1 << 22
+# Where training scripts put the weights, the first that there is counts; averaged weights come first, as in timm.
+AVERAGED = ("state_dict_ema", "model_ema")
+CONTAINERS = (*AVERAGED, "state_dict", "net", "model", "model_state_dict")
+# What DataParallel, DistributedDataParallel and torch.compile put between the parts of a key; what scripts, Lightning
+# and Accelerate put before all keys, when the network is a part of what they save.
+WRAPPERS = ("module", "_orig_mod")
+OWNERS = ("model", "net", "network", "backbone")
+REAL_NUMBERS = ("weight", "bias", "running_mean", "running_var")
+
+Progress = Callable[[int], object]
+
+
+def read_checkpoint(
+    path: Path | str, progress: Progress = lambda _: None, more: Mapping[str, Callable[..., Any]] | None = None
+) -> Any:
+    """What ``torch.save`` or safetensors wrote: dictionaries, lists, text, numbers and dense tensors.
+
+    Tensors of an archive and of safetensors are read from the file when they are used: it has to stay as it is.
+
+    Args:
+        path: the file.
+        progress: called with numbers of bytes as they are checked, in all the file's size at most.
+        more: classes and functions by their names in the file that may be used besides.
+
+    Raises:
+        FileNotFoundError, OSError: if there is no such file or it cannot be read.
+        CheckpointError: for anything else that does not give such an object; the message is one line.
+
+    Examples:
+        >>> torch.save({"epoch": 3, "bias": torch.zeros(2)}, "best.pth")
+        >>> read_checkpoint("best.pth")
+        {'epoch': 3, 'bias': tensor([0., 0.])}
+    """
+    path = Path(path)
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise CheckpointError(f"{path} is no regular file")
+    try:
+        with open(path, "rb") as file:
+            return _read(path, file, progress, dict(more or {}))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} {error}") from None
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise _damaged(path, error) from None
+    except Exception as error:  # what damage raises depends on where it is
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} is no checkpoint of PyTorch or is damaged ({one_line(error)[:100]})")
+
+
+def _read(path: Path, file: BinaryIO, progress: Progress, more: dict[str, Callable[..., Any]]) -> Any:
+    size, start = os.fstat(file.fileno()).st_size, file.read(9)
+    if not size:
+        raise CheckpointError("is empty")
+    known: list[Any] = [*numpy_globals(), argparse.Namespace, *((make, name) for name, make in more.items())]
+    # At its end the context takes away what an outer one has allowed, too.
+    allowed = torch.serialization.get_safe_globals()
+    with torch.serialization.safe_globals([known_global for known_global in known if known_global not in allowed]):
+        if start.startswith(ARCHIVE):
+            _check_archive(path, file, size, progress, Program(size, more))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if path.suffix == ".safetensors" or start[8:] == b"{":
+            if int.from_bytes(start[:8], "little") > MOST_HEADER:
+                raise CheckpointError("is no file of safetensors, or has a header of more than 4 MB")
+            return safetensors.torch.load_file(path)
+        if start[:1] in (b"<", b"{"):
+            raise CheckpointError("is text, not a checkpoint of PyTorch")
+        # Without a file descriptor PyTorch does not try to read a tar archive, whose headers claim any length.
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            _check_legacy(content, size, progress, more)
+            content.seek(0)
+            return torch.load(content, map_location="cpu", weights_only=True)  # type: ignore[arg-type]
+
+
+def find_weights(content: Any, path: Path | str, averaged: bool = True) -> tuple[str | None, dict[str, Tensor]]:
+    """The weights in what a file holds, and the name under which they are there.
+
+    Args:
+        content: of :func:`read_checkpoint`.
+        path: of the file.
+        averaged: take averaged weights (EMA), where there are some.
+
+    Raises:
+        CheckpointError: if there are none, if one of them is no tensor or holds integers where a network has real
+            numbers, or if they hold more numbers than the file.
+    """
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
+    containers = CONTAINERS if averaged else [name for name in CONTAINERS if name not in AVERAGED]
+    container = next((name for name in containers if isinstance(content.get(name), dict)), None)
+    weights = dict(content if container is None else content[container])
+    for key, value in weights.items():
+        if not isinstance(key, str):
+            raise CheckpointError(f"{path}: {shown(key)} is no name of a tensor")
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{path}: {shown(key)} holds no tensor, but {type(value).__name__}")
+        if key.rpartition(".")[2] in REAL_NUMBERS and not value.is_floating_point():
+            raise CheckpointError(f"{path}: {shown(key)} is of {value.dtype}, weights are real numbers")
+    if not weights:
+        raise CheckpointError(f"{path} holds no weights")
+    if sum(value.nbytes for value in weights.values()) > Path(path).stat().st_size:
+        raise CheckpointError(f"{path} is damaged or hostile: its tensors share numbers and are larger than the file")
+    return container, weights
+
+
+def bare_keys(keys: Iterable[str], path: Path | str, known: Container[str] = ()) -> dict[str, str]:
+    """The keys without what wrappers add to them, and for each of these the one in the file.
+
+    Args:
+        keys: of a state dict.
+        path: of the file.
+        known: keys that are kept as they are.
+
+    Raises:
+        CheckpointError: if two keys would become one.
+    """
+    bare = {key: [part for part in key.split(".") if part not in WRAPPERS] for key in keys}
+    while all(len(parts) > 1 for parts in bare.values()) and not any(
+        ".".join(parts) in known for parts in bare.values()
+    ):
+        owners = {parts[0] for parts in bare.values()}
+        if len(owners) != 1 or not owners <= set(OWNERS):
+            break
+        bare = {key: parts[1:] for key, parts in bare.items()}
+    originals: dict[str, str] = {}
+    for key, parts in bare.items():
+        name = ".".join(parts)
+        if originals.setdefault(name, key) != key:
+            raise CheckpointError(
+                f"{path} has weights for {shown(name)} twice: {shown(originals[name])} and {shown(key)}"
+            )
+    return originals
+
+
+def _check_archive(path: Path, file: BinaryIO, size: int, progress: Progress, program: Program) -> None:
+    """Check an archive of PyTorch 1.6 and later: its entries, every sum, the pickle, every storage that it names."""
+    _check_end(file, size)
+    with zipfile.ZipFile(file) as archive:
+        entries = {entry.orig_filename: entry for entry in archive.infolist()}
+        if any(name.endswith("/constants.pkl") for name in entries):
+            raise CheckpointError("is a TorchScript program, not a checkpoint")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+            raise CheckpointError("is a zip archive with compressed parts, which torch.save does not write")
+        root = next((name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")), None)
+        names = {name.casefold() for name in entries}  # PyTorch takes DATA.PKL for data.pkl
+        if root is None or len(names) != len(archive.infolist()) or not all(n.startswith(root) for n in entries):
+            raise CheckpointError("is a zip archive, but none that torch.save has written")
+        if sum(max(entry.file_size, entry.compress_size) for entry in entries.values()) > size:
+            raise HostileError("it claims parts that are larger than the file together")
+        for entry in entries.values():
+            with archive.open(entry) as part:  # at the end of an entry its sum is compared
+                while chunk := part.read(CHUNK):
+                    progress(len(chunk))
+        _check_same_places(path, file, entries, root)
+        with archive.open(f"{root}data.pkl") as part:
+            program.run(io.BufferedReader(part))  # type: ignore[type-var]
+    for claim in program.storages.values():
+        part_of_it = entries.get(f"{root}data/{claim.key}")
+        if part_of_it is None or part_of_it.file_size != claim.numel * claim.itemsize:
+            raise HostileError(f"it claims storage {shown(claim.key)}, which is not there")
+
+
+def _check_end(file: BinaryIO, size: int) -> None:
+    """The directory of an archive has to lie right before its end records, so that all readers find the same one."""
+    file.seek(-min(size, 98), os.SEEK_END)
+    tail = file.read().rjust(98, b"\0")
+    signature, *disks, count, length, offset, comment = struct.unpack("<4s3H H2LH", tail[76:])
+    begin = size - 22
+    if tail[56:60] == b"PK\x06\x07":
+        large = struct.unpack("<QQQ", tail[32:56])
+        if any(
+            small not in (value, most)
+            for small, value, most in zip((count, length, offset), large, (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF), strict=True)
+        ):
+            raise HostileError("a zip archive with two ends")
+        begin, (count, length, offset) = size - 98, large
+    if signature != b"PK\x05\x06" or comment:
+        raise CheckpointError("is damaged or incomplete: a zip archive without its end; get it again")
+    if offset + length != begin or any(disks[:2]) or count > MOST_ENTRIES or length > 512 * max(count, 1):
+        raise CheckpointError("is a zip archive, but none that torch.save has written")
+
+
+def _check_same_places(path: Path, file: BinaryIO, entries: Mapping[str, zipfile.ZipInfo], root: str) -> None:
+    """PyTorch's reader of archives has to find what Python's finds."""
+    reader: Any = torch._C.PyTorchFileReader(str(path))
+    if {f"{root}{name}" for name in reader.get_all_records()} != set(entries):
+        raise HostileError("a zip archive that readers see differently")
+    for name, entry in entries.items():
+        file.seek(entry.header_offset + 26)
+        place = entry.header_offset + 30 + sum(struct.unpack("<2H", file.read(4)))
+        if reader.get_record_offset(name.removeprefix(root)) != place:
+            raise HostileError("a zip archive that readers see differently")
+    if len(reader.get_record("data.pkl")) != entries[f"{root}data.pkl"].file_size:
+        raise HostileError("a zip archive that readers see differently")
+
+
+def _check_legacy(content: mmap.mmap, size: int, progress: Progress, more: Mapping[str, Any]) -> None:
+    """Check a file of PyTorch before 1.6: pickles one behind the other, then the storages."""
+    program = Program(size, more)
+    if program.run(content) != LEGACY_MAGIC or program.run(content) != LEGACY_PROTOCOL:
+        raise CheckpointError("is no checkpoint of PyTorch")
+    program.run(content)  # sizes of numbers on the machine that wrote it
+    program.run(content)
+    keys = program.run(content)
+    if type(keys) is not list or any(type(key) is not str for key in keys) or sorted(keys) != sorted(program.storages):
+        raise HostileError("it claims other storages than those that it has")
+    progress(content.tell())
+    for key in keys:
+        claim = program.storages[key]
+        (numel,) = struct.unpack("<q", content.read(8))
+        nbytes = claim.numel * claim.itemsize
+        if numel != claim.numel or content.tell() + nbytes > size:
+            raise HostileError(f"it claims storage {shown(key)}, which is not there")
+        content.seek(nbytes, os.SEEK_CUR)
+        progress(nbytes)

@@ -1,0 +1,150 @@
+"""The weights of a checkpoint in the places of a plan, which states a place and a shape for every tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..checkpoint_pickle import shown
+from ..errors import OptionError
+from ..pooling import create_pool
+from .layouts import Plan
+from .original_state import OriginalState
+from .placement import Dropped
+
+MOST_NAMED = 3
+FRESH_SEED = 0
+
+
+class KeyReport(NamedTuple):
+    """What became of a tensor: the key in the file, the key in our model, and a remark where there is one.
+
+    A tensor that was dropped has no second key, one that was made has no first. ``triangle`` is the order of the
+    columns in the file, where they were put into another.
+    """
+
+    original: str | None
+    ours: str | None
+    shape: tuple[int, ...]
+    remark: str = ""
+    part: int | None = None
+    transposed: bool = False
+    triangle: str | None = None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The weights of a plan's network, what became of every tensor, and those without a place."""
+
+    weights: dict[str, Tensor]
+    keys: list[KeyReport]
+    left_out: dict[str, Tensor]
+
+
+def fit(plan: Plan, state: OriginalState) -> Fitted:
+    """Put the tensors of a checkpoint into the places of a plan.
+
+    Raises:
+        OptionError: if a tensor has no place or another shape or type than its place, or the network needs one that
+            the checkpoint lacks.
+    """
+    model = plan.network.build("meta")
+    wanted = model.state_dict()
+    parts: dict[str, dict[int | None, Tensor]] = {}
+    keys: list[KeyReport] = []
+    left_out: dict[str, Tensor] = {}
+    unknown: list[str] = []
+    for key, tensor in state.tensors.items():
+        place, shape = plan.place(key), tuple(tensor.shape)
+        if isinstance(place, Dropped):
+            _check_shape(state, key, place.shape)
+            left_out[state.keys[key]] = tensor
+            keys.append(KeyReport(state.keys[key], None, shape, f"dropped: {place.reason}"))
+        elif place is None or place.key not in wanted:
+            unknown.append(f"{shown(state.keys[key])} {list(shape)}")
+        else:
+            if place.shape is not None:
+                _check_shape(state, key, place.shape)
+            ours = tensor.mT if place.transposed else tensor
+            parts.setdefault(place.key, {})[place.part] = _reshaped(ours, place.part, place.shape, wanted[place.key])
+            remark = "transposed" * place.transposed
+            keys.append(KeyReport(state.keys[key], place.key, shape, remark, place.part, place.transposed))
+    if unknown:
+        raise OptionError(
+            f"{state.file_name}: {_some(unknown)} would be lost: {plan.network.model_name} has no place for it, and no "
+            "reason is known to drop it"
+        )
+    weights = {key: _joined(key, pieces, wanted[key], state) for key, pieces in parts.items()}
+    made = _made(wanted, weights, model, plan)
+    keys += [KeyReport(None, key, tuple(tensor.shape), remark) for key, (tensor, remark) in made.items()]
+    weights |= {key: tensor for key, (tensor, _) in made.items()}
+    return Fitted({key: weights[key] for key in wanted}, keys, left_out)
+
+
+def _check_shape(state: OriginalState, key: str, shape: tuple[int, ...]) -> None:
+    if tuple(state.tensors[key].shape) != shape:
+        actual = list(state.tensors[key].shape)
+        raise OptionError(f"{state.file_name}: {shown(state.keys[key])} is {actual}, it would have to be {list(shape)}")
+
+
+def _reshaped(tensor: Tensor, part: int | None, stated: tuple[int, ...] | None, wanted: Tensor) -> Tensor:
+    """A tensor whose layout states another shape, in ours."""
+    if stated is None or part is not None or tensor.numel() != wanted.numel():
+        return tensor
+    return tensor.reshape(wanted.shape)
+
+
+def _joined(key: str, pieces: dict[int | None, Tensor], wanted: Tensor, state: OriginalState) -> Tensor:
+    """One tensor of our model from its parts."""
+    numbered = sorted(index for index in pieces if index is not None)
+    if numbered and (None in pieces or numbered != list(range(len(numbered)))):
+        raise OptionError(f"{state.file_name}: the parts of {key!r} are not complete")
+    tensor = torch.stack([pieces[index] for index in numbered]) if numbered else pieces[None]
+    if tensor.shape != wanted.shape:
+        raise OptionError(
+            f"{state.file_name}: {key!r} would be {list(tensor.shape)}, the model needs {list(wanted.shape)}"
+        )
+    if key.endswith(".num_batches_tracked"):
+        return tensor.to(wanted.dtype)  # scripts that halve every tensor halve these
+    if tensor.is_floating_point() != wanted.is_floating_point() or tensor.is_complex():
+        raise OptionError(f"{state.file_name}: {key!r} is of {tensor.dtype}, the model needs {wanted.dtype}")
+    return tensor
+
+
+def _made(
+    wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor], model: Any, plan: Plan
+) -> dict[str, tuple[Tensor, str]]:
+    """What a checkpoint need not have: counters, hashes that follow from a seed, a fresh head that was asked for."""
+    missing = [key for key in wanted if key not in weights]
+    made: dict[str, tuple[Tensor, str]] = {}
+    for key in missing:
+        if key.endswith(".num_batches_tracked"):
+            made[key] = torch.tensor(0), "made: the file has no counter"
+    if plan.fresh:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(FRESH_SEED)
+            fresh = plan.network.build().state_dict()
+        made |= {key: (fresh[key], "made: fresh") for key in missing if key.startswith("head.")}
+    elif any(key not in made for key in missing) and plan.network.head is not None:
+        constants = _constants(model.head)
+        made |= {key: (constants[key], "made: follows from its seed") for key in missing if key in constants}
+    lost = [f"{key} {list(wanted[key].shape)}" for key in missing if key not in made]
+    if lost:
+        raise OptionError(f"the checkpoint lacks {_some(lost)}, which {plan.network.model_name} needs")
+    return made
+
+
+def _constants(head: Any) -> dict[str, Tensor]:
+    """Buffers of a pool that are drawn when it is made."""
+    pool = create_pool(head.pool_type, head.in_features, **head.layout | head.options_for(head.pool_type))
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    return {f"head.global_pool.{name}": b for name, b in pool.named_buffers() if name.split(".")[-1] not in statistics}
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more

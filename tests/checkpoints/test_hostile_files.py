@@ -1,0 +1,203 @@
+"""Files that are damaged or hostile: refused in one line, nothing in them is run, nothing large is made."""
+
+import argparse
+import json
+import pathlib
+import random
+import subprocess
+import sys
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import hostile_files
+from support.hostile_files import FILES, HONEST, archive, saved
+from support.ways_in import WAYS
+
+from covpool_plugins.checkpoint_file import CheckpointError, read_checkpoint
+
+FORMATS = {"zip": True, "legacy": False}
+EXAMPLES = settings(max_examples=40, deadline=None)
+TESTS = pathlib.Path(hostile_files.__file__).parents[1]
+BASE_MEGABYTES = 150  # of Python's objects; files of the list have 4 MB at most
+
+
+def contents():
+    """What the original scripts save: weights, an optimizer, NumPy scalars, the run's settings."""
+    network = torch.nn.Sequential(torch.nn.Linear(30, 20), torch.nn.BatchNorm1d(20))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5])
+    network(torch.randn(4, 30)).sum().backward()
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = np.float64(0.05)
+    arguments = argparse.Namespace(lr=np.float64(0.1), workers=4, model="so_vit_7", sizes=[1, 2], device="cpu")
+    return dict(
+        epoch=3,
+        arch="resnet18",
+        state_dict=network.state_dict(),
+        best_prec1=torch.tensor(71.5),
+        optimizer=optimizer.state_dict(),
+        scheduler=scheduler.state_dict(),
+        args=arguments,
+        history=np.arange(5.0),
+        half=torch.ones(3, dtype=torch.float16),
+        parameter=torch.nn.Parameter(torch.ones(2)),
+        empty=torch.ones(0, 3),
+        step=torch.ones(4, 6)[::2, 1:3],
+    )
+
+
+def refused(data, folder, name="file.pth"):
+    """The message with which a file is refused."""
+    path = folder / name
+    path.write_bytes(data)
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(path)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+    assert sorted(folder.rglob("*")) == before
+    return str(error.value)
+
+
+@pytest.mark.parametrize("kind", FORMATS.values(), ids=FORMATS)
+def test_what_scripts_save_is_read(kind, tmp_path):
+    content = contents()
+    (tmp_path / "file.pth").write_bytes(saved(content, kind))
+    read = read_checkpoint(tmp_path / "file.pth")
+    assert read["epoch"] == 3
+    assert read["args"] == content["args"]
+    assert read["scheduler"]["milestones"] == content["scheduler"]["milestones"]
+    assert read["optimizer"]["param_groups"][0]["lr"] == 0.05
+    assert (read["history"] == content["history"]).all()
+    assert torch.equal(read["step"], content["step"])
+    assert read["empty"].shape == (0, 3)
+    for key, tensor in content["state_dict"].items():
+        assert torch.equal(read["state_dict"][key], tensor)
+        assert read["state_dict"][key].dtype == tensor.dtype
+
+
+def test_the_forged_archive_is_read_if_it_is_honest(tmp_path):
+    """So that the others are refused for what is wrong with them."""
+    (tmp_path / "file.pth").write_bytes(HONEST)
+    assert read_checkpoint(tmp_path / "file.pth")["fc.weight"].tolist() == [[0, 0], [0, 0]]
+
+
+def sent(folder, *ways):
+    """What becomes of all hostile files on some ways in, in a process of limited memory."""
+    command = [sys.executable, str(TESTS / "support" / "ways_in.py"), str(folder), *ways]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    rows = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
+    assert len(rows) == len(ways) * len(FILES), ran.stderr[-2000:]
+    assert not list(folder.rglob("HACKED"))
+    return rows
+
+
+def wrong(rows):
+    """Calls that are not refused in one short line, take long or much."""
+    return [
+        row
+        for row in rows
+        if not row["outcome"].startswith("refused: ")
+        or len(row["outcome"]) > 1000
+        or row["seconds"] > 20
+        or row["megabytes"] > BASE_MEGABYTES
+    ]
+
+
+def test_every_file_is_refused(tmp_path):
+    assert len(FILES) > 240
+    assert wrong(sent(tmp_path, "read")) == []
+
+
+@pytest.mark.slow
+def test_every_file_is_refused_on_every_way_in(tmp_path):
+    rows = sent(tmp_path, *WAYS)
+    assert wrong(rows) == []
+    assert len(rows) > 1_900
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("calls os.system", "os.system"),
+        ("claims a large storage", "claims storage '0'"),
+        ("zip bomb", "compressed"),
+        ("zip with wrong sums", "CRC"),
+        ("zip without its end", "incomplete"),
+        ("zip with a TorchScript program", "TorchScript"),
+        ("a whole module (archive)", "Linear"),
+        ("a sparse tensor (archive)", "sparse"),
+        ("an empty file", "empty"),
+        ("text", "text"),
+        ("a pipe", "no regular file"),
+        ("safetensors with a header of 1 GB.safetensors", "header"),
+    ],
+)
+def test_messages(name, message, tmp_path):
+    path = tmp_path / ("file.safetensors" if name.endswith(".safetensors") else "file.pth")
+    FILES[name](path)
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(path)
+
+
+def test_missing_files(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_checkpoint(tmp_path / "nothing.pth")
+    with pytest.raises(IsADirectoryError):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("kind", FORMATS.values(), ids=FORMATS)
+def test_truncated_at_every_two_kilobytes(kind, tmp_path):
+    data = saved({f"layer{i}.weight": torch.randn(40, 40) for i in range(10)}, kind)
+    assert len(data) > 60_000
+    for length in range(0, len(data) - 1, 2048):
+        refused(data[:length], tmp_path)
+
+
+@pytest.mark.parametrize("kind", FORMATS.values(), ids=FORMATS)
+@EXAMPLES
+@given(seed=st.integers(0, 1 << 30))
+def test_flipped_bytes(kind, seed, tmp_path_factory):
+    """A changed file is refused, or what is read is no larger than the file."""
+    content = {"state_dict": OrderedDict((f"l{i}.weight", torch.ones(8, 8)) for i in range(4)), "epoch": 3}
+    data = bytearray(saved(content, kind))
+    generator = random.Random(seed)
+    for _ in range(generator.randint(1, 8)):
+        data[generator.randrange(len(data))] = generator.randrange(256)
+    path = tmp_path_factory.mktemp("flipped") / "file.pth"
+    path.write_bytes(bytes(data))
+    try:
+        read_checkpoint(path)
+    except CheckpointError as error:
+        assert "\n" not in str(error)
+
+
+@EXAMPLES
+@given(data=st.binary(max_size=4096))
+def test_random_bytes(data, tmp_path_factory):
+    refused(data, tmp_path_factory.mktemp("random"))
+
+
+@EXAMPLES
+@given(data=st.binary(max_size=400))
+def test_random_programs(data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("program") / "file.pth"
+    path.write_bytes(archive(b"\x80\x02" + data + b"."))
+    try:
+        read_checkpoint(path)
+    except CheckpointError as error:
+        assert "\n" not in str(error)
+
+
+def test_control_characters_are_not_printed(tmp_path):
+    with pytest.raises(CheckpointError) as error:
+        FILES["control characters (archive)"](tmp_path / "file.pth")
+        from covpool_plugins.checkpoints import load_original
+
+        load_original(tmp_path / "file.pth")
+    assert str(error.value).isprintable()
