@@ -100,7 +100,8 @@ class Covariance(torch.autograd.Function):
     def forward(X: Tensor, centered: bool) -> Tensor:
         with autocast_off(X.device.type):
             Xc, mean = center(X, centered)
-            return zero_where_constant((Xc @ transpose(Xc)).div_(X.shape[-1]), mean)
+            # Not div_: Dynamo of PyTorch 2.11 loses the gradient of a function whose output was changed in place.
+            return zero_where_constant((Xc @ transpose(Xc)) / X.shape[-1], mean)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:

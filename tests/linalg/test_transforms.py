@@ -23,6 +23,7 @@ def _lyapunov(X, method):
 # name -> (function of features, their shape, whether ONNX can express it)
 FUNCTIONS = {
     "covariance": (covariance, REGULAR, True),
+    "second_moment": (lambda X: covariance(X, centered=False), REGULAR, True),
     "smaller_covariance": (linalg.smaller_covariance, WIDE, True),
     "powm": (lambda X: linalg.powm(covariance(X), 0.3), REGULAR, False),
     "covariance_powm": (lambda X: linalg.covariance_powm(X, 0.3), WIDE, False),
@@ -72,7 +73,7 @@ def _check_compiled(name, backend):
 
 
 # An eigen-decomposition, and matrix products with a Cholesky factorisation.
-@every_function("covariance_sqrt-svdpade-6x4", "covariance_sqrt-mpa-6x4")
+@every_function("second_moment", "covariance_sqrt-svdpade-6x4", "covariance_sqrt-mpa-6x4")
 def test_compiles_without_graph_breaks(name):
     _check_compiled(name, "aot_eager")
 
