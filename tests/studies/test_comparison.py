@@ -14,6 +14,7 @@ from studies.bilinear import SECTIONS, section_table
 from studies.comparison import ComparisonRecipe, ComparisonRun, Costs, SmallNetwork, build, condition_numbers, train
 from studies.heads import FAILING, HYBRID
 from studies.photographs import source
+from studies.training import train_all
 
 from covpool_plugins import list_heads
 from covpool_plugins.linalg import resolve_method
@@ -56,6 +57,12 @@ def test_training_learns_and_follows_its_seed(tmp_path):
     run, again, other = (train(recipe, SmallNetwork("bcnn"), seed) for seed in (0, 0, 1))
     assert run.accuracy > 90
     assert run == again and run.loss != other.loss
+
+
+@pytest.mark.slow
+def test_several_workers_give_the_same():
+    jobs = [(TINY, network, seed) for seed in range(2) for network in NETWORKS[:2]]
+    assert train_all(train, jobs, workers=1) == train_all(train, jobs, workers=2)
 
 
 def test_every_head_and_the_hybrid_protocol_are_compared():

@@ -85,9 +85,8 @@ def square(number):
     return Square(number**2)
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_runs_are_in_the_order_of_the_jobs(tmp_path, workers):
-    runs = train_all(square, [(3,), (1,), (2,)], tmp_path / "runs.json", {"what": "squares"}, workers)
+def test_runs_are_in_the_order_of_the_jobs(tmp_path):
+    runs = train_all(square, [(3,), (1,), (2,)], tmp_path / "runs.json", {"what": "squares"})
     assert runs == [Square(9), Square(1), Square(4)]
     assert json.loads((tmp_path / "runs.json").read_text()) == {
         "what": "squares",
