@@ -176,7 +176,9 @@ def test_a_full_disk(target, size, timm_folder, tmp_path):
 def test_four_conversions_into_one_folder(force, timm_folder, tmp_path):
     command = [sys.executable, str(TOOL), str(timm_folder), "--to", "mmpretrain", "--out", str(tmp_path / "out")]
     command += ["--force"] * force
-    running = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(4)
+    ]
     ended = [(process.communicate()[1], process.returncode) for process in running]
     assert all(code == 0 or (code == 2 and "Traceback" not in said) for said, code in ended)
     assert any(code == 0 for _, code in ended)
