@@ -13,7 +13,7 @@ from .errors import OptionError, one_line
 
 Picture = Image.Image
 # Pillow knows more, of which some start other programs (EPS) or raise what is no error of a picture.
-FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MOST_PIXELS = 178_956_970  # where Pillow refuses a picture
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +171,7 @@ def _in_upper_order(
     Raises:
         OptionError: if an order is given for a vector that is no triangle.
     """
-    if not plan.network.makes_triangle:
+    if not fitted.is_triangle:
         if triangle is not None:
             raise OptionError(f"triangle={triangle!r}: the vector of {plan.network.model_name} is no triangle")
         return fitted, None
@@ -187,7 +187,7 @@ def _in_upper_order(
     ]
     weight = fitted.weights[key]
     weights = {**fitted.weights, key: weight[:, columns(weight.shape[1], "lower")]}
-    return Fitted(weights, rows, fitted.left_out), note
+    return replace(fitted, weights=weights, keys=rows), note
 
 
 def _order(fitted: Fitted, plan: Plan, state: OriginalState, key: str) -> tuple[str, str]:

@@ -38,11 +38,15 @@ class KeyReport(NamedTuple):
 
 @dataclass(frozen=True)
 class Fitted:
-    """The weights of a plan's network, what became of every tensor, and those without a place."""
+    """The weights of a plan's network, what became of every tensor, those without a place.
+
+    ``is_triangle`` says whether the network's vector is the triangle of a symmetric matrix.
+    """
 
     weights: dict[str, Tensor]
     keys: list[KeyReport]
     left_out: dict[str, Tensor]
+    is_triangle: bool
 
 
 def fit(plan: Plan, state: OriginalState) -> Fitted:
@@ -52,7 +56,7 @@ def fit(plan: Plan, state: OriginalState) -> Fitted:
         OptionError: if a tensor has no place or another shape or type than its place, or the network needs one that
             the checkpoint lacks.
     """
-    model = plan.network.build("meta")
+    model: Any = plan.network.build("meta")
     wanted = model.state_dict()
     parts: dict[str, dict[int | None, Tensor]] = {}
     keys: list[KeyReport] = []
@@ -82,7 +86,13 @@ def fit(plan: Plan, state: OriginalState) -> Fitted:
     made = _made(wanted, weights, model, plan)
     keys += [KeyReport(None, key, tuple(tensor.shape), remark) for key, (tensor, remark) in made.items()]
     weights |= {key: tensor for key, (tensor, _) in made.items()}
-    return Fitted({key: weights[key] for key in wanted}, keys, left_out)
+    is_triangle = plan.network.head is not None and _is_triangle(model.head.global_pool)
+    return Fitted({key: weights[key] for key in wanted}, keys, left_out, is_triangle)
+
+
+def _is_triangle(pool: Any) -> bool:
+    channels = getattr(pool, "channels", 0)
+    return pool.out_features == channels * (channels + 1) // 2
 
 
 def _check_shape(state: OriginalState, key: str, shape: tuple[int, ...]) -> None:

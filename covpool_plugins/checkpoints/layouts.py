@@ -220,7 +220,8 @@ def mpncov_resnet(state: OriginalState, hints: Hints) -> Plan | None:
     pairs += [(part, part) for part in ("conv1", "bn1", *STAGES)]
     network = Network(resnet[0], classes, head.name, head.options, last_stride=1)
     notes = [head.note] if head.note else []
-    return Plan("mpncovresnet of fast-MPN-COV", network, by_modules(pairs), notes, any_order=_any_order(head))
+    source = "mpncovresnet of fast-MPN-COV"
+    return Plan(source, network, by_modules(pairs), notes, any_order=_any_order(head), data=dict(IMAGENET))
 
 
 def cifar(state: OriginalState, hints: Hints) -> Plan | None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ..architectures import SO_VITS
 from ..tables import Table
+from ..timm_plugin.whitened_models import MODELS as WHITENED_MODELS
 from .network import TOKEN_POOL, Network
 
 Config = dict[str, Any]
@@ -37,10 +38,10 @@ def resnet_cifar(network: Network, name: re.Match[str]) -> Counterpart:
     """The same names in both."""
     config: Config = dict(type="ResNet_CIFAR", depth=int(name[1]), num_stages=4, out_indices=(3,), style="pytorch")
     if name[2]:
-        layer = dict(type=f"covpool_plugins.{name[2].upper()}Norm2d", **network.backbone_kwargs["norm_kwargs"])
-        config = dict(
-            type="covpool_plugins.NormSwap", backbone=config, rules={network.backbone_kwargs["whiten"]: layer}
-        )
+        row, given = WHITENED_MODELS[network.backbone], network.backbone_kwargs
+        layer = {"type": f"covpool_plugins.{row.norm.__name__}", **row.norm_kwargs, **(given.get("norm_kwargs") or {})}
+        rules = {given.get("whiten") or row.whiten: layer}
+        config = dict(type="covpool_plugins.NormSwap", backbone=config, rules=rules)
     return Counterpart(config, lambda key: key)
 
 

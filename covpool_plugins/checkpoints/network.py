@@ -73,16 +73,6 @@ class Network:
             given |= {"last_stride": self.last_stride} if self.last_stride else {}
         return given
 
-    @property
-    def makes_triangle(self) -> bool:
-        """Whether the head's vector is the triangle of a symmetric matrix."""
-        if self.head is None:
-            return False
-        model: Any = self.build("meta")
-        pool = model.head.global_pool
-        channels = getattr(pool, "channels", 0)
-        return pool.out_features == channels * (channels + 1) // 2
-
     def build(self, device: str | None = None) -> nn.Module:
         """The model with fresh weights; on the ``meta`` device without any.
 

@@ -24,8 +24,7 @@ from ..checkpoint_pickle import numpy_globals, shown
 from ..errors import OptionError
 
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-# As MMEngine tells an address from a file: https://, s3:, open-mmlab://, ...
-ADDRESS = re.compile(r"[\w+-]+:(?!\\)")
+ADDRESS = "://"  # in https://, torchvision://, s3://, ..., which MMEngine would fetch
 
 
 @contextmanager
@@ -61,7 +60,7 @@ def read_mmengine_checkpoint(path: str | Path) -> Any:
         OptionError: for an address, and for a file that is no checkpoint or holds more than weights and the state of a
             run.
     """
-    if ADDRESS.match(str(path)) and not Path(path).exists():
+    if ADDRESS in str(path):
         raise OptionError(f"checkpoint {shown(str(path))} is an address; download the file and name it")
     path = Path(path).expanduser()
     if not path.exists():

@@ -18,6 +18,8 @@ from support.hostile_files import FILES, HONEST, archive, saved
 from support.ways_in import WAYS
 
 from covpool_plugins.checkpoint_file import CheckpointError, read_checkpoint
+from covpool_plugins.errors import OptionError
+from covpool_plugins.mmpretrain_plugin.safe_checkpoints import check_checkpoint
 
 FORMATS = {"zip": True, "legacy": False}
 EXAMPLES = settings(max_examples=40, deadline=None)
@@ -142,6 +144,25 @@ def test_messages(name, message, tmp_path):
     FILES[name](path)
     with pytest.raises(CheckpointError, match=message):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize(
+    "address", ["https://localhost:9/a.pth", "torchvision://resnet18", "s3://a/b.pth", "petrel:s3://a", "file:///a.pth"]
+)
+def test_addresses_are_refused(address, resume):
+    """MMEngine would fetch them, and run the config in what it gets."""
+    with pytest.raises(OptionError, match="address"):
+        check_checkpoint(address, resume=resume)
+
+
+@pytest.mark.parametrize("meta", [{"config": "x = 1"}, {"epoch": "three"}, {"iter": [1]}, {"epoch": True}])
+def test_what_a_run_may_say_of_itself(meta, tmp_path):
+    content = {"meta": {"epoch": 1, "iter": 3, **meta}, "message_hub": {}, "optimizer": {}}
+    (tmp_path / "epoch_1.pth").write_bytes(saved({**content, "state_dict": {"fc.weight": torch.ones(2)}}))
+    with pytest.raises(OptionError) as error:
+        check_checkpoint(tmp_path / "epoch_1.pth", resume=True)
+    assert "\n" not in str(error.value)
 
 
 def test_missing_files(tmp_path):

@@ -1,11 +1,14 @@
 """What is written, that it is written at once or not at all, and the command line."""
 
+import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,10 @@ import timm
 import torch
 from support.checkpoints import save_original
 
-from covpool_plugins.checkpoints import TARGETS, load_original, write
+from covpool_plugins.checkpoints import TARGETS, KeyReport, load_original, summary, write
+from covpool_plugins.checkpoints.report import report_text
 from covpool_plugins.command_line import run_tool
-from covpool_plugins.errors import OptionError, UnknownNameError
+from covpool_plugins.errors import OptionError, ShapeError, UnknownNameError
 
 TOOL = Path(__file__).parents[2] / "tools" / "convert.py"
 NAME = "pisvd__resnet18__zcanormsvdpi__c100"
@@ -54,6 +58,143 @@ def test_a_folder_that_is_there_is_kept(target, converted, tmp_path):
     (out / "log.csv").write_text("mine")
     with pytest.raises(OptionError, match=r"log\.csv"):
         write(converted, "timm", out, force=True)
+
+
+def test_only_a_manifest_of_our_own_allows_to_replace(converted, tmp_path):
+    """A stranger's folder may say that the user's file is one of ours."""
+    for name, text in {
+        "conversion.md": "Files:\n\n- `thesis.tex`\n- `conversion.json`\n",
+        "conversion.json": json.dumps({"thesis.tex": 3, "conversion.md": 0, "../outside": 1, "": 0}),
+    }.items():
+        out = tmp_path / name / "out"
+        out.mkdir(parents=True)
+        (out / "thesis.tex").write_text("years of work")
+        (out / name).write_text(text)
+        with pytest.raises(OptionError, match="no earlier call"):
+            write(converted, "timm", out, force=True)
+        assert (out / "thesis.tex").read_text() == "years of work"
+    for damaged in ("[1]", "{", "{" * 100_000, '{"a": {}}'):
+        (out / "conversion.json").write_text(damaged)
+        with pytest.raises(OptionError):
+            write(converted, "timm", out, force=True)
+    link = tmp_path / "link"
+    write(converted, "timm", link)
+    (link / "config.json").unlink()
+    (link / "config.json").symlink_to(out / "thesis.tex")
+    with pytest.raises(OptionError, match=r"config\.json"):
+        write(converted, "timm", link, force=True)
+
+
+@pytest.fixture(scope="module")
+def timm_folder(converted, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("folder") / "timm"
+    write(converted, "timm", folder)
+    return folder
+
+
+RECORDS = {
+    "file_name": ["../outside.pth", "/tmp/outside.pth", "a/b.pth", "", "..", "a\nb.pth", 3, None, "a" * 300],
+    "container": [3, ["net"]],
+    "plain": [None, [1]],
+    "settings": [3],
+    "keys": [None, 3, [3], [[3]], [["a", "b", "c", False, []]], [["a", "b", None, False, [-1]]], [["a"]]],
+}
+
+
+@pytest.mark.parametrize("field", RECORDS)
+def test_damaged_records(field, timm_folder, tmp_path):
+    """Names in ``original.json`` are no paths, and whatever else is wrong is one line."""
+    folder = shutil.copytree(timm_folder, tmp_path / "timm", copy_function=os.link)
+    record = json.loads((folder / "original.json").read_text())
+    for value in RECORDS[field]:
+        (folder / "original.json").unlink()
+        (folder / "original.json").write_text(json.dumps({**record, field: value}))
+        with pytest.raises(OptionError) as error:
+            load_original(folder)
+        assert "\n" not in str(error.value)
+    rows = [["bn1.nothing", "bn1.nothing", None, False, [3], None], ["a", "bn1.weight", 1 << 40, False, [3], None]]
+    for row in rows:
+        (folder / "original.json").write_text(json.dumps({**record, "keys": [row]}))
+        with pytest.raises(OptionError, match="does not fit"):
+            write(load_original(folder), "original", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+DESCRIPTIONS = {
+    "architecture": [None, 3, "nothing_like_it", "local-dir:/tmp", ["resnet18"], "resnet18"],
+    "num_classes": [None, "3", -1, 1 << 40, 3, True],
+    "model_args": [{"whiten": 3}, {"norm_kwargs": {"groups": 5}}, {"whiten": "layer9"}],
+    "pretrained_cfg": [{"mean": "a"}, {"mean": [1, 2]}, {"crop_pct": -1}, {"interpolation": 3}, {"std": [10**9] * 3}],
+}
+
+
+@pytest.mark.parametrize("field", DESCRIPTIONS)
+def test_damaged_descriptions(field, timm_folder, tmp_path):
+    folder = shutil.copytree(timm_folder, tmp_path / "timm", copy_function=os.link)
+    config = json.loads((folder / "config.json").read_text())
+    for value in DESCRIPTIONS[field]:
+        (folder / "config.json").unlink()
+        (folder / "config.json").write_text(json.dumps({**config, field: value}))
+        with pytest.raises((OptionError, ShapeError, UnknownNameError)) as error:
+            load_original(folder)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a 'quote", 'a "quote', "a\nline", "a\\slash", "{{ fileDirname }}"])
+def test_folders_that_no_config_can_name(name, converted, tmp_path):
+    """MMEngine writes the folder's name into the text of the config, which is Python."""
+    with pytest.raises(OptionError, match="letter"):
+        write(converted, "mmpretrain", tmp_path / name)
+    assert files(tmp_path) == []
+
+
+FULL_DISK = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+sys.path.insert(0, sys.argv.pop(1))
+import convert
+from covpool_plugins.command_line import run_tool
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
+run_tool(convert.main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("size", [0, 100, 100_000])
+def test_a_full_disk(target, size, timm_folder, tmp_path):
+    """One line and nothing half-written, wherever the disk ends."""
+    arguments = [str(TOOL.parent), str(size), str(timm_folder), "--to", target, "--out", str(tmp_path / "out")]
+    ran = subprocess.run([sys.executable, "-c", FULL_DISK, *arguments], capture_output=True, text=True)
+    assert ran.returncode == 2, ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert files(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("force", [False, True])
+def test_four_conversions_into_one_folder(force, timm_folder, tmp_path):
+    command = [sys.executable, str(TOOL), str(timm_folder), "--to", "mmpretrain", "--out", str(tmp_path / "out")]
+    command += ["--force"] * force
+    running = [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    ended = [(process.communicate()[1], process.returncode) for process in running]
+    assert all(code == 0 or (code == 2 and "Traceback" not in said) for said, code in ended)
+    assert any(code == 0 for _, code in ended)
+    assert files(tmp_path) == [
+        "out",
+        *(f"out/{name}" for name in sorted(path.name for path in (tmp_path / "out").iterdir())),
+    ]
+    sizes = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    assert {path.name: path.stat().st_size for path in (tmp_path / "out").iterdir() if path.name in sizes} == sizes
+
+
+def test_keys_with_control_characters(converted):
+    """They come from a file and go to a terminal."""
+    odd = replace(converted, notes=["\x1b[31mred\n"], source="a|b`c", keys=[KeyReport("\x1b[2J", None, (1,), "x")])
+    assert all(value.isprintable() for _, value in summary(odd))
+    assert all(line.isprintable() for line in report_text(odd, []).splitlines())
 
 
 def test_odd_places(converted, tmp_path, monkeypatch):

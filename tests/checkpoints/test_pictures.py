@@ -1,0 +1,151 @@
+"""Pictures from strangers, and the same logits from a picture's file on, whatever the checkpoint was converted for."""
+
+import os
+import random
+import subprocess
+import sys
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+import timm
+import torch
+from mmengine.registry import init_default_scope
+from mmpretrain import get_model
+from PIL import Image, features
+
+from covpool_plugins.checkpoints import load_original, write
+from covpool_plugins.explain.images import as_input, mmpretrain_preprocessing, timm_preprocessing
+from covpool_plugins.pictures import FORMATS, MOST_PIXELS, read_picture
+
+
+def photograph(height=180, width=240):
+    """Something with edges, on which roundings and interpolations show."""
+    noise = np.random.default_rng(0).uniform(0, 255, (height // 6, width // 6, 3)).astype(np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.NEAREST)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_formats(name, tmp_path):
+    path = tmp_path / "picture"
+    photograph().save(path, format=name, **({"lossless": True} if name == "WEBP" else {}))
+    assert read_picture(path).size == (240, 180)
+
+
+@pytest.mark.parametrize("name", ["EPS", "DDS", "SPIDER", "BLP", "AVIF", "ICNS", "TGA", "PDF"])
+def test_other_formats(name, tmp_path):
+    """An EPS would start Ghostscript; the decoders of the others raise what is no error of a picture."""
+    if name == "AVIF" and not features.check("avif"):
+        pytest.skip("Pillow without AVIF")
+    picture = photograph().convert({"SPIDER": "F", "BLP": "P"}.get(name, "RGB"))
+    picture.save(tmp_path / "picture", format=name)
+    with pytest.raises(ValueError, match="not a picture that can be read") as error:
+        read_picture(tmp_path / "picture")
+    assert "\n" not in str(error.value)
+
+
+def declared(width, height):
+    """A PNG that says how large it is, and no more."""
+
+    def chunk(kind, data):
+        body = kind + data
+        return len(data).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("action", ["error", "default"])
+@pytest.mark.parametrize("size", [(20_000, 20_000), (1 << 30, 1 << 30), (MOST_PIXELS + 1, 1)])
+def test_bombs(action, size, tmp_path):
+    """Refused by the size that they declare, also where warnings are errors."""
+    path = tmp_path / "bomb.png"
+    path.write_bytes(declared(*size))
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="pixels") as error:
+        warnings.simplefilter(action)
+        read_picture(path)
+    assert "\n" not in str(error.value)
+
+
+def test_special_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("pipe", "zero", ".", "nothing"):
+        with pytest.raises(ValueError, match=r"regular|No such file"):
+            read_picture(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_mutated_pictures(name, tmp_path):
+    """Read, or refused in one line."""
+    path, generator = tmp_path / "picture", random.Random(0)
+    photograph(30, 40).save(path, format=name)
+    whole = path.read_bytes()
+    for _ in range(60):
+        data = bytearray(whole[: generator.choice([len(whole), generator.randrange(len(whole))])])
+        for _ in range(generator.randint(1, 6)):
+            if data:
+                data[generator.randrange(min(len(data), generator.choice([40, 1 << 20])))] = generator.randrange(256)
+        path.write_bytes(bytes(data))
+        try:
+            read_picture(path)
+        except ValueError as error:
+            assert "\n" not in str(error)
+
+
+def logits_from_file(path, model, preprocessing):
+    with torch.no_grad():
+        return model(as_input(path, preprocessing))
+
+
+NETWORKS = {
+    "alexnet_isqrt": {},
+    "efficientnet_b0_isqrt": dict(reduce_channels=16),
+    "resnet18_cifar_zca": {},
+    "resnet18_gap": {},
+    "inception_v3_isqrt": dict(reduce_channels=16),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "resnet18_gap" else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+)
+def test_the_same_logits_from_the_file_of_a_picture(name, tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10, **NETWORKS[name])
+    torch.save({"arch": name, "state_dict": model.state_dict()}, tmp_path / "checkpoint.pth")
+    converted = load_original(tmp_path / "checkpoint.pth", arch=name)
+    for target in ("timm", "mmpretrain"):
+        write(converted, target, tmp_path / target)
+    picture = tmp_path / "photograph.png"
+    photograph().save(picture)
+    model = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    expected = logits_from_file(picture, model, timm_preprocessing(model))
+    init_default_scope("mmpretrain")
+    (config,) = (tmp_path / "mmpretrain").glob("*.py")
+    classifier = get_model(str(config), pretrained=str(config.with_suffix(".pth"))).eval()
+    result = logits_from_file(picture, classifier, mmpretrain_preprocessing(classifier))
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+    pipeline = classifier._config.test_dataloader.dataset.pipeline
+    if pipeline[0].type == "LoadImageFromFile":  # as tools/test.py reads it
+        from mmengine.dataset import Compose
+        from mmpretrain.registry import TRANSFORMS
+
+        sample = Compose([TRANSFORMS.build(step) for step in pipeline])(dict(img_path=str(picture)))
+        inputs = classifier.data_preprocessor({"inputs": [sample["inputs"]]})["inputs"]
+        with torch.no_grad():
+            torch.testing.assert_close(classifier(inputs), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_no_other_program_is_started(tmp_path):
+    """Ghostscript, for an EPS that says it is a PNG."""
+    photograph().save(tmp_path / "picture.eps")
+    (tmp_path / "picture.eps").rename(tmp_path / "picture.png")
+    code = "import sys; from covpool_plugins.pictures import read_picture; read_picture(sys.argv[1])"
+    environment = {**os.environ, "PATH": str(tmp_path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "picture.png"], capture_output=True, text=True, env=environment
+    )
+    assert "not a picture that can be read" in ran.stderr
