@@ -122,12 +122,11 @@ def trained(seed=1):
     return model
 
 
-@pytest.mark.parametrize("prefix", ["", "backbone."])
-def test_pretrained_weights_load(prefix, tmp_path):
+def test_pretrained_weights_load(tmp_path):
     source, images = trained(), torch.randn(2, 3, 32, 32)
     path = str(tmp_path / "weights.pth")
-    save_checkpoint(dict(state_dict={prefix + key: value for key, value in source.state_dict().items()}), path)
-    init_cfg = dict(type="Pretrained", checkpoint=path, **(dict(prefix="backbone.") if prefix else {}))
+    save_checkpoint(dict(state_dict={f"backbone.{key}": value for key, value in source.state_dict().items()}), path)
+    init_cfg = dict(type="Pretrained", checkpoint=path, prefix="backbone.")
     model = swapped(resnet(init_cfg=init_cfg), {FIRST: dict(ZCA, eps=1e-5)})
     model.init_weights()
     loaded = model.state_dict()

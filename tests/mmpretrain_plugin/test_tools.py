@@ -154,10 +154,9 @@ def test_data_that_are_not_there(textures, tmp_path, run_tool):
     assert status == 2 and message.count("\n") == 1 and str(tmp_path / "nowhere") in message
     (tmp_path / "list.txt").write_text("no.png 1\n" * 6)
     options = [f"data_root={textures}", f"train_dataloader.dataset.ann_file={tmp_path / 'list.txt'}"]
-    for workers in (0, 1):
-        status, message = run_tool("train", *arguments, *options, f"train_dataloader.num_workers={workers}")
-        assert status == 2 and message.count("\n") == 1
-        assert "no.png" in message and "Traceback" not in message
+    status, message = run_tool("train", *arguments, *options, "train_dataloader.num_workers=1")
+    assert status == 2 and message.count("\n") == 1
+    assert "no.png" in message and "Traceback" not in message
 
 
 def test_a_bug_in_a_run_keeps_its_traceback(tmp_path, monkeypatch):

@@ -136,7 +136,7 @@ AVERAGES = {
 }
 
 
-@pytest.mark.fast_for("averages", "weights", "with a switch")
+@pytest.mark.fast_for("weights", "with a switch")
 @pytest.mark.parametrize("name", AVERAGES)
 def test_the_weights_that_were_validated_are_tested(name, tmp_path):
     config = small_config(tmp_path / "config.py", "isqrt", *AVERAGES[name])
