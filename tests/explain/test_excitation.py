@@ -257,7 +257,7 @@ def test_functions_without_a_rule_are_named(function: Callable, name: str, small
 def test_mmpretrain(kind: str, depth: int, base: int, width: int, tmp_path: Path) -> None:
     pytest.importorskip("mmpretrain")
     backbone = f"type='{kind}', depth={depth}, stem_channels={base}, base_channels={base}, out_indices=(3,)"
-    config = mmpretrain_config(tmp_path, backbone=backbone, neck=covariance_neck(width))
+    config = mmpretrain_config(tmp_path, backbone=backbone, neck=covariance_neck(width), scale=64, side=64)
     torch.manual_seed(0)
     view = ModelView.of(with_statistics(load_mmpretrain_model(config)))
     x = torch.randn(1, 3, 64, 64)
