@@ -99,6 +99,8 @@ class Program:
             if name in WITH_ARGUMENT:
                 if isinstance(argument, str):
                     self._count(sys.getsizeof(argument) - 64)
+                if name == "SHORT_BINSTRING" and not str(argument).isascii():
+                    raise HostileError("a text of Python 2 that is not ASCII")  # which readers decode differently
                 stack.append(argument)
             elif name == "BINPUT" or name == "LONG_BINPUT":
                 memo[argument] = stack[-1]
@@ -195,14 +197,15 @@ class Program:
             allowed = kind in ("namespace", "more") or (kind == "ordered" and set(state) <= {"_metadata"})
         else:
             self._count(sum(value.size for value in state if isinstance(value, _Object)))
-            allowed = kind == "array" or (kind == "dtype" and state[2:5] == (None, None, None))
+            allowed = kind == "array" or (kind == "dtype" and state[2:] == (None, None, None, -1, -1, 0))
         if not allowed:
             raise HostileError("it gives a state to what has none")
 
 
 def _check_plain(*keys: Any) -> None:
-    if any(type(key) not in (str, int, float, bool, type(None)) for key in keys):
-        raise HostileError("a name in it is neither text nor a number")
+    for key in keys:  # large integers can be chosen to have one hash
+        if type(key) not in (str, int, bool, type(None)) or (type(key) is int and abs(key) >= MOST_NUMBERS):
+            raise HostileError("a name in it is neither text nor a number")
 
 
 def _sizes(values: Any) -> bool:

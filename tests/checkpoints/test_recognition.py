@@ -20,7 +20,7 @@ from covpool_plugins.errors import OptionError, UnknownNameError
 
 SCRATCH = "fmpn__resnet18__MPNCOV__finetune"  # 50 classes, no reduction
 # Each takes a second; the others differ in nothing but their name.
-SOME_ROOTS = ("isqrt", "seb", "svdpade", "svdtopn")
+SOME_ROOTS = ("svdtopn",)
 ROOTS = [row.head for _, row in ORIGINAL_HEADS.items() if row.head not in ("gap", "bcnn", "cbp")]
 
 
@@ -269,7 +269,7 @@ def test_averaged_weights_come_first(resnet18, tmp_path):
     assert any("state_dict_ema (" in note for note in plain.notes)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
 def test_plain_resnets(name, tmp_path):
     model = timm.create_model(name, num_classes=7).eval()
     path = saved(model.state_dict(), tmp_path)
@@ -312,6 +312,7 @@ OWN = {
 }
 
 
+@pytest.mark.fast_for("resnet18_cifar_zca", "so_vit_7")
 @pytest.mark.parametrize("name", OWN)
 def test_our_own_models_with_their_arguments(name, tmp_path):
     model = timm.create_model(name, num_classes=5, **OWN[name]).eval()
@@ -347,7 +348,7 @@ def test_hints_are_not_passed_over(tmp_path):
         load_original(tmp_path, head="isqrt")
 
 
-@pytest.mark.parametrize("name", ["resnext50_32x4d", "wide_resnet50_2"])
+@pytest.mark.parametrize("name", ["resnext50_32x4d", pytest.param("wide_resnet50_2", marks=pytest.mark.slow)])
 def test_other_residual_networks_are_no_resnets(name, tmp_path):
     path = saved(timm.create_model(name, num_classes=3).state_dict(), tmp_path)
     with pytest.raises(OptionError, match="no known kind"):

@@ -223,6 +223,11 @@ def _add_references() -> None:
         whole(called("collections.OrderedDict", b"]" + _nested(60) + number(1) + b"\x86a")),
     )
     add("nested references as a state", whole(called("collections.OrderedDict") + _nested(60) + b"b"))
+    same = b"".join(number(i * ((1 << 61) - 1)) + b"N" for i in range(1, 60_000))
+    add("integers of one hash", whole(b"}(" + same + b"u"))
+    kind = called("numpy.dtype", text("f8"))
+    sizes = tupled(number(3), text("<"), b"NNN", number(1 << 30), number(1), number(0))
+    add("a type of numbers of 1 GB", whole(kind + sizes + b"b"))
     add("an id that is a number", whole(number(3) + b"Q"))
     add("an id that is a list", whole(b"]Q"))
     add("an id without an end", whole(b")Q"))
