@@ -37,6 +37,7 @@ def columns(width: int, order: str) -> Tensor:
         order: ``lower`` for the places in the lower triangle by rows, ``upper`` for the way back.
 
     Examples:
+        >>> from covpool_plugins.checkpoints.triangle import columns
         >>> columns(6, "lower")
         tensor([0, 1, 3, 2, 4, 5])
     """

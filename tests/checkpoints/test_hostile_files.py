@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pathlib
 import random
 import subprocess
@@ -90,8 +91,11 @@ def test_the_forged_archive_is_read_if_it_is_honest(tmp_path):
 
 def sent(folder, *ways):
     """What becomes of all hostile files on some ways in, in a process of limited memory."""
-    command = [sys.executable, str(TESTS / "support" / "ways_in.py"), str(folder), *ways]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    command = [sys.executable, "-m", "support.ways_in", str(folder), *ways]
+    search = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    ran = subprocess.run(
+        command, capture_output=True, text=True, timeout=1800, env={**os.environ, "PYTHONPATH": search}
+    )
     rows = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
     assert len(rows) == len(ways) * len(FILES), ran.stderr[-2000:]
     assert not list(folder.rglob("HACKED"))

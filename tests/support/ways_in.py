@@ -1,6 +1,6 @@
-"""Sends files through ways into the package, under limits of memory and time; run as a script.
+"""Sends files through ways into the package, under limits of memory and time; run as a module.
 
-    python tests/support/ways_in.py FOLDER WAY...
+    PYTHONPATH=tests python -m support.ways_in FOLDER WAY...
 
 Prints one line of JSON for each call: way, file, what came of it, the seconds it took, the megabytes it added.
 """
