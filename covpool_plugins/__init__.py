@@ -11,7 +11,7 @@ from .pooling import create_pool, list_pools
 from .timm_plugin import create_model, create_two_stream_model, list_heads, save_for_hub
 
 __all__ = ["create_model", "create_pool", "create_two_stream_model", "list_heads", "list_pools", "save_for_hub"]
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # Imported on first use: a config names them as type='covpool_plugins.<Name>', and timm users need no MMPretrain.
 MMPRETRAIN_CLASSES = {

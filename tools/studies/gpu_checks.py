@@ -174,9 +174,9 @@ def _run(
     return value.detach(), gradients[0], torch.cat(of_parameters) if of_parameters else x.new_empty(0)
 
 
-def _errors(found: Gradients, expected: Gradients) -> list[float | None]:
+def _errors(measured: Gradients, expected: Gradients) -> list[float | None]:
     """Relative errors; ``None`` where there are no parameters."""
-    pairs = zip(found, expected, strict=True)
+    pairs = zip(measured, expected, strict=True)
     return [relative_error(a.cpu(), b.cpu()) if b.numel() else None for a, b in pairs]
 
 
@@ -230,8 +230,8 @@ def _half_errors(label: str, function: Function, rounded: Tensor, dtype: torch.d
     with torch.no_grad():
         G = seeded_gradient(function(rounded.float()).shape, setting.device).to(dtype)
     exact = _run(function, rounded.float(), G)
-    found = _run(function, rounded, G, partial(_under_autocast, dtype=dtype, setting=setting))
-    value, gradient, _ = _errors(found, exact)
+    measured = _run(function, rounded, G, partial(_under_autocast, dtype=dtype, setting=setting))
+    value, gradient, _ = _errors(measured, exact)
     return {f"{label} value": value, f"{label} gradient": gradient}
 
 
@@ -334,9 +334,9 @@ def _compiled_errors(name: str, x: Tensor, backend: str, setting: Setting) -> Ce
     expected = _run(copy.deepcopy(pool), x)
     start = time.perf_counter()
     compiled: Any = torch.compile(copy.deepcopy(pool), fullgraph=True, backend=backend)
-    found = _run(compiled, x)
+    measured = _run(compiled, x)
     setting.synchronize()
-    value, gradient, parameters = _errors(found, expected)
+    value, gradient, parameters = _errors(measured, expected)
     errors = [error for error in (value, gradient, parameters) if error is not None]
     return {
         "value": value,

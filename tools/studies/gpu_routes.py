@@ -61,8 +61,8 @@ def _errors_at(C: int, M: int, setting: Setting, report: Report) -> Cells:
     exact = exact_root_and_gradient(X, G)
     cells: Cells = {}
     for name, function in _routes().items():
-        found = value_and_gradient(function, X.to(setting.device), G.to(setting.device))
-        errors = [relative_error(a.cpu(), b) for a, b in zip(found, exact, strict=True)]
+        measured = value_and_gradient(function, X.to(setting.device), G.to(setting.device))
+        errors = [relative_error(a.cpu(), b) for a, b in zip(measured, exact, strict=True)]
         cells[name] = " / ".join(f"{error:.1e}" for error in errors)
         report.figures.append(
             {"kind": "error", "C": C, "M": M, "function": name, "value": errors[0], "gradient": errors[1]}
