@@ -35,11 +35,6 @@ def columns(width: int, order: str) -> Tensor:
     Args:
         width: numbers of the triangle, n (n + 1) / 2.
         order: ``lower`` for the places in the lower triangle by rows, ``upper`` for the way back.
-
-    Examples:
-        >>> from covpool_plugins.checkpoints.triangle import columns
-        >>> columns(6, "lower")
-        tensor([0, 1, 3, 2, 4, 5])
     """
     n = int((2 * width) ** 0.5)
     row, column = torch.triu_indices(n, n)

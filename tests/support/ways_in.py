@@ -1,8 +1,8 @@
-"""Sends files through ways into the package, under limits of memory and time; run as a module.
+"""Sends files through ways into the package, under limits of memory and time; run as a script.
 
-    PYTHONPATH=tests python -m support.ways_in FOLDER WAY...
+    python tests/support/ways_in.py FOLDER OUT WAY...
 
-Prints one line of JSON for each call: way, file, what came of it, the seconds it took, the megabytes it added.
+Writes one line of JSON for each call: way, file, what came of it, the seconds it took, the megabytes it added.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _hang(*_: object) -> None:
     raise HangError
 
 
-def main(folder: Path, ways: list[str]) -> None:
+def main(folder: Path, out: Path, ways: list[str]) -> None:
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     os.chdir(folder)
@@ -128,8 +128,9 @@ def main(folder: Path, ways: list[str]) -> None:
             seconds = time.process_time() - start
             added = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
             row = dict(way=way, file=name, outcome=came, seconds=round(seconds, 2), megabytes=round(added, 1))
-            print(json.dumps(row), flush=True)
+            with open(out, "a") as file:
+                file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:] or list(WAYS))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:] or list(WAYS))
