@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from support.hostile_files import FILES, HONEST, archive, saved
 from support.ways_in import WAYS, main
 
+from covpool_plugins import create_model
 from covpool_plugins.checkpoint_file import CheckpointError, read_checkpoint
 from covpool_plugins.checkpoints import load_original
 from covpool_plugins.errors import OptionError
@@ -252,3 +253,10 @@ def test_arrays_besides_the_weights_are_left_out(value, tmp_path):
     content = {"state_dict": timm.create_model("resnet18", num_classes=2).state_dict(), "history": value}
     torch.save(content, tmp_path / "file.pth")
     assert any("history" in note for note in load_original(tmp_path / "file.pth").notes)
+
+
+def test_a_numpy_archive_is_no_bomb(tmp_path):
+    np.savez_compressed(tmp_path / "jax.npz", **{"embedding/kernel": np.zeros((16, 16, 3, 1 << 14), np.float32)})
+    overlay = dict(file=str(tmp_path / "jax.npz"), num_classes=2, custom_load=True)
+    with pytest.raises(OptionError, match="unpacked"):
+        create_model("vit_tiny_patch16_224", "gap", pretrained=True, pretrained_cfg_overlay=overlay)
