@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from support.explanations import heads
+from support.explanations import decaying_features, heads
 from torch import Tensor, nn
 
 import covpool_plugins
@@ -25,18 +25,12 @@ SHIFT_BLIND = [name for name, pool in HEADS.items() if isinstance(pool, Covarian
 WITH_BIASES = [name for name in HEADS if name == "moment"]  # zero features have a score of their own
 
 
-def features(channels: int, positions: int, seed: int = 0) -> Tensor:
-    torch.manual_seed(seed)
-    scales = torch.logspace(0, -2, channels, dtype=torch.float64).unsqueeze(-1)
-    return scales * torch.randn(1, channels, positions, dtype=torch.float64) + 2.0
-
-
 @pytest.mark.parametrize("positions", [9, 60], ids=["fewer positions", "more positions"])
 @heads()
 def test_contributions_sum_to_the_score_in_float64(name: str, positions: int) -> None:
     """With the exact gradient, as a view has it: those that some methods train with do not sum to the score."""
     pool = create_pool(name, 16).double().eval()
-    X = pool.features(features(16, positions).unsqueeze(-1)).detach()
+    X = pool.features(decaying_features(16, positions, 2).unsqueeze(-1)).detach()
     _use_exact_gradient(pool)
     weight = torch.randn(pool.out_features, dtype=torch.float64)
     shares, score, base = contributions(by_entries(pool, X), X, weight)
@@ -64,27 +58,22 @@ def test_timm_models_with_our_heads(name: str) -> None:
 
 
 @heads(SHIFT_BLIND)
-def test_a_constant_added_to_the_features_changes_nothing(name: str) -> None:
-    pool, X = create_pool(name, 16).double().eval(), features(16, 40)
+def test_shifts_of_the_features_change_nothing_and_positions_keep_their_place(name: str) -> None:
+    pool, X = create_pool(name, 16).double().eval(), decaying_features(16, 40, 2)
     weight = torch.randn(pool.out_features, dtype=torch.float64)
-    shift = 5 * torch.randn(1, 16, 1, dtype=torch.float64)
-    before, after = (contributions(by_entries(pool, at), at, weight)[0] for at in (X, X + shift))
-    torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-9 * before.abs().max().item())
-
-
-def test_positions_keep_their_place() -> None:
-    pool, X = create_pool("svdpade", 8).double().eval(), features(8, 30)
-    weight = torch.randn(pool.out_features, dtype=torch.float64)
-    order = torch.randperm(30)
-    before, after = (contributions(by_entries(pool, at), at, weight)[0] for at in (X, X[..., order]))
-    torch.testing.assert_close(after, before[order], rtol=1e-8, atol=1e-12)
+    shift, order = 5 * torch.randn(1, 16, 1, dtype=torch.float64), torch.randperm(40)
+    before, shifted, permuted = (
+        contributions(by_entries(pool, at), at, weight)[0] for at in (X, X + shift, X[..., order])
+    )
+    torch.testing.assert_close(shifted, before, rtol=1e-6, atol=1e-9 * before.abs().max().item())
+    torch.testing.assert_close(permuted, before[order], rtol=1e-8, atol=1e-9 * before.abs().max().item())
 
 
 @pytest.mark.parametrize("name", ["exact", "svdpade"])
 def test_agrees_with_the_closed_form(name: str) -> None:
     """c_i = (2/M) x̃_iᵀ G x̃_i where Q G + G Q = W, solved here as a linear system."""
     C, M = 5, 40
-    pool, X = CovariancePool(C, name, reduce_channels=None), features(C, M)
+    pool, X = CovariancePool(C, name, reduce_channels=None), decaying_features(C, M, 2)
     weight = torch.randn(pool.out_features, dtype=torch.float64)
     shares, _, _ = contributions(by_entries(pool, X), X, weight)
 
@@ -194,24 +183,14 @@ class UnitPool(SquashedPool):
         return nn.functional.normalize(X.mean(dim=-1), dim=-1)
 
 
-def test_integrated_gradients_for_a_pool_that_is_not_homogeneous(small_net, image: Tensor) -> None:
+def test_pools_that_are_not_homogeneous(small_net, image: Tensor) -> None:
     net = small_net(SquashedPool())
     explanation = explain(net, image, "contribution", target=0)
     with torch.no_grad():
         vector = net.head.global_pool(net.forward_features(image))[0] - 0.5 * torch.ones(12).log() - np.log(0.5)
     assert explanation.contributions.sum() == pytest.approx((net.head.fc.weight[0] @ vector).item(), rel=1e-3)
-
-
-def test_a_pool_that_ignores_scale_is_refused(small_net, image: Tensor) -> None:
     with pytest.raises(OptionError, match="miss the score"):
         explain(small_net(UnitPool()), image, "contribution", target=0)
-
-
-def test_layers_between_pool_and_classifier_are_refused(small_net, image: Tensor) -> None:
-    net = small_net("svdpade")
-    net.head.dropout = nn.ReLU()
-    with pytest.raises(OptionError, match="more than a linear layer"):
-        explain(net, image, "contribution")
 
 
 @pytest.mark.parametrize(
@@ -228,19 +207,17 @@ def test_plain_timm_models(name: str) -> None:
     assert explain(net, x, "grad_cam", target=2).map.shape == explanation.map.shape
 
 
-def test_one_position_is_no_map() -> None:
-    view = ModelView.of(timm.create_model("test_resnet", num_classes=3))
-    with pytest.raises(NotApplicableError, match="one position only"):
-        explain(view, torch.randn(1, 3, 16, 16), "contribution", target=1)
-
-
 @pytest.mark.parametrize(
-    ("name", "message"), [("test_convnext", "more than a linear layer"), ("test_vit", "neither a pool of this package")]
+    ("name", "side", "message"),
+    [
+        ("test_convnext", 160, "more than a linear layer"),
+        ("test_vit", 160, "neither a pool of this package"),
+        ("test_resnet", 16, "one position only"),
+    ],
 )
-def test_models_without_a_contribution_map_are_refused(name: str, message: str) -> None:
-    net = timm.create_model(name)
-    with pytest.raises(OptionError, match=message):
-        explain(net, torch.randn(1, 3, 160, 160), "contribution")
+def test_models_without_a_contribution_map_are_refused(name: str, side: int, message: str) -> None:
+    with pytest.raises(NotApplicableError, match=message):
+        explain(timm.create_model(name), torch.randn(1, 3, side, side), "contribution", target=1)
 
 
 # Degree two or more in the features and no root or logarithm: a polynomial, which few points integrate exactly.
@@ -248,27 +225,20 @@ POLYNOMIALS = ["gap", "dropcov", "lrbp"]
 
 
 @heads()
-def test_integrated_shares_sum_to_the_score(name: str, small_net, image: Tensor) -> None:
+def test_the_integrated_head_is_the_contribution_map_and_complete(name: str, small_net, image: Tensor) -> None:
+    """Of homogeneous pools the gradient is the same along the path; of others both are integrals."""
     net, image = small_net(name).double(), image.double()
-    explanation = explain(net, image, "integrated_head", target=3)
+    explanation, contribution = (explain(net, image, method, 3) for method in ("integrated_head", "contribution"))
     with torch.no_grad():
-        vector = net.head.global_pool(net.forward_features(image))
-        zero = net.head.global_pool.represent(
-            torch.zeros_like(net.head.global_pool.features(net.forward_features(image)))
-        )
-        expected = (net.head.fc(vector) - net.head.fc(zero))[0, 3].item()
+        pool, maps = net.head.global_pool, net.forward_features(image)
+        zero = pool.represent(torch.zeros_like(pool.features(maps)))
+        expected = (net.head.fc(pool(maps)) - net.head.fc(zero))[0, 3].item()
     assert explanation.map.shape == (8, 8) and explanation.signed
     assert explanation.completeness_target == pytest.approx(expected, rel=1e-8)
     assert abs(explanation.map.sum() - expected) < 1e-5 * np.abs(explanation.map).sum()
-
-
-@heads()
-def test_the_integrated_head_is_the_contribution_map(name: str, small_net, image: Tensor) -> None:
-    """Of homogeneous pools the gradient is the same along the path; of others both are integrals."""
-    net, image = small_net(name).double(), image.double()
-    map, expected = (explain(net, image, method, 1).map for method in ("integrated_head", "contribution"))
     tolerance = 1e-4 if name in ("svpn", "crosscov") else 1e-5  # their eps makes them not quite homogeneous
-    np.testing.assert_allclose(map, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+    tolerance *= np.abs(contribution.map).max()
+    np.testing.assert_allclose(explanation.map, contribution.map, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", POLYNOMIALS)
