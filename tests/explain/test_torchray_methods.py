@@ -202,18 +202,18 @@ def test_extremal_perturbations_cover_the_area() -> None:
 
 
 def test_rise_is_the_mean_probability_over_masks() -> None:
-    """On an input of ones the network sees the masks themselves."""
+    """On an input of ones the network sees the masks themselves, whatever the batches."""
     net, seen = PixelNet(), []
     net.fc.weight.data.normal_(std=0.05)
-    view = ModelView.of(net)
+    view, x = ModelView.of(net), torch.ones(1, 3, 32, 32)
     view.model.register_forward_pre_hook(lambda _, args: seen.append(args[0][:, :1].clone()))
-    explain(view, torch.ones(1, 3, 32, 32), "rise", target=2, masks=20, batch_size=8)
-    masks = torch.cat([batch for batch in seen[-3:]])
+    map = explain(view, x, "rise", target=2, masks=20, batch_size=8).map
+    masks = torch.cat(seen[-3:])
     assert [len(batch) for batch in seen[-3:]] == [8, 8, 4] and 0.3 < masks.mean() < 0.7
     probabilities = net(masks.expand(-1, 3, -1, -1)).softmax(dim=1)[:, 2].view(-1, 1, 1, 1)
     expected = ((probabilities * masks).sum(dim=0) / masks.sum(dim=0))[0]
-    map = explain(view, torch.ones(1, 3, 32, 32), "rise", target=2, masks=20, batch_size=8).map
     np.testing.assert_allclose(map, expected.detach().numpy(), rtol=1e-4)
+    np.testing.assert_allclose(explain(view, x, "rise", 2, masks=20, batch_size=5).map, map, rtol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["rise", "extremal_perturbation"])
@@ -230,12 +230,7 @@ def test_one_class_is_kept_of_the_output(method: str, monkeypatch) -> None:
     assert outputs and max(shape[1] for shape in outputs) <= 2  # of 500
 
 
-def test_batches_do_not_change_the_map() -> None:
-    maps = [explain(PixelNet(), two_patches(), "rise", 1, masks=16, batch_size=size).map for size in (8, 5)]
-    np.testing.assert_allclose(*maps, rtol=1e-5)
-
-
-@pytest.mark.parametrize("size", [(65, 50), (33, 96), (40, 9)])
+@pytest.mark.parametrize("size", [(65, 50), (40, 9)])
 @pytest.mark.parametrize("method", ["rise", "extremal_perturbation"])
 def test_inputs_of_any_size(method: str, size: tuple[int, int]) -> None:
     map = explain(TwoLayers(F.relu), torch.randn(1, 3, *size), method, target=0, **CHEAP[method])
