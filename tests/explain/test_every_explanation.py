@@ -12,14 +12,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.explanations import CHEAP, POOL_OF, SECOND_ORDER, ToLayout, random_states
+from support.explanations import (
+    CHEAP,
+    POOL_OF,
+    SECOND_ORDER,
+    ToLayout,
+    covariance_neck,
+    mmpretrain_config,
+    random_states,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import covpool_plugins
-from covpool_plugins.errors import ShapeError
-from covpool_plugins.explain import EXPLANATIONS, ModelView, explain
-from covpool_plugins.pooling import create_pool
+from covpool_plugins.errors import NotApplicableError, ShapeError
+from covpool_plugins.explain import EXPLANATIONS, ModelView, explain, load_mmpretrain_model
+from covpool_plugins.pooling import create_pool, list_pools
 
 EVERY = pytest.mark.parametrize("method", EXPLANATIONS)
 # Of these another class has another map, whatever the network.
@@ -168,3 +176,28 @@ def test_versus_is_a_difference(method: str, small_net, image: Tensor) -> None:
     if method != "gradient":  # which is a magnitude
         np.testing.assert_allclose(both.map, first.map - second.map, rtol=1e-3, atol=1e-3 * np.abs(both.map).max())
     np.testing.assert_array_equal(explain(view, image, method, 3).map, first.map)
+
+
+def of_timm(pool: str, options: dict[str, int], folder: Path) -> nn.Module:
+    return covpool_plugins.create_model("test_resnet", pool, num_classes=3, **options)
+
+
+def of_mmpretrain(pool: str, options: dict[str, int], folder: Path) -> nn.Module:
+    pytest.importorskip("mmpretrain")
+    neck = covariance_neck(pool=pool, reduce_channels=options.get("reduce_channels"))
+    config = mmpretrain_config(folder, neck=neck, head="SecondOrderClsHead", width=None, scale=64, side=64)
+    return load_mmpretrain_model(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [of_timm, of_mmpretrain])
+@pytest.mark.parametrize("pool", list_pools())
+def test_a_map_or_a_reason(pool: str, build, tmp_path: Path) -> None:
+    view = ModelView.of(build(pool, {} if pool == "gap" else {"reduce_channels": 16}, tmp_path))
+    x = torch.nn.functional.interpolate(torch.randn(1, 3, 12, 12), view.preprocessing.input_size, mode="bilinear")
+    for method in EXPLANATIONS:
+        try:
+            map = torch.as_tensor(explain(view, x, method, target=1, **CHEAP.get(method, {})).map)
+            assert map.isfinite().all() and map.any(), method
+        except NotApplicableError as error:
+            assert str(error) and "\n" not in str(error)

@@ -1,4 +1,4 @@
-"""``tools/explain.py``: what it writes, and how it refuses."""
+"""``tools/explain.py``: what it writes, and how it refuses; its page in a real browser, on a desk and on a phone."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from skimage import data
 from support.explanations import NARROW, SECOND_ORDER
 
 from covpool_plugins.command_line import run_tool
@@ -26,6 +27,7 @@ from covpool_plugins.explain import explain, list_explanations
 from covpool_plugins.explain.batch import find_pictures, unique_stems
 
 TOOL = Path(__file__).parents[2] / "tools" / "explain.py"
+BROWSER = Path(__file__).parents[1] / "support" / "browser.py"
 SMALL = ["--model", "test_resnet"]  # the smallest of timm's, with average pooling
 NARROW_SVDPADE = ["--model", "resnet18_svdpade", *NARROW]
 
@@ -294,3 +296,33 @@ def test_pointing(run, picture: Path, tmp_path: Path) -> None:
     (row,) = json.loads((out / "pointing.json").read_text())
     assert (row["hits"], row["misses"], row["energy"]) == ("1", "0", "1.000")
     assert "Pointing game" in (out / "index.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def page(tool, tmp_path_factory) -> Path:
+    """Two heads by two methods, of which one is not applicable."""
+    folder = tmp_path_factory.mktemp("page")
+    Image.fromarray(data.astronaut()).save(folder / "astro.png")
+    models = ["--model", "resnet18_svdpade", "--model", "resnet18_gap", *NARROW[:2], "--num-classes", "4"]
+    arguments = ["--method", "contribution", "eigen", "--target", "1", "--deletion-steps", "0"]
+    tool.main([*models, *arguments, "--image", str(folder / "astro.png"), "--out", str(folder)])
+    return folder / "index.html"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_page(page: Path, width: int, tmp_path: Path) -> None:
+    pytest.importorskip("PySide6.QtWebEngineCore", reason="needs the extra 'browser'")
+    command = [sys.executable, str(BROWSER), str(page), str(width), str(tmp_path / "page.png")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    seen = json.loads(done.stdout)
+    assert seen["console"] == [] and seen["requests"] == []
+    assert len(seen["pictures"]) == 6  # three maps, two montages, one panel
+    assert all(natural > 0 and 0 < shown <= width for natural, shown in seen["pictures"])
+    assert seen["page"] <= seen["window"] and seen["words"] > 200
+
+
+def test_page_needs_no_other_file(page: Path) -> None:
+    text = page.read_text()
+    assert "://" not in text and text.count("data:image/png") == 6
+    assert "n/a" in text and 'name="viewport"' in text
