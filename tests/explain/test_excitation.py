@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from support.explanations import covariance_neck, heads, mmpretrain_config
+from support.explanations import heads
 from torch import Tensor, nn
 
 import covpool_plugins
 from covpool_plugins.errors import NotApplicableError
-from covpool_plugins.explain import ModelView, explain, load_mmpretrain_model
+from covpool_plugins.explain import ModelView, explain
 from covpool_plugins.explain.excitation_rules import ExcitationRules
 
 PLAIN, CONTRASTIVE = "excitation_backprop", "contrastive_excitation_backprop"
@@ -73,9 +72,12 @@ def test_mass_is_one_whatever_the_head(name: str, small_net, image: Tensor) -> N
     """The features are signed behind the head's input, so it starts there."""
     view = ModelView.of(with_statistics(small_net(name)))
     for layer in ("stem", "stage1", "stage1.0", "stage2.0", "stage2"):
-        map = explain(view, image, PLAIN, target=1, layer=layer)
-        assert map.map.min() >= 0 and map.map.sum() == pytest.approx(1, abs=1e-5), layer
-        assert float(map.extras["mass"]) == pytest.approx(map.map.sum())
+        explanation = explain(view, image, PLAIN, target=1, layer=layer)
+        assert explanation.map.min() >= 0 and explanation.map.sum() == pytest.approx(1, abs=1e-5), layer
+        assert float(explanation.extras["mass"]) == pytest.approx(explanation.map.sum())
+    assert explain(view, image, PLAIN).layer == "stage2"  # all maps of the small network have one size
+    with pytest.raises(NotApplicableError, match=r"batch norm of signed values .* behind a ReLU"):
+        explain(view, image, PLAIN, layer="stage1.0.conv")
 
 
 # By backbone the default layer, and layers that no path goes round.
@@ -207,13 +209,6 @@ def test_the_contrast_is_a_difference(small_net, image: Tensor) -> None:
         explain(net, image, CONTRASTIVE)
 
 
-def test_layers(small_net, image: Tensor) -> None:
-    view = ModelView.of(small_net())
-    assert explain(view, image, PLAIN).layer == "stage2"  # all maps of the small network have one size
-    with pytest.raises(NotApplicableError, match=r"batch norm of signed values .* behind a ReLU"):
-        explain(view, image, PLAIN, layer="stage1.0.conv")
-
-
 class Activation(nn.Module):
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -245,21 +240,3 @@ def test_functions_without_a_rule_are_named(function: Callable, name: str, small
     net.stage2[1].act = Activation(nn.functional.gelu)
     with pytest.raises(NotApplicableError, match="negative values"):
         explain(net, image, PLAIN, layer="stage1")
-
-
-@pytest.mark.fast_for("ResNet_CIFAR")
-@pytest.mark.parametrize(
-    ("kind", "depth", "base", "width"),
-    [("ResNet_CIFAR", 18, 16, 128), ("ResNet", 18, 16, 128), ("SEResNet", 50, 32, 1024)],
-)
-def test_mmpretrain(kind: str, depth: int, base: int, width: int, tmp_path: Path) -> None:
-    pytest.importorskip("mmpretrain")
-    backbone = f"type='{kind}', depth={depth}, stem_channels={base}, base_channels={base}, out_indices=(3,)"
-    config = mmpretrain_config(tmp_path, backbone=backbone, neck=covariance_neck(width), scale=64, side=64)
-    torch.manual_seed(0)
-    view = ModelView.of(with_statistics(load_mmpretrain_model(config)))
-    x = torch.randn(1, 3, 64, 64)
-    for layer in ("backbone.layer1", "backbone.layer2.0", "backbone.layer3", "backbone.layer4"):
-        assert explain(view, x, PLAIN, target=1, layer=layer).map.sum() == pytest.approx(1, abs=1e-5), layer
-    assert explain(view, x, PLAIN).layer == "backbone.layer3"
-    assert abs(explain(view, x, CONTRASTIVE, target=1).map.sum()) < 1e-5

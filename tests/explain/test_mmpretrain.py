@@ -42,6 +42,9 @@ def test_every_method_on_a_loaded_checkpoint(average: bool, photo: Image.Image, 
         explanation = explain(view, photo, method, target=1, **CHEAP.get(method, {}))
         assert explanation.probability == pytest.approx(logits.softmax(0)[1].item(), rel=1e-4)
         assert explanation.map.shape in ((4, 4), (8, 8), (32, 32))
+        if "excitation" in method:
+            mass = float(method == "excitation_backprop")
+            assert explanation.layer == "backbone.layer3" and explanation.map.sum() == pytest.approx(mass, abs=1e-5)
         if explanation.contributions is not None:
             expected = (logits[1] - model.head.fc.bias[1]).item()
             assert explanation.contributions.sum() == pytest.approx(expected, rel=1e-3)

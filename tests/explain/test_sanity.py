@@ -119,10 +119,8 @@ def test_similarities_are_those_of_the_maps(small_net, image: Tensor) -> None:
 
 def test_a_method_keeps_its_layer(image: Tensor) -> None:
     """Grad-CAM goes to an earlier layer where the last one is degenerate; the maps compared are of one layer."""
-    torch.manual_seed(0)
     net = covpool_plugins.create_model("resnet10t", "svdpade", channels=(8, 8, 8, 16), num_classes=3, reduce_channels=8)
-    x = nn.functional.interpolate(image, (96, 96), mode="bilinear")
-    rows = cascading_randomization(net.eval(), x, ["grad_cam"], 1, steps=3)
+    rows = cascading_randomization(net.eval(), nn.functional.interpolate(image, (96, 96)), ["grad_cam"], 1, steps=3)
     assert len(rows) == 3 and all((row.similarity is None) == bool(row.note) for row in rows)
 
 
@@ -185,10 +183,8 @@ def test_the_verdict_is_about_the_last_step(similarity: float, passes: bool) -> 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050"])
 @pytest.mark.slow
 def test_other_backbones(name: str) -> None:
-    torch.manual_seed(0)
     kwargs = dict(img_size=64) if "vit" in name else {}
-    view = ModelView.of(timm.create_model(name, num_classes=3, **kwargs).eval())
-    x = torch.randn(1, 3, 64, 64)
+    view, x = ModelView.of(timm.create_model(name, num_classes=3, **kwargs).eval()), torch.randn(1, 3, 64, 64)
     *_, (_, other) = randomized_views(view, x)
     names = {n for n, p in view.model.named_parameters() if p.ndim > 1 and p.any()}
     assert names <= changed(view.model, other.model) and other.logits(x).isfinite().all()
