@@ -22,9 +22,7 @@ from covpool_plugins.explain.sanity import cascading_randomization, depends_on_w
 pytest.importorskip("skimage")
 
 POINTING, ENERGY, PREFERENCE = 0.95, 0.85, 0.95
-QUICK, MANY = 20, 60
-# All but the one that takes a second for a map.
-QUICK_METHODS = [name for name in METHODS if name != "rise"]
+MANY = 60
 
 
 @pytest.fixture(scope="session")
@@ -62,27 +60,12 @@ def check_random_weights(view: ModelView, method: str, count: int) -> None:
     assert set(verdicts) <= {True, None} and True in verdicts
 
 
-COUNTS = {check_pointing: QUICK, check_targets: 4, check_random_weights: 3}
-
-
-@pytest.mark.slow
-def test_maps_of_a_trained_network(view: ModelView) -> None:
-    """One test, so that of several processes one trains the network."""
-    for method in QUICK_METHODS:
-        for check, count in COUNTS.items():
-            check(view, method, count)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_many_maps_point_at_the_planted_texture(method: str, view: ModelView) -> None:
+def test_maps_of_a_trained_network(method: str, view: ModelView) -> None:
     check_pointing(view, method, MANY)
-
-
-@pytest.mark.slow
-def test_maps_of_rise(view: ModelView) -> None:
-    check_targets(view, "rise", 4)
-    check_random_weights(view, "rise", 1)
+    check_targets(view, method, 4)
+    check_random_weights(view, method, 1 if method == "rise" else 3)  # it takes a second for a map
 
 
 def test_training_leaves_random_states_alone() -> None:
