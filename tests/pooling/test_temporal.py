@@ -1,11 +1,9 @@
 """Temporal-attentive covariance pooling: the released layers, the formulas, clips, degenerate input."""
 
-import zlib
-
-import numpy as np
 import pytest
 import torch
 from support.golden import load, names, sample_errors
+from support.golden_models import golden_weight
 from support.matrices import exact_covariance_root, features, relative_error
 
 from covpool_plugins.linalg import covariance, covariance_sqrt, sqrtm
@@ -34,19 +32,6 @@ RUNNING = [name for name in NETWORKS if load(name).meta["original_fails"] is Non
 def our_key(theirs):
     layer, leaf = theirs.rsplit(".", 1)
     return f"{KEYS[layer]}.{leaf}"
-
-
-def golden_weight(key, shape):
-    """The rule of the golden data's README for the parameters that occur here."""
-    bits = np.random.Philox(zlib.crc32(key.encode("utf-8")))
-    normal = np.random.Generator(bits).standard_normal(tuple(shape))
-    if key.endswith("bias"):
-        value = 0.1 * normal
-    elif len(shape) == 1:
-        value = 1 + 0.1 * normal
-    else:
-        value = normal * np.sqrt(2 / np.prod(shape[1:]))
-    return torch.from_numpy(value.astype(np.float32)).double()
 
 
 def released_pool(golden):
