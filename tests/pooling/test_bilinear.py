@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.golden import load, names, sample_errors
-from support.matrices import features, relative_error
+from support.matrices import features, maps, relative_error
 
 from covpool_plugins.pooling import create_pool
 from covpool_plugins.pooling.bilinear import BilinearPool
@@ -14,10 +14,6 @@ ROUTES = ("matrix", "fft")
 # The low-rank pool has a route for fewer and one for more positions than channels.
 SHAPES = [(4, 3), (3, 5)]
 DOUBLE = {"dtype": torch.float64}
-
-
-def maps(channels, height, width, batch=2, seed=0):
-    return features(channels, height * width, batch, seed).unflatten(-1, (height, width))
 
 
 def double_pool(name, channels, **options):

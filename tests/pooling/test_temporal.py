@@ -9,7 +9,6 @@ from support.matrices import exact_covariance_root, features, relative_error
 from covpool_plugins.linalg import covariance, covariance_sqrt, sqrtm
 from covpool_plugins.linalg.packing import unpack_gradient
 from covpool_plugins.pooling import create_pool
-from covpool_plugins.pooling.temporal import TemporalPool
 
 KEYS = {
     "layer_reduce1": "reduction.first.conv",
@@ -267,16 +266,6 @@ def test_autocast_is_computed_in_float32():
         out = attention(X)
     assert out.dtype == torch.bfloat16
     assert relative_error(out, exact) < torch.finfo(torch.bfloat16).eps / 2
-
-
-def test_tokens_are_clips_too():
-    pool = random_pool(5, frames=3, reduce_channels=None).eval()
-    tokens = create_pool("temporal", 5, frames=3, reduce_channels=None, input_fmt="NLC", num_prefix_tokens=1).double()
-    tokens.load_state_dict(pool.state_dict())
-    x = clips(2, 3)
-    rows = torch.cat([torch.full((6, 1, 5), 9.0, dtype=torch.float64), x.flatten(2).mT], 1)
-    assert relative_error(tokens.eval()(rows), pool(x)) < 1e-12
-    assert TemporalPool(300, input_fmt="NLC", reduce_channels=4)(torch.rand(2, 6, 300)).shape == (2, 10)
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.golden import load, names, sample_errors
-from support.matrices import features, relative_error
+from support.matrices import maps, relative_error
 
 from covpool_plugins.errors import DtypeError, OptionError, ShapeError, UnknownNameError
 from covpool_plugins.linalg import Exact, ExactInverse, NewtonSchulz, covariance, inv_sqrtm, list_methods, sqrtm
@@ -11,10 +11,6 @@ from covpool_plugins.linalg.logarithm import Logarithm
 from covpool_plugins.whitening.coloring import both_roots, whitening_coloring
 
 METHODS = sorted({*list_methods("sqrtm"), *list_methods("inv_sqrtm")})
-
-
-def maps(channels, height, width, batch=2, seed=0):
-    return features(channels, height * width, batch, seed).view(batch, channels, height, width)
 
 
 def grouped_covariance(x, groups=1):
