@@ -11,8 +11,6 @@ from covpool_plugins.pooling.compact_bilinear import CompactBilinearPool
 from covpool_plugins.pooling.low_rank_bilinear import LowRankBilinearPool
 
 ROUTES = ("matrix", "fft")
-# The low-rank pool has a route for fewer and one for more positions than channels.
-SHAPES = [(4, 3), (3, 5)]
 DOUBLE = {"dtype": torch.float64}
 
 
@@ -149,7 +147,8 @@ def test_draws_are_buffers_of_their_own_generator():
         CompactBilinearPool(12, projection=64).load_state_dict(state)
 
 
-@pytest.mark.parametrize("channels, positions", SHAPES)
+# There is a route for fewer and one for more positions than channels.
+@pytest.mark.parametrize("channels, positions", [(4, 3), (3, 5)])
 def test_responses_and_their_gradients(channels, positions):
     pool = double_pool("lrbp", channels, filters=2, rank=2)
     X = features(channels, positions, batch=1).requires_grad_()

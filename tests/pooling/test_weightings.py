@@ -96,16 +96,12 @@ def test_democratic_gradient(options):
     assert torch.autograd.gradcheck(part.weights, (X,))
 
 
-def test_dropout_at_inference_is_plain_covariance():
+def test_dropout_follows_the_seed_and_is_none_at_inference():
     X = features(6, 12).float()
+    pool, x = create_pool("dropcov", 6, reduce_channels=None, rate=0.5), X.unflatten(2, (3, 4))
     assert AdaptiveChannelDropout(6).eval()(X) is X
-    pool = create_pool("dropcov", 6, reduce_channels=None).eval()
-    assert torch.equal(pool(X.unflatten(2, (3, 4))), pack_triu(covariance(X.double())).float())
-
-
-def test_dropout_follows_the_seed():
-    x = features(6, 12).float().unflatten(2, (3, 4))
-    pool = create_pool("dropcov", 6, reduce_channels=None, rate=0.5)
+    assert torch.equal(pool.eval()(x), pack_triu(covariance(X.double())).float())
+    pool.train()
 
     def draw(seed):
         torch.manual_seed(seed)

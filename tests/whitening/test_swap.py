@@ -99,16 +99,13 @@ RANKS = {1: (nn.BatchNorm1d, ZCANorm1d), 2: (nn.BatchNorm2d, ZCANorm2d), 3: (nn.
 @pytest.mark.parametrize("old", ["own", nn.SyncBatchNorm], ids=str)
 @pytest.mark.parametrize("rank", RANKS)
 def test_every_batch_norm(rank, old):
+    assert set(layer_types()) == {f"{kind}Norm{rank}d" for kind in ("ZCA", "PCA") for rank in RANKS}
     batch_norm, kind = RANKS[rank]
     model = experienced(nn.Sequential((batch_norm if old == "own" else old)(4)))
     weight = model[0].weight
     swap_norm(model, {"0": dict(type=kind.__name__, groups=2)})
     assert type(model[0]) is kind and model[0].weight is weight
     assert model(torch.randn(4, 4, *[5] * rank)).isfinite().all()
-
-
-def test_all_layers_of_the_room_have_names():
-    assert set(layer_types()) == {f"{kind}Norm{rank}d" for kind in ("ZCA", "PCA") for rank in RANKS}
 
 
 def test_a_layer_with_two_names_is_replaced_once_by_the_first_pattern():
