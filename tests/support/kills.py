@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor
 
 from covpool_plugins.mmpretrain_plugin.safe_checkpoints import weights_only_checkpoints
 
@@ -74,12 +72,6 @@ def run_and_kill(tool: str, *arguments: object, when: Callable[[], bool], delay:
     return process.returncode == -signal.SIGKILL
 
 
-def delays(count: int, longest: float) -> list[float]:
-    """The same every time."""
-    generator = random.Random(0)
-    return [generator.uniform(0, longest) for _ in range(count)]
-
-
 def content(path: Path) -> object:
     """What a file holds; raises if it is not whole."""
     if path.suffix == ".npz":
@@ -112,16 +104,3 @@ def contents(folder: Path) -> dict[str, object]:
     return {
         str(name): content(path) for path, name in names.items() if not any(part.startswith(".") for part in name.parts)
     }
-
-
-def same(first: object, second: object) -> bool:
-    """Equal, bit for bit."""
-    if isinstance(first, Tensor) and isinstance(second, Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
-        return np.array_equal(first, second, equal_nan=first.dtype.kind == "f")
-    if isinstance(first, dict) and isinstance(second, dict):
-        return first.keys() == second.keys() and all(same(value, second[key]) for key, value in first.items())
-    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
-        return len(first) == len(second) and all(map(same, first, second))
-    return first == second
