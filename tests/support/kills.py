@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,39 +33,31 @@ class HeavyBackbone(Backbone):
         self.register_buffer("ballast", torch.zeros(16 << 20))
 
 
-def command(tool: str, *arguments: object) -> list[str]:
-    return [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *map(str, arguments)]
-
-
-def environment() -> dict[str, str]:
-    """With this checkout's package, wherever another one is installed."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+def command(tool: str, arguments: tuple[object, ...]) -> dict[str, Any]:
+    """Arguments of ``subprocess.run``, with this checkout's package, wherever another one is installed."""
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+    return {
+        "args": [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *map(str, arguments)],
+        "env": {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+        "cwd": ROOT,
+    }
 
 
 def run(tool: str, *arguments: object) -> None:
     """To the end, which has to be a success."""
-    result = subprocess.run(
-        command(tool, *arguments), capture_output=True, text=True, timeout=LIMIT, env=environment(), cwd=ROOT
-    )
+    result = subprocess.run(**command(tool, arguments), capture_output=True, text=True, timeout=LIMIT)
     assert result.returncode == 0, result.stderr
 
 
 def run_and_kill(tool: str, *arguments: object, when: Callable[[], bool], delay: float = 0.0) -> bool:
     """Kill the tool as soon as a condition holds, or some seconds after; whether it was still running."""
-    process = subprocess.Popen(
-        command(tool, *arguments),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=environment(),
-        cwd=ROOT,
-    )
+    process = subprocess.Popen(**command(tool, arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     end = time.monotonic() + LIMIT
     try:
         while process.poll() is None and not when():
             assert time.monotonic() < end, "the moment never came"
             time.sleep(0.0005)
-        if delay:
-            time.sleep(delay)
+        time.sleep(delay)
     finally:
         process.send_signal(signal.SIGKILL)
         _, errors = process.communicate()
