@@ -185,6 +185,7 @@ def test_onnx(backbone, exporter, tmp_path):
     assert relative_error(torch.from_numpy(logits), model(x)) < 1e-4
 
 
+@pytest.mark.fast_for("test_vit", "so_vit_7")
 @pytest.mark.parametrize("head", ["svdpade", "mpa"])
 @pytest.mark.parametrize("backbone, options", [("test_vit", {}), ("so_vit_7", {"img_size": 64, "depth": 2})])
 def test_class_token_is_fused_by_the_sum_of_two_classifiers(backbone, options, head):
