@@ -27,8 +27,8 @@ ONE_OF_EACH_FAMILY = (
 NARROW = {"channels": (4, 4, 4, 24), "stem_width": 8}
 
 
-def small(head="svdpade", **kwargs):
-    torch.manual_seed(0)
+def small(head="svdpade", seed=0, **kwargs):
+    torch.manual_seed(seed)
     if head != "gap":
         kwargs.setdefault("reduce_channels", 16)
     return covpool_plugins.create_model(SMALL, head, **{"num_classes": 5, **NARROW, **kwargs})
@@ -180,27 +180,22 @@ def test_pretrained_weights_of_a_plain_backbone(tmp_path, suffix, caplog):
 
 def test_the_description_of_a_model_stands_for_its_backbones_weights(tmp_path, monkeypatch):
     """As timm's train.py hands it over with --pretrained."""
-    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "plain.pth")
-    cfg = timm.get_pretrained_cfg("resnet18")
-    monkeypatch.setattr(cfg, "file", str(tmp_path / "plain.pth"))
-    monkeypatch.setattr("covpool_plugins.timm_plugin.builder.resolve_pretrained_cfg", _resolver(cfg))
+    plain = timm.create_model("resnet18").state_dict()
+    torch.save(plain, tmp_path / "plain.pth")
+    backbones, resolve = timm.get_pretrained_cfg("resnet18"), timm.models.resolve_pretrained_cfg
+    monkeypatch.setattr(backbones, "file", str(tmp_path / "plain.pth"))
+    monkeypatch.setattr(
+        "covpool_plugins.timm_plugin.builder.resolve_pretrained_cfg",
+        lambda name, cfg, overlay: resolve(name, cfg, overlay) if cfg else backbones,
+    )
     description = timm.get_pretrained_cfg("resnet18_svdpade").to_dict()
     model = timm.create_model("resnet18_svdpade", pretrained=True, pretrained_cfg=description, reduce_channels=8)
-    plain = torch.load(tmp_path / "plain.pth")
     assert torch.equal(model.layer1[0].conv1.weight, plain["layer1.0.conv1.weight"])
-
-
-def _resolver(backbones):
-    def resolve(name, pretrained_cfg, overlay):
-        return timm.models.resolve_pretrained_cfg(name, pretrained_cfg, overlay) if pretrained_cfg else backbones
-
-    return resolve
 
 
 def test_weights_of_another_network(tmp_path, caplog):
     overlay = {"file": str(tmp_path / "other.pth")}
-    state = small().state_dict()
-    torch.save({k: v for k, v in state.items() if not k.startswith("layer4.")}, overlay["file"])
+    torch.save({k: v for k, v in small().state_dict().items() if not k.startswith("layer4.")}, overlay["file"])
     with caplog.at_level(logging.INFO):
         small(pretrained=True, pretrained_cfg_overlay=overlay)
     assert "Missing keys (layer4.0.conv1.weight" in caplog.text
@@ -209,20 +204,21 @@ def test_weights_of_another_network(tmp_path, caplog):
         small(pretrained=True, pretrained_cfg_overlay=overlay)
 
 
-def test_pretrained_weights_of_a_whole_model(tmp_path, caplog):
+def test_pretrained_weights_of_a_whole_model_and_of_the_parts_of_its_head_that_fit(tmp_path, caplog):
     whole = small().eval()
     torch.save(whole.state_dict(), tmp_path / "whole.pth")
-    overlay = {"file": str(tmp_path / "whole.pth")}
-    torch.manual_seed(9)
-    again = covpool_plugins.create_model(
-        SMALL, num_classes=5, reduce_channels=16, pretrained=True, pretrained_cfg_overlay=overlay, **NARROW
-    ).eval()
+    arguments = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(tmp_path / "whole.pth")}}
+    again = small(**arguments, seed=9).eval()
     assert torch.equal(again(photos()), whole(photos()))
     assert caplog.text == "" and again.pretrained_cfg["state_dict"] is None and again.pretrained_cfg["file"]
     with caplog.at_level(logging.INFO, "covpool_plugins"):
-        other = small(num_classes=3, pretrained=True, pretrained_cfg_overlay=overlay)
-    assert torch.equal(other.head.global_pool.reduction.conv.weight, whole.head.global_pool.reduction.conv.weight)
-    assert caplog.text.rstrip().endswith("fresh head.fc.weight, head.fc.bias")
+        other = small(num_classes=3, **arguments)
+        assert torch.equal(other.head.global_pool.reduction.conv.weight, whole.head.global_pool.reduction.conv.weight)
+        assert caplog.text.rstrip().endswith("fresh head.fc.weight, head.fc.bias")
+        small(reduce_channels=8, **arguments)
+        assert "head.fc.bias" in caplog.text.splitlines()[-1].split("fresh")[1]  # not without its weight
+        small("cbp", reduce_channels=8, **arguments)
+        assert "nothing of the pool in them fits this head" in caplog.text
 
 
 def test_copies_and_pickles(tmp_path, monkeypatch):
@@ -301,16 +297,6 @@ def test_weights_of_other_families(family, tmp_path):
     assert not family.startswith("renamed") or not set(stored) & set(state)
     classifier = timm.get_pretrained_cfg(backbone).classifier
     assert all(torch.equal(state[key], value) for key, value in plain.items() if not key.startswith(classifier))
-
-
-def test_of_a_head_that_does_not_fit_nothing_is_loaded(tmp_path, caplog):
-    torch.save(small(reduce_channels=8).state_dict(), tmp_path / "whole.pth")
-    overlay = {"file": str(tmp_path / "whole.pth")}
-    with caplog.at_level(logging.INFO, "covpool_plugins"):
-        small(pretrained=True, pretrained_cfg_overlay=overlay)
-    assert "head.fc.bias" in caplog.text.split("fresh")[1]  # not without its weight
-    small("cbp", pretrained=True, pretrained_cfg_overlay=overlay)
-    assert "nothing of the pool in them fits this head" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
