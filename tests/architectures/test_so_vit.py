@@ -119,8 +119,7 @@ def test_intermediates(output_fmt, shape):
     assert model.prune_intermediate_layers(1, prune_norm=True) == [2] and isinstance(model.norm, nn.Identity)
 
 
-def test_device_dtype_and_channels():
-    assert {tensor.device.type for tensor in small(device="meta").state_dict().values()} == {"meta"}
+def test_dtype_and_channels():
     model = small(in_chans=1, dtype=torch.bfloat16)
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.bfloat16, torch.int64}
     assert model(images(1).bfloat16()).dtype == torch.bfloat16

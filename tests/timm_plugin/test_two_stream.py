@@ -115,6 +115,9 @@ def test_tokens_beside_maps_go_row_by_row():
     net = TwoStreamNet(Stream(maps, 3), Stream(tokens, 4, "NLC", 1), num_classes=0)
     expected = BilinearPool(3, 4)(maps.maps, tokens.maps[:, 1:].transpose(1, 2).unflatten(2, (2, 5)))
     assert relative_error(net(images()), expected) < 1e-6
+    wrong = TwoStreamNet(Stream(maps, 3), Stream(Fixed(2, 7, 4), 4, "NLC"))
+    with pytest.raises(ShapeError, match="two streams with tokens need as many positions each, got 10 and 7"):
+        wrong(images())
 
 
 def test_reset(shared_model):
@@ -132,10 +135,9 @@ def test_reset(shared_model):
 
 
 def test_arguments_of_one_backbone_and_of_both():
-    model = two_streams(in_chans=1, second_kwargs=SMALL)
-    assert [stream.num_features for stream in model.streams] == [32, 8]
+    model = two_streams(in_chans=1, drop_rate=0.5, second_kwargs=SMALL)
+    assert [stream.num_features for stream in model.streams] == [32, 8] and model.dropout.p == 0.5
     assert model(images(channels=1)).shape == (2, 5)
-    assert two_streams(drop_rate=0.5).dropout.p == 0.5
 
 
 def test_weights_of_both_backbones(tmp_path):
@@ -208,6 +210,3 @@ def test_other_wrong_arguments(shared_model):
         shared_model("[D+D]").reset_classifier(3, "avg")
     with pytest.raises(OptionError, match="global_pool='' leaves nothing to classify: use num_classes=0, got 3"):
         shared_model("[D+D]").reset_classifier(3, "")
-    streams = Stream(Fixed(2, 3, 2, 5), 3), Stream(Fixed(2, 7, 4), 4, "NLC")
-    with pytest.raises(ShapeError, match="two streams with tokens need as many positions each, got 10 and 7"):
-        TwoStreamNet(*streams)(images())
