@@ -162,6 +162,7 @@ IMAGES = torch.empty(2, 3, 48, 48, device="meta")
         ("alexnet", {"global_pool": "max"}, "global_pool must be 'avg' or '', got 'max'"),
         ("alexnet", {"batch_norm": "no"}, "batch_norm must be True or False, got 'no'"),
         ("alexnet", {"global_pool": ""}, "global_pool='' leaves nothing to classify: use num_classes=0, got 5"),
+        ("cifar", {"layers": (2, 2)}, r"layers must be the numbers of blocks of 4 stages, got \(2, 2\)"),
         ("so_vit", {"num_classes": -1}, "num_classes must be an integer >= 0, got -1"),
         ("so_vit", {"global_pool": ""}, "global_pool='' leaves nothing to classify: use num_classes=0, got 5"),
         ("so_vit", {"global_pool": "mpaa"}, "unknown pool 'mpaa'"),

@@ -65,7 +65,7 @@ def built(request) -> tuple[str, nn.Module]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_options_are_those_of_train_py_with_the_published_values(name):
-    """No number is one that YAML takes for text, as it does ``1e-4``."""
+    """No number is one that YAML takes for text, as it does ``1e-4``; the header and the README name the recipe."""
     options, row = recipe(name), PUBLISHED[name]
     assert set(options) <= set(OPTIONS)
     for value in options.values():
@@ -76,6 +76,10 @@ def test_options_are_those_of_train_py_with_the_published_values(name):
     assert options["batch_size"] == row.batch and options["weight_decay"] == row.weight_decay
     assert options.get("clip_grad") == row.clip
     assert (options["opt"], options["momentum"]) == ("momentum", 0.9)  # timm's "sgd" is Nesterov's
+    lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
+    header = " ".join(line for line in lines if line.startswith("#"))
+    assert max(map(len, lines)) <= 120 and f"train.py -c configs/timm/{name}.yaml " in header
+    assert f"| [{name}.yaml]({name}.yaml) |" in (FOLDER / "README.md").read_text()
 
 
 def test_published_rates_in_every_epoch(built):
@@ -100,12 +104,3 @@ def test_published_rates_in_every_epoch(built):
     assert decays[f"{classifier}.weight"] == row.weight_decay and decays[f"{classifier}.bias"] == 0
     # Layer decay stops the parameters of the backbone, not the running averages of batch norm.
     assert not row.frozen or not list(model.buffers())
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_header_and_readme_name_it(name):
-    lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
-    assert max(map(len, lines)) <= 120
-    header = " ".join(line for line in lines if line.startswith("#"))
-    assert f"train.py -c configs/timm/{name}.yaml " in header
-    assert f"| [{name}.yaml]({name}.yaml) |" in (FOLDER / "README.md").read_text()
