@@ -51,14 +51,17 @@ def backbone(request):
 
 @pytest.fixture(scope="module")
 def built():
-    """The model of a backbone, in evaluation, and images, made once; tests do not change them."""
+    """A copy of the model of a backbone, in evaluation, and images; the model is built once and never run.
+
+    LeViT keeps what it computes in evaluation, which cannot be copied.
+    """
 
     @functools.cache
     def build_once(backbone):
         model = build(backbone).eval()
         return model, images(model)
 
-    return build_once
+    return lambda backbone: copy.deepcopy(build_once(backbone))
 
 
 @pytest.mark.fast_for("resnet10t", "test_convnext", "test_mambaout", "test_vit")
@@ -81,7 +84,6 @@ def test_head_interface(backbone, built):
     assert model.pretrained_cfg["classifier"] == name and f"{name}.weight" in model.state_dict()
     unpooled = build(backbone, num_classes=0, global_pool="").eval()
     assert build(backbone, num_classes=0).eval()(x).shape == vector.shape
-    model = copy.deepcopy(model)
     model.reset_classifier(0, "")
     assert model(x).shape == unpooled(x).shape and model(x).ndim == len(FAMILIES[backbone])
     model.reset_classifier(3, "gap")
@@ -105,7 +107,6 @@ def test_intermediates_are_the_backbones(backbone, built):
 def test_gradient_checkpointing(backbone, built):
     model, x = built(backbone)
     expected = torch.autograd.grad(model(x).sum(), model.get_classifier().weight)[0]
-    model = copy.deepcopy(model)
     model.set_grad_checkpointing(True)
     recomputed = torch.autograd.grad(model(x).sum(), model.get_classifier().weight)[0]
     torch.testing.assert_close(recomputed, expected, rtol=1e-4, atol=1e-6)
