@@ -7,7 +7,7 @@ import pytest
 import torch
 from studies.photographs import TEXTURES
 from studies.planted import (
-    METHODS,
+    EXPLAINED_BY,
     PATCH,
     SIZE,
     held_out_scenes,
@@ -33,7 +33,7 @@ def view() -> ModelView:
 
 def check_pointing(view: ModelView, method: str, count: int) -> None:
     single, double = held_out_scenes(count, 1, seed=1), held_out_scenes(count // 2, 2, seed=1)
-    evidence = measure(view, method, single, double, METHODS[method])
+    evidence = measure(view, method, single, double, EXPLAINED_BY[method])
     assert evidence.pointing >= POINTING
     assert evidence.deletion < evidence.random_deletion
     assert evidence.preference >= PREFERENCE
@@ -44,7 +44,7 @@ def check_targets(view: ModelView, method: str, count: int) -> None:
     """The maps of the two textures of a picture are not the same map."""
     for scene in held_out_scenes(count, 2, seed=2):
         x = view.preprocessing(scene.picture)
-        first, second = (explain(view, x, method, target, **METHODS[method]).map for target in scene.regions)
+        first, second = (explain(view, x, method, target, **EXPLAINED_BY[method]).map for target in scene.regions)
         similarity = rank_correlation(first, second)
         assert similarity is not None and similarity < 0.9
 
@@ -54,14 +54,14 @@ def check_random_weights(view: ModelView, method: str, count: int) -> None:
     verdicts = []
     for seed, scene in enumerate(held_out_scenes(count, 1, seed=3)):
         x, (target,) = view.preprocessing(scene.picture), scene.regions
-        rows = cascading_randomization(view, x, {method: METHODS[method]}, target, seed=seed)
+        rows = cascading_randomization(view, x, {method: EXPLAINED_BY[method]}, target, seed=seed)
         verdicts.append(depends_on_weights(rows)[method])
         assert all((row.similarity is None) == bool(row.note) for row in rows)
     assert set(verdicts) <= {True, None} and True in verdicts
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EXPLAINED_BY)
 def test_maps_of_a_trained_network(method: str, view: ModelView) -> None:
     check_pointing(view, method, MANY)
     check_targets(view, method, 4)
