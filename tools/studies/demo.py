@@ -157,6 +157,7 @@ def localisation_table(localisations: list[Localisation]) -> tuple[list[str], li
     """Header and rows: mean shares of the maps' energy in the half that shows the class; by chance 50 %."""
     means = {(entry.head, entry.method): f"{100 * entry.mean:.0f} %" for entry in localisations}
     heads = dict.fromkeys(entry.head for entry in localisations)
-    return ["energy in the right half", *EXPLAINED_BY], [
+    table = [[head, *(means[head, method] for method in EXPLAINED_BY)] for head in heads]
+    return ["energy in the right half", *EXPLAINED_BY], table
         [head, *(means[head, m] for m in EXPLAINED_BY)] for head in heads
     ]
