@@ -159,5 +159,3 @@ def localisation_table(localisations: list[Localisation]) -> tuple[list[str], li
     heads = dict.fromkeys(entry.head for entry in localisations)
     table = [[head, *(means[head, method] for method in EXPLAINED_BY)] for head in heads]
     return ["energy in the right half", *EXPLAINED_BY], table
-        [head, *(means[head, m] for m in EXPLAINED_BY)] for head in heads
-    ]
