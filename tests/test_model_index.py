@@ -21,11 +21,6 @@ NAME = "resnet50_svdpade_8xb32_in1k"
 SMALL = dict(backbone=dict(depth=18), neck=dict(in_channels=512, reduce_channels=16))
 
 
-@pytest.fixture
-def photo():
-    return np.random.default_rng(0).integers(0, 256, (80, 64, 3), dtype=np.uint8)
-
-
 def test_the_index_is_valid():
     path, folder = find_index()
     index = load(str(path))
@@ -62,26 +57,21 @@ def test_names_are_known_whichever_is_imported_first(imports):
     assert "covpool_plugins" not in result.stderr
 
 
-def test_listed():
+def test_listed_and_built(recwarn):
     for names in (list_models("resnet50_svdpade"), ImageClassificationInferencer.list_models("*resnet50_svdpade*")):
         assert NAME in names
     assert NAME not in list_models(task="Image Caption")
-
-
-def test_registering_again_changes_nothing(recwarn):
+    model = get_model(NAME, **SMALL)
+    assert isinstance(model.neck, CovariancePooling) and not model.training
+    assert model._metainfo.name == NAME and len(model._dataset_meta["classes"]) == 1000
     before = dict(ModelHub._models_dict)
     register_configs(sys.modules["mmpretrain.apis.model"])
     assert ModelHub._models_dict == before and NAME in before
     assert [warning for warning in recwarn if "covpool_plugins" in str(warning.message)] == []
 
 
-def test_get_model():
-    model = get_model(NAME, **SMALL)
-    assert isinstance(model.neck, CovariancePooling) and not model.training
-    assert model._metainfo.name == NAME and len(model._dataset_meta["classes"]) == 1000
-
-
-def test_inferencers(photo):
+def test_inferencers():
+    photo = np.random.default_rng(0).integers(0, 256, (80, 64, 3), dtype=np.uint8)
     inferencer = ImageClassificationInferencer(NAME, pretrained=False, **SMALL)
     (result,) = inferencer(photo)
     assert result["pred_scores"].shape == (1000,) and isinstance(result["pred_class"], str)
@@ -104,20 +94,19 @@ class FullHub:
 
 
 @pytest.mark.parametrize(
-    "module, reason",
-    [(SimpleNamespace(ModelHub=FullHub), "The model name is conflict in /"), (SimpleNamespace(), "has no attribute")],
-    ids=["conflict", "another API"],
+    "hub, files, reason",
+    [
+        (dict(ModelHub=FullHub), INDEX_FILES, "The model name is conflict in /"),
+        ({}, INDEX_FILES, "has no attribute"),
+        (dict(ModelHub=FullHub), [(Path("nowhere/model-index.yml"), Path())], "no model index; looked for nowhere"),
+    ],
+    ids=["conflict", "another API", "no index"],
 )
-def test_an_error_is_a_warning_of_one_line(module, reason):
+def test_an_error_is_a_warning_of_one_line(hub, files, reason, monkeypatch):
+    monkeypatch.setattr(model_index, "INDEX_FILES", files)
     with pytest.warns(UserWarning, match=f"does not know the configs of covpool_plugins: .*{reason}") as caught:
-        register_configs(module)
+        register_configs(SimpleNamespace(**hub))
     assert [len(str(warning.message).splitlines()) for warning in caught] == [1]
-
-
-def test_a_missing_index_names_the_places(monkeypatch, tmp_path):
-    monkeypatch.setattr(model_index, "INDEX_FILES", [(tmp_path / "model-index.yml", tmp_path)])
-    with pytest.warns(UserWarning, match=f"no model index; looked for {tmp_path}"):
-        register_configs(SimpleNamespace(ModelHub=type("EmptyHub", (), {})))
 
 
 def test_an_installed_index_goes_before_a_folder_beside_the_package(monkeypatch, tmp_path):

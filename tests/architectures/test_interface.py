@@ -2,36 +2,50 @@
 
 import ast
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from timm.models import get_notrace_functions, get_notrace_modules
 from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import covpool_plugins
-from covpool_plugins.architectures import AlexNet, CifarResNet
+from covpool_plugins.architectures import AlexNet, CifarResNet, SoViT
 from covpool_plugins.errors import OptionError
 
-NETWORKS = {"alexnet": (AlexNet, 64, (15, 7, 3, 3, 3)), "cifar": (CifarResNet, 16, (16, 16, 8, 4, 2))}
+
+class Network(NamedTuple):
+    kind: type[nn.Module]
+    size: int
+    sides: tuple[int, ...]  # of the intermediate maps
+    options: dict[str, Any]
+    saved: float = 2  # how many times fewer tensors checkpointing keeps, at least
+
+    def build(self, **options):
+        torch.manual_seed(0)
+        return self.kind(**{"num_classes": 5, **self.options, **options})
+
+    def images(self):
+        return torch.randn(2, 3, self.size, self.size)
+
+
+SO_VIT = dict(img_size=48, embed_dim=24, depth=6, num_heads=3, reduce_channels=(6, 4))
+NETWORKS = {
+    "alexnet": Network(AlexNet, 64, (15, 7, 3, 3, 3), {}),
+    "cifar": Network(CifarResNet, 16, (16, 16, 8, 4, 2), {}),
+    "so_vit": Network(SoViT, 48, (3,) * 6, SO_VIT, 1.5),
+}
 
 
 @pytest.fixture(params=NETWORKS)
 def network(request):
-    return NETWORKS[request.param][0]
+    return NETWORKS[request.param]
 
 
-def images(network, channels=3):
-    size = 64 if network is AlexNet else 16
-    return torch.randn(2, channels, size, size)
-
-
-def test_every_parameter_learns(network):
-    model = network(num_classes=5, drop_rate=0.1)
-    model(images(network)).square().mean().backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()] == []
-
-
-def test_forward_is_features_then_head(network):
-    model, x = network(num_classes=5).eval(), images(network)
+@pytest.mark.parametrize("name", ["alexnet", "cifar"])
+def test_forward_is_features_then_head(name):
+    model, x = NETWORKS[name].build().eval(), NETWORKS[name].images()
     maps = model.forward_features(x)
     assert maps.shape[1] == model.num_features == model.head_hidden_size
     vector = model.forward_head(maps, pre_logits=True)
@@ -41,7 +55,7 @@ def test_forward_is_features_then_head(network):
 
 
 def test_reset_classifier():
-    model, x = CifarResNet(num_classes=5, dtype=torch.float64).eval(), images(CifarResNet).double()
+    model, x = CifarResNet(num_classes=5, dtype=torch.float64).eval(), NETWORKS["cifar"].images().double()
     model.reset_classifier(3)
     assert model.num_classes == 3 and model(x).shape == (2, 3)
     assert model.fc.weight.dtype == torch.float64 and not model.fc.training
@@ -53,14 +67,13 @@ def test_reset_classifier():
     assert model(x).shape == (2, 2)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_intermediates(name):
-    network, size, sides = NETWORKS[name]
-    model, x = network().eval(), torch.randn(2, 3, size, size)
+def test_intermediates(network):
+    model, x = network.build().eval(), network.images()
     last, every = model.forward_intermediates(x)
-    assert torch.equal(last, model.forward_features(x)) and torch.equal(every[-1], last)
+    is_tokens = isinstance(model, SoViT)
+    assert torch.equal(last, model.forward_features(x)) and (is_tokens or torch.equal(every[-1], last))
     assert [tuple(map.shape) for map in every] == [
-        (2, info["num_chs"], side, side) for info, side in zip(model.feature_info, sides, strict=True)
+        (2, info["num_chs"], side, side) for info, side in zip(model.feature_info, network.sides, strict=True)
     ]
     seen = {}
     for info in model.feature_info:
@@ -68,51 +81,66 @@ def test_intermediates(name):
             lambda _, inputs, output, key=info["module"]: seen.setdefault(key, output)
         )
     model(x)
-    for info, expected in zip(model.feature_info, every, strict=True):
-        assert torch.equal(seen[info["module"]], expected)
+    for info, map in zip(model.feature_info, every, strict=True):
+        stage = seen[info["module"]]
+        assert torch.equal(map.flatten(2).mT, stage[:, 1:]) if is_tokens else torch.equal(map, stage)
     assert [map.shape for map in model.forward_intermediates(x, 2, intermediates_only=True)] == [
         map.shape for map in every[-2:]
     ]
-    stopped, chosen = model.forward_intermediates(x, [0, -3], stop_early=True)
-    assert torch.equal(chosen[0], every[0]) and torch.equal(chosen[1], every[2]) and torch.equal(stopped, every[2])
+    stopped, chosen = model.forward_intermediates(x, [0, 2 - len(every)], stop_early=True)
+    assert torch.equal(chosen[0], every[0]) and torch.equal(chosen[1], every[2])
+    assert is_tokens or torch.equal(stopped, every[2])
 
 
 def test_prune(network):
-    model, x = network(num_classes=5).eval(), images(network)
-    before = model.forward_intermediates(x, [2], intermediates_only=True)[0]
-    assert model.prune_intermediate_layers([-3]) == [2]
-    assert torch.equal(model(x), before) and model.num_features == before.shape[1] and model.num_classes == 0
-    assert {name.split(".")[0] for name in model.state_dict()}.isdisjoint({"layer5", "layer4", "fc"})
+    model, x = network.build().eval(), network.images()
+    norm = {"norm": True} if isinstance(model, SoViT) else {}
+    before = model.forward_intermediates(x, [2], intermediates_only=True, **norm)[0]
+    assert model.prune_intermediate_layers([2 - len(network.sides)]) == [2] and model.num_classes == 0
+    after = model(x)[:, 1:].mT.unflatten(2, (3, 3)) if norm else model(x)
+    assert torch.equal(after, before) and model.num_features == before.shape[1]
+    left = {".".join(name.split(".")[:2]) for name in model.state_dict()}
+    assert not any(name.startswith(("layer5", "layer4", "fc", "head", "blocks.3")) for name in left)
 
 
-def test_gradient_checkpointing_changes_nothing(network):
-    x, gradients, logits = images(network), [], []
+def test_every_parameter_learns_and_checkpointing_changes_nothing(network):
+    x, gradients, logits, kept = network.images(), [], [], []
     for enable in (False, True):
-        torch.manual_seed(0)
-        model = network(num_classes=5)
+        model = network.build()
         model.set_grad_checkpointing(enable)
-        kept = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
-            out = model(x)
-        out.square().sum().backward()
-        logits.append((out.detach(), len(kept)))
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t) or t, lambda t: t):
+            logits.append(model(x))
+        logits[-1].square().sum().backward()
+        kept.append(len(saved))
         gradients.append([p.grad for p in model.parameters()])
-    assert torch.equal(logits[0][0], logits[1][0]) and logits[1][1] < logits[0][1] / 2
+    assert torch.equal(*logits) and kept[1] < kept[0] / network.saved
     for plain, checkpointed in zip(*gradients, strict=True):
+        assert torch.isfinite(plain).all()
         torch.testing.assert_close(checkpointed, plain)
 
 
-def test_script_trace_and_export(network):
-    model, x = network(num_classes=5).eval(), images(network)
+@pytest.mark.parametrize("name", ["alexnet", "cifar", pytest.param("so_vit", marks=pytest.mark.slow)])
+def test_script_trace_and_export(name):
+    model, x = NETWORKS[name].build().eval(), NETWORKS[name].images()
     expected = model(x)
-    torch.testing.assert_close(torch.jit.script(model)(x), expected)
-    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), expected)
+    if name != "so_vit":
+        torch.testing.assert_close(torch.jit.script(model)(x), expected)
+        torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), expected)
     torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
+
+
+def test_fx_as_timm_extracts_features():
+    model, x = NETWORKS["so_vit"].build().eval(), NETWORKS["so_vit"].images()
+    options = {"leaf_modules": list(get_notrace_modules()), "autowrap_functions": list(get_notrace_functions())}
+    _, nodes = get_graph_node_names(model, tracer_kwargs=options)
+    graph = create_feature_extractor(model, return_nodes=[nodes[-1]], tracer_kwargs=options)
+    assert torch.equal(graph(x)[nodes[-1]], model(x))
 
 
 @pytest.mark.slow
 def test_compile(network):
-    model, x = network(num_classes=5).eval(), images(network)
+    model, x = network.build().eval(), network.images()
     torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(x), model(x))
 
 
@@ -122,39 +150,50 @@ def test_dropout_works_in_training_only():
     assert not model.forward_head(maps).any() and model.eval().forward_head(maps).all()
 
 
-def test_number_of_positions():
-    assert AlexNet(0, global_pool="", device="meta")(torch.empty(1, 3, 224, 224, device="meta")).shape[2:] == (13, 13)
-    assert CifarResNet(0, global_pool="", device="meta")(torch.empty(1, 3, 32, 32, device="meta")).shape[2:] == (4, 4)
+IMAGES = torch.empty(2, 3, 48, 48, device="meta")
 
 
 @pytest.mark.parametrize(
-    "wrong, message",
+    "name, wrong, message",
     [
-        ({"num_classes": -1}, "num_classes must be an integer >= 0, got -1"),
-        ({"in_chans": 0}, "in_chans must be a positive integer, got 0"),
-        ({"drop_rate": 1.5}, r"drop_rate must be a number in \[0, 1\], got 1.5"),
-        ({"global_pool": "max"}, "global_pool must be 'avg' or '', got 'max'"),
-        ({"batch_norm": "no"}, "batch_norm must be True or False, got 'no'"),
-        ({"global_pool": ""}, "global_pool='' leaves nothing to classify: use num_classes=0, got 10"),
+        ("alexnet", {"num_classes": -1}, "num_classes must be an integer >= 0, got -1"),
+        ("alexnet", {"in_chans": 0}, "in_chans must be a positive integer, got 0"),
+        ("alexnet", {"drop_rate": 1.5}, r"drop_rate must be a number in \[0, 1\], got 1.5"),
+        ("alexnet", {"global_pool": "max"}, "global_pool must be 'avg' or '', got 'max'"),
+        ("alexnet", {"batch_norm": "no"}, "batch_norm must be True or False, got 'no'"),
+        ("alexnet", {"global_pool": ""}, "global_pool='' leaves nothing to classify: use num_classes=0, got 5"),
+        ("cifar", {"layers": (2, 2)}, r"layers must be the numbers of blocks of 4 stages, got \(2, 2\)"),
+        ("so_vit", {"num_classes": -1}, "num_classes must be an integer >= 0, got -1"),
+        ("so_vit", {"global_pool": ""}, "global_pool='' leaves nothing to classify: use num_classes=0, got 5"),
+        ("so_vit", {"global_pool": "mpaa"}, "unknown pool 'mpaa'"),
+        ("so_vit", {"img_size": 0}, "img_size must be a positive integer, got 0"),
+        ("so_vit", {"img_size": (1, 2, 3)}, "img_size must be one or two positive integers"),
+        ("so_vit", {"num_heads": 5}, "num_heads must divide embed_dim=24, got 5"),
+        ("so_vit", {"depth": 0}, "depth must be a positive integer, got 0"),
+        ("so_vit", {"mlp_ratio": 0}, r"mlp_ratio must be a number in \(0, inf\), got 0"),
+        ("so_vit", {"drop_path_rate": 2}, r"drop_path_rate must be a number in \[0, 1\], got 2"),
+        ("so_vit", {"head_kwargs": {"iteration": 3}}, "pool 'mpa' has no option 'iteration'"),
     ],
 )
-def test_wrong_arguments(wrong, message):
-    with pytest.raises(OptionError, match=message):
-        AlexNet(**{"num_classes": 10, **wrong})
+def test_wrong_arguments(name, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        NETWORKS[name].build(**wrong)
 
 
 @pytest.mark.parametrize(
-    "wrong, message",
+    "name, wrong, message",
     [
-        ({"indices": 6}, "indices must be 1 to 5 last stages or a list of stages, got 6"),
-        ({"indices": [0, 5]}, r"indices must be stages from -5 to 4, got \[0, 5\]"),
-        ({"indices": []}, r"indices must be stages from -5 to 4, got \[\]"),
-        ({"output_fmt": "NHWC"}, "output_fmt must be one of NCHW, got 'NHWC'"),
+        ("alexnet", {"indices": 6}, "indices must be 1 to 5 last stages or a list of stages, got 6"),
+        ("alexnet", {"indices": [0, 5]}, r"indices must be stages from -5 to 4, got \[0, 5\]"),
+        ("alexnet", {"indices": []}, r"indices must be stages from -5 to 4, got \[\]"),
+        ("alexnet", {"output_fmt": "NHWC"}, "output_fmt must be one of NCHW, got 'NHWC'"),
+        ("so_vit", {"indices": [6]}, r"indices must be stages from -6 to 5, got \[6\]"),
+        ("so_vit", {"output_fmt": "NHWC"}, "output_fmt must be one of NCHW, NLC, got 'NHWC'"),
     ],
 )
-def test_wrong_intermediates(wrong, message):
+def test_wrong_intermediates(name, wrong, message):
     with pytest.raises(OptionError, match=message):
-        AlexNet(device="meta").forward_intermediates(torch.empty(2, 3, 64, 64, device="meta"), **wrong)
+        NETWORKS[name].build(device="meta").forward_intermediates(IMAGES, **wrong)
 
 
 @pytest.mark.parametrize("room", ["linalg", "pooling", "whitening", "architectures"])

@@ -1,4 +1,4 @@
-"""So-ViT: parity with the original, and what timm's models do."""
+"""So-ViT: parity with the original, and what no other network has."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from support.matrices import relative_error
 from torch import nn
 
 from covpool_plugins.architectures import SO_VITS, SoViT
-from covpool_plugins.errors import OptionError, ShapeError, UnknownNameError
+from covpool_plugins.errors import ShapeError
 
 MODELS = {model["route"]["arch"].removeprefix("So_vit_"): model for model in load_models("so_vit").values()}
 RENAMED = {
@@ -39,18 +39,20 @@ def images(channels=3, size=(48, 64)):
 
 
 @pytest.mark.parametrize("arch", MODELS)
-def test_every_key_of_the_original_is_ours(arch):
+def test_the_keys_and_the_position_embedding_of_the_original(arch):
     model, settings = MODELS[arch], SO_VITS[arch]
     ours = SoViT(**settings._asdict(), device="meta").state_dict()
     theirs = {our_key(key): tuple(shape) for key, shape in model["state_dict"].items()}
     wrong = {name for name, tensor in ours.items() if theirs.pop(name) != tuple(tensor.shape)}
     assert not theirs
+    # The classifier of the widest original is half as wide as its features.
     assert wrong == ({"head.fc.weight"} if "original_fails" in model else set())
     route = model["route"]
     assert (settings.embed_dim, settings.depth, settings.num_heads) == tuple(
         route[name] for name in ("embed_dim", "depth", "num_heads")
     )
     assert settings.embed_dim * settings.mlp_ratio == route["mlp_hidden"]
+    assert_equal(SoViT(embed_dim=settings.embed_dim, depth=1).pos_embed, model["pos_embed_as_constructed"], 1e-12)
 
 
 @pytest.mark.parametrize("arch", [arch for arch in MODELS if "logits" in MODELS[arch]])
@@ -62,19 +64,6 @@ def test_the_original_network(arch):
         tokens = network.forward_features(golden_input(model["input"]))
         assert_equal(network.head.pool(tokens), model["representation"], 1e-12)
         assert_equal(network.forward_head(tokens), model["logits"], 1e-12)
-
-
-@pytest.mark.parametrize("arch", MODELS)
-def test_position_embedding(arch):
-    assert_equal(
-        SoViT(embed_dim=SO_VITS[arch].embed_dim, depth=1).pos_embed, MODELS[arch]["pos_embed_as_constructed"], 1e-12
-    )
-
-
-def test_the_widest_works():
-    """The original's classifier is half as wide as its features."""
-    head = SoViT(**SO_VITS["19"]._asdict(), device="meta").head
-    assert head.fc.in_features == head.pool.out_features == 96 * 97 // 2
 
 
 @pytest.mark.parametrize(
@@ -127,46 +116,10 @@ def test_intermediates(output_fmt, shape):
     assert spatial.shape == shape and torch.equal(token, last[:, :1])
     spatial = spatial.flatten(2).mT if output_fmt == "NCHW" else spatial
     assert torch.equal(spatial, last[:, 1:])
-    seen = []
-    model.get_submodule(model.feature_info[1]["module"]).register_forward_hook(lambda _, __, out: seen.append(out))
-    (second,) = model.forward_intermediates(x, [-2], output_fmt="NLC", stop_early=True, intermediates_only=True)
-    assert torch.equal(second, seen[0][:, 1:])
+    assert model.prune_intermediate_layers(1, prune_norm=True) == [2] and isinstance(model.norm, nn.Identity)
 
 
-def test_prune():
-    model, x = small().eval(), images()
-    before = model.forward_intermediates(x, [1], norm=True, output_fmt="NLC", intermediates_only=True)[0]
-    assert model.prune_intermediate_layers([-2]) == [1]
-    assert torch.equal(model(x)[:, 1:], before) and model.num_classes == 0
-    assert {name.split(".")[0] for name in model.state_dict()}.isdisjoint({"head"}) and len(model.blocks) == 2
-    assert model.prune_intermediate_layers(1, prune_norm=True) == [1] and isinstance(model.norm, nn.Identity)
-
-
-def test_gradient_checkpointing_changes_nothing():
-    kept, gradients = [], []
-    for enable in (False, True):
-        model = small(depth=6)
-        model.set_grad_checkpointing(enable)
-        saved = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t) or t, lambda t: t):
-            out = model(images())
-        out.square().sum().backward()
-        kept.append(len(saved))
-        gradients.append([p.grad for p in model.parameters()])
-    assert kept[1] < kept[0] / 1.5
-    for plain, checkpointed in zip(*gradients, strict=True):
-        torch.testing.assert_close(checkpointed, plain)
-
-
-@pytest.mark.slow
-def test_exports_and_compiles():
-    model, x = small(depth=1).eval(), images()
-    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))
-    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(x), model(x))
-
-
-def test_device_dtype_and_channels():
-    assert {tensor.device.type for tensor in small(device="meta").state_dict().values()} == {"meta"}
+def test_dtype_and_channels():
     model = small(in_chans=1, dtype=torch.bfloat16)
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.bfloat16, torch.int64}
     assert model(images(1).bfloat16()).dtype == torch.bfloat16
@@ -208,30 +161,3 @@ def test_a_checkpoint_for_another_size_is_resized():
     assert relative_error(again.pos_embed, source.pos_embed) < 0.02
     with pytest.raises(RuntimeError, match="pos_embed"):
         target.load_state_dict(small(img_size=(48, 64)).state_dict())
-
-
-@pytest.mark.parametrize(
-    "wrong, error, message",
-    [
-        (dict(num_classes=-1), OptionError, "num_classes must be an integer >= 0, got -1"),
-        (dict(global_pool=""), OptionError, "global_pool='' leaves nothing to classify: use num_classes=0, got 5"),
-        (dict(global_pool="mpaa"), UnknownNameError, "unknown pool 'mpaa'"),
-        (dict(img_size=0), OptionError, "img_size must be a positive integer, got 0"),
-        (dict(img_size=(1, 2, 3)), OptionError, "img_size must be one or two positive integers"),
-        (dict(num_heads=5), OptionError, "num_heads must divide embed_dim=24, got 5"),
-        (dict(depth=0), OptionError, "depth must be a positive integer, got 0"),
-        (dict(mlp_ratio=0), OptionError, r"mlp_ratio must be a number in \(0, inf\), got 0"),
-        (dict(drop_path_rate=2), OptionError, r"drop_path_rate must be a number in \[0, 1\], got 2"),
-        (dict(head_kwargs=dict(iteration=3)), OptionError, "pool 'mpa' has no option 'iteration'"),
-    ],
-)
-def test_wrong_arguments(wrong, error, message):
-    with pytest.raises(error, match=message):
-        small(**wrong)
-
-
-def test_wrong_intermediates():
-    with pytest.raises(OptionError, match="output_fmt must be one of NCHW, NLC, got 'NHWC'"):
-        small().forward_intermediates(images(), output_fmt="NHWC")
-    with pytest.raises(OptionError, match=r"indices must be stages from -3 to 2, got \[3\]"):
-        small().forward_intermediates(images(), [3])

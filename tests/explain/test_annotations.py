@@ -53,15 +53,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write_mask(path: Path, values: np.ndarray, palette: bool = False) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(values.astype(np.uint8))
-    if palette:
-        picture = picture.convert("P")
-        picture.putdata(values.flatten().tolist())
-    picture.save(path)
-
-
 def the_only(pictures: list[AnnotatedPicture], name: str) -> dict[int, np.ndarray]:
     assert [annotated.path.name for annotated in pictures] == [name]
     picture, regions = pictures[0].read()
@@ -70,58 +61,74 @@ def the_only(pictures: list[AnnotatedPicture], name: str) -> dict[int, np.ndarra
     return regions
 
 
-@pytest.mark.parametrize(("classes", "dog", "zebra"), [(None, 1, 0), (CLASSES, 1, 2)])
-def test_coco(classes: list[str] | None, dog: int, zebra: int, folder: Path) -> None:
+def write(path: Path, content: str | np.ndarray | Image.Image) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, str):
+        path.write_text(content)
+    else:
+        (content if isinstance(content, Image.Image) else Image.fromarray(content.astype(np.uint8))).save(path)
+
+
+DOG, ZEBRA = box_region(1, 2, 4, 6) | box_region(20, 10, 30, 20), box_region(10, 0, 13, 4)
+VOC = voc(("zebra", 0, (1, 1, 2, 3)), ("zebra", 1, (30, 20, 30, 20)), ("dog", 0, (5, 6, 7, 8)), filename="b.png")
+
+
+@pytest.mark.parametrize("classes", [None, CLASSES], ids=["numbered by themselves", "classes"])
+@pytest.mark.parametrize(
+    ("file", "content", "names", "dog", "zebra"),
+    [
+        ("annotations.json", json.dumps(coco()), ["zebra", "dog"], DOG, ZEBRA),
+        (
+            "Annotations/b.xml",
+            VOC,
+            ["dog", "zebra"],
+            box_region(4, 5, 7, 8),
+            box_region(0, 0, 2, 3) | box_region(29, 19, 30, 20),
+        ),
+    ],
+    ids=["coco", "voc"],
+)
+def test_boxes(
+    file: str, content: str, names: list[str], dog: np.ndarray, zebra: np.ndarray, classes: list[str] | None, folder
+) -> None:
     """Two boxes of one class are one region; a pixel that a box touches is inside."""
-    (folder / "annotations.json").write_text(json.dumps(coco()))
+    write(folder / file, content)
     regions = the_only(read_annotations(folder, classes), "b.png")
-    assert set(regions) == {dog, zebra}
-    assert np.array_equal(regions[dog], box_region(1, 2, 4, 6) | box_region(20, 10, 30, 20))
-    assert np.array_equal(regions[zebra], box_region(10, 0, 13, 4))
-
-
-@pytest.mark.parametrize(("classes", "dog", "zebra"), [(None, 0, 1), (CLASSES, 1, 2)])
-def test_voc(classes: list[str] | None, dog: int, zebra: int, folder: Path) -> None:
-    (folder / "Annotations").mkdir()
-    objects = [("zebra", 0, (1, 1, 2, 3)), ("zebra", 1, (30, 20, 30, 20)), ("dog", 0, (5, 6, 7, 8))]
-    (folder / "Annotations" / "a.xml").write_text(voc(*objects))
-    regions = the_only(read_annotations(folder, classes), "a.png")
-    assert set(regions) == {dog, zebra}
-    assert np.array_equal(regions[zebra], box_region(0, 0, 2, 3) | box_region(29, 19, 30, 20))
-    assert np.array_equal(regions[dog], box_region(4, 5, 7, 8))
+    assert set(regions) == {(classes or names).index(name) for name in ("dog", "zebra")}
+    assert np.array_equal(regions[(classes or names).index("dog")], dog)
+    assert np.array_equal(regions[(classes or names).index("zebra")], zebra)
 
 
 def test_a_class_of_difficult_objects_alone_is_left_out(folder: Path) -> None:
-    (folder / "Annotations").mkdir()
     (folder / "pictures").rename(folder / "JPEGImages")
-    (folder / "Annotations" / "a.xml").write_text(voc(("dog", 1, (1, 1, 2, 2))))
-    (folder / "Annotations" / "b.xml").write_text(
-        voc(("dog", 1, (1, 1, 2, 2)), ("zebra", 0, (1, 1, 2, 2)), filename="b.png")
-    )
+    box = (1, 1, 2, 2)
+    write(folder / "Annotations" / "a.xml", voc(("dog", 1, box)))
+    write(folder / "Annotations" / "b.xml", voc(("dog", 1, box), ("zebra", 0, box), filename="b.png"))
     assert set(the_only(read_annotations(folder), "b.png")) == {1}
 
 
 @pytest.mark.parametrize("palette", [False, True])
 def test_masks_of_numbers(palette: bool, folder: Path) -> None:
-    values = np.zeros((HEIGHT, WIDTH), int)
+    values = np.zeros((HEIGHT, WIDTH), np.uint8)
     values[:3, :3], values[5:, 5:], values[4] = 1, 3, 255
-    write_mask(folder / "masks" / "b.png", values, palette)
+    mask = Image.fromarray(values)
+    if palette:
+        mask = mask.convert("P")
+        mask.putdata(values.flatten().tolist())
+    write(folder / "masks" / "b.png", mask)
     regions = the_only(read_annotations(folder), "b.png")
     assert set(regions) == {0, 2}
     assert np.array_equal(regions[0], box_region(0, 0, 3, 3)) and np.array_equal(regions[2], box_region(5, 5, 30, 20))
+    write(folder / "masks" / "b.png", np.zeros((HEIGHT, WIDTH)))
+    assert the_only(read_annotations(folder), "b.png") == {}
 
 
 def test_masks_by_class(folder: Path) -> None:
-    for name, value, region in [("dog", 255, box_region(1, 1, 9, 9)), ("2", 1, box_region(3, 3, 4, 4))]:
-        write_mask(folder / "masks" / name / "a.png", value * region)
+    dog, zebra = box_region(1, 1, 9, 9), box_region(3, 3, 4, 4)
+    write(folder / "masks" / "dog" / "a.png", 255 * dog)
+    write(folder / "masks" / "2" / "a.png", zebra)
     regions = the_only(read_annotations(folder, CLASSES), "a.png")
-    assert set(regions) == {1, 2}
-    assert np.array_equal(regions[1], box_region(1, 1, 9, 9)) and np.array_equal(regions[2], box_region(3, 3, 4, 4))
-
-
-def test_an_empty_mask_shows_no_class(folder: Path) -> None:
-    write_mask(folder / "masks" / "a.png", np.zeros((HEIGHT, WIDTH)))
-    assert the_only(read_annotations(folder), "a.png") == {}
+    assert set(regions) == {1, 2} and np.array_equal(regions[1], dog) and np.array_equal(regions[2], zebra)
 
 
 def of_one(**changes: object) -> str:
@@ -151,60 +158,33 @@ BAD_VOC = [
     (ENTRY.format("<name>dog</name><bndbox/>"), r"a box must be four numbers, got \[None, None, None, None\]"),
     (voc(("dog", 0, (1, 1, 2, 2)), filename="c.png"), "there is no picture .*c.png"),
 ]
-BAD = [("annotations.json", *case) for case in BAD_COCO] + [("Annotations/a.xml", *case) for case in BAD_VOC]
+BAD_MASKS = [
+    ("a.png", Image.new("L", (5, 4)), "the mask has 5x4 pixels, its picture 30x20"),
+    ("a.png", Image.new("RGB", (WIDTH, HEIGHT)), "must be grey or have a palette"),
+    ("a.png", "mask", "not a picture that can be read"),
+    ("c.png", np.ones((HEIGHT, WIDTH)), "has no picture of the name 'c'"),
+    ("lion", np.ones((HEIGHT, WIDTH)), "not a class; a folder of masks is named by"),
+]
+BAD_BOXES = [[30, 0, 5, 5], [3, 3, 0, 5], [-9, 2, 5, 5], [3, 3, -2, 5]]
+BAD = [
+    *(("annotations.json", *case) for case in BAD_COCO),
+    *(("annotations.json", of_one(bbox=box), "holds nothing of 30x20 pixels") for box in BAD_BOXES),
+    *(("Annotations/a.xml", *case) for case in BAD_VOC),
+    *((f"masks/{name}", *case) for name, *case in BAD_MASKS),
+    ("", None, "no annotations; looked for annotations.json, Annotations, masks"),
+]
 
 
-@pytest.mark.parametrize(("file", "content", "message"), BAD, ids=[message for _, _, message in BAD])
-def test_bad_files(file: str, content: str, message: str, folder: Path) -> None:
-    (folder / file).parent.mkdir(exist_ok=True)
-    (folder / file).write_text(content)
-    raises_one_line(folder / file, message, lambda: read_annotations(folder, CLASSES))
-
-
-@pytest.mark.parametrize("box", [[30, 0, 5, 5], [3, 3, 0, 5], [-9, 2, 5, 5], [3, 3, -2, 5]])
-def test_boxes_outside_the_picture(box: list[float], folder: Path) -> None:
-    (folder / "annotations.json").write_text(of_one(bbox=box))
-    (annotated,) = read_annotations(folder)
-    raises_one_line(folder / "annotations.json", "holds nothing of 30x20 pixels", annotated.read)
+@pytest.mark.parametrize(("file", "content", "message"), BAD)
+def test_bad_files(file: str, content: str | np.ndarray | Image.Image | None, message: str, folder: Path) -> None:
+    if content is not None:
+        write(folder / file if "." in file else folder / file / "a.png", content)
+    with pytest.raises(ValueError, match=message) as raised:
+        for annotated in read_annotations(folder, CLASSES):
+            annotated.read()
+    assert "\n" not in str(raised.value) and str(raised.value).startswith(str(folder / file))
 
 
 def test_boxes_across_the_edge_are_cut(folder: Path) -> None:
     (folder / "annotations.json").write_text(of_one(bbox=[-5, 15, 10, 99]))
     assert np.array_equal(the_only(read_annotations(folder), "a.png")[1], box_region(0, 15, 5, 20))
-
-
-BAD_MASKS = {
-    "another size": (lambda path: Image.new("L", (5, 4)).save(path), "the mask has 5x4 pixels, its picture 30x20"),
-    "in colour": (lambda path: Image.new("RGB", (WIDTH, HEIGHT)).save(path), "must be grey or have a palette"),
-    "no picture file": (lambda path: path.write_text("mask"), "not a picture that can be read"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_MASKS)
-def test_bad_masks(case: str, folder: Path) -> None:
-    write, message = BAD_MASKS[case]
-    (folder / "masks").mkdir()
-    write(folder / "masks" / "a.png")
-    (annotated,) = read_annotations(folder)
-    raises_one_line(folder / "masks" / "a.png", message, annotated.read)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [("c.png", "has no picture of the name 'c'"), ("lion/a.png", "lion: not a class; a folder of masks is named by")],
-)
-def test_masks_of_nothing(name: str, message: str, folder: Path) -> None:
-    write_mask(folder / "masks" / name, np.ones((HEIGHT, WIDTH)))
-    raises_one_line(folder / "masks", message, lambda: read_annotations(folder, CLASSES))
-
-
-def test_a_folder_without_annotations(folder: Path) -> None:
-    raises_one_line(
-        folder, "no annotations; looked for annotations.json, Annotations, masks", lambda: read_annotations(folder)
-    )
-
-
-def raises_one_line(path: Path, message: str, call) -> None:
-    with pytest.raises(ValueError, match=message) as raised:
-        call()
-    assert "\n" not in str(raised.value) and str(raised.value).startswith(str(path))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import timm
 import torch
-from support.explanations import heads
+from support.explanations import decaying_features, heads
 from torch import Tensor, nn
 
 import covpool_plugins
@@ -22,13 +23,6 @@ from covpool_plugins.pooling import CovariancePool, Pool, create_pool, list_pool
 
 HEADS = {name: create_pool(name, 4) for name in list_pools()}
 SHIFT_BLIND = [name for name, pool in HEADS.items() if isinstance(pool, CovariancePool) and pool.centered]
-WITH_BIASES = [name for name in HEADS if name == "moment"]  # zero features have a score of their own
-
-
-def features(channels: int, positions: int, seed: int = 0) -> Tensor:
-    torch.manual_seed(seed)
-    scales = torch.logspace(0, -2, channels, dtype=torch.float64).unsqueeze(-1)
-    return scales * torch.randn(1, channels, positions, dtype=torch.float64) + 2.0
 
 
 @pytest.mark.parametrize("positions", [9, 60], ids=["fewer positions", "more positions"])
@@ -36,7 +30,7 @@ def features(channels: int, positions: int, seed: int = 0) -> Tensor:
 def test_contributions_sum_to_the_score_in_float64(name: str, positions: int) -> None:
     """With the exact gradient, as a view has it: those that some methods train with do not sum to the score."""
     pool = create_pool(name, 16).double().eval()
-    X = pool.features(features(16, positions).unsqueeze(-1)).detach()
+    X = pool.features(decaying_features(16, positions, 2).unsqueeze(-1)).detach()
     _use_exact_gradient(pool)
     weight = torch.randn(pool.out_features, dtype=torch.float64)
     shares, score, base = contributions(by_entries(pool, X), X, weight)
@@ -47,44 +41,23 @@ def test_contributions_sum_to_the_score_in_float64(name: str, positions: int) ->
     torch.testing.assert_close(score, (pool.represent(X) @ weight).item(), rtol=1e-12, atol=0)
 
 
-@heads()
-def test_timm_models_with_our_heads(name: str) -> None:
-    torch.manual_seed(0)
-    net = covpool_plugins.create_model("resnet18", name, channels=(8, 8, 16, 32), num_classes=4).eval()
-    x = torch.randn(1, 3, 64, 96)
-    explanation = explain(net, x, "contribution", target=2)
-    with torch.no_grad():
-        probability = net(x)[0].softmax(0)[2].item()
-        net.double()  # as the shares are: a ridge of ten rounding errors is another one in float32
-        logits = net(x.double())[0]
-    assert explanation.map.shape == (2, 3) and explanation.completeness_gap < 1e-4
-    assert explanation.probability == pytest.approx(probability, rel=1e-5)
-    if name not in WITH_BIASES:
-        assert explanation.map.sum() == pytest.approx((logits[2] - net.head.fc.bias[2]).item(), rel=1e-3)
-
-
 @heads(SHIFT_BLIND)
-def test_a_constant_added_to_the_features_changes_nothing(name: str) -> None:
-    pool, X = create_pool(name, 16).double().eval(), features(16, 40)
+def test_shifts_of_the_features_change_nothing_and_positions_keep_their_place(name: str) -> None:
+    pool, X = create_pool(name, 16).double().eval(), decaying_features(16, 40, 2)
     weight = torch.randn(pool.out_features, dtype=torch.float64)
-    shift = 5 * torch.randn(1, 16, 1, dtype=torch.float64)
-    before, after = (contributions(by_entries(pool, at), at, weight)[0] for at in (X, X + shift))
-    torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-9 * before.abs().max().item())
-
-
-def test_positions_keep_their_place() -> None:
-    pool, X = create_pool("svdpade", 8).double().eval(), features(8, 30)
-    weight = torch.randn(pool.out_features, dtype=torch.float64)
-    order = torch.randperm(30)
-    before, after = (contributions(by_entries(pool, at), at, weight)[0] for at in (X, X[..., order]))
-    torch.testing.assert_close(after, before[order], rtol=1e-8, atol=1e-12)
+    shift, order = 5 * torch.randn(1, 16, 1, dtype=torch.float64), torch.randperm(40)
+    before, shifted, permuted = (
+        contributions(by_entries(pool, at), at, weight)[0] for at in (X, X + shift, X[..., order])
+    )
+    torch.testing.assert_close(shifted, before, rtol=1e-6, atol=1e-9 * before.abs().max().item())
+    torch.testing.assert_close(permuted, before[order], rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["exact", "svdpade"])
 def test_agrees_with_the_closed_form(name: str) -> None:
     """c_i = (2/M) x̃_iᵀ G x̃_i where Q G + G Q = W, solved here as a linear system."""
     C, M = 5, 40
-    pool, X = CovariancePool(C, name, reduce_channels=None), features(C, M)
+    pool, X = CovariancePool(C, name, reduce_channels=None), decaying_features(C, M, 2)
     weight = torch.randn(pool.out_features, dtype=torch.float64)
     shares, _, _ = contributions(by_entries(pool, X), X, weight)
 
@@ -194,53 +167,40 @@ class UnitPool(SquashedPool):
         return nn.functional.normalize(X.mean(dim=-1), dim=-1)
 
 
-def test_integrated_gradients_for_a_pool_that_is_not_homogeneous(small_net, image: Tensor) -> None:
+def test_pools_that_are_not_homogeneous(small_net, image: Tensor) -> None:
     net = small_net(SquashedPool())
     explanation = explain(net, image, "contribution", target=0)
     with torch.no_grad():
         vector = net.head.global_pool(net.forward_features(image))[0] - 0.5 * torch.ones(12).log() - np.log(0.5)
     assert explanation.contributions.sum() == pytest.approx((net.head.fc.weight[0] @ vector).item(), rel=1e-3)
-
-
-def test_a_pool_that_ignores_scale_is_refused(small_net, image: Tensor) -> None:
     with pytest.raises(OptionError, match="miss the score"):
         explain(small_net(UnitPool()), image, "contribution", target=0)
 
 
-def test_layers_between_pool_and_classifier_are_refused(small_net, image: Tensor) -> None:
-    net = small_net("svdpade")
-    net.head.dropout = nn.ReLU()
-    with pytest.raises(OptionError, match="more than a linear layer"):
-        explain(net, image, "contribution")
-
-
+@pytest.mark.fast_for("test_efficientnet")
 @pytest.mark.parametrize(
-    "name", ["test_efficientnet", pytest.param("swin_tiny_patch4_window7_224", marks=pytest.mark.slow)]
+    ("name", "size"), [("test_efficientnet", (96, 160)), ("swin_tiny_patch4_window7_224", (224, 224))]
 )
-def test_plain_timm_models(name: str) -> None:
-    torch.manual_seed(0)
-    net = timm.create_model(name, num_classes=6).eval()
-    x = torch.randn(1, 3, *net.pretrained_cfg["input_size"][1:])
+def test_plain_timm_models(name: str, size: tuple[int, int]) -> None:
+    net, x = timm.create_model(name, num_classes=6).eval(), torch.randn(1, 3, *size)
     explanation = explain(net, x, "contribution", target=2)
     with torch.no_grad():
         expected = (net(x)[0, 2] - net.get_classifier().bias[2]).item()
     assert explanation.map.sum() == pytest.approx(expected, rel=1e-3)
-    assert explain(net, x, "grad_cam", target=2).map.shape == explanation.map.shape
-
-
-def test_one_position_is_no_map() -> None:
-    view = ModelView.of(timm.create_model("test_resnet", num_classes=3))
-    with pytest.raises(NotApplicableError, match="one position only"):
-        explain(view, torch.randn(1, 3, 16, 16), "contribution", target=1)
+    assert explain(net, x, "grad_cam", target=2).map.shape == explanation.map.shape == (size[0] // 32, size[1] // 32)
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("test_convnext", "more than a linear layer"), ("test_vit", "neither a pool of this package")]
+    ("name", "side", "message"),
+    [
+        ("test_convnext", 160, "more than a linear layer"),
+        ("test_vit", 160, "neither a pool of this package"),
+        ("test_resnet", 16, "one position only"),
+    ],
 )
-def test_models_without_a_contribution_map_are_refused(name: str, message: str) -> None:
-    net = timm.create_model(name)
-    with pytest.raises(OptionError, match=message):
-        explain(net, torch.randn(1, 3, 160, 160), "contribution")
+def test_models_without_a_contribution_map_are_refused(name: str, side: int, message: str) -> None:
+    with pytest.raises(NotApplicableError, match=message):
+        explain(timm.create_model(name), torch.randn(1, 3, side, side), "contribution", target=1)
 
 
 # Degree two or more in the features and no root or logarithm: a polynomial, which few points integrate exactly.
@@ -248,27 +208,26 @@ POLYNOMIALS = ["gap", "dropcov", "lrbp"]
 
 
 @heads()
-def test_integrated_shares_sum_to_the_score(name: str, small_net, image: Tensor) -> None:
-    net, image = small_net(name).double(), image.double()
-    explanation = explain(net, image, "integrated_head", target=3)
-    with torch.no_grad():
-        vector = net.head.global_pool(net.forward_features(image))
-        zero = net.head.global_pool.represent(
-            torch.zeros_like(net.head.global_pool.features(net.forward_features(image)))
-        )
-        expected = (net.head.fc(vector) - net.head.fc(zero))[0, 3].item()
-    assert explanation.map.shape == (8, 8) and explanation.signed
-    assert explanation.completeness_target == pytest.approx(expected, rel=1e-8)
-    assert abs(explanation.map.sum() - expected) < 1e-5 * np.abs(explanation.map).sum()
-
-
-@heads()
-def test_the_integrated_head_is_the_contribution_map(name: str, small_net, image: Tensor) -> None:
+def test_the_integrated_head_is_the_contribution_map_and_complete(name: str, small_net, image: Tensor) -> None:
     """Of homogeneous pools the gradient is the same along the path; of others both are integrals."""
-    net, image = small_net(name).double(), image.double()
-    map, expected = (explain(net, image, method, 1).map for method in ("integrated_head", "contribution"))
+    net = small_net(name)
+    single = explain(net, image, "contribution", 3)
+    net, image = net.double(), image.double()
+    integrated, contribution = (explain(net, image, method, 3) for method in ("integrated_head", "contribution"))
+    with torch.no_grad():
+        pool, maps = net.head.global_pool, net.forward_features(image)
+        zero = pool.represent(torch.zeros_like(pool.features(maps)))  # which has a score, where the pool has biases
+        expected = (net.head.fc(pool(maps)) - net.head.fc(zero))[0, 3].item()
+        probability = net(image)[0].softmax(0)[3].item()
+    assert integrated.map.shape == (8, 8) and integrated.signed
+    assert integrated.completeness_target == pytest.approx(expected, rel=1e-8)
+    assert abs(integrated.map.sum() - expected) < 1e-5 * np.abs(integrated.map).sum()
     tolerance = 1e-4 if name in ("svpn", "crosscov") else 1e-5  # their eps makes them not quite homogeneous
-    np.testing.assert_allclose(map, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+    np.testing.assert_allclose(
+        integrated.map, contribution.map, rtol=0, atol=tolerance * np.abs(contribution.map).max()
+    )
+    assert single.completeness_gap < 1e-4 and single.map.sum() == pytest.approx(expected, rel=1e-3)
+    assert single.probability == pytest.approx(probability, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", POLYNOMIALS)
@@ -284,3 +243,71 @@ def test_too_few_points_are_noticed(small_net, image: Tensor) -> None:
         explain(net, image, "integrated_head", 0, points=1)
     gaps = [explain(net, image, "integrated_head", 0, points=points).completeness_gap for points in (12, 48)]
     assert gaps[1] < 1e-6 and gaps[1] < 0.1 * gaps[0]
+
+
+# A class token beside the pooled vector has a share of its own in these.
+WITH_TOKEN = ["contribution", "eigen", "integrated_head", "channel_pairs"]
+
+
+@pytest.fixture
+def fused_net() -> nn.Module:
+    torch.manual_seed(0)
+    made = covpool_plugins.create_model("test_vit", "svdpade", fuse_class_token=True, num_classes=4)
+    nn.init.normal_(made.head.fc.weight), nn.init.normal_(made.head.fc.bias)
+    return made.eval()
+
+
+@pytest.fixture
+def picture() -> Tensor:
+    return torch.randn(1, 3, 160, 160, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("method", WITH_TOKEN)
+def test_shares_and_token_sum_to_the_score(method: str, fused_net: nn.Module, picture: Tensor, tmp_path: Path) -> None:
+    net, picture = fused_net.double(), picture.double()
+    explanation = explain(net, picture, method, target=2)
+    with torch.no_grad():
+        score = (net(picture)[0, 2] - net.head.fc.bias[2]).item()
+        token = net.head.norm(net.forward_features(picture))[0, 0] @ net.head.fc.weight[2, -64:]
+    assert explanation.extras["class_token"] == pytest.approx(token.item(), rel=1e-8)
+    assert explanation.completeness_target == pytest.approx(score, rel=1e-8)
+    size = np.abs(explanation.map).sum()
+    assert abs(explanation.map.sum() + token.item() - score) < 1e-8 * size
+    assert explanation.completeness_gap < 1e-8 * size / abs(score)
+    assert f"class token {token.item():+.3g} = {score:+.3g}" in explanation.caption()[1]
+    assert np.load(explanation.save(tmp_path, "a")[1])["class_token"] == explanation.extras["class_token"]
+
+
+def test_the_token_does_not_change_the_map(fused_net: nn.Module, picture: Tensor) -> None:
+    plain = covpool_plugins.create_model("test_vit", "svdpade", num_classes=4).eval()
+    state = fused_net.state_dict()
+    width = plain.head.fc.in_features
+    plain.load_state_dict(state | {"head.fc.weight": state["head.fc.weight"][:, :width]})
+    expected, map = (explain(model, picture, "contribution", target=1) for model in (plain, fused_net))
+    np.testing.assert_allclose(map.map, expected.map, rtol=1e-9)
+    assert "class_token" not in expected.extras and "class token" not in expected.caption()[1]
+
+
+class Scaled(nn.Module):
+    def forward(self, vector: Tensor) -> Tensor:
+        return 1.5 * vector
+
+
+def test_more_than_a_linear_layer_is_still_refused(fused_net: nn.Module, picture: Tensor) -> None:
+    fused_net.head.dropout = Scaled()
+    view = ModelView.of(fused_net)
+    for method in WITH_TOKEN:
+        with pytest.raises(NotApplicableError, match=r"^the model has more than a linear layer behind its pool"):
+            explain(view, picture, method)
+
+
+def test_one_forward_pass_for_one_input(fused_net: nn.Module, picture: Tensor) -> None:
+    view, count = ModelView.of(fused_net), []
+    view.classifier.register_forward_hook(lambda *_: count.append(1))
+    first, *_ = (explain(view, picture, method, target=0).map for method in WITH_TOKEN)
+    assert len(count) == 1
+    picture[..., :80] *= 0.5  # the same tensor with other values
+    assert np.abs(explain(view, picture, "contribution", target=0).map - first).max() > 1e-3 * np.abs(first).max()
+    assert len(count) == 2
+    with torch.inference_mode():
+        assert explain(view, picture.clone(), "energy", target=0).map.shape == (10, 10)

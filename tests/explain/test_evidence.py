@@ -7,7 +7,7 @@ import pytest
 import torch
 from studies.photographs import TEXTURES
 from studies.planted import (
-    METHODS,
+    EXPLAINED_BY,
     PATCH,
     SIZE,
     held_out_scenes,
@@ -22,9 +22,7 @@ from covpool_plugins.explain.sanity import cascading_randomization, depends_on_w
 pytest.importorskip("skimage")
 
 POINTING, ENERGY, PREFERENCE = 0.95, 0.85, 0.95
-QUICK, MANY = 20, 60
-# All but the one that takes a second for a map.
-QUICK_METHODS = [name for name in METHODS if name != "rise"]
+MANY = 60
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +33,7 @@ def view() -> ModelView:
 
 def check_pointing(view: ModelView, method: str, count: int) -> None:
     single, double = held_out_scenes(count, 1, seed=1), held_out_scenes(count // 2, 2, seed=1)
-    evidence = measure(view, method, single, double, METHODS[method])
+    evidence = measure(view, method, single, double, EXPLAINED_BY[method])
     assert evidence.pointing >= POINTING
     assert evidence.deletion < evidence.random_deletion
     assert evidence.preference >= PREFERENCE
@@ -46,7 +44,7 @@ def check_targets(view: ModelView, method: str, count: int) -> None:
     """The maps of the two textures of a picture are not the same map."""
     for scene in held_out_scenes(count, 2, seed=2):
         x = view.preprocessing(scene.picture)
-        first, second = (explain(view, x, method, target, **METHODS[method]).map for target in scene.regions)
+        first, second = (explain(view, x, method, target, **EXPLAINED_BY[method]).map for target in scene.regions)
         similarity = rank_correlation(first, second)
         assert similarity is not None and similarity < 0.9
 
@@ -56,33 +54,18 @@ def check_random_weights(view: ModelView, method: str, count: int) -> None:
     verdicts = []
     for seed, scene in enumerate(held_out_scenes(count, 1, seed=3)):
         x, (target,) = view.preprocessing(scene.picture), scene.regions
-        rows = cascading_randomization(view, x, {method: METHODS[method]}, target, seed=seed)
+        rows = cascading_randomization(view, x, {method: EXPLAINED_BY[method]}, target, seed=seed)
         verdicts.append(depends_on_weights(rows)[method])
         assert all((row.similarity is None) == bool(row.note) for row in rows)
     assert set(verdicts) <= {True, None} and True in verdicts
 
 
-COUNTS = {check_pointing: QUICK, check_targets: 4, check_random_weights: 3}
-
-
 @pytest.mark.slow
-def test_maps_of_a_trained_network(view: ModelView) -> None:
-    """One test, so that of several processes one trains the network."""
-    for method in QUICK_METHODS:
-        for check, count in COUNTS.items():
-            check(view, method, count)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-def test_many_maps_point_at_the_planted_texture(method: str, view: ModelView) -> None:
+@pytest.mark.parametrize("method", EXPLAINED_BY)
+def test_maps_of_a_trained_network(method: str, view: ModelView) -> None:
     check_pointing(view, method, MANY)
-
-
-@pytest.mark.slow
-def test_maps_of_rise(view: ModelView) -> None:
-    check_targets(view, "rise", 4)
-    check_random_weights(view, "rise", 1)
+    check_targets(view, method, 4)
+    check_random_weights(view, method, 1 if method == "rise" else 3)  # it takes a second for a map
 
 
 def test_training_leaves_random_states_alone() -> None:

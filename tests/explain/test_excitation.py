@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from support.explanations import covariance_neck, heads, mmpretrain_config
+from support.explanations import heads
 from torch import Tensor, nn
 
 import covpool_plugins
-from covpool_plugins.errors import NotApplicableError, UnknownNameError
-from covpool_plugins.explain import ModelView, explain, load_mmpretrain_model
+from covpool_plugins.errors import NotApplicableError
+from covpool_plugins.explain import ModelView, explain
 from covpool_plugins.explain.excitation_rules import ExcitationRules
 
 PLAIN, CONTRASTIVE = "excitation_backprop", "contrastive_excitation_backprop"
@@ -73,11 +72,15 @@ def test_mass_is_one_whatever_the_head(name: str, small_net, image: Tensor) -> N
     """The features are signed behind the head's input, so it starts there."""
     view = ModelView.of(with_statistics(small_net(name)))
     for layer in ("stem", "stage1", "stage1.0", "stage2.0", "stage2"):
-        map = explain(view, image, PLAIN, target=1, layer=layer)
-        assert map.map.min() >= 0 and map.map.sum() == pytest.approx(1, abs=1e-5), layer
-        assert float(map.extras["mass"]) == pytest.approx(map.map.sum())
+        explanation = explain(view, image, PLAIN, target=1, layer=layer)
+        assert explanation.map.min() >= 0 and explanation.map.sum() == pytest.approx(1, abs=1e-5), layer
+        assert float(explanation.extras["mass"]) == pytest.approx(explanation.map.sum())
+    assert explain(view, image, PLAIN).layer == "stage2"  # all maps of the small network have one size
+    with pytest.raises(NotApplicableError, match=r"batch norm of signed values .* behind a ReLU"):
+        explain(view, image, PLAIN, layer="stage1.0.conv")
 
 
+# By backbone the default layer, and layers that no path goes round.
 # By backbone the default layer, and layers that no path goes round.
 LAYERS = {
     "resnet18": "layer3: act1 maxpool layer2.0 layer3 layer4",
@@ -90,6 +93,9 @@ LAYERS = {
     "vgg13_bn": "features.33: features.6 features.20 features.33 features",
     "alexnet": "layer2: layer1 layer2.pool layer3 layer4 layer5",
     "inception_v3": "Mixed_6e: Pool2 Mixed_5d Mixed_6a Mixed_6e Mixed_7a Mixed_7c",
+    # Its batch norms are folded into convolutions that lie behind average pooling and concatenations.
+    "densenet121": "features.transition3.norm: features.norm5 features.transition3.norm features.transition2.norm "
+    "features.pool0",
 }
 
 
@@ -98,30 +104,21 @@ LAYERS = {
 def test_mass_is_one_at_every_layer(backbone: str) -> None:
     # With few inputs, as in grouped convolutions, none may excite a neuron: then it is active by its shift alone.
     net = covpool_plugins.create_model(backbone, "svdpade", num_classes=4)
-    net = with_statistics(net, shift=0.0 if backbone == "regnety_002" else 0.1)
-    view, side = ModelView.of(net), 128 if backbone == "inception_v3" else 64
+    net = with_statistics(net, shift=0.0 if backbone in ("regnety_002", "densenet121") else 0.1)
+    if backbone == "densenet121":  # with a negative factor, pooled activations excite nothing
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.data.abs_()
+    view, side = ModelView.of(net), 128 if backbone in ("inception_v3", "densenet121") else 64
     x, (default, _, layers) = torch.randn(1, 3, side, side), LAYERS[backbone].partition(": ")
     for layer in layers.split():
         explanation = explain(view, x, PLAIN, target=1, layer=layer)
-        assert explanation.map.min() >= 0 and explanation.map.sum() == pytest.approx(1, abs=1e-5), layer
+        atol = 1e-4 if backbone == "densenet121" else 1e-5
+        assert explanation.map.min() >= 0 and explanation.map.sum() == pytest.approx(1, abs=atol), layer
     assert explain(view, x, PLAIN, target=1).layer == default
     contrast = explain(view, x, CONTRASTIVE, target=1)
     assert contrast.signed and contrast.layer == default
     assert abs(contrast.map.sum()) < 1e-5 and np.abs(contrast.map).sum() > 1e-3
-
-
-@pytest.mark.slow
-def test_batch_norm_behind_concatenations() -> None:
-    """DenseNet: a batch norm is folded into convolutions that lie behind average pooling and concatenations."""
-    torch.manual_seed(0)
-    net = with_statistics(covpool_plugins.create_model("densenet121", "svdpade", num_classes=4), shift=0.0)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):  # with a negative factor, pooled activations excite nothing
-            module.weight.data.abs_()
-    view, x = ModelView.of(net), torch.randn(1, 3, 128, 128)
-    assert explain(view, x, PLAIN, target=1).layer == "features.transition3.norm"
-    for layer in ("features.norm5", "features.transition3.norm", "features.transition2.norm", "features.pool0"):
-        assert explain(view, x, PLAIN, target=1, layer=layer).map.sum() == pytest.approx(1, abs=1e-4), layer
 
 
 def test_one_batch_norm_behind_a_concatenation() -> None:
@@ -150,15 +147,23 @@ def in_place_sum(x: Tensor, y: Tensor) -> Tensor:
     return x
 
 
+def share(x: float, y: float) -> float:
+    return x / (x + y) if y > 0 else 1
+
+
+def everything(x: float, y: float) -> float:
+    return 1
+
+
 @pytest.mark.parametrize(
     ("function", "left"),
     [
-        (lambda x, y: x + y, lambda x, y: x / (x + y) if y > 0 else 1),
-        (in_place_sum, lambda x, y: x / (x + y) if y > 0 else 1),
-        (torch.add, lambda x, y: x / (x + y) if y > 0 else 1),
-        (lambda x, y: x * y.mean(dim=(2, 3), keepdim=True).sigmoid(), lambda x, y: 1),
-        (lambda x, y: nn.functional.relu6(5 * x), lambda x, y: 1),
-        (lambda x, y: torch.cat([x, y.clamp(min=0)], dim=1)[:, :1], lambda x, y: 1),
+        (lambda x, y: x + y, share),
+        (in_place_sum, share),
+        (torch.add, share),
+        (lambda x, y: x * y.mean(dim=(2, 3), keepdim=True).sigmoid(), everything),
+        (lambda x, y: nn.functional.relu6(5 * x), everything),
+        (lambda x, y: torch.cat([x, y.clamp(min=0)], dim=1)[:, :1], everything),
     ],
     ids=["sum", "sum in place", "torch.add", "gate", "relu6", "concatenation"],
 )
@@ -186,34 +191,22 @@ def test_what_is_active_by_its_bias_alone_ends_its_excitation() -> None:
 
 
 def test_the_contrast_is_a_difference(small_net, image: Tensor) -> None:
-    """The rules are linear in the excitation, so it can be subtracted above or below."""
-    view = ModelView.of(with_statistics(small_net("svdpade")))
-    for versus in (0, 4):
-        for_it, against = (explain(view, image, PLAIN, target=t, layer="stage1").map for t in (2, versus))
-        map = explain(view, image, CONTRASTIVE, target=2, layer="stage1", versus=versus)
-        np.testing.assert_allclose(map.map, for_it - against, rtol=0, atol=1e-7)
-        assert np.abs(map.map).max() > 1e-5
-    swapped = explain(view, image, CONTRASTIVE, target=0, layer="stage1", versus=2).map
-    np.testing.assert_allclose(swapped, -explain(view, image, CONTRASTIVE, 2, layer="stage1", versus=0).map, atol=1e-7)
-
-
-def test_of_two_classes_all_others_are_the_other(small_net, image: Tensor) -> None:
+    """The rules are linear in the excitation. Of two classes all others are the other; one class has no other."""
     net = with_statistics(small_net("svdpade"))
+    view, options = ModelView.of(net), dict(layer="stage1")
+    for versus in (0, 4):
+        for_it, against = (explain(view, image, PLAIN, target, **options).map for target in (2, versus))
+        contrast = explain(view, image, CONTRASTIVE, 2, versus=versus, **options).map
+        np.testing.assert_allclose(contrast, for_it - against, rtol=0, atol=1e-7)
+        assert np.abs(contrast).max() > 1e-5
+    swapped = explain(view, image, CONTRASTIVE, versus, versus=2, **options).map
+    np.testing.assert_allclose(swapped, -contrast, atol=1e-7)
     net.head.fc = nn.Linear(net.head.fc.in_features, 2)
-    map, expected = (explain(net, image, CONTRASTIVE, 0, layer="stage1", **o).map for o in ({}, {"versus": 1}))
-    np.testing.assert_allclose(map, expected, atol=1e-8)
+    contrast, expected = (explain(net, image, CONTRASTIVE, 0, **options, **o).map for o in ({}, {"versus": 1}))
+    np.testing.assert_allclose(contrast, expected, atol=1e-8)
     net.head.fc = nn.Linear(net.head.fc.in_features, 1)
     with pytest.raises(NotApplicableError, match="one class"):
         explain(net, image, CONTRASTIVE)
-
-
-def test_layers(small_net, image: Tensor) -> None:
-    view = ModelView.of(small_net())
-    assert explain(view, image, PLAIN).layer == "stage2"  # all maps of the small network have one size
-    with pytest.raises(UnknownNameError, match="unknown layer 'stage3'"):
-        explain(view, image, PLAIN, layer="stage3")
-    with pytest.raises(NotApplicableError, match=r"batch norm of signed values .* behind a ReLU"):
-        explain(view, image, PLAIN, layer="stage1.0.conv")
 
 
 class Activation(nn.Module):
@@ -229,13 +222,10 @@ class Activation(nn.Module):
     ("function", "name"),
     [
         (nn.functional.gelu, "gelu"),
-        (nn.functional.silu, "silu"),
         (lambda x: nn.functional.leaky_relu(x, 0.1), "leaky_relu"),
-        (lambda x: x.exp(), "exp"),
         (lambda x: x + 1, "a sum with a constant"),
         (lambda x: x * x, "the product of two maps"),
         (lambda x: nn.functional.group_norm(x, 3), "group_norm"),
-        (nn.functional.hardtanh, "hardtanh"),
     ],
 )
 def test_functions_without_a_rule_are_named(function: Callable, name: str, small_net, image: Tensor) -> None:
@@ -247,21 +237,3 @@ def test_functions_without_a_rule_are_named(function: Callable, name: str, small
     net.stage2[1].act = Activation(nn.functional.gelu)
     with pytest.raises(NotApplicableError, match="negative values"):
         explain(net, image, PLAIN, layer="stage1")
-
-
-@pytest.mark.fast_for("ResNet_CIFAR")
-@pytest.mark.parametrize(
-    ("kind", "depth", "base", "width"),
-    [("ResNet_CIFAR", 18, 16, 128), ("ResNet", 18, 16, 128), ("SEResNet", 50, 32, 1024)],
-)
-def test_mmpretrain(kind: str, depth: int, base: int, width: int, tmp_path: Path) -> None:
-    pytest.importorskip("mmpretrain")
-    backbone = f"type='{kind}', depth={depth}, stem_channels={base}, base_channels={base}, out_indices=(3,)"
-    config = mmpretrain_config(tmp_path, backbone=backbone, neck=covariance_neck(width), scale=64, side=64)
-    torch.manual_seed(0)
-    view = ModelView.of(with_statistics(load_mmpretrain_model(config)))
-    x = torch.randn(1, 3, 64, 64)
-    for layer in ("backbone.layer1", "backbone.layer2.0", "backbone.layer3", "backbone.layer4"):
-        assert explain(view, x, PLAIN, target=1, layer=layer).map.sum() == pytest.approx(1, abs=1e-5), layer
-    assert explain(view, x, PLAIN).layer == "backbone.layer3"
-    assert abs(explain(view, x, CONTRASTIVE, target=1).map.sum()) < 1e-5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,34 +14,49 @@ from support.explanations import CHEAP
 from torch import Tensor
 
 from covpool_plugins.errors import NotApplicableError, OptionError, ShapeError, UnknownNameError
-from covpool_plugins.explain import Explanation, ModelView, explain, read_picture
+from covpool_plugins.explain import (
+    Explanation,
+    ModelView,
+    explain,
+    explanation_options,
+    list_explanations,
+    read_picture,
+)
 from covpool_plugins.explain.model_view import token_grid
 from covpool_plugins.explain.overlay import colour_limit, with_caption
 
+# Methods with the option ``layer``.
+LAYERED = [name for name in list_explanations() if "layer" in explanation_options(name)]
 
-def explanation(values: np.ndarray, signed: bool, size: tuple[int, int] = (60, 40)) -> Explanation:
-    ramp = np.tile(np.linspace(0, 255, size[0]).astype(np.uint8), (size[1], 1))
-    picture = Image.fromarray(ramp).convert("RGB")
-    return Explanation(values, signed, method="contribution", target=1, probability=0.5, image=picture)
+
+def explanation(values: np.ndarray, signed: bool = True, **fields: Any) -> Explanation:
+    """Over a picture of 60 x 40 pixels, dark on the left."""
+    ramp = Image.fromarray(np.tile(np.linspace(0, 255, 60).astype(np.uint8), (40, 1))).convert("RGB")
+    return Explanation(values, signed, method="contribution", target=1, probability=0.5, image=ramp, **fields)
+
+
+def colours(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture).astype(int)
 
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_overlay_has_the_size_of_the_picture_and_is_grey_where_the_map_is_zero(signed: bool) -> None:
     picture = explanation(np.zeros((4, 6)), signed).overlay()
-    pixels = np.asarray(picture).astype(int)
     assert picture.size == (60, 40) and picture.mode == "RGB"
+    pixels = colours(picture)
     assert (np.ptp(pixels, axis=2) <= 1).all() and pixels[0, -1, 0] > pixels[0, 0, 0] + 100
 
 
 def test_overlay_colours_by_sign_and_strength() -> None:
     values = np.zeros((4, 6))
     values[0, 0], values[0, 5], values[3, 0] = 1.0, -1.0, 0.5
-    pixels = np.asarray(explanation(values, True).overlay()).astype(int)
-    redness = pixels[..., 0] - pixels[..., 2]
-    assert redness[2, 2] > 100 and redness[2, 57] < -80
-    assert 30 < redness[37, 2] < redness[2, 2]
-    other = np.asarray(explanation(-values, True).overlay()).astype(int)
-    assert other[2, 2, 0] < other[2, 2, 2]
+    drawn = (colours(explanation(shown).overlay()) for shown in (values, -values))
+    redness, other = (pixels[..., 0] - pixels[..., 2] for pixels in drawn)
+    assert redness[2, 2] > 100 and redness[2, 57] < -80 and 30 < redness[37, 2] < redness[2, 2]
+    assert other[2, 2] < 0
+    weak = explanation(np.full((4, 6), 0.1), False)
+    own, shared = (colours(weak.overlay(limit)) for limit in (None, 1.0))
+    assert np.ptp(own, axis=2).mean() > 3 * np.ptp(shared, axis=2).mean()
 
 
 def test_one_extreme_value_does_not_wash_out_the_rest() -> None:
@@ -50,10 +66,12 @@ def test_one_extreme_value_does_not_wash_out_the_rest() -> None:
     assert colour_limit(np.zeros((3, 3))) == 0.0
 
 
-def test_a_shared_limit_keeps_a_weak_map_weak() -> None:
-    weak = explanation(np.full((4, 6), 0.1), False)
-    own, shared = (np.asarray(weak.overlay(limit)).astype(int) for limit in (None, 1.0))
-    assert np.ptp(own, axis=2).mean() > 3 * np.ptp(shared, axis=2).mean()
+def test_a_relative_map_is_drawn_from_its_smallest_value_on() -> None:
+    values = np.array([[0.90, 0.91], [0.92, 0.98]])
+    relative, absolute = (explanation(values, False, relative=flag) for flag in (True, False))
+    spread = [np.ptp(np.ptp(colours(drawn.overlay()), axis=2)) for drawn in (relative, absolute)]
+    assert spread[0] > 150 and spread[1] < 100
+    assert "values from 0.9, without colour, to 0.98" in relative.caption()
 
 
 def test_a_failed_write_leaves_the_old_file(small_net, image: Tensor, tmp_path: Path, monkeypatch) -> None:
@@ -65,29 +83,28 @@ def test_a_failed_write_leaves_the_old_file(small_net, image: Tensor, tmp_path: 
     assert (tmp_path / "cat.png").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_files_pictures_and_arrays_are_the_same_input(small_net, tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    picture = Image.fromarray(pixels)
-    picture.save(tmp_path / "a.png")
-    view = ModelView.of(small_net())
-    maps = [explain(view, image, "gradient", 0).map for image in (tmp_path / "a.png", picture, pixels)]
-    np.testing.assert_array_equal(maps[0], maps[1])
-    np.testing.assert_array_equal(maps[0], maps[2])
-
-
-def test_the_picture_is_what_the_network_saw(small_net) -> None:
+def test_files_pictures_and_arrays_are_what_the_network_sees(small_net, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    view = ModelView.of(small_net())
-    x = view.preprocessing(Image.fromarray(pixels))
+    picture, view = Image.fromarray(pixels), ModelView.of(small_net())
+    picture.save(tmp_path / "a.png")
+    x = view.preprocessing(picture)
     expected = (torch.from_numpy(pixels[4, 5]) / 255 - torch.tensor([0.5, 0.4, 0.3])) / torch.tensor([0.2, 0.25, 0.3])
     torch.testing.assert_close(x[0, :, 4, 5], expected)
     np.testing.assert_array_equal(np.asarray(view.preprocessing.picture(x)), pixels)
+    first, *others = (explain(view, image, "gradient", 0).map for image in (x, tmp_path / "a.png", picture, pixels))
+    for other in others:
+        np.testing.assert_array_equal(other, first)
 
 
-@pytest.mark.parametrize("target", [np.int64(2), torch.tensor(2)])
-def test_targets_are_integers_of_any_kind(target: object, small_net, image: Tensor) -> None:
-    explanation = explain(small_net(), image, target=target)
-    assert explanation.target == 2 and type(explanation.target) is int
+def test_targets_are_integers_of_any_kind_and_by_default_the_top_class(small_net, image: Tensor) -> None:
+    net = small_net()
+    for target in (np.int64(2), torch.tensor(2)):
+        explanation = explain(net, image, target=target)
+        assert explanation.target == 2 and type(explanation.target) is int
+    with torch.no_grad():
+        net.head.fc.bias[4] += 50
+    explanation = explain(net, image)
+    assert explanation.target == 4 and explanation.method == "contribution" and explanation.probability > 0.999
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -97,19 +114,6 @@ def test_sixteen_bits_are_scaled(suffix: str, tmp_path: Path) -> None:
     Image.fromarray(values).save(path)
     pixels = np.asarray(read_picture(path))
     np.testing.assert_array_equal(pixels, np.repeat(np.arange(256).reshape(16, 16, 1), 3, axis=2))
-
-
-@pytest.mark.parametrize("mode", ["I", "F"])
-def test_pictures_without_a_known_white_are_refused(mode: str, tmp_path: Path) -> None:
-    Image.new(mode, (4, 4), 7).save(tmp_path / "deep.tif")
-    with pytest.raises(OptionError, match=rf"deep\.tif: a picture of mode '{mode}'"):
-        read_picture(tmp_path / "deep.tif")
-
-
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
-def test_models_of_other_channels_are_refused(name: str) -> None:
-    with pytest.raises(OptionError, match="1 or 3 input channels can be explained, this one takes 4"):
-        ModelView.of(timm.create_model(name, in_chans=4))
 
 
 class Rearranged(torch.nn.Module):
@@ -128,52 +132,51 @@ def test_rearranged_pixels_are_still_colour(small_net, image: Tensor) -> None:
     assert explain(Rearranged(small_net()).eval(), image).map.shape == (8, 8)
 
 
-def test_the_default_target_is_the_top_class(small_net, image: Tensor) -> None:
-    net = small_net()
-    with torch.no_grad():
-        net.head.fc.bias[4] += 50
-    explanation = explain(net, image)
-    assert explanation.target == 4 and explanation.method == "contribution" and explanation.probability > 0.999
-
-
 def test_half_precision_models_are_explained_in_float32(small_net, image: Tensor) -> None:
     expected = explain(small_net(), image, "contribution", 1).map
     map = explain(small_net().bfloat16(), image, "contribution", 1).map
     assert np.corrcoef(map.ravel(), expected.ravel())[0, 1] > 0.99
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (dict(target=5), OptionError, "target must be a class from 0 to 4, got 5"),
-        (dict(target=-1), OptionError, "from 0 to 4, got -1"),
-        (dict(target="cat"), OptionError, "from 0 to 4, got 'cat'"),
-        (dict(target=1.5), OptionError, "from 0 to 4, got 1.5"),
-        (dict(target=True), OptionError, "from 0 to 4, got True"),
-        (dict(method="gradcam"), UnknownNameError, "unknown explanation method 'gradcam'; available: grad_cam"),
-        (dict(method="gradient", layer="stage1"), OptionError, "'gradient' has no option 'layer'"),
-        (dict(grad="none"), OptionError, "grad must be one of exact, training, got 'none'"),
-        (dict(image=np.zeros((8, 8), dtype=np.uint8)), ShapeError, r"\(H, W, 3\) of uint8, got uint8 \(8, 8\)"),
-        (dict(image=np.zeros((0, 0, 3), dtype=np.uint8)), ShapeError, r"got uint8 \(0, 0, 3\)"),
-        (dict(image=torch.zeros(1, 3, 0, 8)), ShapeError, r"\(1, 3, H, W\) .* \(1, 3, 0, 8\)"),
-        (dict(image=Image.new("RGB", (0, 4))), OptionError, "0x4 pixels"),
-        (dict(image=Image.new("F", (8, 8))), OptionError, "mode 'F'"),
-        (dict(image=Image.new("I", (8, 8))), OptionError, "mode 'I'"),
-        (dict(image=None), OptionError, "a file, a picture, an array or a tensor, got NoneType"),
-        (dict(image=torch.zeros(2, 3, 8, 8)), ShapeError, r"\(2, 3, 8, 8\)"),
-        (dict(image="missing.png"), ValueError, "missing.png: No such file"),
-    ],
-)
+BAD_INPUT = [
+    (dict(target=5), OptionError, "target must be a class from 0 to 4, got 5"),
+    (dict(target=-1), OptionError, "from 0 to 4, got -1"),
+    (dict(target="cat"), OptionError, "from 0 to 4, got 'cat'"),
+    (dict(target=True), OptionError, "from 0 to 4, got True"),
+    (dict(method="gradcam"), UnknownNameError, "unknown explanation method 'gradcam'; available: grad_cam"),
+    (dict(method="gradient", layer="stage1"), OptionError, "'gradient' has no option 'layer'"),
+    *((dict(method=method, layer="stage3"), UnknownNameError, "unknown layer 'stage3'; ava") for method in LAYERED),
+    (dict(grad="none"), OptionError, "grad must be one of exact, training, got 'none'"),
+    (dict(image=np.zeros((8, 8), dtype=np.uint8)), ShapeError, r"\(H, W, 3\) of uint8, got uint8 \(8, 8\)"),
+    (dict(image=np.zeros((0, 0, 3), dtype=np.uint8)), ShapeError, r"got uint8 \(0, 0, 3\)"),
+    (dict(image=torch.zeros(1, 3, 0, 8)), ShapeError, r"\(1, 3, H, W\) .* \(1, 3, 0, 8\)"),
+    (dict(image=torch.zeros(2, 3, 8, 8)), ShapeError, r"\(2, 3, 8, 8\)"),
+    (dict(image=Image.new("RGB", (0, 4))), OptionError, "0x4 pixels"),
+    (dict(image=Image.new("F", (8, 8))), OptionError, "mode 'F'"),
+    (dict(image=Image.new("I", (8, 8))), OptionError, "mode 'I'"),
+    (dict(image=None), OptionError, "a file, a picture, an array or a tensor, got NoneType"),
+    (dict(image="missing.png"), ValueError, "missing.png: No such file"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD_INPUT)
 def test_bad_input_is_named(call: dict, error: type[Exception], message: str, small_net, image: Tensor) -> None:
     with pytest.raises(error, match=message):
         explain(small_net(), **(dict(image=image) | call))
 
 
-def test_models_without_class_scores_are_refused(image: Tensor) -> None:
-    with pytest.raises(OptionError, match="Conv2d has no class scores"):
-        explain(torch.nn.Conv2d(3, 4, 3), image)
-    with pytest.raises(OptionError, match="no class scores"):
-        explain(timm.create_model("test_resnet", num_classes=0), image)
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (torch.nn.Conv2d(3, 4, 3), "Conv2d has no class scores"),
+        (timm.create_model("test_resnet", num_classes=0), "no class scores"),
+        (timm.create_model("test_resnet", in_chans=4), "1 or 3 input channels can be explained, this one takes 4"),
+        (timm.create_model("test_vit", in_chans=4), "1 or 3 input channels can be explained, this one takes 4"),
+    ],
+)
+def test_models_that_cannot_be_explained(model: torch.nn.Module, message: str, image: Tensor) -> None:
+    with pytest.raises(OptionError, match=message):
+        explain(model, image)
 
 
 @pytest.mark.fast_for("test_vit")
@@ -202,15 +205,6 @@ def test_pixels_that_no_mask_has_shown(masks: int, small_net, image: Tensor) -> 
     assert np.isfinite(explain(small_net(), image, "rise", target=1, masks=masks).map).all()
 
 
-def test_a_relative_map_is_drawn_from_its_smallest_value_on() -> None:
-    values = np.array([[0.90, 0.91], [0.92, 0.98]])
-    common = dict(method="rise", target=1, probability=0.9, image=Image.new("RGB", (32, 32), "grey"), signed=False)
-    relative, absolute = (Explanation(map=values, relative=flag, **common) for flag in (True, False))
-    assert np.ptp(np.asarray(relative.overlay()).astype(int), axis=(0, 1)).max() > 150
-    assert np.ptp(np.asarray(absolute.overlay()).astype(int), axis=(0, 1)).max() < 100
-    assert "values from 0.9, without colour, to 0.98" in relative.caption()
-
-
 def test_long_captions_are_broken() -> None:
     lines = ["contribution, class great white shark, white shark, man-eater, man-eating shark, p = 0.5"] * 2
     short, long = (with_caption(Image.new("RGB", (320, 20)), said) for said in (["p = 0.5"] * 2, lines))
@@ -228,38 +222,33 @@ def test_pictures_are_turned_as_their_camera_says(tmp_path: Path) -> None:
     assert read_picture(tmp_path / "turned.png", upright=False).size == (12, 4)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "size", "grid"), [(196, (224, 224), (14, 14)), (24, (64, 96), (4, 6)), (6, (96, 64), (3, 2))]
-)
-def test_token_grid(tokens: int, size: tuple[int, int], grid: tuple[int, int]) -> None:
-    assert token_grid(tokens, *size) == grid
-
-
-def test_tokens_that_are_no_grid_are_refused() -> None:
+def test_token_grid() -> None:
+    assert token_grid(196, 224, 224) == (14, 14)
+    assert token_grid(24, 64, 96) == (4, 6) and token_grid(6, 96, 64) == (3, 2)
     with pytest.raises(OptionError, match="197 tokens are not a grid"):
         token_grid(197, 224, 224)
 
 
-@pytest.mark.parametrize(
-    ("method", "option", "values", "allowed"),
-    [
-        ("rise", "masks", (0, 1.5), "a positive integer"),
-        ("rise", "batch_size", (0,), "a positive integer"),
-        ("rise", "batch_size", (65,), "at most 64"),
-        ("rise", "seed", (-1,), "an integer >= 0"),
-        ("maximal_image", "seed", (2**63,), f"at most {2**63 - 1}"),
-        ("maximal_image", "jitter", (1.5,), "an integer >= 0"),
-        ("inverse_image", "smoothness", (-0.5, np.nan), r"a number in \[0, inf\)"),
-        ("inverse_image", "iterations", (0,), "a positive integer"),
-        ("extremal_perturbation", "areas", ((), 0.1), r"a list of numbers in \(0, 1\)"),
-        ("extremal_perturbation", "areas", ((0.1, 1.0), ("a tenth",)), r"a number in \(0, 1\)"),
-        ("integrated_head", "points", (0, -1, 1.5, True), "a positive integer"),
-        ("eigen", "bands", (0, 2.5), "a positive integer"),
-        ("channel_pairs", "strongest", (True,), "a positive integer"),
-        ("contrastive_excitation_backprop", "versus", (5, -1, "cat"), "a class from 0 to 4"),
-        ("contrastive_excitation_backprop", "versus", (1,), "another class than the target"),
-    ],
-)
+# One row for each check of an option.
+OUT_OF_RANGE = [
+    ("rise", "masks", (0, 1.5, True), "a positive integer"),
+    ("rise", "batch_size", (65,), "at most 64"),
+    ("rise", "seed", (-1,), "an integer >= 0"),
+    ("maximal_image", "seed", (2**63,), f"at most {2**63 - 1}"),
+    ("maximal_image", "jitter", (1.5,), "an integer >= 0"),
+    ("inverse_image", "smoothness", (-0.5, np.nan), r"a number in \[0, inf\)"),
+    ("inverse_image", "iterations", (0,), "a positive integer"),
+    ("extremal_perturbation", "areas", ((), 0.1), r"a list of numbers in \(0, 1\)"),
+    ("extremal_perturbation", "areas", ((0.1, 1.0), ("a tenth",)), r"a number in \(0, 1\)"),
+    ("integrated_head", "points", (0,), "a positive integer"),
+    ("eigen", "bands", (2.5,), "a positive integer"),
+    ("channel_pairs", "strongest", (True,), "a positive integer"),
+    ("contrastive_excitation_backprop", "versus", (5, -1, "cat"), "a class from 0 to 4"),
+    ("contrastive_excitation_backprop", "versus", (1,), "another class than the target"),
+]
+
+
+@pytest.mark.parametrize(("method", "option", "values", "allowed"), OUT_OF_RANGE)
 def test_options_out_of_range_are_named(
     method: str, option: str, values: tuple, allowed: str, small_net, image
 ) -> None:

@@ -24,25 +24,16 @@ def photo() -> Image.Image:
     return Image.fromarray(pixels).resize((96, 64))
 
 
-def trained(path: Path) -> nn.Module:
-    """The config's model with weights that are worth a checkpoint."""
-    torch.manual_seed(0)
-    model = load_mmpretrain_model(path)
-    nn.init.normal_(model.head.fc.weight)
-    return model
-
-
 @pytest.mark.parametrize("average", [False, True])
 def test_every_method_on_a_loaded_checkpoint(average: bool, photo: Image.Image, tmp_path: Path) -> None:
-    path = mmpretrain_config(tmp_path, **(AVERAGE if average else {}))
-    model = trained(path)
-    checkpoint = tmp_path / "epoch_1.pth"
+    path, checkpoint = mmpretrain_config(tmp_path, **(AVERAGE if average else {})), tmp_path / "epoch_1.pth"
+    model = load_mmpretrain_model(path)
+    nn.init.normal_(model.head.fc.weight)
     torch.save({"meta": {"epoch": 1}, "state_dict": model.state_dict()}, checkpoint)
     view = ModelView.of(load_mmpretrain_model(path, checkpoint))
-    assert list(view.stages)[-1] == "backbone.layer4" and view.num_classes == 3
-    x = view.preprocessing(photo)
+    assert list(view.stages)[-1] == "backbone.layer4" and view.num_classes == 3 and isinstance(view.pool, Pool)
     with torch.no_grad():
-        logits = model(x)[0]
+        logits = model(view.preprocessing(photo))[0]
     for method in EXPLANATIONS:
         if method == "democratic_weights" or (average and method in SECOND_ORDER):
             with pytest.raises(NotApplicableError):
@@ -51,16 +42,18 @@ def test_every_method_on_a_loaded_checkpoint(average: bool, photo: Image.Image, 
         explanation = explain(view, photo, method, target=1, **CHEAP.get(method, {}))
         assert explanation.probability == pytest.approx(logits.softmax(0)[1].item(), rel=1e-4)
         assert explanation.map.shape in ((4, 4), (8, 8), (32, 32))
+        if "excitation" in method:
+            mass = float(method == "excitation_backprop")
+            assert explanation.layer == "backbone.layer3" and explanation.map.sum() == pytest.approx(mass, abs=1e-5)
         if explanation.contributions is not None:
             expected = (logits[1] - model.head.fc.bias[1]).item()
             assert explanation.contributions.sum() == pytest.approx(expected, rel=1e-3)
-    assert isinstance(view.pool, Pool)
 
 
 @pytest.mark.parametrize("to_rgb", [True, False])
 def test_preprocessing_and_channel_order(to_rgb: bool, tmp_path: Path) -> None:
     """An input of one colour, so that resizing and cropping cannot hide a wrong channel."""
-    view = ModelView.of(trained(mmpretrain_config(tmp_path, to_rgb=to_rgb)))
+    view = ModelView.of(load_mmpretrain_model(mmpretrain_config(tmp_path, to_rgb=to_rgb)))
     x = view.preprocessing(Image.new("RGB", (96, 64), (10, 100, 200)))
     channels = [10, 100, 200] if to_rgb else [200, 100, 10]
     mean, std = torch.tensor([124.0, 116, 104]), torch.tensor([58.0, 57, 56])
@@ -90,15 +83,12 @@ def test_a_model_of_one_channel_sees_grey(photo: Image.Image, tmp_path: Path) ->
     assert explain(view, photo, "gradient", target=1).map.shape == (48, 48)
 
 
-def test_a_pipeline_of_other_channels_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "grey.py"
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    """A pipeline of other channels and a checkpoint of another model."""
+    path, checkpoint = tmp_path / "grey.py", tmp_path / "other.pth"
     path.write_text(GREY.format(mean=[33.0] * 3, std=[78.0] * 3))
     with pytest.raises(OptionError, match="takes 1 channels, the test pipeline of its config gives 3"):
         ModelView.of(load_mmpretrain_model(path))
-
-
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "other.pth"
     torch.save({"state_dict": load_mmpretrain_model(mmpretrain_config(tmp_path, **AVERAGE)).state_dict()}, checkpoint)
     with pytest.raises(OptionError, match="does not fit the model"):
         load_mmpretrain_model(mmpretrain_config(tmp_path), checkpoint)

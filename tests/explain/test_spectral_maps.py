@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from support.explanations import heads
+from support.explanations import decaying_features, heads
 from torch import Tensor, nn
 
 from covpool_plugins.errors import NotApplicableError
@@ -26,11 +26,6 @@ SECOND_MOMENTS = [n for n, pool in POOLS.items() if isinstance(pool, CovarianceP
 SIZES = pytest.mark.parametrize("positions", [9, 60], ids=["fewer positions", "more positions"])
 
 
-def features(channels: int, positions: int) -> Tensor:
-    scales = torch.logspace(0, -1, channels, dtype=torch.float64).unsqueeze(-1)
-    return scales * torch.randn(1, channels, positions, dtype=torch.float64) + 2.0
-
-
 def score(net: nn.Module, image: Tensor, target: int) -> float:
     with torch.no_grad():
         return (net(image)[0, target] - net.head.fc.bias[target]).item()
@@ -45,7 +40,7 @@ def weighted_features(view: ModelView, image: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", [name for name in POOLS if name != "gap"])
 def test_roots_are_the_pools_whose_square_is_the_covariance(name: str) -> None:
-    pool, X, is_root = create_pool(name, 6, reduce_channels=6).double().eval(), features(6, 60), False
+    pool, X, is_root = create_pool(name, 6, reduce_channels=6).double().eval(), decaying_features(6, 60), False
     if isinstance(pool, CovariancePool):
         vector, A = pool.represent(X), covariance(X)
         Q = unpack_symmetric(vector, 6) if pool.vectorize == "triu" else vector.view(1, 6, 6)
@@ -86,7 +81,7 @@ def test_eigen_sums(name: str, small_net, image: Tensor) -> None:
 def test_closed_form_agrees_with_autograd(name: str, vectorize: str, centered: bool, positions: int) -> None:
     """With the gradient of each method, approximate ones too."""
     pool = create_pool(name, 16, vectorize=vectorize, centered=centered, reduce_channels=None).double()
-    X, weight = features(16, positions), torch.randn(pool.out_features, dtype=torch.float64)
+    X, weight = decaying_features(16, positions), torch.randn(pool.out_features, dtype=torch.float64)
     if not centered:
         X = X - X.mean(-1, keepdim=True)  # the leading eigenvalue would leave the others to rounding
     root = root_shares(pool, X, weight)
@@ -104,6 +99,7 @@ REFUSALS = {
     "eigen": (ROOTS, ".* no sum over eigenvalues$"),
     "energy": (SECOND_MOMENTS, "it takes no covariance"),
     "channel_pairs": (MATRICES, "its vector is not"),
+    "democratic_weights": (["democratic"], "it gives every"),
 }
 
 
@@ -118,7 +114,7 @@ def test_other_pools_are_refused(name: str, small_net, image: Tensor) -> None:
 
 @SIZES
 def test_sigma_is_the_root_times_the_rotated_weights(positions: int) -> None:
-    pool, X = CovariancePool(8, "exact", reduce_channels=None), features(8, positions)
+    pool, X = CovariancePool(8, "exact", reduce_channels=None), decaying_features(8, positions)
     weight = torch.randn(pool.out_features, dtype=torch.float64)
     root = root_shares(pool, X, weight)
     A, W = covariance(X)[0], weight_matrix(pool, weight)
@@ -131,11 +127,10 @@ def test_sigma_is_the_root_times_the_rotated_weights(positions: int) -> None:
 
 @SIZES
 def test_what_a_method_leaves_out_has_no_share(positions: int) -> None:
-    pool, X = create_pool("svdtopn", 12, n=3, reduce_channels=None).double(), features(12, positions)
+    pool, X = create_pool("svdtopn", 12, n=3, reduce_channels=None).double(), decaying_features(12, positions)
     weight = torch.randn(pool.out_features, dtype=torch.float64)
     root = root_shares(pool, X, weight)
-    assert len(root.eigenvalues) > 6
-    assert (root.shares[3:] == 0).all() and (root.normalized[3:] == 0).all()
+    assert len(root.eigenvalues) > 6 and not root.shares[3:].any() and not root.normalized[3:].any()
     assert root.score == pytest.approx((pool.represent(X)[0] @ weight).item(), rel=1e-10)
     assert root.shares.sum().item() == pytest.approx(root.score, rel=1e-10)
 
@@ -188,3 +183,22 @@ def test_a_picture_without_features_has_no_shares(small_net, image: Tensor) -> N
     nn.init.zeros_(net.stage2[1].norm.weight), nn.init.constant_(net.stage2[1].norm.bias, -1e6)
     map = explain(net, image, "eigen", 0)
     assert len(map.extras["sigma"]) == 0 and (map.map == 0).all() and map.completeness_gap == 0
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+def test_democratic_weights_equalise_what_positions_contribute(gamma: float, small_net, image: Tensor) -> None:
+    """α_i Σ_j K_ij α_j = (Σ_j K_ij)^γ, in the place of each position."""
+    net = small_net("democratic", gamma=gamma, iterations=200).double()
+    explanation = explain(net, image.double(), "democratic_weights", 0)
+    with torch.no_grad():
+        X = net.forward_features(image.double()).flatten(2)[0]
+    K, alpha = (X.T @ X).square(), torch.from_numpy(explanation.map).flatten()
+    torch.testing.assert_close(alpha * (K @ alpha), K.sum(1) ** gamma, rtol=1e-6, atol=0)
+    assert explanation.map.shape == (8, 8) and not explanation.signed
+    assert explanation.map.std() > 0.01 * explanation.map.mean()
+
+
+def test_sum_pooling_has_weights_of_one_for_every_class(small_net, image: Tensor) -> None:
+    view = ModelView.of(small_net("democratic", gamma=1.0))
+    for target in (0, 3):
+        np.testing.assert_allclose(explain(view, image, "democratic_weights", target).map, 1, 1e-6)

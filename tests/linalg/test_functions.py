@@ -5,6 +5,7 @@ import torch
 from support.matrices import SPECTRA, relative_error, with_spectrum
 
 from covpool_plugins.linalg import expm_neg, inv_sqrtm, list_methods, logm, lyapunov, powm, sqrtm
+from covpool_plugins.linalg.methods.minimax import best_odd_polynomial
 from covpool_plugins.linalg.spectral import damped
 
 EYE = torch.eye(6, dtype=torch.float64)
@@ -69,13 +70,9 @@ def test_singular_and_zero_matrices_are_finite(name):
 
 def test_inverse_of_a_singular_matrix_is_the_pseudo_inverse():
     A = with_spectrum("well", 1)[0]
-    basis = torch.linalg.eigh(A).eigenvectors[:, 2:]
-    P = basis @ basis.mT
-    assert relative_error(inv_sqrtm(P @ A @ P), basis @ torch.diag(powm_values(A)[2:]) @ basis.mT) < 1e-9
-
-
-def powm_values(A):
-    return torch.linalg.eigvalsh(A).rsqrt()
+    values, U = torch.linalg.eigh(A)
+    basis, P = U[:, 2:], U[:, 2:] @ U[:, 2:].mT
+    assert relative_error(inv_sqrtm(P @ A @ P), basis @ torch.diag(values[2:].rsqrt()) @ basis.mT) < 1e-9
 
 
 @pytest.mark.parametrize("spectrum", SPECTRA)
@@ -108,8 +105,6 @@ def test_iterative_lyapunov_on_singular_matrices_misses_half_of_a_block():
 @pytest.mark.parametrize("degree", [3, 5, 7, 9])
 def test_minimax_polynomials_alternate(degree):
     """The error of a best approximation takes its largest size at one point more than it has coefficients."""
-    from covpool_plugins.linalg.methods.minimax import best_odd_polynomial
-
     coefficients, level = best_odd_polynomial(0.2, 1.0, degree)
     x = torch.linspace(0.2, 1, 20001, dtype=torch.float64)
     error = 1 - sum(c * x ** (2 * k + 1) for k, c in enumerate(coefficients))

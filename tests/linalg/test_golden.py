@@ -43,7 +43,6 @@ def test_matrix_functions(name):
     if golden.meta["original_fails"] and "output" not in golden.arrays:
         assert not out[0].any()  # Denman-Beavers of a zero matrix
         return
-    # float32 inside the originals; those of singular matrices carry more, see rounding_sensitivity.
     # The originals work in float32; on singular matrices that costs them a few 1e-4 (rel_err_vs_exact of svd_lyap).
     tolerance = max(2e-4 if "deficient" in name else 3e-5, 10 * golden.sensitivity("output"))
     for sample, error in enumerate(sample_errors(out.detach(), golden.arrays["output"])):

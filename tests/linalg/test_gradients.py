@@ -72,13 +72,6 @@ def test_features_to_root(method, shape, vectorize, centered):
     assert torch.autograd.gradgradcheck(lambda X: covariance_sqrt(X, method, **options), X, atol=1e-4)
 
 
-@pytest.mark.parametrize("centered", [True, False])
-def test_covariance(centered):
-    X = features(3, 4).requires_grad_()
-    assert torch.autograd.gradcheck(lambda X: covariance(X, centered), X)
-    assert torch.autograd.gradgradcheck(lambda X: covariance(X, centered), X)
-
-
 @KINDS
 @pytest.mark.parametrize("spectrum", ["well", "repeated", "nearly_equal"])
 @pytest.mark.parametrize("method", EXACT)
@@ -162,8 +155,7 @@ def test_top_n_is_exact_for_the_matrix_that_is_left():
 @pytest.mark.parametrize("method", ["exact", "svdpade"])
 @pytest.mark.parametrize("spectrum", ["well", "repeated", "identity"])
 def test_gradient_solves_the_lyapunov_equation(method, spectrum):
-    A = with_spectrum(spectrum).requires_grad_()
-    G = with_spectrum("well", 4)[2:]
+    A, G = with_spectrum(spectrum).requires_grad_(), with_spectrum("well", 4)[2:]
     S = sqrtm(A, method)
     (R,) = torch.autograd.grad(S, A, G)
     assert relative_error(S @ R + R @ S, G) < 1e-12
@@ -198,12 +190,14 @@ def test_root_is_homogeneous_so_its_gradient_is_complete(method):
 @pytest.mark.parametrize("p", [0.5, 0.8])
 def test_powers_of_the_covariance_of_features(shape, centered, p):
     X = features(*shape, batch=1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda X: covariance(X, centered), X)
+    assert torch.autograd.gradgradcheck(lambda X: covariance(X, centered), X)
     assert relative_error(covariance_powm(X, p, centered), powm(covariance(X, centered), p)) < 1e-12
     assert torch.autograd.gradcheck(lambda X: covariance_powm(X, p, centered), X)
     assert torch.autograd.gradgradcheck(lambda X: covariance_powm(X, p, centered), X, atol=1e-4)
 
 
-@pytest.mark.parametrize("function", [lambda A: powm(A, 0.5), lambda A: powm(A, 1.5), sqrtm, logm])
+@pytest.mark.parametrize("function", [lambda A: powm(A, 1.5), sqrtm, logm])
 def test_second_derivatives_that_a_singular_matrix_does_not_have_are_refused(function):
     X = features(5, 3, batch=1).requires_grad_()
     (grad,) = torch.autograd.grad(function(covariance(X)).sum(), X, create_graph=True)

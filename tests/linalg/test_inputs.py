@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from covpool_plugins.linalg import (
-    NewtonSchulz,
     covariance,
     covariance_sqrt,
     inv_sqrtm,
@@ -20,24 +19,17 @@ from covpool_plugins.linalg import (
     "call, message",
     [
         (lambda: sqrtm(torch.eye(3), "exakt"), "unknown method 'exakt'; available: exact, "),
-        (lambda: sqrtm(torch.eye(3), "svdpad"), "unknown method 'svdpad'; available: svdpade, "),
         (lambda: sqrtm(torch.eye(3), "isqrt", steps=3), "method 'isqrt' has no option 'steps'; its options: "),
         (lambda: sqrtm(torch.eye(3), "isqrt", iterations=0), "iterations must be a positive integer, got 0"),
-        (lambda: NewtonSchulz(scaling="max"), "scaling must be one of trace, frobenius, spectral, got 'max'"),
         (lambda: sqrtm(torch.ones(2, 3)), r"square matrices \(..., C, C\), got shape \(2, 3\)"),
-        (lambda: sqrtm(torch.ones(3)), r"got shape \(3,\)"),
         (lambda: sqrtm(torch.eye(3).long()), "must be real floating point, got torch.int64"),
-        (lambda: sqrtm(torch.eye(3).to(torch.complex64)), "must be real floating point, got torch.complex64"),
         (lambda: sqrtm([[1.0]]), "A must be a tensor, got list"),
-        (lambda: covariance(torch.ones(4)), r"features \(..., C, M\).* got shape \(4,\)"),
         (lambda: covariance(torch.ones(2, 4, 0)), r"C and M positive, got shape \(2, 4, 0\)"),
         (lambda: covariance_sqrt(torch.ones(4, 3), compute="half"), "compute must be one of mixed, float32, float64"),
         (lambda: covariance_sqrt(torch.ones(4, 3), vectorize="tril"), "vectorize must be one of full, triu"),
-        (lambda: inv_sqrtm(torch.eye(6), "isqrt"), "unknown method 'isqrt'; available: .*exact"),
         (lambda: inv_sqrtm(torch.eye(6), eps=-1), "eps must not be negative, got -1"),
         (lambda: inv_sqrtm(torch.eye(6), resolve_method("svdpade")), "is no method for inv_sqrtm; available: exact"),
         (lambda: powm(torch.eye(6), float("inf")), "p must be a finite number, got inf"),
-        (lambda: powm(torch.eye(6), "half"), "p must be a finite number, got 'half'"),
         (lambda: lyapunov(torch.eye(6), torch.ones(2, 2)), r"one shape, got \(6, 6\) and \(2, 2\)"),
         (lambda: lyapunov(torch.eye(6), torch.eye(6), "schur"), "unknown method 'schur'; available: "),
         (lambda: list_methods("sinm"), "unknown matrix function 'sinm'; available: "),
@@ -45,10 +37,9 @@ from covpool_plugins.linalg import (
         (lambda: sqrtm(torch.eye(6), "minimax", smallest=1.5), r"smallest must be a number in \(0, 1\), got 1.5"),
         (lambda: sqrtm(torch.eye(6), "svdtopn", n=0), "n must be a positive integer, got 0"),
         (lambda: sqrtm(torch.eye(6), "svdtrunc", cap=0), r"cap must be a number in \(0, inf\), got 0"),
-        (
-            lambda: sqrtm(torch.eye(6), "mpa", gradient="none"),
-            "gradient must be one of auto, exact, lyapunov, got 'none'",
-        ),
+        (lambda: sqrtm(torch.eye(3), "mpa", gradient="none"), "gradient must be one of auto, exact, lyapunov, got"),
+        (lambda: sqrtm(torch.eye(3), "isqrt", scaling="max"), "scaling must be one of trace, frobenius, spectral, got"),
+        (lambda: sqrtm(torch.eye(3), route="gpu"), "route must be one of auto, eigh, products, got 'gpu'"),
     ],
 )
 def test_bad_input(call, message):

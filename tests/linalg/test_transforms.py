@@ -1,11 +1,11 @@
 """torch.compile, torch.export, ONNX by both exporters, vmap and jacrev of every function with every method."""
 
-import logging
 import subprocess
 import sys
 
 import pytest
 import torch
+from support.exporting import parametrize_names, run_onnx, to_onnx
 from support.matrices import features, relative_error
 
 from covpool_plugins import linalg
@@ -48,9 +48,7 @@ REFUSED = [name for name in FUNCTIONS if name not in (*EXPORTABLE, "lyapunov-exa
 
 
 def every_function(*fast, among=FUNCTIONS):
-    """Parametrised over functions, of which all but the named are slow."""
-    marks = {name: () if name in fast else pytest.mark.slow for name in among}
-    return pytest.mark.parametrize("name", [pytest.param(name, marks=marks[name]) for name in among])
+    return parametrize_names(fast, among)
 
 
 class Module(torch.nn.Module):
@@ -62,7 +60,10 @@ class Module(torch.nn.Module):
         return self.function(X)
 
 
-def _check_compiled(name, backend):
+# An eigen-decomposition, and matrix products with a Cholesky factorisation.
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@every_function("second_moment", "covariance_sqrt-svdpade-6x4", "covariance_sqrt-mpa-6x4")
+def test_compiles_without_graph_breaks(name, backend):
     torch.compiler.reset()
     function, shape, _ = FUNCTIONS[name]
     X = features(*shape).float().requires_grad_()
@@ -70,17 +71,6 @@ def _check_compiled(name, backend):
     expected = function(X)
     grads = [torch.autograd.grad(y.sin().sum(), X)[0] for y in (out, expected)]
     assert relative_error(out, expected) < 1e-5 and relative_error(*grads) < 1e-4
-
-
-# An eigen-decomposition, and matrix products with a Cholesky factorisation.
-@every_function("second_moment", "covariance_sqrt-svdpade-6x4", "covariance_sqrt-mpa-6x4")
-def test_compiles_without_graph_breaks(name):
-    _check_compiled(name, "aot_eager")
-
-
-@every_function()
-def test_compiles_with_inductor(name):
-    _check_compiled(name, "inductor")
 
 
 @every_function("covariance_sqrt-svdtaylor-4x6", "covariance_sqrt-isqrt-4x6")
@@ -104,35 +94,24 @@ def test_vmap_and_jacobian(name):
 
 
 def _to_onnx(name, exporter, path):
-    X = features(*FUNCTIONS[name][1], batch=3).float()
-    module = Module(name).eval()
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    if exporter == "dynamo":
-        batch = ({0: torch.export.Dim("batch")},)
-        torch.onnx.export(module, (X,), path, dynamo=True, dynamic_shapes=batch, verbose=False)
-    else:
-        axes = {"X": {0: "batch"}}
-        torch.onnx.export(module, (X,), path, dynamo=False, input_names=["X"], dynamic_axes=axes)
+    pytest.importorskip("onnx")
+    to_onnx(Module(name), [features(*FUNCTIONS[name][1], batch=3).float()], exporter, path)
 
 
 @pytest.mark.filterwarnings("ignore")  # the exporters' own, about themselves
 @pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
 @every_function(among=EXPORTABLE)  # the pools have fast ones
 def test_onnx_gives_the_same_numbers(name, exporter, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
     _to_onnx(name, exporter, tmp_path / "function.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "function.onnx", providers=["CPUExecutionProvider"])
     function, shape, _ = FUNCTIONS[name]
-    for batch in (1, 5):
-        X = features(*shape, batch=batch, seed=batch).float()
-        (result,) = session.run(None, {session.get_inputs()[0].name: X.numpy()})
-        assert relative_error(torch.from_numpy(result), function(X)) < 1e-5
+    batches = [features(*shape, batch=batch, seed=batch).float() for batch in (1, 5)]
+    for X, result in zip(batches, run_onnx(tmp_path / "function.onnx", *batches), strict=True):
+        assert relative_error(result, function(X)) < 1e-5
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", REFUSED)
 def test_onnx_is_refused_and_what_would_do_is_named(name, tmp_path):
-    pytest.importorskip("onnx")
     with pytest.raises(ExportError, match="needs a matrix decomposition, which ONNX does not have") as error:
         _to_onnx(name, "legacy", tmp_path / "function.onnx")
     if "sqrt" in name:

@@ -37,13 +37,10 @@ def test_eigen_methods_are_the_root(method, spectrum):
     assert relative_error(S @ S, A) < 1e-13
 
 
-@pytest.mark.parametrize("spectrum", ["well", "repeated", "identity"])
-def test_newton_schulz_converges_to_the_root(spectrum):
-    A = with_spectrum(spectrum)
-    assert relative_error(sqrtm(A, "isqrt", iterations=20), sqrtm(A, "exact")) < 1e-12
-
-
-def test_published_newton_schulz_on_one_number():
+def test_published_newton_schulz():
+    for spectrum in ("well", "repeated", "identity"):
+        A = with_spectrum(spectrum)
+        assert relative_error(sqrtm(A, "isqrt", iterations=20), sqrtm(A, "exact")) < 1e-12
     # For a 1 x 1 matrix, a / trace is 1: a fixed point, whatever the number of steps.
     assert sqrtm(torch.tensor([[9.0]]), "isqrt").item() == pytest.approx(3.0)
     # Two equal eigenvalues: x = 1/2, one step y = x (3 - x) / 2 = 5/8, times sqrt(trace) = sqrt(2).
@@ -100,24 +97,54 @@ def test_covariance_survives_a_large_mean():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_order_of_positions_does_not_matter(method):
-    X = features(*regular_shape(method, (7, 6)))
-    shuffled = X[..., torch.randperm(X.shape[-1], generator=torch.Generator().manual_seed(1))]
-    assert relative_error(covariance_sqrt(shuffled, method), covariance_sqrt(X, method)) < 1e-12
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_samples_and_leading_dimensions_are_independent(method):
+def test_samples_dimensions_positions_and_strides(method):
     shape = regular_shape(method, (6, 5))
     X = features(*shape, batch=6)
+    expected = covariance_sqrt(X, method)
     together = covariance_sqrt(X.view(2, 3, *shape), method)
     assert together.shape == (2, 3, shape[0], shape[0])
-    for i in range(6):
-        assert relative_error(together.flatten(0, 1)[i], covariance_sqrt(X[i], method)) < 1e-12
+    assert relative_error(together.flatten(0, 1), expected) < 1e-12
+    for sample, root in zip(X, expected, strict=True):
+        assert relative_error(covariance_sqrt(sample, method), root) < 1e-12
+    order = torch.randperm(shape[1], generator=torch.Generator().manual_seed(1))
+    assert relative_error(covariance_sqrt(X[..., order], method), expected) < 1e-12
+    assert relative_error(covariance_sqrt(X.mT.contiguous().mT, method), expected) < 1e-14
+    assert relative_error(covariance_sqrt(X[:1].expand(3, -1, -1), method)[2], expected[0]) < 1e-14
 
 
 def test_method_objects_and_options_agree():
     A = with_spectrum("well")
-    assert torch.equal(sqrtm(A, NewtonSchulz(iterations=3)), sqrtm(A, "isqrt", iterations=3))
-    by_options = sqrtm(A, NewtonSchulz(), iterations=3, scaling="frobenius")
-    assert torch.equal(by_options, sqrtm(A, NewtonSchulz(scaling="frobenius", iterations=3)))
+    options = {"iterations": 3, "scaling": "frobenius"}
+    roots = [sqrtm(A, NewtonSchulz(**options)), sqrtm(A, NewtonSchulz(), **options), sqrtm(A, "isqrt", **options)]
+    assert torch.equal(roots[0], roots[1]) and torch.equal(roots[0], roots[2])
+
+
+# Half precision and autocast: computed in float32 at least, in the backward too.
+FUNCTIONS = {name: lambda X, name=name: covariance_sqrt(X, name) for name in METHODS}
+FUNCTIONS |= {f"sqrtm-{name}": lambda X, name=name: sqrtm(covariance(X), name) for name in METHODS}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(8, 5), (5, 9)])
+@pytest.mark.parametrize("method", METHODS)
+def test_half_input_is_rounded_once(method, shape, dtype):
+    X = features(*regular_shape(method, shape)).to(dtype).requires_grad_()
+    out = covariance_sqrt(X, method)
+    out.float().sum().backward()
+    assert out.dtype == X.grad.dtype == dtype
+    expected = covariance_sqrt(X.detach().double(), method)
+    assert relative_error(out, expected) < 2 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (5, 9)])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_autocast_changes_nothing_inside(name, shape):
+    X = features(*shape).float()
+    G = with_spectrum("well", 1).float().new_ones(2, shape[0], shape[0])
+    plain, cast = X.clone().requires_grad_(), X.clone().requires_grad_()
+    expected = FUNCTIONS[name](plain)
+    expected.backward(G)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = FUNCTIONS[name](cast)
+        out.backward(G)  # inside: the backward products would be autocast as well
+    assert torch.equal(out, expected) and torch.equal(cast.grad, plain.grad)

@@ -53,3 +53,15 @@ def run_tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return exit_info.value.code, capsys.readouterr().err
 
     return run
+
+
+@pytest.fixture
+def refused(run_tool: Callable[..., tuple[int, str]]) -> Callable[..., str]:
+    """The one line with which tools/NAME.py refuses its arguments."""
+
+    def run(name: str, *arguments: object) -> str:
+        status, message = run_tool(name, *arguments)
+        assert status == 2 and message.count("\n") == 1, message
+        return message
+
+    return run

@@ -74,10 +74,6 @@ def test_a_header_is_true(header):
         assert cfg.param_scheduler.milestones == [int(figure) for figure in re.findall(r"\d+", figures)]
 
 
-def test_no_two_configs_share_a_name():
-    assert len({path.stem for path in PATHS}) == len(PATHS)
-
-
 def test_the_networks_and_heads_of_the_papers_are_there():
     names = {header.name.rsplit("_", 2)[0] + "_" + header.name.rsplit("_", 1)[1] for header in headers()}
     expected = {f"{backbone}_{head}_in1k" for backbone in BACKBONES for head in ("svdpade", "isqrt", "mpa")}
@@ -85,6 +81,7 @@ def test_the_networks_and_heads_of_the_papers_are_there():
     expected |= {f"resnet18_{layer}_{data}" for layer in WHITENING for data in ("cifar10", "cifar100")}
     expected |= {f"{network}_in1k" for network in SO_VITS}
     assert expected - names == set()
+    assert len({path.stem for path in PATHS}) == len(PATHS)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

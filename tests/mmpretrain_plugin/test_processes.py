@@ -46,56 +46,41 @@ def two_processes(script, *arguments):
     return result.returncode, result.stderr
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """A folder with runs of one process (one) and of two with half its batch (two), and with their tests' metrics."""
-    folder = tmp_path_factory.mktemp("runs")
-    config = small_config(folder / "config.py", batch_size=BATCH)
-    checkpoint = folder / "one" / "epoch_3.pth"
-    runner.train(config, work_dir=folder / "one")
-    runner.test(config, checkpoint, work_dir=folder / "one", out=folder / "one.json")
+@pytest.mark.slow
+def test_two_processes_are_one_with_twice_the_batch(tmp_path):
+    config = small_config(tmp_path / "config.py", batch_size=BATCH)
+    checkpoint = tmp_path / "one" / "epoch_3.pth"
+    runner.train(config, work_dir=tmp_path / "one")
+    runner.test(config, checkpoint, work_dir=tmp_path / "one", out=tmp_path / "one.json")
 
     half = ["--cfg-options", f"train_dataloader.batch_size={BATCH // 2}"]
     odd = ["--cfg-options", "train_dataloader.dataset.size=11", "train_dataloader.num_workers=1"]
     tools = [
-        ("train", [config, "--work-dir", folder / "two", *half]),
-        ("test", [config, checkpoint, "--work-dir", folder / "two", "--out", folder / "two.json"]),
-        ("train", [config, "--work-dir", folder / "odd", *odd]),
+        ("train", [config, "--work-dir", tmp_path / "two", *half]),
+        ("test", [config, checkpoint, "--work-dir", tmp_path / "two", "--out", tmp_path / "two.json"]),
+        ("train", [config, "--work-dir", tmp_path / "odd", *odd]),
     ]
     calls = [(str(ROOT / "tools" / f"{tool}.py"), list(map(str, arguments))) for tool, arguments in tools]
-    (folder / "tools.py").write_text(SEVERAL_TOOLS)
-    status, stderr = two_processes(folder / "tools.py", json.dumps(calls))
+    (tmp_path / "tools.py").write_text(SEVERAL_TOOLS)
+    status, stderr = two_processes(tmp_path / "tools.py", json.dumps(calls))
     assert status == 0, stderr
-    return folder
 
-
-@pytest.mark.slow
-def test_two_processes_train_as_one_with_twice_the_batch(runs):
-    alone, *ranks = seen(runs / "one"), seen(runs / "two", 0), seen(runs / "two", 1)
+    alone, *ranks = seen(tmp_path / "one"), seen(tmp_path / "two", 0), seen(tmp_path / "two", 1)
     assert len(alone) == len(ranks[0]) == len(ranks[1]) == 6
     assert any(first["loss"] != second["loss"] for first, second in zip(*ranks, strict=True))
     mean = [(first["loss"] + second["loss"]) / 2 for first, second in zip(*ranks, strict=True)]
     assert mean == pytest.approx([step["loss"] for step in alone], rel=1e-6)
-    first, last = (load(runs / "one" / f"epoch_{n}.pth")["state_dict"] for n in (1, 3))
-    together = load(runs / "two" / "epoch_3.pth")["state_dict"]
+    first, last = (load(tmp_path / "one" / f"epoch_{n}.pth")["state_dict"] for n in (1, 3))
+    together = load(tmp_path / "two" / "epoch_3.pth")["state_dict"]
     for name, weight in last.items():
         torch.testing.assert_close(together[name], weight, rtol=1e-6, atol=1e-7)
         assert not torch.equal(first[name], weight)
-
-
-@pytest.mark.slow
-def test_two_processes_test_as_one(runs):
-    one, two = (json.loads((runs / f"{name}.json").read_text()) for name in ("one", "two"))
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert one == two
     assert 0 < one["accuracy/top1"] < 100  # of 9 images, which is no even number
-
-
-@pytest.mark.slow
-def test_a_data_set_of_odd_size(runs):
-    """Every process gets 6 of 11 images, one of them twice."""
-    first, second = seen(runs / "odd", 0), seen(runs / "odd", 1)
-    assert len(first) == len(second) == 3
-    assert load(runs / "odd" / "epoch_3.pth")["meta"]["iter"] == 3
+    # Every process gets 6 of 11 images, one of them twice.
+    assert [len(seen(tmp_path / "odd", rank)) for rank in (0, 1)] == [3, 3]
+    assert load(tmp_path / "odd" / "epoch_3.pth")["meta"]["iter"] == 3
 
 
 @pytest.mark.slow

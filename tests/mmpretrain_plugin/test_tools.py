@@ -3,7 +3,6 @@
 import json
 import os
 import runpy
-import shutil
 import sys
 from pathlib import Path
 
@@ -49,13 +48,9 @@ def test_train_resume_test(small, tmp_path, run_tool):
     assert json.loads(out.read_text()) == validated(resumed_dir)
     assert [path.name for path in out.parent.iterdir()] == ["top1.json"]
 
-
-def test_resume_without_a_name_takes_the_latest(small, tmp_path, run_tool):
-    config, run = small
-    shutil.copytree(run, tmp_path / "run")
-    (tmp_path / "run" / "last_checkpoint").write_text(str(tmp_path / "run" / "epoch_2.pth"))
-    assert run_tool("train", config, "--work-dir", tmp_path / "run", "--resume") == (0, "")
-    assert load(tmp_path / "run" / "epoch_3.pth")["meta"]["iter"] == 9
+    # Without a name --resume takes the latest.
+    assert run_tool("train", config, "--work-dir", resumed_dir, "--resume") == (0, "")
+    assert load(resumed_dir / "epoch_3.pth")["meta"]["iter"] == 9
 
 
 def test_mirror_images_are_averaged(textures, tmp_path, run_tool):
@@ -96,37 +91,22 @@ def test_data_root_moves_every_data_set(textures):
     )
 
 
-class RunsCode:
-    def __reduce__(self):
-        return os.system, ("touch ran",)
-
-
-BAD_FILES = {
-    "missing.py": None,
-    "syntax.py": "model = dict(",
-    "base.py": "_base_ = './nowhere.py'",
-    "nothing.py": "x = 1",
-}
-
-
-@pytest.mark.parametrize("name, text", BAD_FILES.items())
-def test_bad_config_files(name, text, tmp_path, run_tool):
+@pytest.mark.parametrize(
+    "name, text",
+    [("missing.py", None), ("syntax.py", "model = dict("), ("base.py", "_base_ = 'no.py'"), ("x.py", "x = 1")],
+)
+def test_bad_config_files(name, text, tmp_path, refused):
     path = tmp_path / name
     if text is not None:
         path.write_text(text)
     for command in (["train", path], ["test", path, "epoch_1.pth"]):
-        status, message = run_tool(*command)
-        assert status == 2 and message.count("\n") == 1
-        assert ("nowhere.py" if name == "base.py" else name) in message
+        assert ("no.py" if name == "base.py" else name) in refused(*command)
 
 
 BAD_OPTIONS = {
     "model.neck.pool=svdpad": "unknown pool 'svdpad'; available: svdpade",
-    "model.neck.method=isqrt": "pool='isqrt'",
-    "model.neck.iteration=3": "pool 'isqrt' has no option 'iteration'; its options: ",
     "model.backbone.type=ResNettt": "config.py: ResNettt is not in the mmpretrain::model registry",
     "model.nekc=isqrt": "config.py: ImageClassifier.__init__() got an unexpected keyword argument 'nekc'",
-    "optim_wrapper.optimizer.rate=1": "config.py: SGD.__init__() got an unexpected keyword argument 'rate'",
     "train_cfg.max_epoch=1": "config.py: EpochBasedTrainLoop.__init__() got an unexpected keyword argument 'max_epoch'",
     "compile.backend=indctor": "config.py: Invalid backend: 'indctor'",
     "model.head.num_classes=1": "2 classes (a, b), the model has 1; set model.head.num_classes=2",
@@ -138,24 +118,19 @@ BAD_OPTIONS = {
 
 
 @pytest.mark.parametrize("option, expected", BAD_OPTIONS.items())
-def test_bad_options(option, expected, tmp_path, run_tool):
+def test_bad_options(option, expected, tmp_path, refused):
     config = small_config(tmp_path / "config.py")
-    status, message = run_tool(
-        "train", config, "--work-dir", tmp_path, "--cfg-options", "train_cfg.max_epochs=3", option
-    )
-    assert status == 2 and message.count("\n") == 1
-    assert expected in message
+    options = ["--cfg-options", "train_cfg.max_epochs=3", option]
+    assert expected in refused("train", config, "--work-dir", tmp_path, *options)
     assert list(tmp_path.glob("*.pth")) == []
 
 
-def test_data_that_are_not_there(textures, tmp_path, run_tool):
-    arguments = [CONFIG, "--work-dir", tmp_path, "--cfg-options"]
-    status, message = run_tool("train", *arguments, f"data_root={tmp_path / 'nowhere'}")
-    assert status == 2 and message.count("\n") == 1 and str(tmp_path / "nowhere") in message
+def test_data_that_are_not_there(textures, tmp_path, refused):
+    arguments = ["train", CONFIG, "--work-dir", tmp_path, "--cfg-options"]
+    assert str(tmp_path / "nowhere") in refused(*arguments, f"data_root={tmp_path / 'nowhere'}")
     (tmp_path / "list.txt").write_text("no.png 1\n" * 6)
     options = [f"data_root={textures}", f"train_dataloader.dataset.ann_file={tmp_path / 'list.txt'}"]
-    status, message = run_tool("train", *arguments, *options, "train_dataloader.num_workers=1")
-    assert status == 2 and message.count("\n") == 1
+    message = refused(*arguments, *options, "train_dataloader.num_workers=1")
     assert "no.png" in message and "Traceback" not in message
 
 
@@ -172,78 +147,60 @@ def test_a_bug_in_a_run_keeps_its_traceback(tmp_path, monkeypatch):
         runner.train(config, work_dir=tmp_path)
 
 
-@pytest.mark.parametrize("out, message", [("", "is a folder; name a file"), ("/file/metrics.json", "/file: ")])
-def test_where_the_metrics_cannot_go_is_said_first(out, message, tmp_path, run_tool):
+def test_where_the_metrics_cannot_go_is_said_first(tmp_path, refused):
+    arguments = ["test", CONFIG, tmp_path / "no.pth", "--work-dir", tmp_path, "--out"]
+    assert f"{tmp_path} is a folder; name a file" in refused(*arguments, tmp_path)
     (tmp_path / "file").write_text("")
-    status, line = run_tool("test", CONFIG, tmp_path / "no.pth", "--work-dir", tmp_path, "--out", f"{tmp_path}{out}")
-    assert status == 2 and line.count("\n") == 1
-    assert str(tmp_path) in line and message in line
+    assert f"{tmp_path / 'file'}: " in refused(*arguments, tmp_path / "file" / "metrics.json")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is allowed there")
-def test_mixed_precision_needs_a_gpu(tmp_path, run_tool):
-    status, message = run_tool("train", CONFIG, "--work-dir", tmp_path, "--amp")
-    assert status == 2 and "--amp needs a GPU" in message
+def test_mixed_precision_needs_a_gpu(tmp_path, refused):
+    assert "--amp needs a GPU" in refused("train", CONFIG, "--work-dir", tmp_path, "--amp")
 
 
-def damage(kind, good, path):
-    """Write a checkpoint that is not to be loaded; returns what the refusal says."""
-    if kind == "missing":
-        return "does not exist"
-    if kind == "cut":
-        path.write_bytes(good.read_bytes()[:5000])
-        return "damaged"
-    if kind == "text":
-        path.write_text("not a checkpoint")
-        return "damaged"
-    checkpoint = load(good)
+class RunsCode:
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+def damage(kind, checkpoint):
+    """What the refusal of the damaged checkpoint says."""
     if kind == "code":
         checkpoint["message_hub"]["extra"] = RunsCode()
-        message = "posix.system"
-    elif kind == "config to execute":
+        return "posix.system"
+    if kind == "config to execute":
         checkpoint["meta"]["config"] = "import os; os.system('touch ran')"
-        message = "meta['config']"
-    else:
-        checkpoint["state_dict"]["head.fc.weight"] = torch.zeros(3, 10)
-        message = "size mismatch for head.fc.weight"
-    torch.save(checkpoint, path)
-    return message
+        return "meta['config']"
+    if kind == "weights alone":
+        del checkpoint["message_hub"]
+        return "holds no run to resume"
+    checkpoint["state_dict"]["head.fc.weight"] = torch.zeros(3, 10)
+    return "size mismatch for head.fc.weight"
 
 
-@pytest.mark.parametrize("tool", ["train", "test"])
-@pytest.mark.parametrize("kind", ["missing", "cut", "text", "code", "config to execute", "other model"])
-def test_bad_checkpoints(kind, tool, small, tmp_path, run_tool, monkeypatch):
+@pytest.mark.parametrize("kind", ["code", "config to execute", "weights alone", "other model"])
+def test_bad_checkpoints(kind, small, textures, tmp_path, run_tool, refused, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (config, run), path = small, tmp_path / "checkpoint.pth"
-    expected = damage(kind, run / "epoch_1.pth", path)
-    checkpoint = ["--resume", path] if tool == "train" else [path]
-    status, message = run_tool(tool, config, *checkpoint, "--work-dir", tmp_path)
-    if tool == "test" and kind == "config to execute":
-        assert (status, message) == (0, "")  # a test does not look at the text
+    checkpoint = load(run / "epoch_1.pth")
+    expected = damage(kind, checkpoint)
+    torch.save(checkpoint, path)
+    assert expected in refused("train", config, "--resume", path, "--work-dir", tmp_path)
+    if kind in ("config to execute", "weights alone"):  # a test looks at the weights alone
+        assert run_tool("test", config, path, "--work-dir", tmp_path) == (0, "")
     else:
-        assert status == 2 and message.count("\n") == 1
-        assert expected in message
+        assert expected in refused("test", config, path, "--work-dir", tmp_path)
+    if kind == "code":
+        pretrained = ["model.backbone.init_cfg.type=Pretrained", f"model.backbone.init_cfg.checkpoint={path}"]
+        options = ["--cfg-options", f"data_root={textures}", *pretrained]
+        assert expected in refused("train", CONFIG, "--work-dir", tmp_path, *options)
     assert not (tmp_path / "ran").exists()
 
 
-def test_no_code_runs_from_weights_that_a_config_names(small, textures, tmp_path, run_tool, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "pretrained.pth"
-    expected = damage("code", small[1] / "epoch_1.pth", path)
-    pretrained = ["model.backbone.init_cfg.type=Pretrained", f"model.backbone.init_cfg.checkpoint={path}"]
-    options = ["--cfg-options", f"data_root={textures}", *pretrained]
-    status, message = run_tool("train", CONFIG, "--work-dir", tmp_path, *options)
-    assert status == 2 and message.count("\n") == 1
-    assert expected in message
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_checkpoint_of_weights_cannot_be_resumed(small, tmp_path, run_tool):
-    config, run = small
-    torch.save({"state_dict": load(run / "epoch_1.pth")["state_dict"]}, tmp_path / "weights.pth")
-    arguments = [config, "--resume", tmp_path / "weights.pth", "--work-dir", tmp_path]
-    status, message = run_tool("train", *arguments)
-    assert status == 2 and "holds no run to resume" in message
+def test_missing_checkpoints(small, tmp_path, refused):
+    for command in (["train", small[0], "--resume"], ["test", small[0]]):
+        assert "does not exist" in refused(*command, tmp_path / "no.pth", "--work-dir", tmp_path)
 
 
 @pytest.mark.parametrize("tool", ["train", "test"])

@@ -94,16 +94,10 @@ def test_the_source_distribution_builds_the_same_wheel(bin_folder, tmp_path):
     assert contents(build_wheel(archive, tmp_path / "archive")) == contents(build_wheel(ROOT, tmp_path / "checkout"))
 
 
-def test_the_dependencies_agree(bin_folder):
+def test_the_installed_package(bin_folder, tmp_path):
     run(bin_folder / "pip", "check")
-
-
-def test_the_package_used_is_the_wheels(bin_folder, tmp_path):
     where = run(bin_folder / "python", "-c", "import covpool_plugins; print(covpool_plugins.__file__)", folder=tmp_path)
     assert Path(where).is_relative_to(bin_folder.parent)
-
-
-def test_timm_knows_the_names(bin_folder, tmp_path):
     assert run(bin_folder / "python", "-c", TIMM, folder=tmp_path) == "3\n"
 
 

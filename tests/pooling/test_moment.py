@@ -88,12 +88,3 @@ def test_gradients(first_order):
         return torch.func.functional_call(pool, dict(zip(names, values, strict=True)), (x,))
 
     assert torch.autograd.gradcheck(call, (x, *parameters))
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_parameters_are_computed_in_float32(dtype):
-    pool = create_pool("moment", 24, reduce_channels=None, heads=2).to(dtype)
-    X = torch.rand(2, 48, 9).to(dtype)
-    out = pool.represent(X)
-    assert out.dtype == dtype
-    assert torch.equal(out, pool.float().represent(X.float()).to(dtype))

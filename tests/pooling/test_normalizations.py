@@ -24,10 +24,6 @@ def _spectral(X, function, centered=True):
     return (U * function(values).unsqueeze(-2)) @ U.mT
 
 
-def _log(values):
-    return (values + 1e-3).log() - math.log(1e-3)
-
-
 def _seb(values):
     branch = (values * torch.exp(-2 * values)).sum(-1, keepdim=True).sqrt()
     return values.sqrt() * (1 + branch)
@@ -36,7 +32,7 @@ def _seb(values):
 CLOSED_FORMS = {
     "seb": (_seb, {}),
     "powcov": (lambda v: v**0.3, {"p": 0.3}),
-    "logcov": (_log, {}),
+    "logcov": (lambda v: (v + 1e-3).log() - math.log(1e-3), {}),
 }
 
 
@@ -48,6 +44,7 @@ def test_closed_forms(name, shape):
     row, column = torch.triu_indices(12, 12)
     expected = _spectral(X, function)[:, row, column]
     assert relative_error(_pool(name, **options).represent(X), expected) < 1e-6
+    assert relative_error(_pool("powcov", p=0.5).represent(X), _pool("exact").represent(X)) < 1e-7
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -61,12 +58,6 @@ def test_bilinear_pools_end_in_a_signed_root_of_length_one(name, root, shape):
     assert torch.allclose(out.norm(dim=-1), torch.ones(2, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_power_one_half_is_the_root(shape):
-    X = features(*shape)
-    assert relative_error(_pool("powcov").represent(X), _pool("exact").represent(X)) < 1e-7
-
-
 @pytest.mark.parametrize("shape", [(4, 6), (4, 3)])
 @pytest.mark.parametrize("name", SYMMETRIC)
 def test_gradients(name, shape):
@@ -77,40 +68,17 @@ def test_gradients(name, shape):
     assert torch.autograd.gradcheck(lambda X, *_: pool.represent(X).sin(), (X, *parameters), atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [n for n in list_pools() if n != "gap"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", ["zero", "constant", "dead channel", "rank one", "duplicates", "large", "tiny"])
-def test_degenerate_features_give_finite_numbers(name, kind, dtype):
-    pool = create_pool(name, 12, reduce_channels=None, dtype=dtype)
-    X = features(12, 20).to(dtype)
-    X[0] = {
-        "zero": lambda x: torch.zeros_like(x),
-        "constant": lambda x: torch.full_like(x, 0.1),
-        "dead channel": lambda x: x * (torch.arange(12) != 3)[:, None],
-        "rank one": lambda x: x[:, :1] * x[:1],
-        "duplicates": lambda x: x[[0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]],
-        "large": lambda x: 1e6 * x,
-        "tiny": lambda x: 1e-6 * x,
-    }[kind](X[0])
-    leaf = X.clone().requires_grad_()
-    out = pool(leaf.unsqueeze(-1))
-    weights = torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out)
-    (grad,) = torch.autograd.grad((weights * out).sum(), leaf)
-    assert torch.isfinite(out).all() and torch.isfinite(grad).all()
-    assert grad[1].any() or name == "dropcov"
-    if kind == "zero" and not list(pool.parameters()):
-        assert not out[0].any() and not grad[0].any()
-
-
 @pytest.mark.parametrize("name", list_pools())
-def test_a_poisoned_sample_spoils_only_itself(name):
-    pool = create_pool(name, 12).eval()
-    x = features(12, 20, batch=3).float().unflatten(-1, (4, 5))
-    expected = pool(x)
-    x[1, 2, 3, 3] = torch.nan
-    out = pool(x)
-    assert torch.isfinite(out[[0, 2]]).all() and out[1].isnan().any()
-    assert relative_error(out[[0, 2]], expected[[0, 2]]) < 1e-6
+def test_zero_features_give_zeros(name):
+    pool = create_pool(name, 12, **({} if name == "gap" else {"reduce_channels": None})).eval()
+    X = features(12, 20).float()
+    X[0] = 0
+    X.requires_grad_()
+    out = pool(X.unsqueeze(-1))
+    out.square().sin().sum().backward()
+    assert out[1].any() and X.grad[1].any()
+    if not list(pool.parameters()):
+        assert not out[0].any() and not X.grad[0].any()
 
 
 def test_a_learned_exponent_learns():

@@ -23,25 +23,22 @@ def maps(batch=2, channels=12, height=4, width=5):
     return torch.randn(batch, channels, height, width, generator=generator).relu()
 
 
-@pytest.mark.parametrize("fmt", LAYOUTS)
 @pytest.mark.parametrize("name", POOLS)
-def test_layouts_agree(name, fmt):
-    options = {} if name == "gap" else {"reduce_channels": None}
-    reference = create_pool(name, 12, **options).eval()
-    expected = reference(maps())
-    pool = create_pool(name, 12, input_fmt=fmt, **options).eval()
-    pool.load_state_dict(reference.state_dict())
+def test_layouts_copies_and_prefix_tokens(name):
+    pool = create_pool(name, 12).eval()
+    expected = pool(maps())
     assert expected.shape == (2, pool.out_features)
-    assert relative_error(pool(LAYOUTS[fmt](maps())), expected) < 1e-5
-
-
-@pytest.mark.parametrize("name", POOLS)
-def test_prefix_tokens_are_left_out(name):
-    tokens = LAYOUTS["NLC"](maps())
-    pool = create_pool(name, 12, input_fmt="NLC").eval()
-    skipping = create_pool(name, 12, input_fmt="NLC", num_prefix_tokens=2).eval()
+    assert torch.equal(copy.deepcopy(pool)(maps()), expected)
+    assert relative_error(pool(maps().contiguous(memory_format=torch.channels_last)), expected) < 1e-5
+    options = {} if name == "gap" else {"reduce_channels": None}
+    pool = create_pool(name, 12, **options).eval()
+    for fmt, to_layout in LAYOUTS.items():
+        other = create_pool(name, 12, input_fmt=fmt, **options).eval()
+        other.load_state_dict(pool.state_dict())
+        assert relative_error(other(to_layout(maps())), pool(maps())) < 1e-5
+    tokens, prefix = LAYOUTS["NLC"](maps()), torch.full((2, 2, 12), 1e3)
+    pool, skipping = (create_pool(name, 12, input_fmt="NLC", num_prefix_tokens=count).eval() for count in (0, 2))
     skipping.load_state_dict(pool.state_dict())
-    prefix = torch.full((2, 2, 12), 1e3)
     assert relative_error(skipping(torch.cat([prefix, tokens], 1)), pool(tokens)) < 1e-6
 
 
@@ -73,20 +70,6 @@ def test_output_is_the_vectorised_root(name):
     assert relative_error(full(x), root.flatten(1)) < 1e-6
 
 
-def test_method_options_reach_the_method():
-    pool = create_pool("isqrt", 12, iterations=3, scaling="frobenius")
-    assert (pool.method.iterations, pool.method.scaling) == (3, "frobenius")
-    assert create_pool("svdpade", 12).represent(maps().flatten(2)).shape == (2, 78)
-    assert CovariancePool(12, method=pool.method).method is pool.method
-
-
-@pytest.mark.parametrize("batch", [0, 1, 3])
-@pytest.mark.parametrize("name", POOLS)
-def test_any_batch(name, batch):
-    pool = create_pool(name, 12).eval()
-    assert pool(maps(batch)).shape == (batch, pool.out_features)
-
-
 @pytest.mark.parametrize("name", POOLS)
 def test_autocast_rounds_the_reduction_only(name):
     pool = create_pool(name, 12).eval()
@@ -99,47 +82,40 @@ def test_autocast_rounds_the_reduction_only(name):
     assert relative_error(out, pool.represent(features.detach().double())) < torch.finfo(torch.bfloat16).eps
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", POOLS)
-def test_channels_last_and_copies_and_state(name):
-    pool = create_pool(name, 12).eval()
-    expected = pool(maps())
-    assert relative_error(pool(maps().contiguous(memory_format=torch.channels_last)), expected) < 1e-5
-    assert torch.equal(copy.deepcopy(pool)(maps()), expected)
-    other = create_pool(name, 12).eval()
-    other.load_state_dict(pool.state_dict())
-    assert torch.equal(other(maps()), expected)
-
-
-@pytest.mark.parametrize("name", POOLS)
-def test_device_and_dtype(name):
-    assert all(p.is_meta for p in create_pool(name, 12, device="meta").parameters())
-    pool = create_pool(name, 12, dtype=torch.float64)
-    assert pool(maps().double()).dtype == torch.float64
+def test_half_precision_is_computed_in_float32(name, dtype):
+    pool = create_pool(name, 12).eval().to(dtype)
+    X = pool.features(maps().to(dtype)).detach()
+    out = pool.represent(X)
+    expected = pool.float().represent(X.float()).to(dtype)
+    assert out.dtype == dtype
+    if name in ("seb", "ibcnn", "democratic"):  # what they pass on is rounded too
+        assert relative_error(out, expected) < torch.finfo(dtype).eps
+    else:
+        assert torch.equal(out, expected)
 
 
 @pytest.mark.parametrize("name", POOLS)
-def test_listed_options_are_taken(name):
+def test_device_dtype_and_options(name):
+    pool = create_pool(name, 12, device="meta").eval()
     with torch.device("meta"):
-        pool = create_pool(name, 4)
-    assert all(p.is_meta for p in pool.parameters())
+        parameters = [*pool.parameters(), *create_pool(name, 4).parameters()]
+    assert all(p.is_meta for p in parameters) and pool(maps().to("meta")).shape == (2, pool.out_features)
+    assert create_pool(name, 12, dtype=torch.float64)(maps().double()).dtype == torch.float64
     options = pool_options(name)
     assert len(set(options)) == len(options)
     assert not {"pool_type", "weighting", "device", "dtype"} & set(options)
     assert set(pool_options(name, of_parts=False)) <= set(options)
 
 
-def test_options_of_the_method_that_a_pool_leaves_open():
-    assert pool_options("isqrt")[0] == "scaling" and "iterations" in pool_options("isqrt")
-    assert {"alpha", "n", "start"} <= set(pool_options("svpn")) and "p" in pool_options("powcov")
+def test_options_of_the_method():
+    pool = create_pool("isqrt", 12, iterations=3, scaling="frobenius")
+    assert (pool.method.iterations, pool.method.scaling) == (3, "frobenius")
+    assert CovariancePool(12, method=pool.method).method is pool.method
+    assert pool_options("isqrt")[0] == "scaling" and {"alpha", "n", "start"} <= set(pool_options("svpn"))
     assert "method" in pool_options("ibcnn") and "method" not in pool_options("svdpade")
-    pool = create_pool("ibcnn", 4, method="isqrt", iterations=3)
-    assert pool.method == NewtonSchulz(iterations=3)
-
-
-@pytest.mark.parametrize("name", POOLS)
-def test_shapes_without_data(name):
-    pool = create_pool(name, 12, device="meta").eval()
-    assert pool(maps().to("meta")).shape == (2, pool.out_features)
+    assert create_pool("ibcnn", 4, method="isqrt", iterations=3).method == NewtonSchulz(iterations=3)
 
 
 @pytest.mark.parametrize("name", ["bcnn", "ibcnn", "cbp", "democratic"])
@@ -155,15 +131,6 @@ def test_a_sketch_is_the_same_by_both_routes_at_any_scale():
         assert relative_error(by_fft, by_matrix) < 1e-3
 
 
-def test_hashes_of_another_length_are_refused():
-    state = {d: create_pool("cbp", 32, projection=d).state_dict() for d in (64, 256)}
-    for own, other in ((64, 256), (256, 64)):
-        pool = create_pool("cbp", 32, projection=own)
-        pool.load_state_dict(state[own])
-        with pytest.raises(RuntimeError, match=f"does not fit projection={own}"):
-            pool.load_state_dict(state[other])
-
-
 def test_spectrum_changes_nothing_and_survives_a_bad_sample():
     pool = create_pool("svdpade", 12).train()
     before = copy.deepcopy(pool.state_dict())
@@ -177,16 +144,3 @@ def test_spectrum_changes_nothing_and_survives_a_bad_sample():
     assert torch.isfinite(spectrum.eigenvalues[:2]).all() and torch.isnan(spectrum.eigenvalues[2]).all()
     assert torch.isnan(spectrum.condition_number[2]) and torch.isnan(spectrum.effective_rank[2])
     assert spectrum.effective_rank[3] == 0 and spectrum.rank[3] == 0 and torch.isinf(spectrum.condition_number[3])
-
-
-@pytest.mark.parametrize("scale", [1e-18, 1e18])
-@pytest.mark.parametrize("name", POOLS)
-def test_ends_of_the_range(name, scale):
-    options = {} if name == "gap" else {"reduce_channels": None}
-    pool = create_pool(name, 12, **options)
-    x = (maps() * scale).requires_grad_()
-    out = pool(x)
-    # A loss of the size that ordinary features would have: its gradient is within range where the pool's are.
-    size = out.detach().abs().amax().clamp_min(1e-30)
-    grads = torch.autograd.grad((out / size).sum(), [x, *pool.parameters()], allow_unused=True)
-    assert torch.isfinite(out).all() and all(g is None or torch.isfinite(g).all() for g in grads)

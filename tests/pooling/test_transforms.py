@@ -1,11 +1,11 @@
 """torch.compile, torch.export, ONNX by both exporters, tracing, vmap and second derivatives of every pool."""
 
 import io
-import logging
 from functools import partial
 
 import pytest
 import torch
+from support.exporting import parametrize_names, run_onnx, to_onnx
 from support.matrices import features, relative_error
 
 from covpool_plugins.errors import ExportError
@@ -27,9 +27,7 @@ APPROXIMATE = {"svdtaylor", "svdpi", "svdtrunc", "svdtopn", "svdoriginal", "svdn
 
 
 def every_variant(*fast, among=VARIANTS):
-    """Parametrised over pools, of which all but the named are slow."""
-    marks = {name: () if name in fast else pytest.mark.slow for name in among}
-    return pytest.mark.parametrize("name", [pytest.param(name, marks=marks[name]) for name in among])
+    return parametrize_names(fast, among)
 
 
 def pool_and_inputs(name, batch=3, seed=0):
@@ -66,28 +64,16 @@ def test_exports_with_a_dynamic_batch(name):
     assert relative_error(program.module()(*more), pool(*more)) < 1e-5
 
 
-def _to_onnx(pool, inputs, exporter, path):
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    if exporter == "dynamo":
-        batch = ({0: torch.export.Dim("batch")},)
-        torch.onnx.export(pool, tuple(inputs), path, dynamo=True, dynamic_shapes=batch, verbose=False)
-    else:
-        axes = {"x": {0: "batch"}}
-        torch.onnx.export(pool, tuple(inputs), path, dynamo=False, input_names=["x"], dynamic_axes=axes)
-
-
 @pytest.mark.filterwarnings("ignore")  # the exporters' own, about themselves
 @pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
 @every_variant("svdpade", among=list_pools(exportable=True))
 def test_onnx_gives_the_same_vectors(name, exporter, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
     pool, inputs = pool_and_inputs(name)
-    _to_onnx(pool, inputs, exporter, tmp_path / "pool.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "pool.onnx", providers=["CPUExecutionProvider"])
-    for batch in (1, 5):
-        _, (x,) = pool_and_inputs(name, batch, seed=batch)
-        (vectors,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-        assert relative_error(torch.from_numpy(vectors), pool(x)) < 1e-5
+    to_onnx(pool, inputs, exporter, tmp_path / "pool.onnx")
+    batches = [pool_and_inputs(name, batch, seed=batch)[1][0] for batch in (1, 5)]
+    for x, vectors in zip(batches, run_onnx(tmp_path / "pool.onnx", *batches), strict=True):
+        assert relative_error(vectors, pool(x)) < 1e-5
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -95,18 +81,17 @@ def test_onnx_gives_the_same_vectors(name, exporter, tmp_path):
 def test_onnx_is_refused_by_the_others(name, tmp_path):
     pytest.importorskip("onnx")
     with pytest.raises(ExportError, match="needs a matrix decomposition, which ONNX does not have"):
-        _to_onnx(*pool_and_inputs(name), "legacy", tmp_path / "pool.onnx")
+        to_onnx(*pool_and_inputs(name), "legacy", tmp_path / "pool.onnx")
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_onnx_of_a_sketch_takes_the_route_that_onnx_has(tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
     pool, x = create_pool("cbp", 24, projection=16).eval(), features(24, 9).float().unflatten(2, (3, 3)) - 0.3
     assert 24**2 > 2 * 9 * 16  # outside of an export the transforms would be taken
-    _to_onnx(pool, (x,), "legacy", tmp_path / "pool.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "pool.onnx", providers=["CPUExecutionProvider"])
-    (vectors,) = session.run(None, {"x": x[:1].numpy()})
-    assert relative_error(torch.from_numpy(vectors), pool(x[:1])) < 1e-5
+    to_onnx(pool, (x,), "legacy", tmp_path / "pool.onnx")
+    (vectors,) = run_onnx(tmp_path / "pool.onnx", x[:1])
+    assert relative_error(vectors, pool(x[:1])) < 1e-5
 
 
 @pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated

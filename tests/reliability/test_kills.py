@@ -5,8 +5,9 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from support.kills import contents, delays, run, run_and_kill, same
-from support.small_configs import small_config
+from support.kills import contents, run, run_and_kill
+from support.small_configs import model_config, small_config
+from support.small_runs import different
 
 pytestmark = pytest.mark.slow
 
@@ -18,12 +19,8 @@ def holds(folder, *patterns):
 
 @pytest.fixture
 def config(tmp_path):
-    model = dict(
-        type="ImageClassifier",
-        backbone=dict(type="support.kills.HeavyBackbone"),
-        neck=dict(type="covpool_plugins.CovariancePooling", pool="svdpade", in_channels=6, reduce_channels=None),
-        head=dict(type="covpool_plugins.SecondOrderClsHead", num_classes=2, loss=dict(type="CrossEntropyLoss")),
-    )
+    model = model_config("svdpade")
+    model["backbone"] = dict(type="support.kills.HeavyBackbone")
     hooks = dict(
         logger=dict(type="LoggerHook", interval=1),
         checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=1, save_best="accuracy/top1"),
@@ -39,7 +36,7 @@ def test_training(config, tmp_path):
     moments = [
         (holds(killed, "scalars.json"), 0.0),
         (holds(killed, "*epoch_2.pth*"), 0.0),
-        (holds(killed, "epoch_2.pth"), delays(1, 0.2)[0]),
+        (holds(killed, "epoch_2.pth"), 0.17),
     ]
     for number, (when, delay) in enumerate(moments):
         assert run_and_kill(*arguments, when=when, delay=delay)
@@ -48,7 +45,7 @@ def test_training(config, tmp_path):
     run(*arguments)
     expected, files = contents(undisturbed), contents(killed)
     for part in ("state_dict", "optimizer"):
-        assert same(expected["epoch_3.pth"][part], files["epoch_3.pth"][part])
+        assert different(expected["epoch_3.pth"][part], files["epoch_3.pth"][part]) == []
     assert sum(name.startswith("best_") for name in files) == 1
 
 
@@ -62,15 +59,15 @@ def test_conversion(tmp_path):
     moments = [
         (holds(killed.parent, ".killed.*"), 0.0),
         (holds(killed.parent, "*.safetensors*"), 0.0),
-        (holds(killed.parent, ".killed.*/conversion.md"), delays(1, 0.02)[0]),
+        (holds(killed.parent, ".killed.*/conversion.md"), 0.017),
     ]
     for when, delay in moments:
         run_and_kill(*arguments, killed, when=when, delay=delay)
-        assert not killed.exists() or same(contents(killed), expected)
+        assert not killed.exists() or different(contents(killed), expected) == []
         for left in killed.parent.glob(".killed.*"):
             left.rename(tmp_path / f"left{left.name}")  # so that the next moment is one of the next run
     run(*arguments, killed)
-    assert same(contents(killed), expected)
+    assert different(contents(killed), expected) == []
 
 
 def test_explanation(tmp_path):
@@ -85,13 +82,13 @@ def test_explanation(tmp_path):
     expected = contents(undisturbed)
     moments = [
         (holds(killed, "*.npz*"), 0.0),
-        (holds(killed, "a_*.png"), delays(1, 1.0)[0]),
+        (holds(killed, "a_*.png"), 0.84),
     ]
     for when, delay in moments:
         run_and_kill(*arguments, killed, when=when, delay=delay)
         files = contents(killed)
-        assert all(same(value, expected[name]) for name, value in files.items())
+        assert different(files, {name: expected[name] for name in files}) == []
         for path in killed.iterdir():
             path.unlink()
     run(*arguments, killed)
-    assert same(contents(killed), expected)
+    assert different(contents(killed), expected) == []

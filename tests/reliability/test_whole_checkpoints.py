@@ -32,36 +32,26 @@ def test_a_file_that_is_written_again_stays(tmp_path):
     backend = WholeFiles([])
     backend.put(b"one", path)
     backend.remove(path)
+    with pytest.raises(TypeError):
+        backend.put("no bytes", path)
+    assert [left.read_bytes() for left in tmp_path.iterdir()] == [b"one"]
     backend.put(b"two", path)
     assert path.read_bytes() == b"two"
 
 
-def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
-    path = tmp_path / "epoch_1.pth"
-    backend = WholeFiles([])
-    backend.put(b"one", path)
-    backend.remove(path)
-    with pytest.raises(TypeError):
-        backend.put("no bytes", path)
-    assert [left.read_bytes() for left in tmp_path.iterdir()] == [b"one"]
-
-
 def test_hooks_keep_as_many_as_they_are_told(tmp_path):
-    runner = a_runner(tmp_path / "work", CheckpointHook(interval=1, max_keep_ckpts=1, filename_tmpl="own_{}.pth"))
+    own = CheckpointHook(interval=1, max_keep_ckpts=1, filename_tmpl="own_{}.pth")
+    other = CheckpointHook(interval=-1, backend_args=dict(backend="local"))
+    runner = a_runner(tmp_path / "work", own, other)
     write_whole_checkpoints(runner)
+    assert other.backend_args == dict(backend="local")
+    assert type(get_file_backend(backend_args=other.backend_args)) is LocalBackend
     runner.train()
     names = sorted(path.name for path in (tmp_path / "work").glob("*.pth"))
     assert names == ["epoch_1.pth", "epoch_2.pth", "epoch_3.pth", "own_3.pth"]
-    hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
+    hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook) and hook is not other]
     assert len(hooks) == 2 and all(isinstance(hook.file_backend, WholeFiles) for hook in hooks)
     assert not list((tmp_path / "work").glob(".*"))
-
-
-def test_a_backend_of_the_config_stays(tmp_path):
-    hook = CheckpointHook(backend_args=dict(backend="local"))
-    write_whole_checkpoints(a_runner(tmp_path, hook))
-    assert hook.backend_args == dict(backend="local")
-    assert type(get_file_backend(backend_args=hook.backend_args)) is LocalBackend
 
 
 @pytest.mark.parametrize(

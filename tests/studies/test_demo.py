@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from studies.demo import HEADS, METHODS, run_demo
+from studies.demo import EXPLAINED_BY, HEADS, run_demo
 from studies.demo_training import DemoRecipe, build, train
 from studies.photographs import write_crops
 
@@ -43,5 +43,5 @@ def test_demo(tmp_path, capsys):
     assert all(page.count(f"<td>{head}</td>") == 2 for head in HEADS)
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert [run["head"] for run in numbers["runs"]] == list(HEADS)
-    assert len(numbers["localisation"]) == len(HEADS) * len(METHODS)
+    assert len(numbers["localisation"]) == len(HEADS) * len(EXPLAINED_BY)
     assert all(0 <= share <= 1 for entry in numbers["localisation"] for share in entry["shares"])

@@ -9,7 +9,7 @@ from studies import planted
 
 def test_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(planted, "train_network", lambda seed: planted.TextureNet(reduce_channels=4).eval())
-    monkeypatch.setattr(planted, "METHODS", {"contribution": {}})
+    monkeypatch.setattr(planted, "EXPLAINED_BY", {"contribution": {}})
     compare.main(["planted", "--seeds", "2", "--pictures", "1", "--json", str(tmp_path / "n.json")])
     printed = capsys.readouterr().out
     assert "| method | pointing | energy | deletion | random deletion | preference |" in printed
@@ -22,4 +22,4 @@ def test_command_line(tmp_path, capsys, monkeypatch):
 def test_every_method(capsys):
     compare.main(["planted", "--seeds", "1", "--pictures", "3"])
     printed = capsys.readouterr().out
-    assert all(f"| {method} |" in printed for method in planted.METHODS)
+    assert all(f"| {method} |" in printed for method in planted.EXPLAINED_BY)

@@ -116,7 +116,7 @@ def mmpretrain_subjects() -> list[Subject]:
     require_extra("covpool_plugins.mmpretrain_plugin", "mmpretrain")
 
     def head(name: str, options: dict[str, Any]) -> nn.Module:
-        neck = dict(type="covpool_plugins.CovariancePooling", method=name, in_channels=CHANNELS, **options)
+        neck = dict(type="covpool_plugins.CovariancePooling", pool=name, in_channels=CHANNELS, **options)
         classifier = dict(type="covpool_plugins.SecondOrderClsHead", num_classes=CLASSES)
         return NeckAndHead(models.build(neck), models.build(classifier))
 

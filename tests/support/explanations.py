@@ -40,6 +40,13 @@ def heads(names: Iterable[str] = (), fast: Iterable[str] = FAMILIES) -> Callable
     return decorate
 
 
+def decaying_features(channels: int, positions: int, decades: float = 1) -> Tensor:
+    """Features (1, C, M) in float64 with a mean, whose channels' scales fall by so many powers of ten."""
+    torch.manual_seed(0)
+    scales = torch.logspace(0, -decades, channels, dtype=torch.float64).unsqueeze(-1)
+    return scales * torch.randn(1, channels, positions, dtype=torch.float64) + 2.0
+
+
 class ToLayout(nn.Module):
     """Maps in another layout, with a token in front for ``NLC``."""
 

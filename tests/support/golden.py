@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,17 @@ class Golden:
     name: str
     meta: dict[str, Any]
     arrays: dict[str, Tensor]
+
+    def entries(self, prefix: str) -> dict[str, Tensor]:
+        """The arrays whose names begin with the prefix, without it."""
+        return {key.removeprefix(prefix): value for key, value in self.arrays.items() if key.startswith(prefix)}
+
+    def step(self, layer: Callable[[Tensor], Tensor], dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+        """The input with its gradient, and the output, of a layer for the gradient in the file."""
+        x = self.arrays["input"].to(dtype).requires_grad_()
+        out = layer(x)
+        out.backward(self.arrays["grad_output"].to(dtype).reshape(out.shape))
+        return x, out.detach()
 
     def sensitivity(self, entry: str) -> float:
         """How much the original's own result moves by rounding: no parity test can ask for less."""

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor
 
 from covpool_plugins.mmpretrain_plugin.safe_checkpoints import weights_only_checkpoints
 
@@ -34,50 +33,36 @@ class HeavyBackbone(Backbone):
         self.register_buffer("ballast", torch.zeros(16 << 20))
 
 
-def command(tool: str, *arguments: object) -> list[str]:
-    return [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *map(str, arguments)]
-
-
-def environment() -> dict[str, str]:
-    """With this checkout's package, wherever another one is installed."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+def command(tool: str, arguments: tuple[object, ...]) -> dict[str, Any]:
+    """Arguments of ``subprocess.run``, with this checkout's package, wherever another one is installed."""
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+    return {
+        "args": [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *map(str, arguments)],
+        "env": {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+        "cwd": ROOT,
+    }
 
 
 def run(tool: str, *arguments: object) -> None:
     """To the end, which has to be a success."""
-    result = subprocess.run(
-        command(tool, *arguments), capture_output=True, text=True, timeout=LIMIT, env=environment(), cwd=ROOT
-    )
+    result = subprocess.run(**command(tool, arguments), capture_output=True, text=True, timeout=LIMIT)
     assert result.returncode == 0, result.stderr
 
 
 def run_and_kill(tool: str, *arguments: object, when: Callable[[], bool], delay: float = 0.0) -> bool:
     """Kill the tool as soon as a condition holds, or some seconds after; whether it was still running."""
-    process = subprocess.Popen(
-        command(tool, *arguments),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=environment(),
-        cwd=ROOT,
-    )
+    process = subprocess.Popen(**command(tool, arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     end = time.monotonic() + LIMIT
     try:
         while process.poll() is None and not when():
             assert time.monotonic() < end, "the moment never came"
             time.sleep(0.0005)
-        if delay:
-            time.sleep(delay)
+        time.sleep(delay)
     finally:
         process.send_signal(signal.SIGKILL)
         _, errors = process.communicate()
     assert process.returncode in (0, -signal.SIGKILL), errors.decode()
     return process.returncode == -signal.SIGKILL
-
-
-def delays(count: int, longest: float) -> list[float]:
-    """The same every time."""
-    generator = random.Random(0)
-    return [generator.uniform(0, longest) for _ in range(count)]
 
 
 def content(path: Path) -> object:
@@ -112,16 +97,3 @@ def contents(folder: Path) -> dict[str, object]:
     return {
         str(name): content(path) for path, name in names.items() if not any(part.startswith(".") for part in name.parts)
     }
-
-
-def same(first: object, second: object) -> bool:
-    """Equal, bit for bit."""
-    if isinstance(first, Tensor) and isinstance(second, Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
-        return np.array_equal(first, second, equal_nan=first.dtype.kind == "f")
-    if isinstance(first, dict) and isinstance(second, dict):
-        return first.keys() == second.keys() and all(same(value, second[key]) for key, value in first.items())
-    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
-        return len(first) == len(second) and all(map(same, first, second))
-    return first == second

@@ -35,6 +35,11 @@ def features(channels: int, positions: int, batch: int = 2, seed: int = 0) -> Te
     return (mixing @ noise / channels**0.5 + 0.3).relu()
 
 
+def maps(channels: int, height: int, width: int, batch: int = 2, seed: int = 0) -> Tensor:
+    """The features as (batch, channels, height, width)."""
+    return features(channels, height * width, batch, seed).unflatten(-1, (height, width))
+
+
 def exact_covariance_root(X: Tensor, centered: bool = True) -> Tensor:
     """Square root of the covariance by a float64 singular value decomposition of the features."""
     Xc = X.double()

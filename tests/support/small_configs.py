@@ -1,4 +1,4 @@
-"""Configs for tools/train.py and tools/test.py whose runs take a tenth of a second; they name the classes here."""
+"""Configs whose runs take a tenth of a second; they name the classes here."""
 
 import json
 import random
@@ -19,14 +19,16 @@ HERE = "support.small_configs"
 
 
 class Backbone(BaseModule):
-    """No batch norm, whose statistics would depend on how a batch is shared out."""
+    """One or two stages; no batch norm, whose statistics would depend on how a batch is shared out."""
 
-    def __init__(self):
+    def __init__(self, stages=1):
         super().__init__()
         self.convolution = nn.Conv2d(3, 6, 3)
+        self.stages = stages
 
     def forward(self, images):
-        return (self.convolution(images).relu(),)
+        maps = self.convolution(images).relu()
+        return (maps, 2 * maps)[: self.stages]
 
 
 class Images(Dataset):
@@ -58,7 +60,9 @@ class Record(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         images = data_batch["inputs"]
-        self.seen.append(dict(epoch=runner.epoch, loss=outputs["loss"].item(), images=float(images.sum())))
+        self.seen.append(
+            dict(epoch=runner.epoch, loss=outputs["loss"].item(), images=float(sum(image.sum() for image in images)))
+        )
 
     def after_train(self, runner):
         Path(runner.work_dir, f"seen_{get_rank()}.json").write_text(json.dumps(self.seen))
@@ -86,8 +90,22 @@ def validated(work_dir):
     return {name: last[name] for name in ("accuracy/top1", "score")}
 
 
-def small_config(path, pool="isqrt", *hooks, workers=0, persistent=False, augment=False, batch_size=4, **parts):
-    """Write a config to a file; ``parts`` replace whole keys of it."""
+def model_config(pool="isqrt", stages=1, **neck):
+    return dict(
+        type="ImageClassifier",
+        backbone=dict(type=f"{HERE}.Backbone", stages=stages),
+        neck=dict(
+            type="covpool_plugins.CovariancePooling",
+            pool=pool,
+            in_channels=6 if stages == 1 else [6] * stages,
+            **{"reduce_channels": None, **neck},
+        ),
+        head=dict(type="covpool_plugins.SecondOrderClsHead", num_classes=2, loss=dict(type="CrossEntropyLoss")),
+    )
+
+
+def settings(pool="isqrt", *hooks, workers=0, persistent=False, augment=False, batch_size=4, **parts):
+    """A whole config; ``parts`` replace keys of it."""
     loader = dict(batch_size=batch_size, num_workers=workers, persistent_workers=persistent)
     shuffled = dict(loader, sampler=dict(type="DefaultSampler", shuffle=True))
     ordered = dict(loader, num_workers=0, persistent_workers=False, sampler=dict(type="DefaultSampler", shuffle=False))
@@ -95,12 +113,7 @@ def small_config(path, pool="isqrt", *hooks, workers=0, persistent=False, augmen
     ordered["dataset"] = dict(type=f"{HERE}.Images", size=9)
     content = dict(
         default_scope="mmpretrain",
-        model=dict(
-            type="ImageClassifier",
-            backbone=dict(type=f"{HERE}.Backbone"),
-            neck=dict(type="covpool_plugins.CovariancePooling", pool=pool, in_channels=6, reduce_channels=None),
-            head=dict(type="covpool_plugins.SecondOrderClsHead", num_classes=2, loss=dict(type="CrossEntropyLoss")),
-        ),
+        model=model_config(pool),
         train_dataloader=dict(shuffled, dataset=dict(type=f"{HERE}.Images", augment=augment)),
         val_dataloader=ordered,
         test_dataloader=ordered,
@@ -118,5 +131,10 @@ def small_config(path, pool="isqrt", *hooks, workers=0, persistent=False, augmen
         randomness=dict(seed=0),
         log_level="WARNING",
     )
-    Config(dict(content, **parts)).dump(path)
+    return {**content, **parts}
+
+
+def small_config(path, *pool_and_hooks, **options):
+    """Write a config to a file."""
+    Config(settings(*pool_and_hooks, **options)).dump(path)
     return path

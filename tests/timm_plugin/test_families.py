@@ -1,6 +1,7 @@
 """What timm promises of a model, on one small backbone of every kind: maps in both orders, tokens, own heads."""
 
 import copy
+import functools
 import logging
 
 import pytest
@@ -48,6 +49,21 @@ def backbone(request):
     return request.param
 
 
+@pytest.fixture(scope="module")
+def built():
+    """A copy of the model of a backbone, in evaluation, and images; the model is built once and never run.
+
+    LeViT keeps what it computes in evaluation, which cannot be copied.
+    """
+
+    @functools.cache
+    def build_once(backbone):
+        model = build(backbone).eval()
+        return model, images(model)
+
+    return lambda backbone: copy.deepcopy(build_once(backbone))
+
+
 @pytest.mark.fast_for("resnet10t", "test_convnext", "test_mambaout", "test_vit")
 def test_layout_and_training_step_in_bfloat16(backbone):
     model = build(backbone, "svdpade")
@@ -59,11 +75,9 @@ def test_layout_and_training_step_in_bfloat16(backbone):
     assert [n for n, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()] == []
 
 
-def test_head_interface(backbone):
-    model = build(backbone).eval()
-    x = images(model)
-    features = model.forward_features(x)
-    vector = model.forward_head(features, pre_logits=True)
+def test_head_interface(backbone, built):
+    model, x = built(backbone)
+    vector = model.forward_head(model.forward_features(x), pre_logits=True)
     assert vector.shape == (2, model.head_hidden_size) and model.num_classes == 5
     assert torch.equal(model.get_classifier()(vector), model(x))
     name = model.get_classifier(name_only=True)
@@ -76,36 +90,30 @@ def test_head_interface(backbone):
     assert model(x).shape == (2, 3)
 
 
-def test_intermediates_are_the_backbones(backbone):
-    model = build(backbone).eval()
+def test_intermediates_are_the_backbones(backbone, built):
+    model, x = built(backbone)
     plain = timm.create_model(backbone, num_classes=0, **SMALL.get(backbone, {})).eval()
     _, unexpected = plain.load_state_dict(model.state_dict(), strict=False)
     assert all(key.startswith(("head.", "second_order_head.")) for key in unexpected)
-    if not hasattr(model, "forward_intermediates"):
-        return
-    x = images(model)
-    last, maps = model.forward_intermediates(x, indices=1)
-    expected = plain.forward_intermediates(x, indices=1)
-    assert torch.equal(maps[0], expected[1][0]) and torch.equal(last, expected[0])
-    assert torch.equal(last, model.forward_features(x))
-
-
-def test_features_only(backbone):
-    outputs = build(backbone, features_only=True, out_indices=[-1])(images(build(backbone)))
+    if hasattr(model, "forward_intermediates"):
+        last, maps = model.forward_intermediates(x, indices=1)
+        expected = plain.forward_intermediates(x, indices=1)
+        assert torch.equal(maps[0], expected[1][0]) and torch.equal(last, expected[0])
+        assert torch.equal(last, model.forward_features(x))
+    outputs = build(backbone, features_only=True, out_indices=[-1])(x)
     assert len(outputs) == 1 and outputs[0].ndim == 4
 
 
-def test_gradient_checkpointing(backbone):
-    model = build(backbone).eval()
-    x = images(model)
+def test_gradient_checkpointing(backbone, built):
+    model, x = built(backbone)
     expected = torch.autograd.grad(model(x).sum(), model.get_classifier().weight)[0]
     model.set_grad_checkpointing(True)
     recomputed = torch.autograd.grad(model(x).sum(), model.get_classifier().weight)[0]
     torch.testing.assert_close(recomputed, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_layer_decay_and_weight_decay(backbone):
-    model = build(backbone)
+def test_layer_decay_and_weight_decay(backbone, built):
+    model, _ = built(backbone)
     groups = param_groups_layer_decay(model, layer_decay=0.5)
     scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     assert len(scales) == len(list(model.parameters())) and len(set(scales.values())) > 2
@@ -117,9 +125,8 @@ def test_layer_decay_and_weight_decay(backbone):
 
 
 @pytest.mark.fast_for("resnet10t", "test_vit")
-def test_copies_devices_and_dtypes(backbone):
-    model = build(backbone).eval()
-    x = images(model)
+def test_copies_devices_and_dtypes(backbone, built):
+    model, x = built(backbone)
     assert torch.equal(copy.deepcopy(model)(x), model(x))
     assert all(p.is_meta for p in build(backbone, device="meta").parameters())
     assert build(backbone, dtype=torch.float64)(x.double()).dtype == torch.float64
@@ -128,37 +135,27 @@ def test_copies_devices_and_dtypes(backbone):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.fast_for("resnet10t")
-def test_traces(backbone):
-    model = build(backbone).eval()
-    x = images(model)
+def test_traces(backbone, built):
+    model, x = built(backbone)
     assert relative_error(torch.jit.trace(model, x)(x), model(x)) < 1e-5
-
-
-@pytest.mark.fast_for("resnet10t")
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("backbone", ["resnet10t", "test_convnext", "test_vit"])
-def test_fx(backbone):
-    model = build(backbone).eval()
-    x = images(model)
-    options = {"leaf_modules": list(get_notrace_modules()), "autowrap_functions": list(get_notrace_functions())}
-    _, nodes = get_graph_node_names(model, tracer_kwargs=options)
-    graph = create_feature_extractor(model, return_nodes=[nodes[-1]], tracer_kwargs=options)
-    assert torch.equal(graph(x)[nodes[-1]], model(x))
+    if backbone in ("resnet10t", "test_convnext", "test_vit"):
+        options = {"leaf_modules": list(get_notrace_modules()), "autowrap_functions": list(get_notrace_functions())}
+        _, nodes = get_graph_node_names(model, tracer_kwargs=options)
+        graph = create_feature_extractor(model, return_nodes=[nodes[-1]], tracer_kwargs=options)
+        assert torch.equal(graph(x)[nodes[-1]], model(x))
 
 
 @pytest.mark.slow
-def test_compiles(backbone):
-    model = build(backbone).eval()
-    x = images(model)
+def test_compiles(backbone, built):
+    model, x = built(backbone)
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert relative_error(compiled(x), model(x)) < 1e-4
 
 
 @pytest.mark.fast_for("resnet10t")
-@pytest.mark.parametrize("backbone", FAMILIES)
-def test_exports_with_a_dynamic_batch(backbone):
-    model = build(backbone).eval()
+def test_exports_with_a_dynamic_batch(backbone, built):
+    model, _ = built(backbone)
     sizes = {0: torch.export.Dim("batch", min=1, max=64)}
     example, other = images(model, 3), images(model, 4)
     if backbone in ("resnet10t", "test_efficientnet"):
@@ -189,15 +186,28 @@ def test_onnx(backbone, exporter, tmp_path):
     assert relative_error(torch.from_numpy(logits), model(x)) < 1e-4
 
 
-def test_class_token_is_fused_by_the_sum_of_two_classifiers():
-    model = build("test_vit", fuse_class_token=True).eval()
-    x = images(model)
+@pytest.mark.fast_for("test_vit", "so_vit_7")
+@pytest.mark.parametrize("head", ["svdpade", "mpa"])
+@pytest.mark.parametrize("backbone, options", [("test_vit", {}), ("so_vit_7", {"img_size": 64, "depth": 2})])
+def test_class_token_is_fused_by_the_sum_of_two_classifiers(backbone, options, head):
+    model = build(backbone, head, fuse_class_token=True, **options).eval()
+    x = torch.randn(2, 3, 64, 64)
     tokens = model.forward_features(x)
     pool, fc = model.head.global_pool, model.head.fc
     width = pool.out_features
     expected = pool(tokens) @ fc.weight[:, :width].mT + tokens[:, 0] @ fc.weight[:, width:].mT + fc.bias
     assert relative_error(model(x), expected) < 1e-5
-    assert model.head_hidden_size == width + model.num_features
+    assert pool.num_prefix_tokens == 1 and model.head_hidden_size == width + model.num_features
+    assert not any(key.startswith("head.cls_fc") for key in model.state_dict())  # So-ViT's own
+    model.train()(x).sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_register_tokens_are_no_class_token():
+    with pytest.raises(ValueError, match="needs a backbone with a class token"):
+        build("vit_little_patch16_reg4_gap_256", fuse_class_token=True, img_size=64, depth=1)
+    without = build("test_vit", class_token=False)
+    assert without.head.global_pool.num_prefix_tokens == 0 and without(images(without)).shape == (2, 5)
 
 
 def test_what_a_backbone_computes_once_has_numbers():
@@ -215,10 +225,3 @@ def test_pruned_to_its_first_stages(backbone):
     model.prune_intermediate_layers([1])
     assert torch.equal(model.forward_intermediates(x, indices=[1], intermediates_only=True)[0], expected)
     assert model.num_classes == 0 and model(x).ndim > 2
-
-
-def test_register_tokens_are_no_class_token():
-    with pytest.raises(ValueError, match="needs a backbone with a class token"):
-        build("vit_little_patch16_reg4_gap_256", fuse_class_token=True, img_size=64, depth=1)
-    without = build("test_vit", class_token=False)
-    assert without.head.global_pool.num_prefix_tokens == 0 and without(images(without)).shape == (2, 5)

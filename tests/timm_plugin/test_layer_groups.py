@@ -7,28 +7,24 @@ import timm
 import torch
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 
 from covpool_plugins.timm_plugin.layer_groups import head_and_rest
 
-RATE, FACTOR, WEIGHT_DECAY = 3e-3, 20, 1e-4
+RATE, WEIGHT_DECAY = 6e-2, 1e-4
 
 
 @pytest.fixture
 def model(monkeypatch):
-    network = timm.create_model("resnet18", num_classes=3)
+    network = timm.create_model("resnet10t", num_classes=3, channels=(4, 4, 4, 8), stem_width=4)
     monkeypatch.setattr(network, "group_matcher", lambda coarse=False: head_and_rest("fc"))
     return network
 
 
-def optimizer_of(network, **options):
-    return create_optimizer_v2(network, opt="momentum", lr=FACTOR * RATE, weight_decay=WEIGHT_DECAY, **options)
-
-
-def settings(network, optimizer, key):
-    """Name of each parameter that is optimised -> a setting of its group."""
+def settings(network, key, **options):
+    """Name of each parameter that is optimised -> a setting of its group; and the optimizer."""
+    optimizer = create_optimizer_v2(network, opt="momentum", lr=RATE, weight_decay=WEIGHT_DECAY, **options)
     names = {id(p): n for n, p in network.named_parameters()}
-    return {names[id(p)]: group[key] for group in optimizer.param_groups for p in group["params"]}
+    return {names[id(p)]: group[key] for group in optimizer.param_groups for p in group["params"]}, optimizer
 
 
 def test_only_the_classifier_itself_is_the_last_group():
@@ -39,40 +35,25 @@ def test_only_the_classifier_itself_is_the_last_group():
     assert group_parameters(module, head_and_rest("head.fc")) == {0: names[2:], 1: names[:2]}
 
 
-def test_learning_rate_of_every_parameter(model):
-    optimizer = optimizer_of(model, layer_decay=1 / FACTOR)
-    create_scheduler_v2(optimizer, sched="step", num_epochs=10, decay_epochs=10)  # it applies the scales
-    rates, scales = settings(model, optimizer, "lr"), settings(model, optimizer, "lr_scale")
-    assert set(rates) == {name for name, _ in model.named_parameters()}
-    for name, rate in rates.items():
-        of_classifier = name.startswith("fc.")
-        assert scales[name] == (1 if of_classifier else 1 / FACTOR)
-        assert rate == pytest.approx(FACTOR * RATE if of_classifier else RATE, rel=1e-12)
-
-
-def test_weight_decay_is_that_of_timm_without_groups(model):
-    grouped = settings(model, optimizer_of(model, layer_decay=1 / FACTOR), "weight_decay")
-    plain = settings(model, optimizer_of(model), "weight_decay")
-    assert grouped == plain
-    assert {grouped["bn1.weight"], grouped["bn1.bias"], grouped["fc.bias"]} == {0.0}
-    assert {grouped["conv1.weight"], grouped["fc.weight"]} == {WEIGHT_DECAY}
+def test_scales_and_weight_decay(model, caplog):
+    scales, _ = settings(model, "lr_scale", layer_decay=1 / 20)
+    assert scales == {name: 1 if name.startswith("fc.") else 1 / 20 for name, _ in model.named_parameters()}
+    decays, _ = settings(model, "weight_decay", layer_decay=1 / 20)
+    assert decays == settings(model, "weight_decay")[0]
+    assert {decays["bn1.weight"], decays["bn1.bias"], decays["fc.bias"]} == {0.0}
+    assert {decays["layer1.0.conv1.weight"], decays["fc.weight"]} == {WEIGHT_DECAY}
+    model.reset_classifier(0)
+    assert set(settings(model, "lr_scale", layer_decay=1 / 20)[0].values()) == {1}
+    assert "no effect" in caplog.text
 
 
 @pytest.mark.parametrize("threshold, frozen", [(0.01, True), (1e-4, False)])
 def test_frozen_backbone(model, threshold, frozen):
     before = {name: value.clone() for name, value in model.named_parameters()}
-    optimizer = optimizer_of(model, layer_decay=1e-3, layer_decay_no_opt_scale=threshold)
+    rates, optimizer = settings(model, "lr", layer_decay=1e-3, layer_decay_no_opt_scale=threshold)
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
-    assert (trained == {"fc.weight", "fc.bias"}) is frozen
-    assert set(settings(model, optimizer, "lr")) == trained
+    assert (trained == {"fc.weight", "fc.bias"}) is frozen and set(rates) == trained
     model(torch.randn(2, 3, 32, 32)).square().sum().backward()
     optimizer.step()
     moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
-    assert {"fc.weight", "fc.bias"} <= moved <= trained and ("conv1.weight" in moved) is not frozen
-
-
-def test_without_a_classifier_nothing_is_scaled(model, caplog):
-    model.reset_classifier(0)
-    optimizer = optimizer_of(model, layer_decay=1 / FACTOR)
-    assert set(settings(model, optimizer, "lr_scale").values()) == {1}
-    assert "no effect" in caplog.text
+    assert {"fc.weight", "fc.bias"} <= moved <= trained and (moved == {"fc.weight", "fc.bias"}) is frozen

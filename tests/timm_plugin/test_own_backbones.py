@@ -9,91 +9,100 @@ from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 
 import covpool_plugins.timm_plugin.own_backbones as own_backbones
-from covpool_plugins.architectures import AlexNet, CifarResNet
+from covpool_plugins.architectures import AlexNet, CifarResNet, SoViT
 
-CLASSES = {"alexnet": AlexNet, "resnet18_cifar": CifarResNet, "resnet50_cifar": CifarResNet}
+KINDS = {"alexnet": AlexNet, "resnet18": CifarResNet, "resnet50": CifarResNet, "so": SoViT}
+# name -> height of the images, options that make it smaller
+SMALL = {
+    "alexnet": (64, {}),
+    "resnet18_cifar": (16, {}),
+    "resnet50_cifar": (16, {}),
+    "so_vit_7": (64, {"img_size": 64, "depth": 4}),
+}
+each_network = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "resnet50_cifar" else name for name in SMALL]
+)
 
 
-@pytest.fixture(params=["alexnet", "resnet18_cifar", pytest.param("resnet50_cifar", marks=pytest.mark.slow)])
-def name(request):
-    return request.param
+def create(name, **options):
+    torch.manual_seed(1)
+    return timm.create_model(name, **{**SMALL[name][1], **options})
 
 
 def images(name, channels=3):
-    size = 64 if name == "alexnet" else 16
-    return torch.randn(2, channels, size, size)
+    return torch.randn(2, channels, SMALL[name][0], SMALL[name][0])
 
 
-def test_registered(name):
-    assert timm.is_model(name) and name in timm.list_models(module="own_backbones")
-    assert name not in timm.list_models(pretrained=True) and name in own_backbones.__all__
-    model = timm.create_model(name).eval()
-    assert type(model) is CLASSES[name] and model.num_classes == model.default_cfg["num_classes"]
-
-
-def test_description_fits_the_network(name):
-    """As timm's own tests ask."""
-    model = timm.create_model(name).eval()
+@pytest.mark.parametrize("name", own_backbones.__all__)
+def test_registered_with_a_description_that_fits(name):
+    assert name in timm.list_models(module="own_backbones") and name not in timm.list_models(pretrained=True)
+    model = timm.create_model(name, device="meta").eval()
     cfg = model.default_cfg
-    x = torch.randn(1, *cfg["input_size"])
-    assert tuple(model.forward_features(x).shape[2:]) == cfg["pool_size"]
-    assert {f"{cfg[key]}.weight" for key in ("classifier", "first_conv")} <= set(model.state_dict())
-    data = resolve_model_data_config(model)
-    assert data["input_size"] == cfg["input_size"] and data["mean"] == cfg["mean"] and data["std"] == cfg["std"]
+    assert type(model) is KINDS[name.split("_")[0]] and {p.device.type for p in model.parameters()} == {"meta"}
+    x = torch.empty(1, *cfg["input_size"], device="meta")
+    assert model(x).shape == (1, cfg["num_classes"]) and model.num_classes == cfg["num_classes"]
+    assert cfg["pool_size"] in (None, tuple(model.forward_features(x).shape[2:]))
+    assert cfg["classifier"] == model.get_classifier(name_only=True)
+    classifiers = [cfg["classifier"]] if isinstance(cfg["classifier"], str) else cfg["classifier"]
+    assert {f"{key}.weight" for key in (*classifiers, cfg["first_conv"])} <= set(model.state_dict())
     assert model.get_submodule(cfg["first_conv"]).in_channels == 3
+    data = resolve_model_data_config(model)
+    assert all(data[key] == cfg[key] for key in ("input_size", "mean", "std"))
 
 
+@each_network
 def test_arguments(name):
-    model = timm.create_model(name, num_classes=7, in_chans=1, drop_rate=0.2, dtype=torch.float64)
+    model = create(name, num_classes=7, in_chans=1, drop_rate=0.2, dtype=torch.float64)
     assert model(images(name, 1).double()).shape == (2, 7) and model.drop_rate == 0.2
-    assert timm.create_model(name, num_classes=0, global_pool="")(images(name)).ndim == 4
-    assert {p.device.type for p in timm.create_model(name, device="meta").parameters()} == {"meta"}
-    overlay = timm.create_model(name, pretrained_cfg_overlay=dict(crop_pct=0.5, num_classes=3))
+    model, x = create(name, num_classes=0, global_pool="").eval(), images(name)
+    assert torch.equal(model(x), model.forward_features(x))
+    overlay = create(name, pretrained_cfg_overlay=dict(crop_pct=0.5, num_classes=3))
     assert overlay.pretrained_cfg["crop_pct"] == 0.5 and overlay.num_classes == 3
 
 
-@pytest.mark.parametrize("feature_cls", [None, "hook", "fx"])
-def test_features_only(name, feature_cls):
-    chosen = {} if feature_cls is None else {"feature_cls": feature_cls}
-    torch.manual_seed(1)
-    model = timm.create_model(name, features_only=True, out_indices=(1, 3), **chosen).eval()
-    torch.manual_seed(1)
-    full, x = timm.create_model(name).eval(), images(name)
-    maps = model(x)
-    assert [m.shape[1] for m in maps] == model.feature_info.channels()
-    for map, reduction in zip(maps, model.feature_info.reduction(), strict=True):
-        assert abs(map.shape[-1] - x.shape[-1] / reduction) <= 1
-    for map, expected in zip(maps, full.forward_intermediates(x, [1, 3], intermediates_only=True), strict=True):
-        torch.testing.assert_close(map, expected)
-    if feature_cls is None:
-        assert len(timm.create_model(name, features_only=True)(x)) == 5
+@each_network
+def test_features_only(name):
+    full, x = create(name).eval(), images(name)
+    expected = full.forward_intermediates(x, [1, 3], intermediates_only=True)
+    # timm makes maps of tokens by its getter alone.
+    for feature_cls in ("getter",) if name.startswith("so_vit") else ("getter", "hook", "fx"):
+        model = create(name, features_only=True, out_indices=(1, 3), feature_cls=feature_cls).eval()
+        assert model.feature_info.channels() == [m.shape[1] for m in expected]
+        for map, like, reduction in zip(model(x), expected, model.feature_info.reduction(), strict=True):
+            torch.testing.assert_close(map, like)
+            assert abs(map.shape[-1] - x.shape[-1] / reduction) <= 1
+    assert len(create(name, features_only=True)(x)) == (3 if name.startswith("so_vit") else 5)
 
 
-def test_weights_of_a_file_with_other_classes_and_channels(name, tmp_path):
-    torch.manual_seed(1)
-    source = timm.create_model(name)
-    save_file(source.state_dict(), str(tmp_path / "model.safetensors"))
-    overlay = dict(file=str(tmp_path / "model.safetensors"))
-    same = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
-    assert all(torch.equal(a, b) for a, b in zip(same.parameters(), source.parameters(), strict=True))
-    other = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=3, in_chans=1)
-    for mine, theirs in zip(other.layer2.parameters(), source.layer2.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
-    first = source.get_submodule(source.default_cfg["first_conv"]).weight
-    adapted = other.get_submodule(source.default_cfg["first_conv"]).weight
-    torch.testing.assert_close(adapted, first.sum(1, keepdim=True))
-    assert other.fc.out_features == 3
+@each_network
+def test_weights_of_a_file_with_other_classes_channels_and_size(name, tmp_path):
+    source = create(name, **({"img_size": 96} if name.startswith("so_vit") else {}))
+    save_file(source.state_dict(), tmp_path / "model.safetensors")
+    pretrained = dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / "model.safetensors")))
+    other = create(name, num_classes=3, in_chans=1, **pretrained)
+    first = f"{source.default_cfg['first_conv']}.weight"
+    expected, new = source.state_dict(), other.state_dict()
+    torch.testing.assert_close(new[first], expected.pop(first).sum(1, keepdim=True))
+    rest = [key for key in expected if key != "pos_embed" and "fc." not in key.replace("mlp.fc", "")]
+    assert all(torch.equal(new[key], expected[key]) for key in rest)
+    assert other(images(name, 1)).shape == (2, 3)
 
 
+@each_network
 def test_groups_of_parameters(name):
-    model = timm.create_model(name)
+    model = create(name)
     groups = group_parameters(model, model.group_matcher())
     assert sorted(p for group in groups.values() for p in group) == sorted(n for n, _ in model.named_parameters())
-    first = {p.split(".")[0] for p in groups[0]}
-    assert first == ({"layer1"} if name == "alexnet" else {"conv1", "bn1"})
-    assert len(groups) == {"alexnet": 6, "resnet18_cifar": 10, "resnet50_cifar": 18}[name]
-    optimizer = create_optimizer_v2(model, opt="sgd", lr=1.0, layer_decay=0.5)
-    scales = [
-        group["lr_scale"] for group in optimizer.param_groups if any(p is model.fc.weight for p in group["params"])
-    ]
-    assert scales == [1.0] and min(group["lr_scale"] for group in optimizer.param_groups) < 0.1
+    first = {"alexnet": {"layer1"}, "so_vit_7": {"patch_embed", "cls_token"}}.get(name, {"conv1", "bn1"})
+    assert {p.split(".")[0] for p in groups[0]} == first
+    assert len(groups) == {"alexnet": 6, "resnet18_cifar": 10, "resnet50_cifar": 18, "so_vit_7": 6}[name]
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1.0, weight_decay=0.05, layer_decay=0.5)
+    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    scales = {key: group_of[id(p)]["lr_scale"] for key, p in model.named_parameters()}
+    classifiers = model.get_classifier(name_only=True)
+    classifiers = [classifiers] if isinstance(classifiers, str) else classifiers
+    assert {scales[f"{key}.weight"] for key in classifiers} == {1.0} and min(scales.values()) < 0.1
+    if name.startswith("so_vit"):
+        assert {scales[key] for key in scales if key.startswith(("patch_embed.", "cls_token"))} == {0.5**5}
+        assert scales["norm.weight"] == scales["blocks.3.attn.qkv.weight"] == 0.5
+        assert group_of[id(model.cls_token)]["weight_decay"] == 0

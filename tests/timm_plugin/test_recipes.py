@@ -10,13 +10,11 @@ from typing import Any, NamedTuple
 import pytest
 import timm
 import yaml
-from timm.models import group_parameters
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch import nn
 
 import covpool_plugins  # noqa: F401  registers the models
-from covpool_plugins.timm_plugin.layer_groups import head_and_rest
 
 FOLDER = Path(__file__).parents[2] / "configs" / "timm"
 OPTIONS = (Path(__file__).parent / "train_options.txt").read_text().split("\n")[1:-1]
@@ -57,23 +55,17 @@ def recipe(name: str) -> dict[str, Any]:
     return yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
 
 
-class Stand(nn.Module):
-    """A backbone and a classifier, with the groups of the model that a recipe asks for."""
-
-    def __init__(self, layer_groups: str | None) -> None:
-        super().__init__()
-        self.conv, self.bn = nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)
-        self.head = nn.ModuleDict({"fc": nn.Linear(2, 2)})
-        self.layer_groups = layer_groups
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        assert self.layer_groups == "head"
-        return head_and_rest("head.fc")
+@pytest.fixture(params=NAMES, scope="module")
+def built(request) -> tuple[str, nn.Module]:
+    """The name of a recipe and its model, without data."""
+    options = recipe(request.param)
+    arguments = {"num_classes": options["num_classes"], **options.get("model_kwargs", {})}
+    return request.param, timm.create_model(options["model"], device="meta", **arguments)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_options_are_those_of_train_py_with_the_published_values(name):
-    """No number is one that YAML takes for text, as it does ``1e-4``."""
+    """No number is one that YAML takes for text, as it does ``1e-4``; the header and the README name the recipe."""
     options, row = recipe(name), PUBLISHED[name]
     assert set(options) <= set(OPTIONS)
     for value in options.values():
@@ -84,53 +76,31 @@ def test_options_are_those_of_train_py_with_the_published_values(name):
     assert options["batch_size"] == row.batch and options["weight_decay"] == row.weight_decay
     assert options.get("clip_grad") == row.clip
     assert (options["opt"], options["momentum"]) == ("momentum", 0.9)  # timm's "sgd" is Nesterov's
+    lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
+    header = " ".join(line for line in lines if line.startswith("#"))
+    assert max(map(len, lines)) <= 120 and f"train.py -c configs/timm/{name}.yaml " in header
+    assert f"| [{name}.yaml]({name}.yaml) |" in (FOLDER / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_published_rates_in_every_epoch(name):
-    options, row = recipe(name), PUBLISHED[name]
-    model = Stand(options.get("model_kwargs", {}).get("layer_groups"))
-    arguments = SimpleNamespace(**options)
+def test_published_rates_in_every_epoch(built):
+    name, model = built
+    arguments, row = SimpleNamespace(**recipe(name)), PUBLISHED[name]
+    classifier = model.get_classifier(name_only=True)
+    assert model.get_classifier().out_features == row.classes
     optimizer = create_optimizer_v2(model, **optimizer_kwargs(arguments))
     scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(arguments))
     assert epochs == row.epochs
     names = {id(parameter): name for name, parameter in model.named_parameters()}
+    head = {f"{classifier}.weight", f"{classifier}.bias"}
+    trained = head if row.frozen else set(names.values())
     for epoch in range(epochs):
         rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
         expected = row.rate / 10 ** sum(epoch >= step for step in row.steps)
-        rest = {} if row.frozen else dict.fromkeys(("conv.weight", "conv.bias", "bn.weight", "bn.bias"), expected)
-        head = dict.fromkeys(("head.fc.weight", "head.fc.bias"), row.factor * expected)
-        assert rates == pytest.approx(rest | head, rel=1e-9), epoch
+        published = {name: row.factor * expected if name in head else expected for name in trained}
+        assert rates == pytest.approx(published, rel=1e-9), epoch
         scheduler.step(epoch + 1)
-    assert model.conv.weight.requires_grad is not row.frozen
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == trained
     decays = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    assert decays["head.fc.weight"] == row.weight_decay and decays["head.fc.bias"] == 0
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_model_takes_its_arguments(name):
-    options = recipe(name)
-    arguments = options.get("model_kwargs", {})
-    model = timm.create_model(options["model"], num_classes=options["num_classes"], device="meta", **arguments)
-    assert model.get_classifier().out_features == options["num_classes"]
-    if arguments.get("layer_groups"):
-        classifier = model.get_classifier(name_only=True)
-        groups = group_parameters(model, model.group_matcher())
-        assert set(groups[1]) == {f"{classifier}.weight", f"{classifier}.bias"} and len(groups) == 2
-
-
-def test_frozen_layers_have_no_statistics_that_would_move():
-    """Layer decay stops the parameters of the backbone, not the running averages of batch norm."""
-    frozen = [recipe(name) for name in NAMES if "layer_decay_no_opt_scale" in recipe(name)]
-    for options in frozen:
-        assert not list(timm.create_model(options["model"], device="meta").buffers())
-    assert frozen
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_header_and_readme_name_it(name):
-    lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
-    assert max(map(len, lines)) <= 120
-    header = " ".join(line for line in lines if line.startswith("#"))
-    assert f"train.py -c configs/timm/{name}.yaml " in header
-    assert f"| [{name}.yaml]({name}.yaml) |" in (FOLDER / "README.md").read_text()
+    assert decays[f"{classifier}.weight"] == row.weight_decay and decays[f"{classifier}.bias"] == 0
+    # Layer decay stops the parameters of the backbone, not the running averages of batch norm.
+    assert not row.frozen or not list(model.buffers())

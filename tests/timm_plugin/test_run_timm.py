@@ -19,12 +19,12 @@ print(json.dumps([os.path.abspath(sys.argv[0]), *sys.argv[1:], sys.path[0], __na
 """
 
 
-def run(*arguments: object, python: tuple[str, ...] = (), cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *python, *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
+def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
 
 
-def launch(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
-    return run(TOOL, *arguments, **options)
+def launch(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return run(TOOL, *arguments, cwd=cwd)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_the_timm_beside_the_script_goes_before_the_installed_one(checkout, pyth
     if python and sys.version_info < (3, 11):
         pytest.skip("python -P came with Python 3.11")
     (checkout / "script.py").write_text("import sys, timm; print(timm.models, timm.__file__, 'torch' in sys.modules)")
-    done = launch("script.py", python=python, cwd=checkout)
+    done = run(*python, TOOL, "script.py", cwd=checkout)
     assert done.stdout == f"['resnet50_svdpade'] {checkout / 'timm' / '__init__.py'} False\n", done.stderr
 
 
@@ -98,20 +98,14 @@ def test_functions_of_the_script_reach_spawned_processes(checkout):
         (("nowhere/validate.py", "--model", "resnet50_svdpade"), "nowhere/validate.py: no such file"),
         (("checkout",), "checkout: is a folder; name a script in it"),
         (("--model", "x", "script.py"), "the script comes first, then its arguments; got --model before x"),
+        (("checkout/script.py",), "the plugin cannot be imported: cannot import name 'register_model'"),
     ],
 )
 def test_bad_input_is_one_line(checkout, arguments, message):
+    (checkout / "covpool_plugins.py").write_text("from timm import\\\n register_model")
     done = launch(*arguments, cwd=checkout.parent)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"run_timm.py: {message}") and done.stderr.count("\n") == 1
-
-
-def test_a_plugin_that_cannot_be_imported_is_one_line(checkout):
-    (checkout / "covpool_plugins.py").write_text("from timm import\\\n register_model")
-    done = launch(checkout / "script.py")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("run_timm.py: the plugin cannot be imported: cannot import name 'register_model'")
-    assert done.stderr.count("\n") == 1
 
 
 def test_our_models_are_there(tmp_path, monkeypatch, capsys):

@@ -26,14 +26,21 @@ def whitened(model):
 
 
 @each_model
-def test_registered_and_trained(name):
+def test_weights_of_batch_norms_give_the_same_network_and_it_trains(name, tmp_path):
     assert name in timm.list_models(module="whitened_models") and name not in timm.list_models(pretrained=True)
-    model = timm.create_model(name, num_classes=3)
+    plain = timm.create_model(MODELS[name].backbone, num_classes=3)
+    x, target = torch.randn(8, 3, SIZES[name], SIZES[name]), torch.arange(8) % 3
+    plain(x)  # running statistics that are not zero and one
+    save_file(plain.state_dict(), tmp_path / "plain.safetensors")
+    overlay = dict(file=str(tmp_path / "plain.safetensors"), num_classes=3)
+    options = dict(num_classes=3, norm_kwargs=dict(eps=plain.bn1.eps))
+    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
     (place,) = whitened(model)
     assert place == {"bn1": "bn1"}.get(MODELS[name].whiten, "layer1.0.bn1") and not model.pretrained_cfg["url"]
-    layer = model.get_submodule(place)
-    optimizer = create_optimizer_v2(model, opt="sgd", lr=0.01)
-    x, target = torch.randn(4, 3, SIZES[name], SIZES[name]), torch.tensor([0, 1, 2, 0])
+    # PCA keeps 16 of 64 components of what it sees; before it sees anything, all.
+    torch.testing.assert_close(model.eval()(x), plain.eval()(x), rtol=1e-4, atol=1e-5)
+    model = timm.create_model(name, num_classes=3)
+    layer, optimizer = model.get_submodule(place), create_optimizer_v2(model, opt="sgd", lr=0.01)
     before = layer.running_subspace.clone()
     torch.nn.functional.cross_entropy(model(x), target).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
@@ -57,20 +64,6 @@ def test_options():
         timm.create_model("resnet18_cifar_zca", norm_kwargs=dict(groups=7))
 
 
-@each_model
-def test_weights_of_batch_norms_give_the_same_network(name, tmp_path):
-    plain = timm.create_model(MODELS[name].backbone, num_classes=3)
-    x = torch.randn(8, 3, SIZES[name], SIZES[name])
-    plain(x)  # running statistics that are not zero and one
-    save_file(plain.state_dict(), tmp_path / "plain.safetensors")
-    overlay = dict(file=str(tmp_path / "plain.safetensors"), num_classes=3)
-    model = timm.create_model(
-        name, pretrained=True, num_classes=3, pretrained_cfg_overlay=overlay, norm_kwargs=dict(eps=plain.bn1.eps)
-    )
-    # PCA keeps 16 of 64 components of what it sees; before it sees anything, all.
-    torch.testing.assert_close(model.eval()(x), plain.eval()(x), rtol=1e-4, atol=1e-5)
-
-
 def test_a_hub_folder_comes_back_the_same(tmp_path):
     model = timm.create_model("resnet18_cifar_zca", num_classes=3, norm_kwargs=dict(groups=8))
     x = torch.randn(4, 3, 16, 16)
@@ -82,21 +75,17 @@ def test_a_hub_folder_comes_back_the_same(tmp_path):
 
 @pytest.mark.parametrize(
     "backbone",
-    [
-        "resnet18",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnetv2_18", "vgg11_bn", "efficientnet_b0")),
-    ],
+    ["resnet18", *(pytest.param(b, marks=pytest.mark.slow) for b in ("resnetv2_18", "vgg11_bn", "efficientnet_b0"))],
 )
 def test_norms_of_other_backbones(backbone):
-    """A class as timm's ``norm_layer`` where timm takes one, and the swap of all norms wherever there are some."""
+    """The swap of a norm wherever there are some, and a class as timm's ``norm_layer`` where timm takes one."""
     x = torch.randn(2, 3, 64, 64)
-    if backbone == "resnet18":
-        model = timm.create_model(backbone, norm_layer=partial(ZCANorm2d, groups=16))
-        assert len(whitened(model)) == 20
-        assert model(x).isfinite().all()
     model = timm.create_model(backbone, num_classes=3)
     last = [n for n, m in model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)][-1]
     swap_norm(model, {last.replace(".", r"\."): dict(type="ZCANorm2d", groups=2)})
     assert whitened(model) == [last]
     model(x).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+    if backbone == "resnet18":
+        model = timm.create_model(backbone, norm_layer=partial(ZCANorm2d, groups=16))
+        assert len(whitened(model)) == 20 and model(x).isfinite().all()

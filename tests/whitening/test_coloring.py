@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.golden import load, names, sample_errors
-from support.matrices import features, relative_error
+from support.matrices import maps, relative_error
 
 from covpool_plugins.errors import DtypeError, OptionError, ShapeError, UnknownNameError
 from covpool_plugins.linalg import Exact, ExactInverse, NewtonSchulz, covariance, inv_sqrtm, list_methods, sqrtm
@@ -11,10 +11,6 @@ from covpool_plugins.linalg.logarithm import Logarithm
 from covpool_plugins.whitening.coloring import both_roots, whitening_coloring
 
 METHODS = sorted({*list_methods("sqrtm"), *list_methods("inv_sqrtm")})
-
-
-def maps(channels, height, width, batch=2, seed=0):
-    return features(channels, height * width, batch, seed).view(batch, channels, height, width)
 
 
 def grouped_covariance(x, groups=1):
@@ -57,11 +53,15 @@ def test_one_style_for_all_images():
 
 def test_images_and_groups_are_on_their_own():
     content, style = maps(8, 6, 6), maps(8, 5, 5, seed=1)
-    result = whitening_coloring(content, style, groups=2)
-    for image in range(2):
-        for part in (slice(0, 4), slice(4, 8)):
+    expected = whitening_coloring(content, style, groups=2)
+    for part in (slice(0, 4), slice(4, 8)):
+        for image in range(2):
             alone = whitening_coloring(content[image : image + 1, part], style[image : image + 1, part])
-            torch.testing.assert_close(result[image : image + 1, part], alone)
+            torch.testing.assert_close(expected[image : image + 1, part], alone)
+    content[0, 0, 0, 0] = torch.inf
+    result = whitening_coloring(content, style, groups=2)
+    assert result[0, :4].isnan().all()
+    torch.testing.assert_close(result[1], expected[1])
 
 
 def test_groups_of_one_are_adaptive_instance_normalization():
@@ -115,9 +115,6 @@ def test_gradients(method, groups):
         return whitening_coloring(content, style, alpha, method, groups, eps=1e-3)
 
     assert torch.autograd.gradcheck(result, (content, style, alpha))
-
-
-def test_second_derivatives():
     content, style = (x.requires_grad_() for x in (maps(2, 2, 2, 1), maps(2, 2, 3, 1, seed=1)))
     assert torch.autograd.gradgradcheck(whitening_coloring, (content, style))
 
@@ -154,27 +151,15 @@ def test_fewer_positions_than_channels(method, eps, dtype):
     assert grad.norm() < 1e3 * style.norm()
 
 
-def test_a_sample_that_is_not_finite_spoils_only_itself():
-    content, style = maps(8, 6, 6), maps(8, 5, 5, seed=1)
-    expected = whitening_coloring(content, style)
-    content[0, 0, 0, 0] = torch.inf
-    result = whitening_coloring(content, style)
-    assert result[0].isnan().all()
-    torch.testing.assert_close(result[1], expected[1])
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(dtype):
+def test_half_precision_and_autocast_are_computed_in_float32(dtype):
     content, style = maps(8, 6, 6).to(dtype), maps(8, 5, 5, seed=1).to(dtype)
     result = whitening_coloring(content, style)
     torch.testing.assert_close(result, whitening_coloring(content.float(), style.float()).to(dtype))
-
-
-def test_autocast_changes_nothing():
     results = []
     for enabled in (False, True):
         content, style = (x.float().requires_grad_() for x in (maps(8, 6, 6), maps(8, 5, 5, seed=1)))
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        with torch.autocast("cpu", dtype, enabled=enabled):
             result = whitening_coloring(content, style, 0.5)
             results.append((result, *torch.autograd.grad(result.square().sum(), (content, style))))
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
@@ -211,7 +196,6 @@ def test_the_original(name):
     "change, error, words",
     [
         (dict(content=torch.zeros(2, 8, 4)), ShapeError, r"content must be features \(B, C, H, W\), got .*2, 8, 4"),
-        (dict(content=torch.zeros(2, 8, 0, 4)), ShapeError, r"content must be .*got shape \(2, 8, 0, 4\)"),
         (dict(content=torch.zeros(2, 8, 4, 4).long()), DtypeError, "content must be real floating point"),
         (dict(style=torch.zeros(2, 6, 4, 4)), ShapeError, r"style must have the 8 channels .*\(2, 6, 4, 4\)"),
         (dict(style=torch.zeros(3, 8, 4, 4)), ShapeError, r"one image or 2, got shape \(3, 8, 4, 4\)"),
@@ -222,7 +206,6 @@ def test_the_original(name):
         (dict(eps=-1.0), OptionError, "eps must be a number in .*got -1.0"),
         (dict(method="mpaa"), UnknownNameError, "unknown method 'mpaa'; available: mpa"),
         (dict(method=Logarithm()), OptionError, "Logarithm.* is no method for inv_sqrtm"),
-        (dict(method=3), UnknownNameError, "unknown method 3; available"),
     ],
 )
 def test_bad_input_is_named(change, error, words):

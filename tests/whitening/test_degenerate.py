@@ -4,8 +4,7 @@ import pytest
 import torch
 from support.whitening import correlated, statistics
 
-from covpool_plugins.errors import ShapeError
-from covpool_plugins.whitening import PCANorm2d, ZCANorm1d, ZCANorm2d, list_whitening_methods
+from covpool_plugins.whitening import PCANorm2d, ZCANorm2d, list_whitening_methods
 
 LAYERS = [(ZCANorm2d, method) for method in list_whitening_methods()]
 LAYERS += [(PCANorm2d, method) for method in list_whitening_methods(eigenvectors=True)]
@@ -19,31 +18,13 @@ def _step(layer, x):
     return y.detach(), g
 
 
+@pytest.mark.parametrize("value", [0.0, 1234.5678])
 @pytest.mark.parametrize("make, method", LAYERS)
-@pytest.mark.parametrize("kind", ["few samples", "zero", "constant", "dead channel", "equal channels", "one image"])
-def test_finite_and_trainable(make, method, kind):
-    x = correlated(dtype=torch.float32)
-    if kind == "few samples":
-        x = x[:1, :, :2, :2]
-    elif kind == "zero":
-        x = torch.zeros_like(x)
-    elif kind == "constant":
-        x = torch.full_like(x, 1234.5678)
-    elif kind == "dead channel":
-        x[:, 3] = 0
-    elif kind == "equal channels":
-        x[:, 1] = x[:, 0]
-    else:
-        x = x[:1]
-    options = {"n_components": 3} if make is PCANorm2d else {}
-    layer = make(8, method=method, **options)
-    y, g = _step(layer, x)
-    assert torch.isfinite(y).all() and torch.isfinite(g).all()
-    assert all(torch.isfinite(buffer).all() for buffer in layer.buffers())
-    if kind in ("zero", "constant"):
-        assert y.abs().max() < 0.05
-    layer.eval()
-    assert torch.isfinite(layer(correlated(dtype=torch.float32))).all()
+def test_constant_features_become_small_numbers(make, method, value):
+    layer = make(8, method=method, **({"n_components": 3} if make is PCANorm2d else {}))
+    y, g = _step(layer, torch.full((6, 8, 5, 5), value))
+    assert y.abs().max() < 0.05 and torch.isfinite(g).all()
+    assert torch.isfinite(layer.eval()(correlated(dtype=torch.float32))).all()
 
 
 def test_few_samples_are_white_on_their_range():
@@ -87,10 +68,3 @@ def test_an_empty_batch_is_as_of_a_batch_norm(make, training):
     y.sum().backward()
     assert y.shape == x.grad.shape == x.shape
     assert torch.equal(layer.running_mean, torch.zeros(8))
-
-
-def test_a_single_sample_is_refused_in_training_only():
-    layer = ZCANorm1d(8)
-    with pytest.raises(ShapeError, match=r"more than one sample per channel in training, got shape \(1, 8\)"):
-        layer(torch.ones(1, 8))
-    assert layer.eval()(torch.ones(1, 8)).shape == (1, 8)

@@ -6,18 +6,13 @@ from support.whitening import correlated
 
 from covpool_plugins.linalg import MPA, MTP
 from covpool_plugins.linalg.methods.leading import LeadingInverseRoot, LeadingProjector
-from covpool_plugins.linalg.spectral import PlainSpectralFunction, SpectralFunction
+from covpool_plugins.linalg.spectral import SpectralFunction
 from covpool_plugins.whitening import PCANorm2d, ZCANorm2d
 from covpool_plugins.whitening.matrices import Decomposition
 
-EXACT = {
-    "exact": {},
-    "energy": {"energy": 0.8},
-    "power_iteration": {"method": "power_iteration"},
-    "newton_schulz": {"method": "newton_schulz"},
-    "mpa": {"method": MPA(gradient="exact")},
-    "mtp": {"method": MTP(gradient="exact")},
-}
+ZCA = [{"energy": 0.8}, {"method": "power_iteration"}, {"method": "newton_schulz"}, {"method": MPA(gradient="exact")}]
+ZCA += [{"method": MTP(gradient="exact")}, {"method": MPA(gradient="exact"), "groups": 2}, {}, {"groups": 2}]
+PCA = [{"n_components": 2}, {"energy": 0.7}, {}, {"method": "power_iteration"}]
 
 
 def _with_parameters(layer):
@@ -32,16 +27,18 @@ def _leaves(channels=4, batch=2, side=2):
     return x, *(torch.randn(channels, dtype=torch.float64, requires_grad=True) for _ in range(2))
 
 
-@pytest.mark.parametrize("name, groups", [*((name, 1) for name in EXACT), ("exact", 2), ("mpa", 2)])
-def test_exact_gradients(name, groups):
-    layer = ZCANorm2d(4, groups, eps=1e-2, dtype=torch.float64, **EXACT[name])
-    assert torch.autograd.gradcheck(_with_parameters(layer), _leaves())
+@pytest.mark.parametrize(
+    "make, options, batch", [(ZCANorm2d, options, 2) for options in ZCA] + [(PCANorm2d, options, 4) for options in PCA]
+)
+def test_exact_gradients(make, options, batch):
+    layer = make(4, eps=1e-2, dtype=torch.float64, **options)
+    assert torch.autograd.gradcheck(_with_parameters(layer), _leaves(batch=batch))
 
 
-@pytest.mark.parametrize("options", [{"n_components": 2}, {"energy": 0.7}, {}, {"method": "power_iteration"}], ids=str)
-def test_exact_gradients_of_pca(options):
-    layer = PCANorm2d(4, eps=1e-2, dtype=torch.float64, **options)
-    assert torch.autograd.gradcheck(_with_parameters(layer), _leaves(batch=4))
+@pytest.mark.parametrize("options", [{}, {"momentum": None, "groups": 2}])
+def test_second_derivatives(options):
+    layer = ZCANorm2d(4, eps=0.1, dtype=torch.float64, **options)
+    assert torch.autograd.gradgradcheck(_with_parameters(layer), _leaves())
 
 
 @pytest.mark.parametrize("make", [ZCANorm2d, PCANorm2d])
@@ -96,28 +93,6 @@ def test_channels_last_has_the_derivatives_of_the_other_layout(channels, groups,
             assert torch.allclose(derivative, right, atol=1e-10)
 
 
-@pytest.mark.parametrize(
-    "function", [LeadingInverseRoot(eps=0.1), LeadingInverseRoot(0.8), LeadingProjector(0.8)], ids=str
-)
-def test_plain_spectral_function_is_the_spectral_function(function):
-    X = torch.randn(3, 4, 6, dtype=torch.float64)
-    A = (X @ X.mT).requires_grad_()
-    G, H = torch.randn_like(A), torch.randn_like(A)
-    W, expected = PlainSpectralFunction.apply(A, function), SpectralFunction.apply(A, function)[0]
-    assert torch.equal(W, expected)
-    assert torch.equal(*(torch.autograd.grad(f, A, G, retain_graph=True)[0] for f in (W, expected)))
-    if function.derivative(A[0, 0], 2) is not None:
-        first = (torch.autograd.grad(f, A, G, create_graph=True)[0] for f in (W, expected))
-        assert torch.equal(*(torch.autograd.grad(g, A, H)[0] for g in first))
-
-
-def test_plain_spectral_function_of_a_poisoned_batch_is_finite_elsewhere():
-    A = torch.eye(3, dtype=torch.float64).repeat(3, 1, 1)
-    A[0, 0, 1], A[1, 2, 2] = torch.nan, torch.inf
-    W = PlainSpectralFunction.apply(A, LeadingInverseRoot(eps=1.0))
-    assert W[:2].isnan().all(dim=(1, 2)).all() and torch.allclose(W[2], 2**-0.5 * torch.eye(3, dtype=torch.float64))
-
-
 @pytest.mark.parametrize("iterations", [1, 19])
 @pytest.mark.parametrize("make", [LeadingInverseRoot, LeadingProjector])
 @pytest.mark.parametrize("kept", [None, 2])
@@ -151,16 +126,12 @@ def test_svdpi_is_bounded_where_eigenvalues_meet():
     assert size(Decomposition()) > 1e8 and size(Decomposition(iterations=19)) < 20
 
 
-def test_equal_eigenvalues_have_the_exact_gradient():
+def test_equal_eigenvalues_have_the_exact_gradient_and_none_across_the_cut():
     A = torch.eye(3, dtype=torch.float64).requires_grad_()
     G = torch.randn(3, 3, dtype=torch.float64)
     for iterations in (None, 19):
         W = SpectralFunction.apply(A, LeadingInverseRoot(eps=1.0, iterations=iterations))[0]
         assert torch.allclose(torch.autograd.grad(W, A, G)[0], -0.5 * 2**-1.5 * (G + G.T) / 2)
-
-
-def test_ties_across_the_cut_are_left_out():
-    A = torch.eye(3, dtype=torch.float64).requires_grad_()
     P = SpectralFunction.apply(A, LeadingProjector(components=1))[0]
     assert torch.autograd.grad(P.square().sum(), A)[0].abs().max() == 0
 
@@ -176,19 +147,6 @@ def test_lyapunov_gradients_solve_their_equation(name):
     G = G + G.mT
     (grad,) = torch.autograd.grad(W, A, G)
     assert torch.allclose(W @ grad + grad @ W, -W @ W @ G @ W @ W, atol=1e-6)
-
-
-def test_gradient_is_orthogonal_to_shift_and_scale():
-    """The output does not depend on the mean, nor (eps apart) on the scale."""
-    x = correlated().requires_grad_()
-    (g,) = torch.autograd.grad(ZCANorm2d(8, eps=1e-12, dtype=torch.float64)(x), x, torch.randn_like(x))
-    assert g.sum((0, 2, 3)).abs().max() < 1e-10 and (g * x).sum().abs() < 1e-9
-
-
-@pytest.mark.parametrize("options", [{}, {"momentum": None, "groups": 2}])
-def test_second_derivatives(options):
-    layer = ZCANorm2d(4, eps=0.1, dtype=torch.float64, **options)
-    assert torch.autograd.gradgradcheck(_with_parameters(layer), _leaves())
 
 
 @pytest.mark.parametrize("options", [{"method": "svdpi"}, {"energy": 0.7}, {"method": "mpa"}])

@@ -50,42 +50,28 @@ def test_a_layer_is_replaced(rule):
     assert all(after[key] is parameters[key] for key in after)  # an optimizer keeps them
 
 
-def test_a_checkpoint_loads_after_swapping():
+@pytest.mark.parametrize("rule", [dict(ZCA, eps=1e-5), dict(type="PCANorm2d", eps=1e-5), nn.BatchNorm2d], ids=str)
+def test_the_network_gives_what_it_gave_and_a_checkpoint_loads(rule):
     source, images = small().eval(), torch.randn(2, 3, 8, 8)
+    model = swap_norm(small().eval(), {"bn1": rule})
+    torch.testing.assert_close(model(images), source(images))
+    assert model.bn1.num_batches_tracked == 7
     model = small().eval()
     for value in model.state_dict().values():
         value.zero_()
-    swap_norm(model, {"bn1": dict(ZCA, eps=1e-5), r"block\.1": dict(type="PCANorm2d", eps=1e-5)})
+    swap_norm(model, {"bn1": rule, r"block\.1": dict(type="PCANorm2d", eps=1e-5)})
     model.load_state_dict(source.state_dict(), strict=True)
     torch.testing.assert_close(model(images), source(images))
 
 
-@pytest.mark.parametrize("rule", [dict(ZCA, eps=1e-5), dict(type="PCANorm2d", eps=1e-5), nn.BatchNorm2d], ids=str)
-def test_the_network_gives_what_it_gave(rule):
-    model, images = small().eval(), torch.randn(2, 3, 8, 8)
-    before = model.bn1(model.conv1(images))
-    swap_norm(model, {"bn1": rule})
-    torch.testing.assert_close(model.bn1(model.conv1(images)), before)
-    assert model.bn1.num_batches_tracked == 7
-
-
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("requires_grad", [True, False])
-def test_modes_stay(training, requires_grad):
-    model = small().train(training)
-    model.bn1.weight.requires_grad_(requires_grad)
-    swap_norm(model, {"bn1": ZCA})
-    assert (model.bn1.training, model.bn1.weight.requires_grad, model.bn1.bias.requires_grad) == (
-        training,
-        requires_grad,
-        True,
-    )
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_device_and_dtype_stay(dtype):
-    model = swap_norm(small().to(dtype), {"bn1": ZCA})
-    assert {t.dtype for t in model.bn1.state_dict().values()} == {dtype, torch.int64}
+def test_modes_device_and_dtype_stay(dtype, training):
+    model = small().train(training).to(dtype)
+    model.bn1.weight.requires_grad_(training)
+    layer = swap_norm(model, {"bn1": ZCA}).bn1
+    assert (layer.training, layer.weight.requires_grad, layer.bias.requires_grad) == (training, training, True)
+    assert {t.dtype for t in layer.state_dict().values()} == {dtype, torch.int64}
     meta = swap_norm(small().to("meta"), {"bn1": ZCA})
     assert {t.device.type for t in meta.bn1.state_dict().values()} == {"meta"}
 
@@ -113,6 +99,7 @@ RANKS = {1: (nn.BatchNorm1d, ZCANorm1d), 2: (nn.BatchNorm2d, ZCANorm2d), 3: (nn.
 @pytest.mark.parametrize("old", ["own", nn.SyncBatchNorm], ids=str)
 @pytest.mark.parametrize("rank", RANKS)
 def test_every_batch_norm(rank, old):
+    assert set(layer_types()) == {f"{kind}Norm{rank}d" for kind in ("ZCA", "PCA") for rank in RANKS}
     batch_norm, kind = RANKS[rank]
     model = experienced(nn.Sequential((batch_norm if old == "own" else old)(4)))
     weight = model[0].weight
@@ -121,22 +108,13 @@ def test_every_batch_norm(rank, old):
     assert model(torch.randn(4, 4, *[5] * rank)).isfinite().all()
 
 
-def test_all_layers_of_the_room_have_names():
-    assert set(layer_types()) == {f"{kind}Norm{rank}d" for kind in ("ZCA", "PCA") for rank in RANKS}
-
-
-def test_a_layer_with_two_names_is_replaced_once():
+def test_a_layer_with_two_names_is_replaced_once_by_the_first_pattern():
     model = small()
     model.again = model.bn1
     model.twice = model.block
-    swap_norm(model, {"bn1": ZCA, r"twice\.1": dict(type="PCANorm2d")})
+    swap_norm(model, {"bn1": ZCA, r"bn1|twice\.1": dict(type="PCANorm2d")})
     assert type(model.bn1) is ZCANorm2d and model.again is model.bn1
     assert type(model.block[1]) is PCANorm2d and model.twice is model.block
-
-
-def test_the_first_pattern_counts():
-    model = swap_norm(small(), {"bn1": ZCA, r"bn1|block\.1": dict(type="PCANorm2d")})
-    assert (type(model.bn1), type(model.block[1])) == (ZCANorm2d, PCANorm2d)
 
 
 def efficientnet(**options):
@@ -184,23 +162,16 @@ def test_a_swapped_network_trains():
     "rules, words",
     [
         ({"bn7": ZCA}, r"^rules: 'bn7' matches no layer; the closest of 2 batch norms: bn1, block\.1$"),
-        ({r"block\.1": ZCA, r"block\.9": ZCA}, r"'block\\\\\.9' matches no layer; .*: block\.1, bn1"),
-        ({"bn": ZCA}, "'bn' matches no layer"),
         ({"bn(1": ZCA}, r"^rules: 'bn\(1' is no regular expression: missing \)"),
-        ({3: ZCA}, "^rules: 3 is no regular expression"),
         ({"conv1": ZCA}, "^rules: 'conv1' matches 'conv1', a Conv2d and no batch norm$"),
-        ({".*": ZCA}, r"'\.\*' matches 'conv1', a Conv2d"),
         ({"bn1": dict(type="ZCANorm")}, "^rules: 'bn1': bn1: unknown layer 'ZCANorm'; available: ZCANorm"),
         ({"bn1": dict(groups=2)}, r"^rules: 'bn1': bn1: must have a type, .*'groups': 2"),
         ({"bn1": "ZCANorm2d"}, r"^rules: 'bn1': bn1: must be dict\(type=…\) or .*, got 'ZCANorm2d'"),
         ({"bn1": dict(ZCA, grups=2)}, "bn1: ZCANorm2d has no option 'grups'; its options: .*groups"),
-        ({"bn1": dict(ZCA, num_features=2)}, "bn1: ZCANorm2d has no option 'num_features'"),
         ({"bn1": dict(type="ZCANorm2d", groups=3)}, "bn1: groups must divide num_features 4, got 3"),
         ({"bn1": lambda width: None}, "bn1: the function must return a layer, it returned None"),
-        (
-            {"bn1": lambda width: nn.BatchNorm2d(6)},
-            r"the weight for bn1 has shape \(6,\) instead of \(4,\)",
-        ),
+        ({"bn1": lambda width: nn.BatchNorm2d(6)}, r"the weight for bn1 has shape \(6,\) instead of \(4,\)"),
+        ({"bn1": dict(type="ZCANorm1d")}, "^rules: 'bn1': bn1: ZCANorm1d takes 2 or 3 dimensions, BatchNorm2d 4$"),
     ],
 )
 def test_bad_rules_are_named(rules, words):
@@ -221,13 +192,6 @@ def test_small_variances_and_another_eps_change_nothing(eps):
     before = model(x)
     after = swap_norm(model, {"1": dict(type="covpool_plugins.ZCANorm2d", groups=2, eps=eps)})(x)
     torch.testing.assert_close(after, before)
-
-
-def test_a_layer_for_other_dimensions_is_refused_at_once():
-    model = nn.Sequential(nn.BatchNorm2d(4))
-    with pytest.raises(OptionError, match=r"rules: '0': 0: ZCANorm1d takes 2 or 3 dimensions, BatchNorm2d 4$"):
-        swap_norm(model, {"0": dict(type="ZCANorm1d")})
-    assert type(model[0]) is nn.BatchNorm2d
 
 
 def test_placeholders_of_norms_are_passed_over():

@@ -28,7 +28,7 @@ from .demo_training import DemoRecipe, DemoRun, build, train
 from .photographs import TEXTURES, mosaic, write_crops
 
 HEADS: dict[str, dict[str, Any]] = {"gap": {}, "svdpade": {"reduce_channels": 32}, "isqrt": {"reduce_channels": 32}}
-METHODS = ("contribution", "grad_cam", "gradient")
+EXPLAINED_BY = ("contribution", "grad_cam", "gradient")
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = Path("configs/demo/resnet18_svdpade_textures.py")
 MOSAIC_SIZE = 160
@@ -119,10 +119,10 @@ def explain_mosaics(
     scenes = [((a, b), mosaic(TEXTURES[a], TEXTURES[b], MOSAIC_SIZE, generator)) for a, b in chosen]
     regions = np.indices((MOSAIC_SIZE, MOSAIC_SIZE))[1] // (MOSAIC_SIZE // 2) == np.arange(2)[:, None, None]
     localisations, pictures = [], []
-    with tqdm(total=len(runs) * len(METHODS) * count, desc="  explain", unit="mosaic", disable=None) as bar:
+    with tqdm(total=len(runs) * len(EXPLAINED_BY) * count, desc="  explain", unit="mosaic", disable=None) as bar:
         for run in runs:
             view = _trained_view(recipe, run)
-            for method in METHODS:
+            for method in EXPLAINED_BY:
                 shares = []
                 for pair, picture in scenes:
                     for target, region in zip(pair, regions, strict=True):
@@ -157,4 +157,5 @@ def localisation_table(localisations: list[Localisation]) -> tuple[list[str], li
     """Header and rows: mean shares of the maps' energy in the half that shows the class; by chance 50 %."""
     means = {(entry.head, entry.method): f"{100 * entry.mean:.0f} %" for entry in localisations}
     heads = dict.fromkeys(entry.head for entry in localisations)
-    return ["energy in the right half", *METHODS], [[head, *(means[head, m] for m in METHODS)] for head in heads]
+    table = [[head, *(means[head, method] for method in EXPLAINED_BY)] for head in heads]
+    return ["energy in the right half", *EXPLAINED_BY], table

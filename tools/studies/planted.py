@@ -37,7 +37,7 @@ LARGEST_CROP = 176
 WIDTHS, STRIDES, KERNELS = (16, 16, 32, 48, 48), (2, 1, 2, 1, 1), (3, 3, 3, 3, 1)
 # Gradients averaged over the positions are next to nothing right in front of the reduction of a covariance, where
 # Grad-CAM points at the patch less often than not. One layer earlier, as a user would try, two ReLUs lie behind it.
-METHODS: dict[str, dict[str, Any]] = {
+EXPLAINED_BY: dict[str, dict[str, Any]] = {
     "contribution": {},
     "linear_approx": {},
     "grad_cam": {"layer": "stages.3"},
@@ -217,7 +217,7 @@ def train_and_measure(pictures: int, seed: int) -> PlantedRun:
     single, double = (held_out_scenes(pictures, textures, seed) for textures in (1, 2))
     labelled = ((view.preprocessing(scene.picture), torch.tensor(list(scene.regions))) for scene in single)
     percent = accuracy(network, labelled)
-    methods = tqdm(METHODS.items(), desc="explain", unit="method", disable=None, leave=False)
+    methods = tqdm(EXPLAINED_BY.items(), desc="explain", unit="method", disable=None, leave=False)
     return PlantedRun(seed, percent, [measure(view, method, single, double, options) for method, options in methods])
 
 

@@ -1,0 +1,34 @@
+"""What the tests of compiling and exporting share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+
+def parametrize_names(fast: Iterable[str], among: Iterable[str]) -> Any:
+    """Parametrised over names, of which all but the fast ones are slow."""
+    marks: dict[str, Any] = {name: () if name in fast else pytest.mark.slow for name in among}
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=mark) for name, mark in marks.items()])
+
+
+def to_onnx(module: nn.Module, inputs: Sequence[Tensor], exporter: str, path: Path) -> None:
+    """Export with a dynamic batch by the ``dynamo`` or the ``legacy`` exporter; the input is named x."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    options: dict[str, Any] = {"dynamo": False, "input_names": ["x"], "dynamic_axes": {"x": {0: "batch"}}}
+    if exporter == "dynamo":
+        options = {"dynamo": True, "dynamic_shapes": ({0: torch.export.Dim("batch")},), "verbose": False}
+    torch.onnx.export(module.eval(), tuple(inputs), path, **options)
+
+
+def run_onnx(path: Path, *batches: Tensor) -> list[Tensor]:
+    """What onnxruntime gives for each of the batches."""
+    session = pytest.importorskip("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    (x,) = session.get_inputs()
+    return [torch.from_numpy(session.run(None, {x.name: batch.numpy()})[0]) for batch in batches]
