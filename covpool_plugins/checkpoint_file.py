@@ -134,6 +134,8 @@ def find_weights(content: Any, path: Path | str, averaged: bool = True) -> tuple
             raise CheckpointError(f"{path}: {shown(key)} holds no tensor, but {type(value).__name__}")
         if key.rpartition(".")[2] in REAL_NUMBERS and not value.is_floating_point():
             raise CheckpointError(f"{path}: {shown(key)} is of {value.dtype}, weights are real numbers")
+        if value.is_floating_point() and value.itemsize < 2:  # which mean nothing without their scales
+            raise CheckpointError(f"{path}: {shown(key)} is of {value.dtype}, weights have 16 bits or more")
     if not weights:
         raise CheckpointError(f"{path} holds no weights")
     if sum(value.nbytes for value in weights.values()) > Path(path).stat().st_size:

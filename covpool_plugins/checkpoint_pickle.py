@@ -19,7 +19,8 @@ from .errors import OptionError
 
 # A network with 3,000 tensors, averages and the two states of an optimizer takes 500,000 opcodes.
 MOST_OPCODES = 600_000
-MOST_TIMES = 3  # what is made of texts and lists, in sizes of the file
+MOST_TIMES = 3  # what is made of texts, lists and tensors, in sizes of the file
+ENTRY = 100  # bytes of an entry of a set or a dictionary
 MOST_DIMENSIONS, MOST_NUMBERS = 16, 1 << 48
 
 
@@ -185,15 +186,19 @@ class Program:
     def _call(self, name: Any, arguments: Any) -> Any:
         if type(name) is not str or type(arguments) is not tuple or name in STORAGES:
             raise HostileError("it calls what is no function")
-        self._count(sum(len(value) for value in arguments if isinstance(value, (str, list, dict))))
-        if name not in self.more:
-            return GLOBALS[name](*arguments)
-        return _Object("more") if not any(isinstance(value, list) for value in arguments) else _refuse()
+        self._count(sum(len(value) for value in arguments if isinstance(value, str)))
+        self._count(ENTRY * sum(len(value) for value in arguments if isinstance(value, (list, dict))))
+        if name in self.more:  # nested tuples would be copied without their references
+            return _Object("more") if all(isinstance(value, str) for value in arguments) else _refuse()
+        made = GLOBALS[name](*arguments)
+        if isinstance(made, _Object) and made.kind == "tensor":  # what copies one, for all its names, takes as much
+            self._count(made.size)
+        return made
 
     def _build(self, state: Any, instance: Any) -> None:
         kind = "ordered" if isinstance(instance, _Ordered) else instance.kind if isinstance(instance, _Object) else ""
         if isinstance(state, dict):
-            self._count(len(state))
+            self._count(ENTRY * len(state))
             allowed = kind in ("namespace", "more") or (kind == "ordered" and set(state) <= {"_metadata"})
         else:
             self._count(sum(value.size for value in state if isinstance(value, _Object)))
@@ -215,7 +220,7 @@ def _sizes(values: Any) -> bool:
     return all(type(value) is int and 0 <= value < MOST_NUMBERS for value in values)
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> None:
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> _Object:
     """Stands for the functions that make a tensor of a storage: it has to lie in it and be no larger."""
     if not isinstance(storage, StorageClaim) or not _sizes((offset,)) or not _sizes(size) or not _sizes(stride):
         raise HostileError("it claims a tensor of impossible sizes")
@@ -227,6 +232,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> No
         raise HostileError(f"it claims {numel} numbers of storage {shown(storage.key)}")
     if len(rest) > 2 and rest[2] is not None:
         raise CheckpointError("holds a tensor that is not dense, or of another kind than weights")
+    return _Object("tensor", numel * storage.itemsize)
 
 
 def _ordered(items: Any = ()) -> _Ordered:

@@ -15,6 +15,7 @@ Picture = Image.Image
 # Pillow knows more, of which some start other programs (EPS) or raise what is no error of a picture.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MOST_PIXELS = 178_956_970  # where Pillow refuses a picture
+TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
 
 
 def read_picture(path: Path | str, upright: bool = True) -> Picture:
@@ -40,8 +41,9 @@ def read_picture(path: Path | str, upright: bool = True) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked here
             with Image.open(path, formats=FORMATS) as opened:
-                if opened.width * opened.height > MOST_PIXELS:
-                    raise OptionError(f"a picture of {opened.width}x{opened.height} pixels, more than {MOST_PIXELS}")
+                for width, height in (opened.size, _tile(opened)):
+                    if width * height > MOST_PIXELS:
+                        raise OptionError(f"a picture of {width}x{height} pixels, more than {MOST_PIXELS}")
                 return to_eight_bits(ImageOps.exif_transpose(opened) if upright else opened).convert("RGB")
     except OptionError as error:
         raise OptionError(f"{path}: {error}") from None
@@ -51,6 +53,12 @@ def read_picture(path: Path | str, upright: bool = True) -> Picture:
         raise ValueError(f"{path}: {error.strerror or one_line(error)}") from None
     except Exception as error:  # Pillow's decoders raise anything for a damaged file
         raise ValueError(f"{path}: not a picture that can be read ({one_line(error)[:100]})") from None
+
+
+def _tile(opened: Picture) -> tuple[int, int]:
+    """Width and height of the tiles of a TIFF, which are decoded whole; (0, 0) for other pictures."""
+    tags = opened.tag_v2 if opened.format == "TIFF" else {}  # type: ignore[attr-defined]
+    return tags.get(TILE_WIDTH, 0), tags.get(TILE_LENGTH, 0)
 
 
 def to_eight_bits(picture: Picture) -> Picture:

@@ -24,6 +24,7 @@ from .triangle import ASKED_CLASSES, ask_network, check_order, columns, order_of
 
 DATA = ("mean", "std", "crop_pct", "interpolation")
 MOST_CLASSES = 1 << 20
+LEAST_SHARE = 0.001  # of a deviation, and of a crop
 
 
 @dataclass(frozen=True)
@@ -268,18 +269,19 @@ def _read_folder(path: Path) -> Converted:
     )
 
 
-def _are_shares(numbers: Any) -> bool:
-    return all(type(number) in (int, float) and 0 <= number <= 2 for number in numbers)
+def _are_shares(numbers: Any, least: float) -> bool:
+    return all(type(number) in (int, float) and least <= number <= 2 for number in numbers)
 
 
 def _described_data(description: Any, path: Path) -> dict[str, Any]:
     """Mean, deviation, crop and interpolation of a description."""
     data = {name: description[name] for name in DATA if isinstance(description, dict) and name in description}
     for name, value in data.items():
-        numbers = value if isinstance(value, (list, tuple)) else [value]
+        several = name in ("mean", "std")
+        numbers = value if several and isinstance(value, list) else [value]
         word = isinstance(value, str) and value in (*INTERPOLATIONS, "random")
-        if not (word if name == "interpolation" else _are_shares(numbers)):
+        if not (word if name == "interpolation" else _are_shares(numbers, 0 if name == "mean" else LEAST_SHARE)):
             raise CheckpointError(f"{path} is damaged: {name} is {shown(value)}")
-        if name in ("mean", "std") and len(numbers) not in (1, 3):
-            raise CheckpointError(f"{path} is damaged: {name} has {len(numbers)} numbers")
+        if several and (numbers is not value or len(numbers) not in (1, 3)):
+            raise CheckpointError(f"{path} is damaged: {name} is no list of 1 or 3 numbers")
     return data

@@ -13,7 +13,7 @@ from ..errors import one_line
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.bin", "pytorch_model.safetensors", "model.ckpt")
 DESCRIPTION, RECORD, LEFT_OUT = "config.json", "original.json", "original.safetensors"
-MANIFEST = "conversion.json"
+MANIFEST, REPORT = "conversion.json", "conversion.md"
 MOST_BYTES = 1 << 24
 
 
@@ -60,8 +60,8 @@ def read_record(folder: Path) -> dict[str, Any]:
         return {}
     name, container = record.get("file_name"), record.get("container")
     rows = record.get("keys")
-    if not isinstance(name, str) or not is_file_name(name):
-        raise CheckpointError(f"{path} is damaged or hostile: its file_name is no name of a file")
+    if not isinstance(name, str) or not is_file_name(name) or name in (MANIFEST, REPORT):
+        raise CheckpointError(f"{path} is damaged or hostile: its file_name is no name of a checkpoint")
     fitting = isinstance(rows, list) and all(isinstance(row, list) and _is_row(*row) for row in rows)
     plain = [record.get("plain"), record.get("settings", {})]
     if not fitting or not isinstance(container, (str, type(None))) or not all(isinstance(p, dict) for p in plain):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from ..checkpoint_file import CONTAINERS, bare_keys, find_weights
@@ -84,7 +86,7 @@ def _rest(rest: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     plain: dict[str, Any] = {}
     left_out: dict[str, str] = {}
     for name, value in rest.items():
-        if (isinstance(value, Tensor) and value.numel() == 1) or (hasattr(value, "dtype") and hasattr(value, "item")):
+        if isinstance(value, (Tensor, np.ndarray, np.generic)) and math.prod(value.shape) == 1:
             value = value.item()
         if isinstance(value, (str, int, float, bool)):
             plain[str(name)] = value

@@ -19,13 +19,12 @@ from ..files import new_folder
 from ..tables import Table
 from ..timm_plugin.hub import write_hub_folder
 from .conversion import Converted
-from .folders import LEFT_OUT, MANIFEST, RECORD, manifest, replaceable
+from .folders import LEFT_OUT, MANIFEST, RECORD, REPORT, manifest, replaceable
 from .mmpretrain_files import config_text
 from .mmpretrain_model import mmpretrain_model
 from .report import report_text
 from .triangle import columns
 
-REPORT = "conversion.md"
 # What timm's description of a model says of the weights that timm has for it.
 ABOUT_TIMMS_WEIGHTS = (
     "tag",
@@ -108,11 +107,16 @@ def write_original(converted: Converted, folder: Path, _: Path) -> None:
     if not original:
         raise OptionError("--to original: these weights were not converted, so the original's keys are not known")
     tensors: OrderedDict[str, Tensor] = OrderedDict()
+    # Every tensor went to one place: a record that takes a place again and again makes any number of copies.
+    left = sum(tensor.nbytes for tensor in (*converted.state_dict.values(), *converted.left_out.values()))
     for row in original["keys"]:
         try:
             tensors[row[0]] = _original_tensor(converted, *row)
         except (KeyError, IndexError, RuntimeError):
             raise OptionError(f"--to original: the record of {shown(row[0])} does not fit the weights") from None
+        left -= tensors[row[0]].nbytes
+        if left < 0:
+            raise OptionError("--to original: the record names more tensors than there are weights")
     container = original["container"]
     said = {**original["plain"], **original.get("settings", {})}
     content = tensors if container is None else {**said, container: tensors}

@@ -106,6 +106,8 @@ def _load_strictly(model: nn.Module, content: Any, path: Path | str) -> None:
         if state_dict[key].shape != value.shape:
             sizes = f"{tuple(state_dict[key].shape)} instead of {tuple(value.shape)}"
             raise OptionError(f"{path} does not fit the model: {key!r} is {sizes}")
+        if state_dict[key].is_floating_point() < value.is_floating_point():
+            raise OptionError(f"{path} does not fit the model: {key!r} is of {state_dict[key].dtype}")
     for key in state_dict:
         if key not in wanted:
             raise OptionError(f"{path} does not fit the model: it has {shown(key)}, the model has not")

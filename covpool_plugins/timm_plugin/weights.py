@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +16,7 @@ from timm.models import generate_default_cfgs, get_pretrained_cfg, load_pretrain
 from torch import Tensor, nn
 
 from ..checkpoint_file import find_weights, read_checkpoint
+from ..checkpoint_pickle import MOST_TIMES
 from ..errors import OptionError, one_line
 from .subclass import HEAD_NAMES, head_name
 
@@ -153,6 +155,14 @@ def _check_file(path: Path) -> None:
             _check_file(file)
     elif path.suffix not in NUMPY_FILES:
         find_weights(read_checkpoint(path), path)
+    elif zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(part.file_size for part in archive.infolist())
+        except (zipfile.BadZipFile, NotImplementedError) as error:
+            raise OptionError(f"{path} is damaged ({one_line(error)})") from None
+        if unpacked > MOST_TIMES * path.stat().st_size:
+            raise OptionError(f"{path} is damaged or hostile: unpacked it has {unpacked} bytes")
 
 
 @contextmanager

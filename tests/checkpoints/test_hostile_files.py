@@ -8,14 +8,18 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.hostile_files import FILES, HONEST, archive, saved
 from support.ways_in import WAYS, main
 
+from covpool_plugins import create_model
 from covpool_plugins.checkpoint_file import CheckpointError, read_checkpoint
+from covpool_plugins.checkpoints import load_original
 from covpool_plugins.errors import OptionError
+from covpool_plugins.explain import load_timm_model
 from covpool_plugins.mmpretrain_plugin.safe_checkpoints import check_checkpoint
 
 FORMATS = {"zip": True, "legacy": False}
@@ -217,7 +221,42 @@ def test_random_programs(data, tmp_path_factory):
 def test_control_characters_are_not_printed(tmp_path):
     with pytest.raises(CheckpointError) as error:
         FILES["control characters (archive)"](tmp_path / "file.pth")
-        from covpool_plugins.checkpoints import load_original
-
         load_original(tmp_path / "file.pth")
     assert str(error.value).isprintable()
+
+
+def test_aliases_besides_the_weights(tmp_path):
+    """Of one storage as the state of many parameters: an optimizer would copy each into another type."""
+    large = torch.ones(100_000, dtype=torch.float64)
+    content = {"state_dict": {"fc.weight": torch.ones(2)}, "optimizer": {i: large[: 90_000 + i] for i in range(200)}}
+    assert "larger than the file" in refused(saved(content), tmp_path)
+
+
+def test_a_history_is_made_of_no_tuples(tmp_path):
+    """NumPy would make an array of as many numbers as nested references claim."""
+    FILES["a history of nested references"](tmp_path / "file.pth")
+    with pytest.raises(OptionError, match="plain data in another way"):
+        check_checkpoint(tmp_path / "file.pth", resume=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_integers_for_real_numbers_are_not_explained(dtype, tmp_path):
+    """Whatever their name is."""
+    content = timm.create_model("vit_tiny_patch16_224", num_classes=2).state_dict()
+    torch.save(content | {"pos_embed": content["pos_embed"].to(dtype)}, tmp_path / "vit.pth")
+    with pytest.raises(OptionError, match="pos_embed"):
+        load_timm_model("vit_tiny_patch16_224", tmp_path / "vit.pth", num_classes=2)
+
+
+@pytest.mark.parametrize("value", [torch.ones(5), torch.ones(0), np.arange(5.0)])
+def test_arrays_besides_the_weights_are_left_out(value, tmp_path):
+    content = {"state_dict": timm.create_model("resnet18", num_classes=2).state_dict(), "history": value}
+    torch.save(content, tmp_path / "file.pth")
+    assert any("history" in note for note in load_original(tmp_path / "file.pth").notes)
+
+
+def test_a_numpy_archive_is_no_bomb(tmp_path):
+    np.savez_compressed(tmp_path / "jax.npz", **{"embedding/kernel": np.zeros((16, 16, 3, 1 << 14), np.float32)})
+    overlay = dict(file=str(tmp_path / "jax.npz"), num_classes=2, custom_load=True)
+    with pytest.raises(OptionError, match="unpacked"):
+        create_model("vit_tiny_patch16_224", "gap", pretrained=True, pretrained_cfg_overlay=overlay)

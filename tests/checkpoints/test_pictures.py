@@ -2,6 +2,7 @@
 
 import os
 import random
+import struct
 import subprocess
 import sys
 import warnings
@@ -66,6 +67,17 @@ def test_bombs(action, size, tmp_path):
         warnings.simplefilter(action)
         read_picture(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_tile_larger_than_any_picture(tmp_path):
+    """A TIFF of 16x16 pixels whose only tile has 40,000 x 40,000."""
+    tile = zlib.compress(bytes(256))
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 322: 40_000, 323: 40_000, 324: 8 + 2 + 9 * 12 + 4, 325: len(tile)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    header = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    (tmp_path / "tile.tif").write_bytes(header + entries + bytes(4) + tile)
+    with pytest.raises(ValueError, match="a picture of 40000x40000 pixels"):
+        read_picture(tmp_path / "tile.tif")
 
 
 def test_special_files(tmp_path):

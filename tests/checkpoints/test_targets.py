@@ -93,7 +93,18 @@ def timm_folder(converted, tmp_path_factory):
 
 
 RECORDS = {
-    "file_name": ["../outside.pth", "/tmp/outside.pth", "a/b.pth", "", "..", "a\nb.pth", 3, None, "a" * 300],
+    "file_name": [
+        "../outside.pth",
+        "/tmp/outside.pth",
+        "a/b.pth",
+        "",
+        "..",
+        "a\nb.pth",
+        3,
+        None,
+        "a" * 300,
+        "conversion.md",
+    ],
     "container": [3, ["net"]],
     "plain": [None, [1]],
     "settings": [3],
@@ -120,11 +131,28 @@ def test_damaged_records(field, timm_folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_record_makes_no_more_than_the_weights(timm_folder, tmp_path):
+    """Each part is cloned: 16 MB of rows would take gigabytes."""
+    folder = shutil.copytree(timm_folder, tmp_path / "timm")
+    record = json.loads((folder / "original.json").read_text())
+    key, tensor = max(load_original(folder).state_dict.items(), key=lambda item: item[1].nbytes)
+    rows = [[f"{i}", key, 0, False, [tensor[0].numel()], None] for i in range(20 * len(tensor))]
+    (folder / "original.json").write_text(json.dumps({**record, "keys": rows}))
+    with pytest.raises(OptionError, match="more tensors than there are weights"):
+        write(load_original(folder), "original", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 DESCRIPTIONS = {
     "architecture": [None, 3, "nothing_like_it", "local-dir:/tmp", ["resnet18"], "resnet18"],
     "num_classes": [None, "3", -1, 1 << 40, 3, True],
     "model_args": [{"whiten": 3}, {"norm_kwargs": {"groups": 5}}, {"whiten": "layer9"}],
-    "pretrained_cfg": [{"mean": "a"}, {"mean": [1, 2]}, {"crop_pct": -1}, {"interpolation": 3}, {"std": [10**9] * 3}],
+    "pretrained_cfg": [
+        *({"mean": value} for value in ("a", [1, 2], 0.5, [])),
+        *({"crop_pct": value} for value in (-1, 0, 1e-320, [1, 1])),
+        *({"std": value} for value in ([10**9] * 3, [0] * 3)),
+        {"interpolation": 3},
+    ],
 }
 
 

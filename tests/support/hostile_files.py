@@ -87,6 +87,10 @@ def tensor(size: Any = (2, 2), stride: Any = (2, 1), offset: int = 0, numel: int
     return called("torch._utils._rebuild_tensor_v2", *arguments)
 
 
+def _tensor_of(numel: int) -> bytes:
+    return tensor((numel,), (1,), 0, numel)
+
+
 def program(value: bytes, key: bytes | None = None) -> bytes:
     """A state dict with one weight."""
     return b"\x80\x02}" + (key or text("fc.weight")) + value + b"s."
@@ -240,6 +244,22 @@ def _add_references() -> None:
     add("copies of a text", whole(b"(" + long + encode * 5_000 + b"t"))
     pairs = b"](" + b"".join(number(i) + b"N\x86" for i in range(1_000)) + b"eq\x01"
     add("copies of pairs", whole(b"(" + pairs + b"ccollections\nOrderedDict\nh\x01\x85R" * 5_000 + b"t"))
+    numbers = b"".join(number(i) for i in range(30_000))
+    named = b"".join(number(i) + b"N" for i in range(30_000))
+    for name, make, items in (
+        ("sets of a list", "builtins\nset", b"](" + numbers + b"e"),
+        ("dictionaries of a dictionary", "collections\nOrderedDict", b"}(" + named + b"u"),
+    ):
+        calls = f"c{make}\nq\x02".encode() + b"h\x02h\x01\x85R" * 390
+        add(
+            f"copies in a large file: {name}",
+            archive(program(b"(" + items + b"q\x01" + calls + b"t"), {"0": bytes(4 << 20)}),
+        )
+    numel = 1 << 20
+    again = b"q\x01" + b"h\x01" * 3 + _tensor_of(numel) * 4
+    add("tensors of one storage", archive(program(b"(" + _tensor_of(numel) + again + b"t"), {"0": bytes(4 * numel)}))
+    history = b"cmmengine.logging.history_buffer\nHistoryBuffer\n"
+    add("a history of nested references", whole(history + tupled(_nested(28), _nested(28)) + b"R"))
     add("a wide text", whole(text("a" * 3_000_000 + "\U0001f600")))
     make = "torch._utils._rebuild_tensor"
     arguments = tupled(storage(), number(0), tupled(), tupled()) + b"q\x01"
@@ -360,6 +380,7 @@ def _add_safetensors() -> None:
         "shapes that overflow": dict(w={**good, "shape": [1 << 33, 1 << 33]}),
         "a negative shape": dict(w={**good, "shape": [-2, -2]}),
         "no type": dict(w={**good, "dtype": "F33"}),
+        "numbers of 8 bits": dict(w={**good, "dtype": "F8_E4M3", "shape": [4, 4]}),
         "overlaps": dict(a=good, b=good),
         "a hole": dict(w={**good, "data_offsets": [4, 16], "shape": [3]}),
         "metadata of numbers": dict(__metadata__={"a": 3}, w=good),
