@@ -155,8 +155,9 @@ def test_what_the_page_says_follows(changed_copy):
 
 @pytest.mark.slow
 def test_the_new_method_passes_the_tests_of_the_table(changed_copy):
-    tests = ("-m", "pytest", "-p", "no:cacheprovider", "-vv", "-m", "not slow")
-    printed = _run(changed_copy, *tests, "tests/linalg", "tests/test_doctests.py", "-k", NAME)
+    tests = ("-m", "pytest", "-p", "no:cacheprovider", "-vv", "-m", "")
+    names = f"{NAME} and not inductor"
+    printed = _run(changed_copy, *tests, "tests/linalg", "tests/test_doctests.py", "-k", names)
     assert int(re.search(r"(\d+) passed", printed)[1]) > 80 and "test_doctests" in printed
     _run(changed_copy, *tests, "tests/test_head_table.py")
     assert f"| `{NAME}` |" in (changed_copy / "docs" / "heads.md").read_text()
