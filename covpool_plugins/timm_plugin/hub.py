@@ -116,7 +116,7 @@ def _config(model: Any, architecture: str, arguments: dict[str, Any]) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
         try:
-            save_config_for_hf(described, path, model_args=arguments)
+            save_config_for_hf(described, path, model_args=arguments)  # type: ignore[arg-type]  # 1.0.26 needs a Path
         except ValueError as error:
             raise OptionError(f"save_for_hub: {error}") from None
         config = json.loads(path.read_text())
