@@ -44,7 +44,7 @@ class CompactBilinearPool(Pool):
         seed: of the hashes and signs; the global generator is neither used nor changed.
         route: ``auto``, ``matrix`` or ``fft``.
         eps: ε of the signed root, see :class:`SignedRootL2`.
-        common: ``reduce_channels``, ``reduction``, ``input_fmt`` and the others of :class:`Pool`.
+        shared: ``reduce_channels``, ``reduction``, ``input_fmt`` and the others of :class:`Pool`.
 
     Source: Gao, Beijbom, Zhang & Darrell, "Compact Bilinear Pooling", CVPR 2016, algorithm 2; Pham & Pagh, "Fast and
     Scalable Polynomial Kernels via Explicit Feature Maps", KDD 2013.
@@ -72,13 +72,13 @@ class CompactBilinearPool(Pool):
         eps: float = 1e-8,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **common: Any,
+        **shared: Any,
     ) -> None:
         check_integer("cbp: projection", projection)
         if not is_integer(seed, 0) or seed >= 2**63:
             raise OptionError(f"cbp: seed must be an integer from 0 to 2**63 - 1, got {seed!r}")
         check_choice("cbp: route", route, get_args(SketchRoute))
-        super().__init__(in_channels, pool_type="cbp", device=device, dtype=dtype, **common)
+        super().__init__(in_channels, pool_type="cbp", device=device, dtype=dtype, **shared)
         self.out_features = projection
         self.seed = seed
         self.route = route
@@ -113,10 +113,10 @@ class CompactBilinearPool(Pool):
                 )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def represent(self, X: Tensor) -> Tensor:
+    def represent(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.elementwise(self.sketch(X)).to(X.dtype)
 
-    def entries(self, X: Tensor) -> Tensor:
+    def entries(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.sketch(X)
 
     def sketch(self, X: Tensor) -> Tensor:

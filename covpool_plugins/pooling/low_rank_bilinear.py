@@ -13,6 +13,7 @@ from ..linalg import covariance
 from ..linalg.tensors import autocast_off
 from ..tables import About
 from .base import POOLS, Pool, widened
+from .positions import counted
 
 
 class LowRankBilinearPool(Pool):
@@ -29,7 +30,7 @@ class LowRankBilinearPool(Pool):
         in_channels: channels of the input.
         filters: K, the length of the vector; 200 is the paper's number for CUB-200.
         rank: r, even: r/2 positive and r/2 negative directions per filter.
-        common: ``reduce_channels``, ``reduction``, ``input_fmt`` and the others of :class:`Pool`. The defaults, 100
+        shared: ``reduce_channels``, ``reduction``, ``input_fmt`` and the others of :class:`Pool`. The defaults, 100
             channels by the linear ``projection`` without bias, are the paper's: it has m = 100 columns, which the
             filters share (co-decomposition).
 
@@ -57,12 +58,12 @@ class LowRankBilinearPool(Pool):
         rank: int = 8,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **common: Any,
+        **shared: Any,
     ) -> None:
         check_integer("lrbp: filters", filters)
         if not is_integer(rank, 2) or rank % 2:
             raise OptionError(f"lrbp: rank must be a positive even integer, got {rank!r}")
-        super().__init__(in_channels, pool_type="lrbp", device=device, dtype=dtype, **common)
+        super().__init__(in_channels, pool_type="lrbp", device=device, dtype=dtype, **shared)
         self.out_features = filters
         self.rank = rank
         self.factors = nn.Parameter(torch.empty(filters, 2, rank // 2, self.channels, device=device, dtype=dtype))
@@ -73,9 +74,9 @@ class LowRankBilinearPool(Pool):
         if not self.factors.is_meta:
             nn.init.normal_(self.factors, std=self.factors.shape[-1] ** -0.5)
 
-    def represent(self, X: Tensor) -> Tensor:
+    def represent(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         with autocast_off(X.device.type):
-            wide = widened(X)
+            wide = widened(X) if mask is None else counted(X, mask, False)
             directions = self.factors.to(wide.dtype).flatten(0, 2)
             if wide.shape[1] < wide.shape[2]:
                 energies = (directions @ covariance(wide, centered=False) * directions).sum(-1)

@@ -46,7 +46,7 @@ class Normalization(nn.Module):
         ...     def function(self, A):
         ...         return 2 * A
         ...
-        >>> CovariancePool(8, normalization=Doubled, pool_type="doubled")(torch.randn(2, 8, 7, 7)).shape
+        >>> CovariancePool(8, normalization=Doubled(), pool_type="doubled")(torch.randn(2, 8, 7, 7)).shape
         torch.Size([2, 36])
     """
 

@@ -15,6 +15,8 @@ LAYOUTS = {
     "NCHW": lambda x: x,
     "NHWC": lambda x: x.permute(0, 2, 3, 1),
     "NLC": lambda x: x.flatten(2).mT,
+    "NCL": lambda x: x.flatten(2),
+    "NCDHW": lambda x: x.unflatten(2, (2, -1)),
 }
 
 
