@@ -34,6 +34,14 @@ class Weighting(nn.Identity):
 
     Attributes:
         added_channels: how many channels the result has more.
+
+    Examples:
+        >>> class Halved(Weighting):
+        ...     def forward(self, X, mask=None):
+        ...         return 0.5 * X
+        ...
+        >>> CovariancePool(8, weighting=Halved())(torch.randn(2, 8, 7, 7)).shape
+        torch.Size([2, 36])
     """
 
     added_channels: ClassVar[int] = 0
