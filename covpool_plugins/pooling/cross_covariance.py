@@ -87,6 +87,10 @@ class CrossCovariancePool(Pool):
             options: dict[str, Any] = dict(alpha=alpha, iterations=iterations, n=n, start=start, eps=eps)
             self.normalization = SingularValuePower(rows, columns, **options, device=device, dtype=dtype)
 
+    @property
+    def needs_positions(self) -> bool:
+        return self.centered is True
+
     def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Both reductions (B, C₁ + C₂, M), or the input itself (B, C, M) without them."""
         maps = self.to_maps(x)
