@@ -17,6 +17,7 @@ default says of what; the fields of the method are options then, and go the same
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -29,7 +30,7 @@ from ..linalg import resolve_method, smaller_covariance
 from ..linalg.methods.base import SQUARE_ROOTS
 from ..linalg.tensors import check_floating, guarded_eigh, working_dtype
 from ..tables import Table
-from .positions import reduced_positions
+from .positions import is_one_position, reduced_positions
 from .reduction import REDUCTIONS, reduced_channels
 
 InputFormat = Literal["NCHW", "NHWC", "NLC", "NCL", "NCDHW"]
@@ -39,6 +40,12 @@ TOKEN_FORMATS = ("NLC", "NCL")
 LAYOUT_OPTIONS = ("input_fmt", "num_prefix_tokens")
 REDUCTION_OPTIONS = ("reduce_channels", "reduction", *LAYOUT_OPTIONS)
 COVARIANCE_OPTIONS = ("centered", "compute", "vectorize", *REDUCTION_OPTIONS)
+
+
+ONE_POSITION = (
+    "{} pool: 1 position, and the covariance of a single position is zero: every picture gets the same scores, and the "
+    "backbone no gradient; use last_stride=1, a larger picture or a backbone for small ones (resnet18_cifar)"
+)
 
 
 class Spectrum(NamedTuple):
@@ -119,6 +126,8 @@ class Pool(nn.Module):
     default_channels: ClassVar[int | None] = None
     default_reductions: ClassVar[tuple[str, str]] = ("conv-bn-relu", "linear-ln")  # for maps, for tokens
     shared_options: ClassVar[tuple[str, ...]] = REDUCTION_OPTIONS
+    centered: bool = True  # whether the covariance is that of centred features
+    in_range: bool = True  # whether float16 holds the vectors of features that it holds
 
     def __init__(
         self,
@@ -139,6 +148,7 @@ class Pool(nn.Module):
         if num_prefix_tokens and input_fmt != "NLC":
             raise OptionError(f"num_prefix_tokens={num_prefix_tokens} needs input_fmt='NLC', got {input_fmt!r}")
         self.pool_type = pool_type
+        self.warned = False  # that there is one position only
         self.in_channels = in_channels
         self.input_fmt = input_fmt
         self.num_prefix_tokens = num_prefix_tokens
@@ -161,6 +171,11 @@ class Pool(nn.Module):
         return [kind(self.in_channels, count, **factory) for count in channels]
 
     @property
+    def needs_positions(self) -> bool:
+        """Whether the vectors are the same for all samples of one position: of a centred covariance."""
+        return False
+
+    @property
     def is_exportable(self) -> bool:
         """Whether ONNX can express the pool: it takes no matrix decomposition."""
         return True
@@ -178,11 +193,18 @@ class Pool(nn.Module):
         return self.represent(X, mask)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        if mask is None:
-            return self.represent(self.features(x))
         X = self.features(x, mask)
+        if self.training and self.needs_positions and not self.warned and is_one_position(X):
+            self.warned = True
+            warnings.warn(ONE_POSITION.format(self.pool_type), stacklevel=2)
+        if mask is None:
+            return self.represent(X)
         mask = self.mask_of_features(mask)
         return torch.where(mask.any(dim=-1, keepdim=True), self.represent(X, mask), 0.0)
+
+    def in_precision(self, vectors: Tensor, X: Tensor) -> Tensor:
+        """The vectors in the precision of the features; in float32 where float16 may not hold them."""
+        return vectors.to(torch.float32 if X.dtype == torch.float16 and not self.in_range else X.dtype)
 
     def mask_of_features(self, mask: Tensor) -> Tensor:
         """The mask of ``features(x, mask)``: that of the input, unless the pool joins samples."""
@@ -224,9 +246,13 @@ class Pool(nn.Module):
         """
         raise OptionError(f"{self.pool_type} pool: its vectors hold no symmetric matrices")
 
+    def varying(self, X: Tensor) -> Tensor:
+        """Those of the features (B, C, M) whose covariance the pool takes."""
+        return X
+
     @torch.no_grad()
     def spectrum(self, x: Tensor) -> Spectrum:
-        """Eigenvalues of the covariance of ``features(x)``, and what they tell of its condition.
+        """Eigenvalues of the covariance of ``features(x)``, centred as it is in the pool, and what they tell of it.
 
         The features are those of the mode that the pool is in; running statistics are left as they are.
         """
@@ -237,12 +263,12 @@ class Pool(nn.Module):
         cached = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)
         try:
-            X = self.features(x)
+            X = self.varying(self.features(x))
         finally:
             torch.set_autocast_cache_enabled(cached)
             for module, buffers in kept:
                 module._buffers.update(buffers)
-        values, _ = guarded_eigh(smaller_covariance(X.double()))
+        values, _ = guarded_eigh(smaller_covariance(X.double(), self.centered))
         return Spectrum.of(values)
 
     def __prepare_scriptable__(self) -> nn.Module:

@@ -124,6 +124,7 @@ class CovariancePool(Pool):
         self.weighting = weighting or Weighting()
         self.elementwise = elementwise or nn.Identity()
         self.normalization: Normalization = normalization or MatrixRoot(method, **method_options)
+        self.in_range = elementwise is not None or self.normalization.in_range
         self.matrix_size = self.channels + self.weighting.added_channels
         self.out_features = packed_size(self.matrix_size) if vectorize == "triu" else self.matrix_size**2
 
@@ -141,6 +142,10 @@ class CovariancePool(Pool):
     def is_exportable(self) -> bool:
         return self.normalization.is_exportable
 
+    @property
+    def needs_positions(self) -> bool:
+        return self.centered
+
     def entries(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         X, centered = self.weighting(X, mask), self.centered
         if mask is not None:
@@ -148,7 +153,7 @@ class CovariancePool(Pool):
         return self.normalization(X, centered, self.compute, self.vectorize)
 
     def represent(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.elementwise(self.entries(X, mask)).to(X.dtype)
+        return self.in_precision(self.elementwise(self.entries(X, mask)), X)
 
     def matrix(self, vectors: Tensor) -> Tensor:
         self._check_width(vectors)

@@ -112,6 +112,10 @@ class CrossCovariancePool(Pool):
             begin, end = (rows, columns) if heads == 1 else (columns // heads, rows // heads)
             self.normalization = SingularValuePower(begin, end, **options, **factory)
 
+    @property
+    def needs_positions(self) -> bool:
+        return self.centered is True
+
     def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Both reductions (B, C₁ + C₂, M), or the input itself (B, C, M) without them."""
         maps = self.to_maps(x)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_integer, check_number
-from ..linalg.tensors import autocast_off, power_of_two
+from ..linalg.tensors import autocast_off, power_of_two, product
 from ..tables import About
 from .base import POOLS, widened
 from .covariance_pool import CovariancePool, Weighting, bilinear_pool
@@ -73,11 +73,11 @@ class DemocraticWeighting(Weighting):
             scale = power_of_two(wide)
             Y = wide / scale
             dead = Y.detach().square().sum(-2) <= limits.eps**2
-            K = (Y.transpose(-2, -1) @ Y).square()
+            K = product(Y.transpose(-2, -1), Y).square()
             target = torch.where(dead, 1.0, K.sum(-1)) ** self.gamma
             alpha = torch.ones_like(target)
             for _ in range(self.iterations):
-                contribution = alpha * (K @ alpha.unsqueeze(-1)).squeeze(-1)
+                contribution = alpha * product(K, alpha.unsqueeze(-1)).squeeze(-1)
                 # Dead positions are cut out before the power, whose slope at zero would be infinite.
                 ratio = torch.where(dead, 1.0, target / torch.where(dead, 1.0, contribution))
                 alpha = alpha * ratio**self.damping

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..checks import check_integer, is_integer
 from ..errors import OptionError
 from ..linalg import covariance
-from ..linalg.tensors import autocast_off
+from ..linalg.tensors import autocast_off, power_of_two, product
 from ..tables import About
 from .base import POOLS, Pool, widened
 from .positions import counted
@@ -47,6 +47,8 @@ class LowRankBilinearPool(Pool):
         torch.Size([2, 10])
     """
 
+    centered = False
+    in_range = False
     default_channels = 100
     default_reductions = ("projection", "projection")
 
@@ -77,13 +79,19 @@ class LowRankBilinearPool(Pool):
     def represent(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         with autocast_off(X.device.type):
             wide = widened(X) if mask is None else counted(X, mask, False)
+            # Squares leave the range before their mean does; a power of two does not round.
+            unit = power_of_two(wide)
+            wide = wide / unit
             directions = self.factors.to(wide.dtype).flatten(0, 2)
             if wide.shape[1] < wide.shape[2]:
-                energies = (directions @ covariance(wide, centered=False) * directions).sum(-1)
+                A = covariance(wide, centered=False)
+                images = product(A.flatten(0, 1), directions.T).unflatten(0, A.shape[:2])
+                energies = (images * directions.T).sum(1)
             else:
-                energies = (directions @ wide).square().mean(-1)
+                rows = wide.transpose(1, 2)
+                energies = product(rows.flatten(0, 1), directions.T).unflatten(0, rows.shape[:2]).square().mean(1)
             positive, negative = energies.unflatten(-1, self.factors.shape[:3]).sum(-1).unbind(-1)
-            return (positive - negative).to(X.dtype)
+            return self.in_precision((positive - negative) * unit.squeeze(-1).square(), X)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rank={self.rank}"

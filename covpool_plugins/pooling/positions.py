@@ -58,6 +58,12 @@ def on_rows(function: Callable[[Tensor], Tensor], rows: Tensor, mask: Tensor) ->
     return result.new_zeros(len(rows), result.shape[1]).index_put((mask,), result)
 
 
+def is_one_position(X: Tensor) -> bool:
+    """Whether features (B, C, M) have a single position; not asked of a program that is recorded or mapped."""
+    recorded = torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
+    return not recorded and not torch._C._are_functorch_transforms_active() and X.shape[-1] == 1
+
+
 def count_positions(X: Tensor, mask: Tensor | None) -> Tensor | int:
     """How many positions of features (B, C, M) count, for the division of sums: M, or (B, 1, 1), at least one."""
     return X.shape[-1] if mask is None else mask.sum(-1).clamp_min(1)[:, None, None].to(X.dtype)

@@ -92,6 +92,7 @@ class SingularValuePower(Normalization):
             raise OptionError(f"svpn: n={n} needs iterations >= 2, got 1, which finds a single triplet")
         check_choice("svpn: start", start, STARTS)
         self.alpha = float(alpha)
+        self.in_range = alpha <= 0.5
         self.iterations = iterations
         self.n = n
         self.eps = float(eps)

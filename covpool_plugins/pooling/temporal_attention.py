@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..linalg.tensors import autocast_off
+from ..linalg.tensors import autocast_off, product
 from .base import widened
 from .positions import mean_over_positions, on_rows, only
 
@@ -79,13 +79,13 @@ class SpatialAttention(nn.Module):
         rows = X.transpose(2, 3)
         queries = _frames_before(_linear(self.query, rows), 1)
         keys = _frames_before(_linear(self.key, rows), 2)
-        scores = queries @ keys.transpose(2, 3) / X.shape[2] ** 0.5
+        scores = product(queries, keys.transpose(2, 3)) / X.shape[2] ** 0.5
         if mask is not None:  # a position is gathered from this frame by what the key frame shows there
             scores = scores.masked_fill(~(mask & _frames_before(mask, 2)).unsqueeze(2), torch.finfo(X.dtype).min)
         return scores.softmax(dim=-1)
 
     def forward(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
-        gathered = self.weights(X, mask) @ _linear(self.value, X.transpose(2, 3))
+        gathered = product(self.weights(X, mask), _linear(self.value, X.transpose(2, 3)))
         rows = gathered.flatten(0, 2).to(self.norm.weight.dtype)
         rows = self.norm(rows) if mask is None else on_rows(self.norm, rows, mask.flatten())
         return rows.to(X.dtype).reshape(gathered.shape).transpose(2, 3)
@@ -107,11 +107,12 @@ class TemporalConvolution(nn.Module):
 
     def forward(self, X: Tensor) -> Tensor:
         weight, bias = self.conv.weight.to(X.dtype), self.conv.bias.to(X.dtype)  # type: ignore[union-attr]
-        margin = weight.shape[2] // 2
-        Y = X.transpose(1, 2)
-        if margin:
-            Y = torch.cat([Y[:, :, -margin:], Y, Y[:, :, :margin]], dim=2)
-        return nn.functional.conv2d(Y, weight, bias).transpose(1, 2)
+        steps = weight.shape[2]
+        # As one product: of a convolution the backward pass would be autocast.
+        around = [X.roll(steps // 2 - step, dims=1) for step in range(steps)]
+        rows = torch.cat(around, dim=2).transpose(2, 3)
+        kernel = weight.squeeze(-1).permute(0, 2, 1).flatten(1)
+        return (product(rows.flatten(0, 2), kernel.T) + bias).reshape(rows.shape[:3] + bias.shape).transpose(2, 3)
 
 
 class TemporalAttention(nn.Module):
@@ -162,7 +163,8 @@ def _flat(mask: Tensor | None) -> Tensor | None:
 
 def _linear(layer: nn.Linear, rows: Tensor) -> Tensor:
     """The layer in the precision of its input."""
-    return nn.functional.linear(rows, layer.weight.to(rows.dtype), layer.bias.to(rows.dtype))
+    result = product(rows.flatten(0, -2), layer.weight.to(rows.dtype).T) + layer.bias.to(rows.dtype)
+    return result.unflatten(0, rows.shape[:-1])
 
 
 def _frames_before(rows: Tensor, steps: int) -> Tensor:
