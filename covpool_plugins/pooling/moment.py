@@ -11,10 +11,9 @@ from torch.nn import functional as F
 
 from ..checks import check_choice, check_flag, check_integer, is_integer
 from ..errors import OptionError
-from ..linalg import smaller_covariance
-from ..linalg.tensors import autocast_off
+from ..linalg.tensors import autocast_off, product
 from ..tables import About
-from .base import POOLS, TOKEN_FORMATS, Pool, Spectrum, widened
+from .base import POOLS, TOKEN_FORMATS, Pool, widened
 from .positions import mean_over_positions, only, reduced_positions
 from .reduction import REDUCTIONS
 
@@ -145,24 +144,25 @@ class MomentPool(Pool):
         heads = _layer_norm(heads, self.norm)  # (B, h, M, w)
         if mask is None:
             heads = heads - heads.mean((2, 3), keepdim=True)
-            return heads[:, :-1].transpose(2, 3) @ heads[:, 1:] / X.shape[-1]
+            return product(heads[:, :-1].transpose(2, 3), heads[:, 1:]) / X.shape[-1]
         hidden, count = ~mask[:, None, :, None], mask.sum(-1).clamp_min(1)[:, None, None, None]
         means = heads.masked_fill(hidden, 0.0).mean(3, keepdim=True).sum(2, keepdim=True) / count
         heads = (heads - means).masked_fill(hidden, 0.0)
-        return heads[:, :-1].transpose(2, 3) @ heads[:, 1:] / count
+        return product(heads[:, :-1].transpose(2, 3), heads[:, 1:]) / count
 
     def convolve(self, Z: Tensor) -> Tensor:
         """The cross-covariances (B, h - 1, w, w) after the convolutions, in the precision they come in."""
         for index, (weight,) in enumerate(conv.parameters() for conv in self.convolutions):
-            # The parameters may be of half precision; the covariances never are.
-            Z = F.conv2d(F.gelu(Z) if index else Z, weight.to(Z.dtype), stride=STRIDE)
+            # The parameters may be of half precision; the covariances never are. As a product, for the backward pass of
+            # a convolution may be autocast.
+            side = (Z.shape[-1] - KERNEL) // STRIDE + 1
+            patches = F.unfold(F.gelu(Z) if index else Z, KERNEL, stride=STRIDE).transpose(1, 2)
+            rows = product(patches.flatten(0, 1), weight.to(Z.dtype).flatten(1).T)
+            Z = rows.unflatten(0, patches.shape[:2]).transpose(1, 2).unflatten(2, (side, side))
         return Z
 
-    @torch.no_grad()
-    def spectrum(self, x: Tensor) -> Spectrum:
-        """Eigenvalues of the covariance of the reduced features, and what they tell of its condition."""
-        X = self.features(x)[:, self.in_channels :]
-        return Spectrum.of(torch.linalg.eigvalsh(smaller_covariance(X.double())))
+    def varying(self, X: Tensor) -> Tensor:
+        return X[:, self.in_channels :]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, heads={self.heads}, first_order={self.first_order!r}"

@@ -34,4 +34,4 @@ class ScaleFreePool(CovariancePool):
         return self.represent(X, mask) * total ** (1 - self.degree // 2)
 
     def represent(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
-        return super().entries(X, mask).to(X.dtype)
+        return self.in_precision(super().entries(X, mask), X)
