@@ -158,7 +158,7 @@ class MomentPool(Pool):
             side = (Z.shape[-1] - KERNEL) // STRIDE + 1
             patches = F.unfold(F.gelu(Z) if index else Z, KERNEL, stride=STRIDE).transpose(1, 2)
             rows = product(patches.flatten(0, 1), weight.to(Z.dtype).flatten(1).T)
-            Z = rows.unflatten(0, patches.shape[:2]).transpose(1, 2).unflatten(2, (side, side))
+            Z = rows.reshape(-1, side, side, len(weight)).permute(0, 3, 1, 2)
         return Z
 
     def varying(self, X: Tensor) -> Tensor:
