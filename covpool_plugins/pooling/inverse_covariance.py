@@ -46,6 +46,7 @@ class Precision(Normalization):
     def __init__(self, *, iterations: int = INVERSE_STEPS) -> None:
         super().__init__()
         check_integer("precision: iterations", iterations)
+        self.in_range = False
         self.iterations = iterations
 
     @property

@@ -11,10 +11,9 @@ from torch.nn import functional as F
 
 from ..checks import check_choice, check_flag, check_integer, is_integer
 from ..errors import OptionError
-from ..linalg import smaller_covariance
 from ..linalg.tensors import autocast_off, product
 from ..tables import About
-from .base import POOLS, TOKEN_FORMATS, Pool, Spectrum, widened
+from .base import POOLS, TOKEN_FORMATS, Pool, widened
 from .held_size import squared_size
 from .positions import mean_over_positions, only, reduced_positions
 from .reduction import REDUCTIONS
@@ -168,11 +167,8 @@ class MomentPool(Pool):
             Z = F.conv2d(F.gelu(Z) if index else Z, weight.to(Z.dtype), stride=STRIDE)
         return Z
 
-    @torch.no_grad()
-    def spectrum(self, x: Tensor) -> Spectrum:
-        """Eigenvalues of the covariance of the reduced features, and what they tell of its condition."""
-        X = self.features(x)[:, self.in_channels :]
-        return Spectrum.of(torch.linalg.eigvalsh(smaller_covariance(X.double())))
+    def varying(self, X: Tensor) -> Tensor:
+        return X[:, self.in_channels :]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, heads={self.heads}, first_order={self.first_order!r}"
