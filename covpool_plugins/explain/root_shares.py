@@ -19,7 +19,7 @@ from torch import Tensor
 from ..linalg import EigenMethod, Exact, Method
 from ..linalg.covariance import center
 from ..linalg.feature_functions import Rule, decompose_features
-from ..pooling import CovariancePool, MatrixPower, MatrixRoot, Pool
+from ..pooling import CovariancePool, MatrixPower, MatrixRoot, Pool, Weighting
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ def root_method(pool: Pool) -> Method | None:
     """How a pool takes the square root of a covariance, if its vector is that root and nothing else."""
     if not isinstance(pool, CovariancePool):
         return None
-    if not all(isinstance(part, torch.nn.Identity) for part in (pool.weighting, pool.elementwise)):
+    if not all(type(part) in (Weighting, torch.nn.Identity) for part in (pool.weighting, pool.elementwise)):
         return None
     normalization = pool.normalization
     if isinstance(normalization, MatrixPower):

@@ -19,7 +19,7 @@ from ..linalg.covariance import center
 from ..linalg.feature_functions import FeatureFunction, Rule, decompose_features, function_of_features
 from ..linalg.methods.base import SpectralMethod
 from ..linalg.spectral import Damped, NegativeExponential
-from ..linalg.tensors import apply, autocast_off, is_plain, product
+from ..linalg.tensors import apply, autocast_off, is_plain, product, save
 
 SQUARINGS, DEGREE = 26, 8  # eigenvalues up to 2^24, to 1e-8
 
@@ -54,7 +54,7 @@ class DampedSum(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         *tensors, ctx.centered = inputs
-        ctx.save_for_backward(*tensors)
+        save(ctx, *tensors)
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple:

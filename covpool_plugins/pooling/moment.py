@@ -14,6 +14,7 @@ from ..errors import OptionError
 from ..linalg.tensors import autocast_off, product
 from ..tables import About
 from .base import POOLS, TOKEN_FORMATS, Pool, widened
+from .held_size import squared_size
 from .positions import mean_over_positions, only, reduced_positions
 from .reduction import REDUCTIONS
 
@@ -126,6 +127,15 @@ class MomentPool(Pool):
         return torch.cat([first, reduced_positions(self.reduction, maps, mask)], dim=1)
 
     def represent(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
+        return torch.cat(self._moments(X, mask), dim=1).to(X.dtype)
+
+    def entries(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The second moment times the squared size of what it is made of, which its norms take away."""
+        first, second = self._moments(X, mask)
+        factor = squared_size(X[:, self.in_channels :], mask)
+        return torch.cat([first, second * factor], dim=1)
+
+    def _moments(self, X: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         wide = widened(X)
         first, projected = wide[:, : self.in_channels], wide[:, self.in_channels :]
         with autocast_off(X.device.type):
@@ -133,7 +143,7 @@ class MomentPool(Pool):
             if isinstance(self.first_norm, nn.LayerNorm):
                 mean = _layer_norm(mean, self.first_norm)
             Z = F.normalize(self.cross_covariances(projected, mask), dim=2, eps=EPS_OF_COLUMNS)
-            return torch.cat([mean, self.convolve(Z).flatten(1)], dim=1).to(X.dtype)
+            return mean, self.convolve(Z).flatten(1)
 
     def cross_covariances(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         """Z (B, h - 1, w, w) for features (B, d, M)."""
