@@ -10,10 +10,10 @@ from torch import Tensor
 from ..checks import check_integer
 from ..linalg import covariance, smaller_covariance
 from ..linalg.iterations import fewer_positions
-from ..linalg.tensors import power_of_two, product, trace, transpose
+from ..linalg.tensors import product, trace, transpose
 from ..tables import About
 from .base import POOLS
-from .held_size import HeldSizePool
+from .held_size import HeldSizePool, of_unit_size
 from .normalizations import Normalization
 from .positions import counted
 
@@ -49,7 +49,7 @@ class MaxExp(Normalization):
         return True
 
     def of_features(self, X: Tensor, centered: bool) -> Tensor:
-        Y = counted(X / power_of_two(X), None, centered)
+        Y = counted(of_unit_size(X), None, centered)
         few = fewer_positions(X)
         A = smaller_covariance(Y, centered=False) if few else covariance(Y, centered=False)
         total = trace(A)

@@ -14,7 +14,7 @@ POOLS = list_pools()
 # Their gradient is no derivative of what they compute.
 APPROXIMATE = {"svdtaylor", "svdpi", "svdtrunc", "svdtopn", "svdoriginal", "svdnewton"}
 EXACT = [name for name in POOLS if name not in APPROXIMATE]
-POSITIONS = [3, 6]  # fewer than channels, more
+POSITIONS = [3, pytest.param(6, marks=pytest.mark.slow)]  # fewer than channels, more
 
 
 def represent_and_features(name, positions, channels=4):
@@ -65,14 +65,21 @@ def test_gradients_of_samples_by_vmap(name):
     assert relative_error(torch.func.vmap(torch.func.grad(loss))(X), leaf.grad) < 1e-9
 
 
-@pytest.mark.filterwarnings("ignore")  # torch.ao is deprecated
 @pytest.mark.parametrize("name", POOLS)
-def test_the_pool_is_a_leaf_for_fx_and_quantisation(name):
+def test_the_pool_is_a_leaf_for_fx(name):
     pool = create_pool(name, 4)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), pool, nn.Linear(pool.out_features, 2)).eval()
     x = torch.randn(2, 3, 4, 4)
     graph = torch.fx.symbolic_trace(model)
     assert [node.op for node in graph.graph.nodes].count("call_module") == 3
     assert torch.equal(graph(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.ao is deprecated
+@pytest.mark.parametrize("name", ["svdpade", "cbp"])
+def test_quantisation_takes_the_pool_as_it_is(name):
+    pool = create_pool(name, 4)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), pool, nn.Linear(pool.out_features, 2)).eval()
+    x = torch.randn(2, 3, 4, 4)
     prepared = quantize_fx.prepare_fx(copy.deepcopy(model), get_default_qconfig_mapping("qnnpack"), (x,))
     assert relative_error(prepared(x), model(x)) < 0.1
