@@ -5,7 +5,7 @@ from .base import POOLS, Pool, Spectrum, create_pool, list_pools, pool_options
 from .bilinear import BilinearPool
 from .channel_dropout import AdaptiveChannelDropout
 from .compact_bilinear import CompactBilinearPool
-from .covariance_pool import CovariancePool
+from .covariance_pool import CovariancePool, Weighting
 from .cross_covariance import CrossCovariancePool
 from .democratic import DemocraticWeighting
 from .elementwise import SignedRootL2
@@ -46,6 +46,7 @@ __all__ = [
     "SingularValuePower",
     "Spectrum",
     "TemporalPool",
+    "Weighting",
     "create_pool",
     "list_pools",
     "pool_options",

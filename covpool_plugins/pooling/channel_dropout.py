@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checks import check_flag, check_number
 from ..linalg.tensors import autocast_off
 from ..tables import About
 from .base import POOLS, widened
-from .covariance_pool import CovariancePool
+from .covariance_pool import CovariancePool, Weighting
 from .normalizations import Plain
+from .positions import counted
+from .reduction import DEFAULT_CHANNELS, reduced_channels
 
 # log2(256) / 16 = 1/2: the common rate of dropout for the common number of channels.
 BITS_AT_RATE_ONE = 16
 LARGEST_RATE = 0.9
 
 
-class AdaptiveChannelDropout(nn.Module):
+class AdaptiveChannelDropout(Weighting):
     """Features (B, C, M) with channels dropped while training, as they are otherwise.
 
     As in the paper, whole channels are dropped just before the covariance, in a way that trades the information they
@@ -87,10 +89,10 @@ class AdaptiveChannelDropout(nn.Module):
             logit = math.log(self.rate) - math.log1p(-self.rate)
             return (logit + excess - excess.mean(-1, keepdim=True)).sigmoid()
 
-    def forward(self, X: Tensor) -> Tensor:
+    def forward(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         if not self.training:
             return X
-        keep = 1 - self.probabilities(X)
+        keep = 1 - self.probabilities(X if mask is None else counted(X, mask, True))
         factor = (torch.rand_like(keep) < keep) / keep
         return (X * factor.unsqueeze(-1)).to(X.dtype)
 
@@ -103,8 +105,18 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
     return a / torch.where(b == 0, 1.0, b)
 
 
-POOLS.add(
-    "dropcov",
-    partial(CovariancePool, pool_type="dropcov", weighting=AdaptiveChannelDropout, normalization=Plain),
-    About("covariance; training drops channels by an adaptive rule", "exact", "NeurIPS 2022"),
-)
+def dropcov(
+    in_channels: int,
+    *,
+    rate: float | None = None,
+    adaptive: bool = True,
+    reduce_channels: int | str | None = "default",
+    **shared: Any,
+) -> CovariancePool:
+    channels = reduced_channels(in_channels, reduce_channels, DEFAULT_CHANNELS)
+    weighting = AdaptiveChannelDropout(channels, rate=rate, adaptive=adaptive)
+    shared |= dict(reduce_channels=reduce_channels, weighting=weighting, normalization=Plain())
+    return CovariancePool(in_channels, pool_type="dropcov", **shared)
+
+
+POOLS.add("dropcov", dropcov, About("covariance; training drops channels by an adaptive rule", "exact", "NeurIPS 2022"))

@@ -8,14 +8,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_choice, check_known
+from ..checks import check_choice
 from ..errors import OptionError
 from ..linalg.tensors import autocast_off, product, transpose
 from ..tables import About
-from .base import POOLS, InputFormat, Pool, widened
-from .covariance_pool import options_of
+from .base import LAYOUT_OPTIONS, POOLS, InputFormat, Pool
+from .positions import counted, reduced_positions
 from .reduction import reduced_channels
-from .singular_value_power import SingularValuePower, centered_features
+from .singular_value_power import SingularValuePower, Start
 
 CrossNormalization = Literal["svpn", "none"]
 NORMALIZATIONS: tuple[str, ...] = get_args(CrossNormalization)
@@ -36,7 +36,7 @@ class CrossCovariancePool(Pool):
         centered: subtract the means over the positions.
         normalization: ``svpn`` or ``none``.
         input_fmt, num_prefix_tokens: see :class:`Pool`.
-        options: of :class:`SingularValuePower`, for example ``n=3, iterations=2``.
+        alpha, iterations, n, start, eps: of :class:`SingularValuePower`.
 
     Source: Xie, Zeng, Wang, Zhang & Li, "So-ViT: Mind Visual Tokens for Vision Transformer", arXiv 2104.10935, 2021.
 
@@ -48,6 +48,8 @@ class CrossCovariancePool(Pool):
         torch.Size([2, 128])
     """
 
+    shared_options = LAYOUT_OPTIONS
+
     def __init__(
         self,
         in_channels: int,
@@ -56,11 +58,15 @@ class CrossCovariancePool(Pool):
         reduction: str | None = None,
         centered: bool = True,
         normalization: CrossNormalization = "svpn",
+        alpha: float = 0.5,
+        iterations: int = 1,
+        n: int | None = 1,
+        start: Start = "learned",
+        eps: float = 1e-5,
         input_fmt: InputFormat = "NCHW",
         num_prefix_tokens: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **options: Any,
     ) -> None:
         check_choice("crosscov: normalization", normalization, NORMALIZATIONS)
         rows, columns = _channels(in_channels, reduce_channels)
@@ -72,30 +78,29 @@ class CrossCovariancePool(Pool):
             num_prefix_tokens=num_prefix_tokens,
         )
         self.out_features = rows * columns
-        check_known("pool 'crosscov'", options, [*self.part_options(normalization), *self.options()])
         self.both_channels = (rows, columns)
         self.centered = centered
         reduced = () if reduce_channels is None else self.both_channels
         self.reductions = nn.ModuleList(self.build_reductions(reduced, reduction, device=device, dtype=dtype))
         self.normalization: SingularValuePower | None = None
         if normalization == "svpn":
+            options: dict[str, Any] = dict(alpha=alpha, iterations=iterations, n=n, start=start, eps=eps)
             self.normalization = SingularValuePower(rows, columns, **options, device=device, dtype=dtype)
 
-    @classmethod
-    def part_options(cls, normalization: str = "svpn", **decided: Any) -> list[str]:
-        return options_of(SingularValuePower) if normalization == "svpn" else []
+    @property
+    def needs_positions(self) -> bool:
+        return self.centered is True
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Both reductions (B, C₁ + C₂, M), or the input itself (B, C, M) without them."""
         maps = self.to_maps(x)
-        if len(self.reductions) == 0:
-            return maps.flatten(2)
-        return torch.cat([reduction(maps) for reduction in self.reductions], dim=1).flatten(2)
+        reductions = self.reductions if len(self.reductions) else [self.reduction]
+        return torch.cat([reduced_positions(reduction, maps, mask) for reduction in reductions], dim=1)
 
-    def represent(self, X: Tensor) -> Tensor:
+    def represent(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         Y, Z = X.split(self.both_channels, dim=1) if len(self.reductions) else (X, X)
         with autocast_off(X.device.type):
-            Yc, Zc = (centered_features(widened(part), self.centered) for part in (Y, Z))
+            Yc, Zc = (counted(part, mask, self.centered) for part in (Y, Z))
             Yc = Yc / X.shape[-1]
             if self.normalization is None:
                 Q = product(Yc, transpose(Zc))

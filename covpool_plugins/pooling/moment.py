@@ -14,6 +14,7 @@ from ..linalg import smaller_covariance
 from ..linalg.tensors import autocast_off
 from ..tables import About
 from .base import POOLS, Pool, Spectrum, widened
+from .positions import counted, mean_over_positions, only, reduced_positions
 
 FirstOrder = Literal["mean", "token"]
 FIRST_ORDERS: tuple[str, ...] = get_args(FirstOrder)
@@ -41,7 +42,7 @@ class MomentPool(Pool):
         convolutions: how many, 0 for the plain cross-covariances; each halves the matrices.
         first_order: ``mean`` over the positions, or ``token``, the first of the prefix tokens.
         centered: subtract the mean over the positions from the heads.
-        common: ``reduce_channels`` (d, 768 by default), ``reduction``, ``input_fmt`` and the others of :class:`Pool`.
+        shared: ``reduce_channels`` (d, 768 by default), ``reduction``, ``input_fmt`` and the others of :class:`Pool`.
 
     Source: Gao, Wang, Lin, Zhu, Hu & Zhou, "Tuning Pre-trained Model via Moment Probing", ICCV 2023.
 
@@ -65,11 +66,11 @@ class MomentPool(Pool):
         centered: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **common: Any,
+        **shared: Any,
     ) -> None:
         check_integer("moment: convolutions", convolutions, 0)
         check_choice("moment: first_order", first_order, FIRST_ORDERS)
-        super().__init__(in_channels, pool_type="moment", device=device, dtype=dtype, **common)
+        super().__init__(in_channels, pool_type="moment", device=device, dtype=dtype, **shared)
         heads = math.gcd(DEFAULT_HEADS, self.channels) if heads is None else heads
         if not is_integer(heads) or self.channels % heads:
             raise OptionError(f"moment: heads must be a divisor of the {self.channels} channels, got {heads!r}")
@@ -87,25 +88,28 @@ class MomentPool(Pool):
             for _ in range(convolutions)
         )
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         maps = self.to_maps(x)
-        first = maps.flatten(2)
+        first = only(maps.flatten(2), mask)
         if self.first_order == "token":
             # As if every position were the class token, whose mean is the token.
-            first = x[:, 0].unsqueeze(-1).expand_as(first)
-        return torch.cat([first, self.reduction(maps).flatten(2)], dim=1)
+            first = only(x[:, 0].unsqueeze(-1).expand_as(first), mask)
+        return torch.cat([first, reduced_positions(self.reduction, maps, mask)], dim=1)
 
-    def represent(self, X: Tensor) -> Tensor:
+    def represent(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         wide = widened(X)
         with autocast_off(X.device.type):
-            mean = wide[:, : self.in_channels].mean(-1)
-            second = self.convolve(self.cross_covariances(wide[:, self.in_channels :])).flatten(1)
+            mean = mean_over_positions(wide[:, : self.in_channels], mask).squeeze(-1)
+            heads = wide[:, self.in_channels :]
+            if mask is not None:
+                heads = counted(heads, mask, self.centered)
+            second = self.convolve(self.cross_covariances(heads, centered=mask is None and self.centered)).flatten(1)
             return torch.cat([mean, second], dim=1).to(X.dtype)
 
-    def cross_covariances(self, X: Tensor) -> Tensor:
+    def cross_covariances(self, X: Tensor, centered: bool) -> Tensor:
         """Z (B, h, d/h, d/h) for features (B, d, M)."""
         heads = X.unflatten(1, (self.heads, -1))
-        if self.centered:
+        if centered:
             heads = heads - heads.mean(-1, keepdim=True)
         return heads @ heads.roll(-1, dims=1).transpose(-2, -1) / X.shape[-1]
 

@@ -18,7 +18,7 @@ OPTIONS = [
     ("isqrt", dict(reduction="conv"), "unknown reduction 'conv'; available: conv-bn-relu, "),
     ("isqrt", dict(vectorize="tril"), "vectorize must be one of full, triu, got 'tril'"),
     ("isqrt", dict(compute="half"), "compute must be one of mixed, float32, float64, got 'half'"),
-    ("isqrt", dict(input_fmt="NHCW"), "input_fmt must be one of NCHW, NHWC, NLC, got 'NHCW'"),
+    ("isqrt", dict(input_fmt="NHCW"), "input_fmt must be one of NCHW, NHWC, NLC, NCL, NCDHW, got 'NHCW'"),
     ("bcnn", dict(reduction="conv-bn-relu"), "reduction='conv-bn-relu' needs reduce_channels"),
     ("cbp", dict(projection=0), f"projection {COUNT}"),
     ("cbp", dict(seed=-1), "seed must be an integer from 0 to .*, got -1"),
@@ -35,7 +35,6 @@ OPTIONS = [
     ("crosscov", dict(reduce_channels=(6, 4), iterations=2, n=5), "svpn: n must be an integer from 1 to 4 or None"),
     ("crosscov", dict(reduce_channels=(6, 4, 2)), r"one or two positive integers or None, got \(6, 4, 2\)"),
     ("crosscov", dict(normalization="root"), "normalization must be one of svpn, none, got 'root'"),
-    ("crosscov", dict(normalization="none", n=1), "'crosscov' has no option 'n'; its options: reduce_channels"),
     ("temporal", dict(frames=0), f"frames {COUNT}"),
     ("temporal", dict(gate_channels=0), f"gate_channels {COUNT}"),
     ("temporal", dict(level="clip"), "level must be one of video, frame, got 'clip'"),
@@ -65,6 +64,30 @@ CALLS = [
     (lambda: BilinearPool(4, 5)(MAPS, MAPS), r"second input\) pool: expected NCHW with in_channels=5, got shape"),
     (lambda: BilinearPool(4)(MAPS, MAPS[:, :, 1:]), r"same batch and positions, got .* \(2, 4, 9\) and \(2, 4, 6\)"),
     (lambda: SingularValuePower(6, 5).function(MAPS), r"svpn: expected matrices \(..., 6, 5\), got \(2, 4, 3, 3\)"),
+]
+TOKENS = torch.ones(2, 3, 4)
+CALLS += [
+    (lambda m=mask: create_pool("gap", 4, input_fmt="NLC", num_prefix_tokens=1)(TOKENS, m), message)
+    for mask, message in [
+        (torch.ones(2, 3, dtype=torch.bool), r"mask must be \(batch, positions\), here \(2, 2\), got shape \(2, 3\)"),
+        (torch.ones(2, 2), "mask must be a boolean tensor, got torch.float32"),
+        ([[True]], "mask must be a boolean tensor, got list"),
+    ]
+]
+CALLS += [
+    (lambda: create_pool("gap", 4).matrix(torch.ones(2, 4)), "gap pool: its vectors hold no symmetric matrices"),
+    (
+        lambda: create_pool("isqrt", 4).matrix(torch.ones(2, 9)),
+        r"isqrt pool: expected vectors \(..., 10\), got shape \(2, 9\)",
+    ),
+    (
+        lambda: create_pool("isqrt", 4, reduce_channels=None)(MAPS, torch.zeros(2, 9)),
+        "mask must be a boolean tensor",
+    ),
+    (
+        lambda: create_pool("isqrt", 4)(MAPS, torch.zeros(2, 9, dtype=torch.bool)),
+        "no positions to train a batch norm on",
+    ),
 ]
 CALLS += [(lambda n=name, o=options: create_pool(n, 8, **o), message) for name, options, message in OPTIONS]
 
