@@ -24,6 +24,7 @@ class AttentivePool(nn.Module):
         OptionError: for ``heads`` that are no positive integer.
 
     Examples:
+        >>> from covpool_plugins.probe.attention import AttentivePool
         >>> AttentivePool(16)(torch.randn(2, 49, 16)).shape
         torch.Size([2, 16])
     """

@@ -21,6 +21,7 @@ from ..checks import check_integer
 from ..errors import OptionError, ShapeError, UnknownNameError
 from ..files import check_folder, write_atomically
 from ..pictures import Picture, read_picture
+from ..timm_plugin.backbones import input_size
 
 VERSION = 1  # of what is kept; another one is computed anew
 
@@ -124,8 +125,8 @@ def _transform(network: Any, size: int | None, transform: Any) -> tuple[Callable
         return transform, repr(transform)
     if not hasattr(network, "pretrained_cfg"):
         raise OptionError("a model that is not timm's needs transform=, which makes (3, H, W) of a picture")
-    changes = {} if size is None else {"input_size": (3, size, size)}
-    config = resolve_model_data_config(network, changes)
+    config = resolve_model_data_config(network)
+    config["input_size"] = input_size(network, config["input_size"][0]) if size is None else (3, size, size)
     return create_transform(**config, is_training=False), sorted((k, str(v)) for k, v in config.items())
 
 

