@@ -48,7 +48,7 @@ def test_a_masked_sample_is_the_shorter_one(name, training):
 @pytest.mark.parametrize("name", list_pools())
 def test_batch_norm_takes_its_statistics_of_what_counts(name):
     """Every sample has as many positions, in other places, so that the batch could be given without a mask."""
-    options = {"reduce_channels": 5, "reduction": "conv-bn-relu"} if "reduction" in pool_options(name) else {}
+    options = {"reduce_channels": 8, "reduction": "conv-bn-relu"} if "reduction" in pool_options(name) else {}
     pool, other = (create_pool(name, CHANNELS, input_fmt="NCL", **options).double() for _ in range(2))
     other.load_state_dict(pool.state_dict())
     x = torch.randn(2, CHANNELS, 7, dtype=torch.float64)
