@@ -24,6 +24,7 @@ from covpool_plugins.probe import packaged_weights
 from covpool_plugins.timm_plugin import create_model, list_heads
 
 from .labelled import LabelledFiles, folds, labelled_files, read_squares
+from .modes import environment
 from .training import DivergedError, cosine, fit
 
 BASELINE = "gap"
@@ -64,6 +65,7 @@ class FinetuneRun:
         pictures: accuracy on the pictures, by the mean of the scores of their crops, in percent.
         loss: of the last epoch.
         seconds: of the whole training.
+        device: what it ran on.
     """
 
     row: str
@@ -77,6 +79,7 @@ class FinetuneRun:
     pictures: float | None = None
     loss: float | None = None
     seconds: float | None = None
+    device: str = ""
 
     @property
     def job(self) -> tuple[str, int, int, float, float]:
@@ -200,7 +203,8 @@ def train(
     def done(**results: Any) -> FinetuneRun:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         settings = (row, fold, seed, learning_rate, classifier_rate, parameters, model.get_classifier().in_features)
-        return FinetuneRun(*settings, seconds=time.perf_counter() - start, **results)
+        name = environment(device)["device"]
+        return FinetuneRun(*settings, seconds=time.perf_counter() - start, device=name, **results)
 
     schedule = cosine(optimizer, recipe.epochs, 1)
     try:

@@ -29,12 +29,14 @@ from .training import train_all
 
 ROWS = (
     "gap",
-    "gap(last_stride=1)",
     "svdpade",
+    "gap(last_stride=1)",
     "svdpade(last_stride=1)",
     "svdpade(last_stride=1, centered=False)",
     "isqrt(last_stride=1)",
+    "gaussian(last_stride=1)",
     "ibcnn(last_stride=1)",
+    "moment(last_stride=1, reduce_channels=768)",
 )
 RATES = tuple(product((3e-4, 1e-3), (1e-3, 1e-2)))  # of the network and of the classifier
 SETTINGS = ("epochs", "size", "channels", "folds")
@@ -73,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
     weights_of(recipe.backbone, recipe.packages)
     facts = {
         **environment(options.device),
-        "recipe": {**asdict(recipe), "images": recipe.images.name, "packages": None},
+        "recipe": {**asdict(recipe), "images": recipe.images.name, "packages": None, "device": None},
         "classes": files.classes,
         "pictures": len(files.paths),
         "groups": len(np.unique(files.groups)),
