@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from .features import Features, cached_features
 from .packaged_weights import packaged_weights
+from .saving import model_with_probe
 
 if TYPE_CHECKING:
     from .estimator import SecondOrderProbe, list_probe_pools
 
-__all__ = ["Features", "SecondOrderProbe", "cached_features", "list_probe_pools", "packaged_weights"]
+__all__ = ["Features", "SecondOrderProbe", "cached_features", "list_probe_pools", "model_with_probe", "packaged_weights"]
 
 
 def __getattr__(name: str) -> Any:

@@ -96,7 +96,7 @@ def test_rates_are_chosen_on_the_first_fold_only():
 def command(tmp_path, without_packages):
     """The arguments of a comparison that takes a second."""
     images = write_classes(tmp_path / "images", 3, (48, 48))
-    settings = {"backbone": "resnet10t", "folds": 3, "epochs": 1, "size": 32, "channels": 4, "seeds": 1}
+    settings = {"backbone": "resnet10t", "folds": 3, "epochs": 1, "size": 64, "channels": 4, "seeds": 1}
     json_file = tmp_path / "runs.json"
     settings |= {"images": images, "groups": "(.+)--", "json": json_file}
     return ["finetune", *(f"--{name}={value}" for name, value in settings.items())], json_file
