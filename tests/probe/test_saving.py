@@ -37,7 +37,7 @@ def test_what_a_head_cannot_express_is_refused():
         model_with_probe(fitted(classifier=KNeighborsClassifier(2))[0], "resnet10t")
     with pytest.raises(OptionError, match="'attention' is no head"):
         model_with_probe(fitted(8, pool="attention", epochs=1)[0], "resnet10t")
-    with pytest.raises(OptionError, match="has 512 and .*the probe 8 channels"):
+    with pytest.raises(OptionError, match=r"has 512 and .*the probe 8 channels"):
         model_with_probe(fitted(8)[0], "resnet10t")
     with pytest.raises(OptionError, match="normalises its features"):
         model_with_probe(fitted(320)[0], "convnext_atto")

@@ -14,11 +14,11 @@ from studies.finetune_training import (
     FinetuneRun,
     build,
     five_crops,
-    head_and_options,
     random_crops,
 )
 from studies.finetuning import RATES, best_rates, difference
 from studies.modes import COMPARISONS, run_mode
+from studies.rows import head_and_options
 
 from covpool_plugins.errors import OptionError
 
@@ -48,7 +48,7 @@ def test_rows_are_heads_with_options():
 
 @pytest.mark.parametrize("row", ["svdpade(", "svdpade(1)", "svdpade(x=open)", "a.b", "svdpade().x", "unknown"])
 def test_other_rows_are_refused(row):
-    with pytest.raises(OptionError):
+    with pytest.raises(ValueError, match="svdpade"):
         head_and_options(row)
 
 

@@ -5,7 +5,6 @@ A row is a head with options, such as ``svdpade(centered=False)``; ``gap`` is th
 
 from __future__ import annotations
 
-import ast
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,12 +18,12 @@ from timm.optim import create_optimizer_v2
 from timm.utils import random_seed
 from torch import Tensor, nn
 
-from covpool_plugins.errors import OptionError
 from covpool_plugins.probe import packaged_weights
-from covpool_plugins.timm_plugin import create_model, list_heads
+from covpool_plugins.timm_plugin import create_model
 
 from .labelled import LabelledFiles, folds, labelled_files, read_squares
 from .modes import environment
+from .rows import head_and_options
 from .training import DivergedError, cosine, fit
 
 BASELINE = "gap"
@@ -85,26 +84,6 @@ class FinetuneRun:
     def job(self) -> tuple[str, int, int, float, float]:
         """What was asked for."""
         return self.row, self.fold, self.seed, self.learning_rate, self.classifier_rate
-
-
-def head_and_options(row: str) -> tuple[str, dict[str, Any]]:
-    """``svdpade(centered=False)`` as a head and its options.
-
-    Raises:
-        OptionError: for a text that is none.
-        UnknownNameError: for a head that does not exist.
-    """
-    try:
-        expression = ast.parse(row, mode="eval").body
-        call = expression if isinstance(expression, ast.Call) else ast.Call(expression, [], [])
-        if not isinstance(call.func, ast.Name) or call.args:
-            raise ValueError
-        options = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (ValueError, SyntaxError):
-        raise OptionError(f"a row is a head with options, such as svdpade(centered=False), got {row!r}") from None
-    if call.func.id not in list_heads():
-        raise OptionError(f"unknown head {call.func.id!r}; available: {', '.join(list_heads())}")
-    return call.func.id, options
 
 
 @cache

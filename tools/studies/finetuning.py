@@ -22,9 +22,10 @@ from covpool_plugins.command_line import available_device, markdown_table
 from covpool_plugins.errors import OptionError, require_extra
 
 from .figures import mean_and_spread, new_figure, save_figure
-from .finetune_training import BASELINE, FinetuneRecipe, FinetuneRun, head_and_options, train, weights_of
+from .finetune_training import BASELINE, FinetuneRecipe, FinetuneRun, train, weights_of
 from .labelled import folds, labelled_files
 from .modes import COMPARISONS, Mode, add_numbers, add_training_arguments, environment, existing_folder, plot_file
+from .rows import head_and_options
 from .training import train_all
 
 ROWS = (
