@@ -11,7 +11,14 @@ from .saving import model_with_probe
 if TYPE_CHECKING:
     from .estimator import SecondOrderProbe, list_probe_pools
 
-__all__ = ["Features", "SecondOrderProbe", "cached_features", "list_probe_pools", "model_with_probe", "packaged_weights"]
+__all__ = [
+    "Features",
+    "SecondOrderProbe",
+    "cached_features",
+    "list_probe_pools",
+    "model_with_probe",
+    "packaged_weights",
+]
 
 
 def __getattr__(name: str) -> Any:
