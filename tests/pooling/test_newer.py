@@ -42,7 +42,7 @@ def test_roots_and_options_of_powers():
     assert relative_error(matrix("scalepow", X, iterations=30), matrix("scalepow", X, method="exact")) < 1e-9
     assert whole("powtmlr", method=Minimax(steps=4)).method == Minimax(steps=4)
     exports = [whole("scalepow").is_exportable, whole("scalepow", theta=0.3).is_exportable]
-    assert exports == [True, False] and not whole("powtmlr", method="svdtopn").is_exportable
+    assert exports == [True, False] and not whole("powtmlr", method="mpa").is_exportable
 
 
 def test_log_cholesky():
