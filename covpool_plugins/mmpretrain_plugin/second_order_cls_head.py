@@ -67,7 +67,8 @@ class SecondOrderClsHead(LinearClsHead):
             raise ShapeError(f"SecondOrderClsHead: expected vectors (B, D) from a neck, got {shapes}")
         vectors = torch.cat(stages, dim=1)
         self._check_width(vectors.shape[1])
-        return vectors
+        # Pools give float32 where float16 may not hold their vectors.
+        return vectors.half() if self.fc.weight.dtype == torch.float16 else vectors
 
     def _check_width(self, width: int) -> None:
         if self.in_channels not in (None, width):
