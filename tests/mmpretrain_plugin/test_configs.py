@@ -16,8 +16,8 @@ NARROW = 4  # how many times as wide a ResNet is as the one trained here
 # One of every kind of network and of every kind of head; the others are slow.
 FAST = (
     "resnet18_svdpade_textures",
-    *(f"resnet50_{head}_8xb32_in1k" for head in ("svdpade", "isqrt", "mpa", "dropcov", "svdpade-hybrid")),
-    "resnet50_cbp_1xb10_cub",
+    *(f"resnet50_{head}_8xb32_in1k" for head in ("svdpade", "dropcov", "svdpade-hybrid")),
+    "resnet50_seb_1xb10_cub",
     "resnet18_zca-svdpi_1xb128_cifar10",
     "alexnet_svdpade_1xb128_in1k",
     "convnext-tiny_svdpade_32xb128_in1k",
