@@ -18,7 +18,7 @@ from .covariance_pooling import CovariancePooling
 from .matrix_sqrt import MatrixSqrt
 from .norm_layers import PCANorm1d, PCANorm2d, PCANorm3d, ZCANorm1d, ZCANorm2d, ZCANorm3d
 from .norm_swap import NormSwap
-from .second_order_cls_head import SecondOrderClsHead
+from .second_order_heads import SecondOrderClsHead, SecondOrderMultiLabelHead
 from .so_vit import SoViT, SoViTHead
 from .spectrum_hook import SpectrumHook
 from .stanford_dogs import StanfordDogs
@@ -34,6 +34,7 @@ __all__ = [
     "PCANorm2d",
     "PCANorm3d",
     "SecondOrderClsHead",
+    "SecondOrderMultiLabelHead",
     "SoViT",
     "SoViTHead",
     "SpectrumHook",
