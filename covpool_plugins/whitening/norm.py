@@ -79,7 +79,8 @@ class WhiteningNorm(_InstanceNorm):
             check_flag(option, flag)
         if num_features % groups:
             raise OptionError(f"groups must divide num_features {num_features}, got {groups}")
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        kind: dict[str, Any] = dict(momentum=momentum, device=device, dtype=dtype)
+        super().__init__(num_features, eps, affine=affine, track_running_stats=track_running_stats, **kind)
         self.groups, self.method, self.energy, self.average, self.sync = groups, method, energy, average, sync
         self._chosen = resolve_whitening_method(method, self._needs_eigenvectors())
         if not self._keeps_variance:
