@@ -39,9 +39,9 @@ def shrunk(path):
     if pooling.get("pool", "cbp") != "cbp" and "reduce_channels" not in pooling:
         pooling.reduce_channels = 32
     preprocessor = dict(cfg.data_preprocessor, num_classes=cfg.model.head.num_classes)
-    size = 160 if cfg.model.backbone.type == "TIMMBackbone" else 96  # Inception would leave a single position
+    size = 160 if cfg.model.backbone.get("model_name") == "inception_v3" else 96  # which would leave a single position
     size = 32 if "cifar" in path.stem else size
-    if cfg.model.backbone.type == "covpool_plugins.SoViT":
+    if cfg.model.backbone.get("model_name", "").startswith("so_vit"):
         cfg.model.backbone.img_size = size
     return cfg, MODELS.build(dict(cfg.model, data_preprocessor=preprocessor, _scope_="mmpretrain")), size
 
