@@ -55,7 +55,7 @@ def test_names_of_models_and_parts_are_known_whichever_is_imported_first(imports
     code += "assert MODELS.get('CovariancePooling') and HOOKS.get('SpectrumHook') and ROOT.get('ZCANorm2d')\n"
     code += "print(ModelHub.has(name))"
     command = [sys.executable, "-W", "always", "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert (result.returncode, result.stdout) == (0, "True\n"), result.stderr
     assert "covpool_plugins" not in result.stderr
 

@@ -108,7 +108,8 @@ def apply(function: type[torch.autograd.Function], *inputs: Any) -> Any:
     That is where no gradient is recorded and no transform of ``torch.func`` is at work, and while ``torch.jit`` traces:
     such a graph can be saved, and whatever counts or replaces operations finds them.
     """
-    if torch.jit.is_tracing() or not (_recorded(inputs) or _transformed()):
+    # Dynamo knows the function and not its forward alone.
+    if torch.jit.is_tracing() or not (torch.compiler.is_compiling() or _recorded(inputs) or _transformed()):
         with_context = function.setup_context is torch.autograd.Function.setup_context
         return function.forward(_NoContext(), *inputs) if with_context else function.forward(*inputs)
     return function.apply(*inputs)
