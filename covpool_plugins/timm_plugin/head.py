@@ -9,12 +9,12 @@ import torch
 from timm.models import register_notrace_module
 from torch import Tensor, fx, nn
 
-from ..architectures.clips import mean_over_frames
-from ..architectures.two_stream import Unpooled
 from ..checks import check_classes, check_integer
 from ..errors import OptionError
 from ..pooling import POOLS, create_pool, list_pools, pool_options
 from ..pooling.base import InputFormat, pool_classes
+from .clips import mean_over_frames
+from .streams import Unpooled
 
 # For torch.fx a pool is a leaf, also where models of timm's classes have it outside a SecondOrderHead.
 for _pool in pool_classes():

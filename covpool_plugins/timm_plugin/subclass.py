@@ -11,9 +11,9 @@ from typing import Any
 from timm.models import get_pretrained_cfg, register_notrace_function
 from torch import Tensor, nn
 
-from ..architectures.clips import join_clips, mean_over_frames
 from ..errors import OptionError
 from .backbones import Place
+from .clips import join_clips, mean_over_frames
 from .head import SecondOrderHead
 from .layer_groups import apart_from_rest
 

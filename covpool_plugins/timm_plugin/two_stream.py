@@ -14,11 +14,11 @@ from timm.models import (
 )
 from torch import nn
 
-from ..architectures.two_stream import SideBySide, Stream, TwoStreamNet, TwoStreamPool
 from ..checks import check_flag, check_known
 from ..errors import OptionError
 from .builder import create_model
 from .layer_groups import apart_from_rest
+from .streams import SideBySide, Stream, TwoStreamNet, TwoStreamPool
 from .subclass import NOT_SAVED, SECOND_ORDER_NAMES, head_name
 
 POOL_OPTIONS = ("reduce_channels", "eps")

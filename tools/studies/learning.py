@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
@@ -25,7 +26,7 @@ from covpool_plugins.command_line import Parser, markdown_table, positive_intege
 from .photographs import Split, source
 from .training import DivergedError, accuracy, cosine, fit, train_all
 
-NETWORK = dict(channels=(8, 16, 32, 64), stem_width=8, output_stride=8, in_chans=1)
+NETWORK: dict[str, Any] = dict(channels=(8, 16, 32, 64), stem_width=8, output_stride=8, in_chans=1)
 WEIGHT_DECAY = {"sgd": 5e-4, "adamw": 0.05}
 
 
@@ -83,14 +84,13 @@ def train(epochs: int, optimizer_name: str, rate: float, head: str, variant_name
     x, labels = pictures("train", seed)
     torch.manual_seed(seed)
     model = create_model("resnet10t", head, num_classes=int(labels.max()) + 1, **NETWORK)
-    classifier = model.get_classifier()
-    assert isinstance(classifier, nn.Linear)
+    classifier: nn.Linear = model.get_classifier()  # type: ignore[operator]
     if variant.scale:
         bound = variant.scale * classifier.in_features**-0.5
         nn.init.uniform_(classifier.weight, -bound, bound)
     decay, own = WEIGHT_DECAY[optimizer_name], set(classifier.parameters())
     fast = {"lr": variant.factor * rate, "weight_decay": decay if variant.decays else 0.0}
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in model.parameters() if parameter not in own]},
         {"params": list(own), **fast},
     ]
