@@ -20,7 +20,7 @@ from ..linalg import EigenMethod, Exact, Method
 from ..linalg.covariance import center
 from ..linalg.covariance_square_root import EigenCovarianceRoot
 from ..linalg.spectral import basis_derivative
-from ..pooling import CovariancePool, MatrixPower, MatrixRoot, Pool
+from ..pooling import CovariancePool, MatrixPower, MatrixRoot, Pool, Weighting
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ def root_method(pool: Pool) -> Method | None:
     """How a pool takes the square root of a covariance, if its vector is that root and nothing else."""
     if not isinstance(pool, CovariancePool):
         return None
-    if not all(isinstance(part, torch.nn.Identity) for part in (pool.weighting, pool.elementwise)):
+    if not all(type(part) in (Weighting, torch.nn.Identity) for part in (pool.weighting, pool.elementwise)):
         return None
     normalization = pool.normalization
     if isinstance(normalization, MatrixPower):

@@ -99,7 +99,8 @@ class CrossCovariancePool(Pool):
         self.heads = heads
         self.both_channels = (rows, columns)
         self.out_features = rows * columns // heads
-        self.centered = (heads == 1 or "head") if centered is None else centered
+        self.one_mean = centered == "head" or (centered is None and heads > 1)
+        self.centered = centered is not False and not self.one_mean
         reduced = () if reduce_channels is None else self.both_channels
         if heads > 1 and reduced:
             reduction = reduction or "projection"
@@ -114,7 +115,7 @@ class CrossCovariancePool(Pool):
 
     @property
     def needs_positions(self) -> bool:
-        return self.centered is True
+        return self.centered
 
     def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Both reductions (B, C₁ + C₂, M), or the input itself (B, C, M) without them."""
@@ -148,15 +149,16 @@ class CrossCovariancePool(Pool):
 
     def _center(self, Y: Tensor, mask: Tensor | None) -> Tensor:
         """Heads (B, h, C/h, M), such that the products of their positions over M are the cross-covariances."""
-        if self.centered != "head":
-            return counted(Y.flatten(1, 2), mask, bool(self.centered)).view_as(Y)
+        if not self.one_mean:
+            return counted(Y.flatten(1, 2), mask, self.centered).view_as(Y)
         # All entries of a head are the positions of one channel.
         if mask is not None:
             mask = mask[:, None, None].expand_as(Y).flatten(0, 1).flatten(1)
         return counted(Y.flatten(0, 1).flatten(1).unsqueeze(1), mask, True).view_as(Y)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, channels={self.both_channels}, heads={self.heads}, centered={self.centered}"
+        centered = "head" if self.one_mean else self.centered
+        return f"{super().extra_repr()}, channels={self.both_channels}, heads={self.heads}, centered={centered!r}"
 
 
 def _channels(in_channels: int, reduce_channels: int | str | Sequence[int] | None) -> tuple[int, int]:

@@ -12,8 +12,8 @@ from ..linalg import covariance, inv_sqrtm
 from ..linalg.tensors import power_of_two, product, symmetrize, trace, transpose
 from ..tables import About
 from .base import POOLS
+from .held_size import HeldSizePool
 from .normalizations import Normalization
-from .scale_free import ScaleFreePool
 
 INVERSE_STEPS = 7
 # J: everywhere, and besides on the diagonal, where the released code draws from [0, 1e-9] in every call.
@@ -41,9 +41,12 @@ class Precision(Normalization):
         tensor([[1.0000, 0.2500]])
     """
 
+    in_range = False
+
     def __init__(self, *, iterations: int = INVERSE_STEPS) -> None:
         super().__init__()
         check_integer("precision: iterations", iterations)
+        self.in_range = False
         self.iterations = iterations
 
     @property
@@ -139,16 +142,16 @@ def is_zero_covariance(A: Tensor) -> Tensor:
     return trace(A.detach()) <= 0
 
 
-def precision(in_channels: int, *, iterations: int = INVERSE_STEPS, **shared: Any) -> ScaleFreePool:
+def precision(in_channels: int, *, iterations: int = INVERSE_STEPS, **shared: Any) -> HeldSizePool:
     normalization = Precision(iterations=iterations)
-    return ScaleFreePool(in_channels, pool_type="precision", normalization=normalization, degree=-2, **shared)
+    return HeldSizePool(in_channels, pool_type="precision", normalization=normalization, power=2, **shared)
 
 
 def isice(
     in_channels: int, *, iterations: int = 5, step_size: float = 5.0, sparsity: float = 0.01, **shared: Any
-) -> ScaleFreePool:
+) -> HeldSizePool:
     normalization = SparseInverse(iterations=iterations, step_size=step_size, sparsity=sparsity)
-    return ScaleFreePool(in_channels, pool_type="isice", normalization=normalization, **shared)
+    return HeldSizePool(in_channels, pool_type="isice", normalization=normalization, **shared)
 
 
 POOLS.add(

@@ -12,9 +12,9 @@ from ..linalg import smaller_covariance
 from ..linalg.tensors import power_of_two, product, trace, transpose
 from ..tables import About
 from .base import POOLS
+from .held_size import HeldSizePool
 from .normalizations import Normalization
 from .positions import counted
-from .scale_free import ScaleFreePool
 
 
 class MaxExp(Normalization):
@@ -73,8 +73,8 @@ def geometric_series(B: Tensor, count: int) -> Tensor:
     return total
 
 
-def maxexp(in_channels: int, *, eta: int = 20, **shared: Any) -> ScaleFreePool:
-    return ScaleFreePool(in_channels, pool_type="maxexp", normalization=MaxExp(eta=eta), **shared)
+def maxexp(in_channels: int, *, eta: int = 20, **shared: Any) -> HeldSizePool:
+    return HeldSizePool(in_channels, pool_type="maxexp", normalization=MaxExp(eta=eta), **shared)
 
 
 POOLS.add("maxexp", maxexp, About("I - (I - A / tr A)^η of the covariance A, η = 20", "exact", "T-PAMI 2021"))

@@ -15,12 +15,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..linalg.tensors import autocast_off, first_derivative_only, symmetrize, working_dtype
+from ..linalg.tensors import (
+    autocast_off,
+    first_derivative_only,
+    product,
+    symmetrize,
+    working_dtype,
+)
 
 # With fewer positions, one product over all samples is faster than one for each image, for all the copying it takes.
 FEW_POSITIONS = 32
 # Where the channels of a sample lie side by side, narrower groups are copied: their products take longer than that.
 WIDTH = 16
+# Features are squared in this unit: squares of 1e18 leave the range of float32, and their sum before.
+UNIT = 64.0
 # Numbers that are centred at a time on a CPU: they stay in its cache, and no memory is taken for all features.
 AT_A_TIME = 1 << 17
 
@@ -65,7 +73,7 @@ class GroupStatistics(torch.autograd.Function):
                 total, count = message.split([C, 1])
             mean = (total / count).view(groups, -1, 1)
             features = to_groups(x, groups, work)
-            covariance = centred_products(features, mean.to(work)).to(wide)
+            covariance = centred_products(features, mean.to(work), wide)
             if process_group is not None:
                 dist.all_reduce(covariance, group=process_group)
             count = count.view(()).clone()
@@ -84,14 +92,14 @@ class GroupStatistics(torch.autograd.Function):
                 along_covariance, along_mean = message.split([message.shape[1], 1], dim=2)
             factor = symmetrize(along_covariance) * (2 / count)
             shift = (along_mean / count - factor @ mean).to(grad.dtype)
-            factor = repeated(factor.to(grad.dtype), features)
+            factor = repeated((factor * UNIT**2).to(grad.dtype), features)
             if torch.is_grad_enabled():
-                grad = torch.baddbmm(flat(grad), factor, flat(features)).view(grad.shape) + shift
+                grad = torch.baddbmm(flat(grad), factor, flat(features), alpha=UNIT**-2).view(grad.shape) + shift
                 sources = (features, mean, along_covariance, along_mean)
                 grad = first_derivative_only(grad, "synchronised statistics", *sources) if ctx.process_group else grad
             else:  # in place: it comes from GroupedMap, and nobody else has it
                 grad = grad if by_rows(grad) else grad.contiguous()
-                flat(grad).baddbmm_(factor, flat(features))
+                flat(grad).baddbmm_(factor, flat(features), alpha=UNIT**-2)
                 grad.add_(shift)
             return to_features(grad, *ctx.like), None, None
 
@@ -131,11 +139,21 @@ class GroupedMap(torch.autograd.Function):
             return along_features, along_A, along_b, None
 
 
-class AffineMap(torch.autograd.Function):
+def affine_map(
+    W: Tensor, mean: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """γ W and β - γ W μ in a lower precision, for W (G, d, d), μ (G, d, 1), and γ, β (C,) or ``None`` for one and zero.
 
-    One function instead of a dozen operations, whose calls would take longer than the work.
+    No matrix product, which autocast would take for its own in a backward pass.
     """
+    A = W if weight is None else W * weight.view(mean.shape)
+    A = A.to(dtype)
+    b = -(A.to(mean.dtype) * mean.transpose(1, 2)).sum(-1, keepdim=True)
+    return A, (b if bias is None else bias.view(b.shape) + b).to(dtype)
+
+
+class AffineMap(torch.autograd.Function):
+    """:func:`affine_map` as one function instead of a dozen, whose calls would take longer than the work."""
 
     @staticmethod
     def forward(
@@ -143,9 +161,8 @@ class AffineMap(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(W, mean, weight)
         ctx.bias_dtype = None if bias is None else bias.dtype
-        A = W.to(dtype, copy=True) if weight is None else (W * weight.view(mean.shape)).to(dtype)
-        b = torch.bmm(A.to(mean.dtype), mean)
-        return A, (-b if bias is None else bias.view(b.shape) - b).to(dtype)
+        A, b = affine_map(W, mean, weight, bias, dtype)
+        return A.clone() if A is W else A, b
 
     @staticmethod
     def backward(ctx: Any, along_A: Tensor, along_b: Tensor) -> tuple:
@@ -163,10 +180,30 @@ class AffineMap(torch.autograd.Function):
             return G, along_mean, along_weight, along_bias, None
 
 
+def mapped(x: Tensor, W: Tensor, mean: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """γ W (x - μ) + β for features (B, C, ...), by operations that all transforms, tracers and exporters know.
+
+    Args:
+        x: features of any floating point type.
+        W, mean: matrices (G, d, d) and means (G, d, 1) in float64.
+        weight, bias: γ and β (C,), or ``None`` for one and zero.
+    """
+    with autocast_off(x.device.type):
+        dtype = working_dtype(x.dtype)
+        A, b = affine_map(W, mean, weight, bias, dtype)
+        # Vectors are positions of one image.
+        features = x.flatten(2) if x.ndim > 2 else x.transpose(0, 1).unsqueeze(0)
+        X = features.to(dtype).unflatten(1, (W.shape[0], -1))
+        y = (product(A.expand(X.shape[0], -1, -1, -1), X) + b).flatten(1, 2)
+        y = y.view(x.shape) if x.ndim > 2 else y.squeeze(0).transpose(0, 1)
+        return y.to(x.dtype).contiguous(memory_format=like(x)[2])
+
+
 def like(x: Tensor) -> tuple[torch.Size, torch.dtype, torch.memory_format]:
     """Shape, dtype and memory format; channels last where x is that and not also contiguous."""
     memory_format = torch.contiguous_format
-    if x.ndim in (4, 5) and not x.is_contiguous():
+    # Under vmap a tensor does not know its layout.
+    if x.ndim in (4, 5) and not x.is_contiguous() and not torch._C._are_functorch_transforms_active():
         last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
         if x.is_contiguous(memory_format=last):
             memory_format = last
@@ -187,12 +224,7 @@ def to_groups(x: Tensor, groups: int, dtype: torch.dtype, parts: int | None = No
     """
     features = as_features(x)
     B, C, M = features.shape
-    if parts is not None:
-        by_batch = parts == B
-    elif torch.compiler.is_exporting():  # a layout for all sizes that the program may meet
-        by_batch = x.ndim > 2
-    else:
-        by_batch = features.is_contiguous() and M >= FEW_POSITIONS
+    by_batch = parts == B if parts is not None else features.is_contiguous() and M >= FEW_POSITIONS
     last = like(x)[2] != torch.contiguous_format and parts in (None, 1) and C // groups >= WIDTH
     if last and x.device.type == "cpu" and not torch.compiler.is_compiling():
         return features.to(dtype).transpose(0, 1).reshape(1, groups, C // groups, B * M)
@@ -233,14 +265,14 @@ def products(X: Tensor, Y: Tensor) -> Tensor:
     return parts[0] if X.shape[0] == 1 else parts.sum(0)
 
 
-def centred_products(X: Tensor, mean: Tensor) -> Tensor:
-    """(X - μ) (X - μ)ᵀ (G, d, d) for features (K, G, d, M), a part after the other on a CPU."""
-    if X.device.type != "cpu" or torch.compiler.is_compiling() or X.numel() <= AT_A_TIME:
-        centred = X - mean
-        return products(centred, centred)
+def centred_products(X: Tensor, mean: Tensor, dtype: torch.dtype) -> Tensor:
+    """(X - μ) (X - μ)ᵀ (G, d, d) in ``dtype`` for features (K, G, d, M), a part after the other on a CPU."""
+    whole = X.device.type != "cpu" or torch.compiler.is_compiling() or X.numel() <= AT_A_TIME
     axis = 0 if X.shape[0] > 1 else 3
-    total = torch.zeros(())
-    for part in X.split(max(1, AT_A_TIME * X.shape[axis] // X.numel()), dim=axis):
-        centred = part - mean
-        total = total + products(centred, centred)
-    return total
+    total: Tensor | None = None
+    for part in (X,) if whole else X.split(max(1, AT_A_TIME * X.shape[axis] // X.numel()), dim=axis):
+        centred = (part - mean).mul_(1 / UNIT)
+        of_part = products(centred, centred).to(dtype)
+        total = of_part if total is None else total + of_part
+    assert total is not None
+    return total * UNIT**2

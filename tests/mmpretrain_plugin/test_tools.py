@@ -110,6 +110,7 @@ BAD_OPTIONS = {
     "train_cfg.max_epoch=1": "config.py: EpochBasedTrainLoop.__init__() got an unexpected keyword argument 'max_epoch'",
     "compile.backend=indctor": "config.py: Invalid backend: 'indctor'",
     "model.head.num_classes=1": "2 classes (a, b), the model has 1; set model.head.num_classes=2",
+    "model.head.in_channels=7": "the neck gives 21 numbers per image, model.head.in_channels is 7",
     "modle.neck.pool=isqrt": "unknown config key 'modle'; available: model",
     "model.neck.pool": "KEY=VALUE, got 'model.neck.pool'",
     "custom_hooks=[dict(begin=1,end=2)]": "--cfg-options cannot read 'custom_hooks=[dict(begin=1,end=2)]'; values are ",

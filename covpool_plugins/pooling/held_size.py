@@ -1,0 +1,46 @@
+"""Vectors that do not grow with the size of the features, made into sums of what the positions contribute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .covariance_pool import CovariancePool
+from .positions import mean_over_positions, only
+
+
+def squared_size(X: Tensor, mask: Tensor | None = None, centered: bool = False) -> Tensor:
+    """Σ x² (B, 1) of features (B, C, M), over the positions that count."""
+    if centered:
+        X = only(X - mean_over_positions(X, mask), mask)
+    return X.square().sum((-2, -1)).unsqueeze(-1)
+
+
+class HeldSizePool(CovariancePool):
+    """A covariance pool whose vector F(X) keeps its size, or shrinks, when the features grow.
+
+    Its ``entries`` are F(X) ‖X‖^(2 k). A contribution map holds the factor ‖X‖^(2 k) at its value and shares out the
+    rest, as it does for vectors normalised in length; F(X) itself is no sum over the positions.
+
+    Args:
+        power: k, enough of it for entries that grow faster than the features.
+        options: as for :class:`CovariancePool`.
+
+    Examples:
+        >>> pool, X = create_pool("maxexp", 8, reduce_channels=None), torch.randn(2, 8, 49)
+        >>> torch.allclose(pool.represent(2 * X), pool.represent(X), atol=1e-5)
+        True
+        >>> torch.allclose(pool.entries(2 * X), 4 * pool.entries(X), rtol=1e-4)
+        True
+    """
+
+    def __init__(self, in_channels: int, *, power: int = 1, **options: Any) -> None:
+        super().__init__(in_channels, **options)
+        self.power = power
+
+    def entries(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().entries(X, mask) * squared_size(X, mask, self.centered) ** self.power
+
+    def represent(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.in_precision(self.elementwise(super().entries(X, mask)), X)
