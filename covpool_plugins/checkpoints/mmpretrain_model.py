@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from ..architectures import SO_VITS
 from ..tables import Table
+from ..timm_plugin.so_vit import SO_VITS
 from ..timm_plugin.whitened_models import MODELS as WHITENED_MODELS
 from .network import TOKEN_POOL, Network
 

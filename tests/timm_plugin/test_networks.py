@@ -1,4 +1,4 @@
-"""What timm's models do, plain torch ones do too."""
+"""What timm promises of its models, on the networks of this package."""
 
 import ast
 from pathlib import Path
@@ -11,8 +11,10 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import covpool_plugins
-from covpool_plugins.architectures import AlexNet, CifarResNet, SoViT
 from covpool_plugins.errors import OptionError
+from covpool_plugins.timm_plugin.alexnet import AlexNet
+from covpool_plugins.timm_plugin.resnet_cifar import CifarResNet
+from covpool_plugins.timm_plugin.so_vit import SoViT
 
 
 class Network(NamedTuple):
@@ -51,7 +53,7 @@ def test_forward_is_features_then_head(name):
     vector = model.forward_head(maps, pre_logits=True)
     torch.testing.assert_close(vector, maps.mean((2, 3)))
     assert torch.equal(model(x), model.get_classifier()(vector)) and model(x).shape == (2, 5)
-    assert model.get_classifier(name_only=True) == "fc" and model.no_weight_decay() == set()
+    assert model.get_classifier(name_only=True) == "fc"
 
 
 def test_reset_classifier():
@@ -159,7 +161,6 @@ IMAGES = torch.empty(2, 3, 48, 48, device="meta")
         ("alexnet", {"num_classes": -1}, "num_classes must be an integer >= 0, got -1"),
         ("alexnet", {"in_chans": 0}, "in_chans must be a positive integer, got 0"),
         ("alexnet", {"drop_rate": 1.5}, r"drop_rate must be a number in \[0, 1\], got 1.5"),
-        ("alexnet", {"global_pool": "max"}, "global_pool must be 'avg' or '', got 'max'"),
         ("alexnet", {"batch_norm": "no"}, "batch_norm must be True or False, got 'no'"),
         ("alexnet", {"global_pool": ""}, "global_pool='' leaves nothing to classify: use num_classes=0, got 5"),
         ("cifar", {"layers": (2, 2)}, r"layers must be the numbers of blocks of 4 stages, got \(2, 2\)"),
@@ -180,23 +181,13 @@ def test_wrong_arguments(name, wrong, message):
         NETWORKS[name].build(**wrong)
 
 
-@pytest.mark.parametrize(
-    "name, wrong, message",
-    [
-        ("alexnet", {"indices": 6}, "indices must be 1 to 5 last stages or a list of stages, got 6"),
-        ("alexnet", {"indices": [0, 5]}, r"indices must be stages from -5 to 4, got \[0, 5\]"),
-        ("alexnet", {"indices": []}, r"indices must be stages from -5 to 4, got \[\]"),
-        ("alexnet", {"output_fmt": "NHWC"}, "output_fmt must be one of NCHW, got 'NHWC'"),
-        ("so_vit", {"indices": [6]}, r"indices must be stages from -6 to 5, got \[6\]"),
-        ("so_vit", {"output_fmt": "NHWC"}, "output_fmt must be one of NCHW, NLC, got 'NHWC'"),
-    ],
-)
-def test_wrong_intermediates(name, wrong, message):
-    with pytest.raises(OptionError, match=message):
-        NETWORKS[name].build(device="meta").forward_intermediates(IMAGES, **wrong)
+@pytest.mark.parametrize("wrong", [{"indices": 9}, {"indices": [0, 9]}, {"output_fmt": "NHWC"}])
+def test_wrong_intermediates(network, wrong):
+    with pytest.raises((AssertionError, OptionError)):  # timm's own checks are assertions
+        network.build(device="meta").forward_intermediates(IMAGES, **wrong)
 
 
-@pytest.mark.parametrize("room", ["linalg", "pooling", "whitening", "architectures"])
+@pytest.mark.parametrize("room", ["linalg", "pooling", "whitening"])
 def test_the_rooms_below_the_plugins_import_neither_timm_nor_mmpretrain(room):
     package = Path(covpool_plugins.__file__).parent
     for path in (package / room).rglob("*.py"):

@@ -6,8 +6,9 @@ from support.golden_models import assert_equal, golden_input, golden_weight, loa
 from support.matrices import exact_covariance_root, relative_error
 from torch import nn
 
-from covpool_plugins.architectures import AlexNet, CifarResNet
 from covpool_plugins.pooling import create_pool
+from covpool_plugins.timm_plugin.alexnet import AlexNet
+from covpool_plugins.timm_plugin.resnet_cifar import CifarResNet
 
 MODELS = load_models("own_backbones")
 CIFAR = "pisvd__resnet18__batchnorm__c10"
