@@ -192,9 +192,9 @@ def mapped(x: Tensor, W: Tensor, mean: Tensor, weight: Tensor | None, bias: Tens
         dtype = working_dtype(x.dtype)
         A, b = affine_map(W, mean, weight, bias, dtype)
         # Vectors are positions of one image.
-        features = x.flatten(2) if x.ndim > 2 else x.transpose(0, 1).unsqueeze(0)
+        features, batch = (x.flatten(2), x.shape[0]) if x.ndim > 2 else (x.transpose(0, 1).unsqueeze(0), 1)
         X = features.to(dtype).unflatten(1, (W.shape[0], -1))
-        y = (product(A.expand(X.shape[0], -1, -1, -1), X) + b).flatten(1, 2)
+        y = (product(A.expand(batch, -1, -1, -1), X) + b).flatten(1, 2)
         y = y.view(x.shape) if x.ndim > 2 else y.squeeze(0).transpose(0, 1)
         return y.to(x.dtype).contiguous(memory_format=like(x)[2])
 
