@@ -1,8 +1,8 @@
 """Statistics of channel groups and a linear map per group, over all groups at once.
 
-A layer is three steps: :class:`GroupStatistics` gives the mean μ and the covariance Σ of each group; a matrix A and a
-shift b = β - A μ are computed from them, which are small; :class:`GroupedMap` gives A x + b. Together they take two
-products with the features forward and three backward, and keep nothing but the features.
+In training a layer is three steps: :class:`GroupStatistics` gives the mean μ and the covariance Σ of each group; a
+matrix W is computed from Σ, which is small; :class:`GroupedMap` gives γ W (x - μ) + β. Together they take two products
+with the features forward and three backward, and keep nothing but the features. Evaluation is :func:`mapped`.
 
 The functions have no ``setup_context``, which would make each call take longer than some of the products.
 """
@@ -105,16 +105,20 @@ class GroupStatistics(torch.autograd.Function):
 
 
 class GroupedMap(torch.autograd.Function):
-    """A x + b for features (K, G, d, M), matrices (G, d, d) and shifts (G, d, 1) in their precision.
+    """γ W (x - μ) + β for features (K, G, d, M), and the rest as :func:`affine_map` takes it.
 
     The result has the (shape, dtype, memory format) ``like``.
     """
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, A: Tensor, b: Tensor, like: tuple) -> Tensor:
-        ctx.save_for_backward(features, A)
+    def forward(
+        ctx: Any, features: Tensor, W: Tensor, mean: Tensor, weight: Tensor | None, bias: Tensor | None, like: tuple
+    ) -> Tensor:
+        ctx.save_for_backward(features, W, mean, weight)
+        ctx.bias_dtype = None if bias is None else bias.dtype
         with autocast_off(features.device.type):
-            if by_rows(features):
+            A, b = affine_map(W, mean, weight, bias, features.dtype)
+            if by_rows(features) and not torch.jit.is_tracing():
                 shape, dtype, memory_format = like
                 y = torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=memory_format)
                 torch.baddbmm(b, A, flat(features), out=flat(to_groups(y, A.shape[0], y.dtype)))
@@ -123,20 +127,26 @@ class GroupedMap(torch.autograd.Function):
             return to_features(y, *like)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        features, A = ctx.saved_tensors
-        to_features_, to_A, to_b = ctx.needs_input_grad[:3]
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        features, W, mean, weight = ctx.saved_tensors
+        along_features = along_W = along_mean = along_weight = along_bias = None
         with autocast_off(grad.device.type):
-            G = to_groups(grad, A.shape[0], features.dtype, parts=features.shape[0])
-            along_A = products(G, features) if to_A else None
-            along_b = G.sum(dim=(0, 3)).unsqueeze(-1) if to_b else None
-            along_features = None
-            if to_features_:
+            gamma = None if weight is None else weight.view(mean.shape).to(W.dtype)
+            G = to_groups(grad, W.shape[0], features.dtype, parts=features.shape[0])
+            if ctx.needs_input_grad[0]:
                 in_place = by_rows(features) and not torch.is_grad_enabled()
                 out = flat(torch.empty_like(features)) if in_place else None
+                A = (W if gamma is None else gamma * W).to(features.dtype)
                 along_features = torch.bmm(repeated(A.transpose(1, 2), features), flat(G), out=out)
                 along_features = along_features.view(features.shape)
-            return along_features, along_A, along_b, None
+            if any(ctx.needs_input_grad[1:5]):
+                shift = G.sum(dim=(0, 3)).unsqueeze(-1).to(W.dtype)
+                along_A = torch.baddbmm(products(G, features).to(W.dtype), shift, mean.transpose(1, 2), alpha=-1)
+                along_W = along_A if gamma is None else gamma * along_A
+                along_mean = -torch.bmm(W.transpose(1, 2), shift if gamma is None else gamma * shift)
+                along_weight = None if weight is None else (along_A * W).sum(-1).flatten().to(weight.dtype)
+                along_bias = None if ctx.bias_dtype is None else shift.flatten().to(ctx.bias_dtype)
+        return along_features, along_W, along_mean, along_weight, along_bias, None
 
 
 def affine_map(
@@ -150,34 +160,6 @@ def affine_map(
     A = A.to(dtype)
     b = -(A.to(mean.dtype) * mean.transpose(1, 2)).sum(-1, keepdim=True)
     return A, (b if bias is None else bias.view(b.shape) + b).to(dtype)
-
-
-class AffineMap(torch.autograd.Function):
-    """:func:`affine_map` as one function instead of a dozen, whose calls would take longer than the work."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, W: Tensor, mean: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(W, mean, weight)
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        A, b = affine_map(W, mean, weight, bias, dtype)
-        return A.clone() if A is W else A, b
-
-    @staticmethod
-    def backward(ctx: Any, along_A: Tensor, along_b: Tensor) -> tuple:
-        W, mean, weight = ctx.saved_tensors
-        with autocast_off(W.device.type):
-            wide = along_b.to(W.dtype)
-            G = torch.baddbmm(along_A.to(W.dtype), wide, mean.transpose(1, 2), alpha=-1)
-            along_weight = None
-            if weight is not None:
-                gamma = weight.view(mean.shape).to(W.dtype)
-                along_weight = (G * W).sum(-1).flatten().to(weight.dtype)
-                G, wide = gamma * G, gamma * wide
-            along_mean = -torch.bmm(W.transpose(1, 2), wide)
-            along_bias = None if ctx.bias_dtype is None else along_b.flatten().to(ctx.bias_dtype)
-            return G, along_mean, along_weight, along_bias, None
 
 
 def mapped(x: Tensor, W: Tensor, mean: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -13,7 +13,6 @@ from ..errors import ExportError, OptionError, ShapeError
 from ..linalg import Method
 from ..linalg.tensors import apply, autocast_off, check_floating, working_dtype
 from .grouped import (
-    AffineMap,
     GroupedMap,
     GroupStatistics,
     like,
@@ -107,7 +106,8 @@ class WhiteningNorm(_NormBase):
         """
         if isinstance(input, torch.fx.Proxy):  # a leaf for all that trace with torch.fx, quantisation among them
             name = input.tracer.path_of_module(self)  # type: ignore[attr-defined]
-            return input.tracer.create_proxy("call_module", name, (input,), {})  # type: ignore[return-value]
+            if name:
+                return input.tracer.create_proxy("call_module", name, (input,), {})  # type: ignore[return-value]
         self._check_input(input)
         if self._uses_batch() and not (input.numel() == 0 and self.track_running_stats and not self._process_group()):
             return self._by_batch(input)
@@ -143,8 +143,7 @@ class WhiteningNorm(_NormBase):
             if self.training and self.track_running_stats:
                 with torch.no_grad():
                     self._update(mean, covariance, matrix, count)
-            A, b = apply(AffineMap, complete, mean, self.weight, self.bias, features.dtype)
-        return apply(GroupedMap, features, A, b, like(x))
+        return apply(GroupedMap, features, complete, mean, self.weight, self.bias, like(x))
 
     def _matrices(self, covariance: Tensor, unbiased: Tensor | float) -> tuple[Tensor, Tensor]:
         """What ``running_subspace`` is of covariances (G, d, d), and the whole map, both (G, d, d).
@@ -218,7 +217,10 @@ class WhiteningNorm(_NormBase):
                 variances = variance.view(self.groups, -1)
                 matrix, covariance = self._matrix_of_variance(variances), torch.diag_embed(variances.clamp_min(0))
             elif matrix is not None and covariance is None and self.average == "covariance":
-                covariance = self._covariance(matrix, variance)
+                try:
+                    covariance = self._covariance(matrix, variance)
+                except OptionError as error:
+                    raise OptionError(f"{prefix}running_subspace: {error}") from None
             for name, value in zip(names, (variance, matrix, covariance), strict=True):
                 state_dict.pop(prefix + name, None)
                 if value is not None and name in self._buffers:
