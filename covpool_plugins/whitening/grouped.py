@@ -55,7 +55,7 @@ class GroupStatistics(torch.autograd.Function):
 
     Returns:
         Features (K, G, d, M), see :func:`to_groups`, in float32 or float64; mean (G, d, 1) and covariance (G, d, d) in
-        float64; the number of samples, of all processes, as a 0-dimensional tensor.
+        float64; the factor that makes the covariance unbiased (one for a single sample), as a 0-dimensional tensor.
     """
 
     @staticmethod
@@ -77,13 +77,14 @@ class GroupStatistics(torch.autograd.Function):
             if process_group is not None:
                 dist.all_reduce(covariance, group=process_group)
             count = count.view(()).clone()
+            unbiased = count / (count - 1).clamp_min(1)
         ctx.process_group, ctx.like = process_group, like(x)
-        ctx.mark_non_differentiable(count)
+        ctx.mark_non_differentiable(unbiased)
         ctx.save_for_backward(features, mean, count)
-        return features, mean, covariance / count, count
+        return features, mean, covariance / count, unbiased
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, along_mean: Tensor, along_covariance: Tensor, _count: Tensor) -> tuple:
+    def backward(ctx: Any, grad: Tensor, along_mean: Tensor, along_covariance: Tensor, _: Tensor) -> tuple:
         features, mean, count = ctx.saved_tensors
         with autocast_off(grad.device.type):
             if ctx.process_group is not None:
@@ -176,7 +177,11 @@ def mapped(x: Tensor, W: Tensor, mean: Tensor, weight: Tensor | None, bias: Tens
         # Vectors are positions of one image.
         features, batch = (x.flatten(2), x.shape[0]) if x.ndim > 2 else (x.transpose(0, 1).unsqueeze(0), 1)
         X = features.to(dtype).unflatten(1, (W.shape[0], -1))
-        y = (product(A.expand(batch, -1, -1, -1), X) + b).flatten(1, 2)
+        A, b = A.expand(batch, -1, -1, -1), b.expand(batch, -1, -1, -1)
+        if torch.is_grad_enabled() or torch.jit.is_tracing():
+            y = (product(A, X) + b).flatten(1, 2)
+        else:  # in one pass
+            y = torch.baddbmm(flat(b), flat(A), flat(X)).view(X.shape).flatten(1, 2)
         y = y.view(x.shape) if x.ndim > 2 else y.squeeze(0).transpose(0, 1)
         return y.to(x.dtype).contiguous(memory_format=like(x)[2])
 
