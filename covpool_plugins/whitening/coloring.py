@@ -112,7 +112,9 @@ def _counterpart(method: Method, function: str) -> Method:
 
 def _grouped(maps: Tensor, groups: int) -> Tensor:
     """(B, C, H, W) as (B, groups, C / groups, H W)."""
-    return maps.flatten(2).unflatten(1, (groups, -1))
+    X = maps.flatten(2)
+    # Not by unflatten, whose sizes are constants to the older ONNX exporter.
+    return X.view(X.shape[0], groups, X.shape[1] // groups, X.shape[2])
 
 
 def _check_maps(content: Tensor, style: Tensor) -> None:

@@ -220,3 +220,22 @@ def test_whitening_and_colouring_within_autocast(method):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             gradients.append(torch.autograd.grad(y, leaves, content))
     assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_whitening_and_colouring_by_products_exports_to_onnx(dynamo, tmp_path):
+    class Transfer(torch.nn.Module):
+        def forward(self, content, style):
+            return whitening_coloring(content, style, 0.7, "newton_schulz", groups=2, eps=1e-3)
+
+    inputs, axes = (torch.randn(2, 8, 5, 6), torch.randn(2, 8, 4, 4)), {0: "batch", 2: "height"}
+    dynamic = dict(dynamic_axes={"content": axes, "style": {0: "batch", 2: "rows"}})
+    if dynamo:
+        dynamic = dict(dynamic_shapes=(axes, {0: "batch", 2: "rows"}), verbose=False)
+    file, names = tmp_path / "transfer.onnx", ["content", "style"]
+    torch.onnx.export(Transfer().eval(), inputs, file, dynamo=dynamo, input_names=names, **dynamic)
+    session = onnxruntime.InferenceSession(file)
+    for batch, height, rows in ((1, 7, 3), (3, 4, 9)):
+        content, style = torch.randn(batch, 8, height, 6), torch.randn(batch, 8, rows, 4)
+        (y,) = session.run(None, {"content": content.numpy(), "style": style.numpy()})
+        torch.testing.assert_close(torch.from_numpy(y), Transfer()(content, style), atol=1e-4, rtol=1e-4)
