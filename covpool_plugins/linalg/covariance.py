@@ -14,6 +14,7 @@ from .tensors import (
     power_of_two,
     product,
     root_of,
+    save,
     symmetrize,
     trace,
     transpose,
@@ -119,7 +120,7 @@ class Covariance(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         X, ctx.centered = inputs
-        ctx.save_for_backward(X)
+        save(ctx, X)
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
@@ -145,7 +146,7 @@ class Gram(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        save(ctx, *inputs)
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from .tensors import (
     guarded_eigh,
     no_further_derivative,
     null_threshold,
+    save,
     symmetrize,
 )
 
@@ -76,7 +77,7 @@ class SpectralFunction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         A, _, values, U, ctx.function = inputs
-        ctx.save_for_backward(A, values, U)
+        save(ctx, A, values, U)
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple:
@@ -129,7 +130,7 @@ class SpectralDerivative(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         *tensors, ctx.function = inputs
-        ctx.save_for_backward(*tensors)
+        save(ctx, *tensors)
 
     @staticmethod
     def backward(ctx: Any, H: Tensor) -> tuple:

@@ -12,7 +12,8 @@ right; they are computed in float64. The derivative along a tangent of X is the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from .tensors import (
     null_threshold,
     power_of_two,
     root_of,
+    save,
     symmetrize,
     trace,
 )
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
     from .methods.base import SpectralMethod
 
 
-class Rule(NamedTuple):
+@dataclass(frozen=True)
+class Rule:
     """What is computed of the features.
 
     Args:
@@ -119,7 +122,7 @@ class FeatureFunction(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         # X is kept by reference, not copied: the layer before has it anyway.
         *tensors, ctx.rule = inputs
-        ctx.save_for_backward(*tensors)
+        save(ctx, *tensors)
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple:
@@ -151,7 +154,7 @@ class FeatureGradient(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         *tensors, ctx.rule = inputs
-        ctx.save_for_backward(*tensors)
+        save(ctx, *tensors)
 
     @staticmethod
     def backward(ctx: Any, H: Tensor) -> tuple:
@@ -191,7 +194,7 @@ class FeatureTangent(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         *tensors, ctx.rule = inputs
-        ctx.save_for_backward(*tensors)
+        save(ctx, *tensors)
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple:

@@ -19,6 +19,7 @@ from .tensors import (
     power_of_two,
     product,
     root_of,
+    save,
     symmetrize,
     trace,
     transpose,
@@ -87,7 +88,7 @@ class IterativeRoot(torch.autograd.Function):
         A, ctx.method, ctx.wanted = inputs
         ctx.by_lyapunov = ctx.method.gradient != "exact" and ctx.wanted != "factor"
         saved = (A, output) if ctx.by_lyapunov else (A,)
-        ctx.save_for_backward(*saved)
+        save(ctx, *saved)
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None]:

@@ -20,6 +20,7 @@ from .tensors import (
     guarded_eigh,
     null_threshold,
     product,
+    save,
     symmetrize,
     transpose,
     working_dtype,
@@ -143,7 +144,7 @@ class LyapunovSolution(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         S, _, s, U = inputs
-        ctx.save_for_backward(S, s, U, output)
+        save(ctx, S, s, U, output)
 
     @staticmethod
     def backward(ctx: Any, H: Tensor) -> tuple:

@@ -12,7 +12,7 @@ from ..errors import OptionError
 from .eigenbasis import PlainSpectralFunction as PlainSpectralFunction
 from .eigenbasis import SpectralFunction, compose, decompose, spectral_function
 from .methods.base import SpectralMethod, check_exportable
-from .tensors import apply, autocast_off, check_square, first_derivative_only, symmetrize, working_dtype
+from .tensors import apply, autocast_off, check_square, first_derivative_only, save, symmetrize, working_dtype
 
 
 def powm(A: Tensor, p: float | Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class AlongExponent(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:])
+        save(ctx, *inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, Tensor, None, None]:

@@ -157,13 +157,14 @@ def is_transformed() -> bool:
 def _with_forward_mode(function: Any) -> Any:
     if not hasattr(function, "tangent"):
         return function
+    return type(function.__name__, (function,), {"jvp": staticmethod(function.tangent)})
 
-    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
-        function.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*ctx.to_save)
 
-    methods = {"setup_context": staticmethod(setup_context), "jvp": staticmethod(function.tangent)}
-    return type(function.__name__, (function,), methods)
+def save(ctx: Any, *tensors: Tensor) -> None:
+    """Keep tensors for ``backward`` and for ``tangent``."""
+    ctx.save_for_backward(*tensors)
+    if not torch.compiler.is_compiling():
+        ctx.save_for_forward(*tensors)
 
 
 class FirstDerivativeOnly(torch.autograd.Function):
@@ -183,6 +184,10 @@ class FirstDerivativeOnly(torch.autograd.Function):
     def backward(ctx: Any, H: Tensor) -> Any:
         raise no_further_derivative(ctx.method)
 
+    @staticmethod
+    def tangent(ctx: Any, along_gradient: Tensor, *_: Any) -> Any:
+        raise no_further_derivative(ctx.method)
+
 
 def no_further_derivative(method: object) -> RuntimeError:
     """For the backward of a gradient that has none; ``method`` is a text where no other one would do."""
@@ -194,7 +199,7 @@ def no_further_derivative(method: object) -> RuntimeError:
 
 def first_derivative_only(gradient: Tensor, method: object, *sources: Tensor) -> Tensor:
     """``gradient``, guarded against being differentiated when a graph of it is being recorded."""
-    return FirstDerivativeOnly.apply(gradient, method, *sources) if torch.is_grad_enabled() else gradient
+    return apply(FirstDerivativeOnly, gradient, method, *sources)
 
 
 class Product(torch.autograd.Function):
@@ -209,7 +214,7 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        save(ctx, *inputs)
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, Tensor | None]:
