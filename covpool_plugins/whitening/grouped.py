@@ -93,14 +93,14 @@ class GroupStatistics(torch.autograd.Function):
                 along_covariance, along_mean = message.split([message.shape[1], 1], dim=2)
             factor = symmetrize(along_covariance) * (2 / count)
             shift = (along_mean / count - factor @ mean).to(grad.dtype)
-            factor = repeated((factor * UNIT**2).to(grad.dtype), features)
+            factor = repeated((factor * UNIT).to(grad.dtype), features)
             if torch.is_grad_enabled():
-                grad = torch.baddbmm(flat(grad), factor, flat(features), alpha=UNIT**-2).view(grad.shape) + shift
+                grad = torch.baddbmm(flat(grad), factor, flat(features), alpha=1 / UNIT).view(grad.shape) + shift
                 sources = (features, mean, along_covariance, along_mean)
                 grad = first_derivative_only(grad, "synchronised statistics", *sources) if ctx.process_group else grad
             else:  # in place: it comes from GroupedMap, and nobody else has it
                 grad = grad if by_rows(grad) else grad.contiguous()
-                flat(grad).baddbmm_(factor, flat(features), alpha=UNIT**-2)
+                flat(grad).baddbmm_(factor, flat(features), alpha=1 / UNIT)
                 grad.add_(shift)
             return to_features(grad, *ctx.like), None, None
 
