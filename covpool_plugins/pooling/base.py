@@ -296,7 +296,7 @@ def list_pools(exportable: bool = False) -> list[str]:
         exportable: only those that export to ONNX as they are by default.
 
     Examples:
-        >>> "svdtaylor" in list_pools(), "svdtaylor" in list_pools(exportable=True)
+        >>> "svdtopn" in list_pools(), "svdtopn" in list_pools(exportable=True)
         (True, False)
     """
     return [name for name in POOLS if not exportable or create_pool(name, 4, device="meta").is_exportable]
