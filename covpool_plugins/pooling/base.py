@@ -193,6 +193,8 @@ class Pool(nn.Module):
         return self.represent(X, mask)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if isinstance(x, torch.fx.Proxy):  # what is drawn is the pool, as a leaf
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x, mask), {})
         X = self.features(x, mask)
         if self.training and self.needs_positions and not self.warned and is_one_position(X):
             self.warned = True
