@@ -117,8 +117,8 @@ class SVDPade(Exact):
 class SVDTaylor(EigenMethod):
     """The geometric series cut off after a power of x.
 
-    Close to a tie the gradient tends to zero off the diagonal. At an exact tie it jumps to the exact one, which alone does
-    not depend on the choice of eigenvectors.
+    Close to a tie the gradient tends to zero off the diagonal. At an exact tie it jumps to the exact one, which alone
+    does not depend on the choice of eigenvectors.
 
     Args:
         degree: the last power, the paper's K.
@@ -143,8 +143,8 @@ class SVDTaylor(EigenMethod):
 class SVDPI(EigenMethod):
     """The gradient of the power iteration that would find each eigenvector from itself.
 
-    It is the geometric series (1 / λ_i) Σ_k (λ_j / λ_i)^k cut off after as many powers as there are iterations. At exact
-    ties it jumps like that of :class:`SVDTaylor`.
+    It is the geometric series (1 / λ_i) Σ_k (λ_j / λ_i)^k cut off after as many powers as there are iterations. At
+    exact ties it jumps like that of :class:`SVDTaylor`.
 
     Args:
         iterations: number of power iterations.
