@@ -19,7 +19,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
 
-from ..checkpoint_file import bare_keys, find_weights, read_checkpoint
+from ..checkpoint_file import find_weights, read_checkpoint
 from ..checkpoint_pickle import numpy_globals, shown
 from ..errors import OptionError
 
@@ -84,7 +84,7 @@ def check_checkpoint(path: str | Path, *, resume: bool = False) -> dict[str, Any
             no run to resume.
     """
     checkpoint = read_mmengine_checkpoint(path)
-    bare_keys(find_weights(checkpoint, path)[1], path)
+    find_weights(checkpoint, path)
     meta = checkpoint.get("meta")
     if not resume:
         return meta if isinstance(meta, dict) else {}

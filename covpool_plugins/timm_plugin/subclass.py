@@ -6,6 +6,7 @@ state-dict keys, feature extraction, parameter groups and ``isinstance`` checks 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from timm.models import register_notrace_function
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ..architectures.clips import join_clips, mean_over_frames
 from .backbones import Place
 from .layer_groups import head_and_rest
+from .state_dicts import prepare, refuse_plain_backbone
 
 if TYPE_CHECKING:
     from .head import SecondOrderHead
@@ -45,6 +47,12 @@ class SecondOrderModel:
         if reset_other:
             head.norm = nn.Identity()
         describe(self, num_classes)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """torch's; with ``strict``, a backbone's weights without a head are refused in one line."""
+        if strict:
+            refuse_plain_backbone(self, head_name(self), state_dict)
+        return super().load_state_dict(state_dict, strict, assign)  # type: ignore[misc]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's groups of layers; with ``layer_groups='head'`` the classifier and all the rest."""
@@ -123,6 +131,7 @@ def attach_head(model: nn.Module, head: SecondOrderHead, num_classes: int, place
     if head.frames is not None:
         model.frames = head.frames  # type: ignore[assignment]
     setattr(model, head_name(model), head)
+    model.register_load_state_dict_pre_hook(prepare)
     describe(model, num_classes)
 
 

@@ -341,8 +341,9 @@ def test_hints_are_not_passed_over(tmp_path):
         load_original(saved({"arch": "resnet18_mpa", "state_dict": state}, tmp_path), head="seb")
     plain = saved(timm.create_model("resnet18").state_dict(), tmp_path)
     assert load_original(plain, arch="mpncovresnet18").network.last_stride == 1
+    (tmp_path / "empty").mkdir()
     with pytest.raises(OptionError, match="no folder of weights"):
-        load_original(tmp_path, head="isqrt")
+        load_original(tmp_path / "empty", head="isqrt")
     (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
     with pytest.raises(OptionError, match="says itself"):
         load_original(tmp_path, head="isqrt")
