@@ -15,15 +15,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.optim import _ParamScheduler
 from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
 
 from ..checkpoint_file import find_weights, read_checkpoint
-from ..checkpoint_pickle import numpy_globals, shown
+from ..checkpoint_pickle import MOST_OPCODES, MOST_TIMES, numpy_globals, shown
 from ..errors import OptionError
 
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+HUB = ("log_scalars", "runtime_info", "resumed_keys")
+MOST_NUMBER = 1 << 32  # the seeds that NumPy takes are below
 ADDRESS = "://"  # in https://, torchvision://, s3://, ..., which MMEngine would fetch
 
 
@@ -84,7 +88,9 @@ def check_checkpoint(path: str | Path, *, resume: bool = False) -> dict[str, Any
             no run to resume.
     """
     checkpoint = read_mmengine_checkpoint(path)
-    find_weights(checkpoint, path)
+    find_weights(checkpoint, path, averaged=False)
+    if "ema_state_dict" in checkpoint:  # which EMAHook takes
+        find_weights({"state_dict": checkpoint["ema_state_dict"]}, path)
     meta = checkpoint.get("meta")
     if not resume:
         return meta if isinstance(meta, dict) else {}
@@ -93,10 +99,55 @@ def check_checkpoint(path: str | Path, *, resume: bool = False) -> dict[str, Any
     if "config" in meta:
         # MMEngine would run this text as Python.
         raise OptionError(f"{path} carries a config to be executed (meta['config']) and is not resumed")
-    for name in ("epoch", "iter"):
-        if type(meta.get(name, 0)) is not int:
-            raise OptionError(f"{path}: meta[{name!r}] is no number, but {shown(meta[name])}")
+    for name in ("epoch", "iter", "seed"):
+        value = meta.get(name)
+        if not (_is_number(value) or (name == "seed" and value is None)):
+            raise OptionError(f"{path}: meta[{name!r}] is no number of a run, but {shown(value)}")
+    _check_parts_of_run(checkpoint, path)
+    _check_copies([checkpoint[name] for name in checkpoint if not name.endswith("state_dict")], path)
     return meta
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int and 0 <= value < MOST_NUMBER
+
+
+def _check_parts_of_run(checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Raise for a part that MMEngine would take into its objects, to fail when the run is under way."""
+    hub, schedulers = checkpoint["message_hub"], checkpoint.get("param_schedulers", [])
+    parts = [hub.get(name) if isinstance(hub, dict) else None for name in HUB]
+    if not all(isinstance(part, dict) for part in parts):
+        raise OptionError(f"{path}: message_hub has to hold the dictionaries {', '.join(HUB)}")
+    for name, history in hub["log_scalars"].items():
+        if not isinstance(history, HistoryBuffer) or not _is_history(vars(history)):
+            raise OptionError(f"{path}: message_hub holds no history of numbers for {shown(name)}")
+    lists = list(schedulers.values()) if isinstance(schedulers, dict) else [schedulers]
+    states = [state for part in lists for state in (part if isinstance(part, list) else [part])]
+    methods = {name for name in dir(_ParamScheduler) if callable(getattr(_ParamScheduler, name))} | {"optimizer"}
+    if not all(isinstance(state, dict) and not methods & {*state} for state in states):
+        raise OptionError(f"{path}: param_schedulers are no states of schedulers")
+    if not isinstance(checkpoint["optimizer"], dict):
+        raise OptionError(f"{path}: optimizer is no state of an optimizer, but {shown(checkpoint['optimizer'])}")
+
+
+def _is_history(state: dict[str, Any]) -> bool:
+    arrays = [state.get("_log_history"), state.get("_count_history")]
+    numbers = all(isinstance(array, np.ndarray) and array.ndim == 1 and array.dtype.kind in "biuf" for array in arrays)
+    return numbers and len({len(array) for array in arrays}) == 1 and _is_number(state.get("max_length"))  # type: ignore[arg-type]
+
+
+def _check_copies(parts: list[Any], path: str | Path) -> None:
+    """Raise if the parts are larger than the file when every reference in them is followed, as an optimizer does."""
+    left = MOST_TIMES * Path(path).expanduser().stat().st_size
+    for _ in range(MOST_OPCODES):
+        if not parts:
+            return
+        part = parts.pop()
+        left -= part.nbytes if isinstance(part, torch.Tensor) else 0
+        if left < 0:
+            break
+        parts += part.values() if isinstance(part, dict) else part if isinstance(part, (list, tuple)) else []
+    raise OptionError(f"{path} is damaged or hostile: the state of its run is larger than the file")
 
 
 def load_from_checked_file(filename: str, map_location: Any) -> Any:

@@ -12,6 +12,8 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmengine.logging import MessageHub
+from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
 from support.hostile_files import FILES, HONEST, archive, saved
 from support.ways_in import WAYS, main
 
@@ -159,13 +161,89 @@ def test_addresses_are_refused(address, resume):
         check_checkpoint(address, resume=resume)
 
 
-@pytest.mark.parametrize("meta", [{"config": "x = 1"}, {"epoch": "three"}, {"iter": [1]}, {"epoch": True}])
-def test_what_a_run_may_say_of_itself(meta, tmp_path):
-    content = {"meta": {"epoch": 1, "iter": 3, **meta}, "message_hub": {}, "optimizer": {}}
-    (tmp_path / "epoch_1.pth").write_bytes(saved({**content, "state_dict": {"fc.weight": torch.ones(2)}}))
+def a_run():
+    """The state of a run as MMEngine saves it."""
+    network = torch.nn.Linear(2, 2)
+    wrapper = OptimWrapper(torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9))
+    schedulers = [LinearLR(wrapper, start_factor=0.1, end=5), CosineAnnealingLR(wrapper, T_max=10)]
+    network(torch.ones(1, 2)).sum().backward()
+    wrapper.step()
+    hub = MessageHub("a_run")
+    hub.update_scalar("train/loss", 0.5)
+    hub.update_info("epoch", 1)
+    state = network.state_dict()
+    average = {"steps": torch.tensor(3), **{f"module.{key}": value for key, value in state.items()}}
+    return {
+        "meta": {"epoch": 1, "iter": 3, "seed": 7, "dataset_meta": {"classes": ["a"]}},
+        "state_dict": state,
+        "ema_state_dict": average,
+        "message_hub": hub.state_dict(),
+        "optimizer": wrapper.state_dict(),
+        "param_schedulers": [scheduler.state_dict() for scheduler in schedulers],
+    }
+
+
+def nested(levels):
+    value = [0]
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+def many(value):
+    """Names of one tensor, which an optimizer would copy each into another type."""
+    return {f"{i}": value for i in range(200)}
+
+
+ODD_RUNS = {
+    "a config to be run": ("meta", "config", "x = 1"),
+    "an epoch as text": ("meta", "epoch", "three"),
+    "a truth value": ("meta", "epoch", True),
+    "no epoch": ("meta", "epoch", None),
+    "a negative iteration": ("meta", "iter", -1),
+    "a list": ("meta", "iter", [1]),
+    "a seed as text": ("meta", "seed", "seven"),
+    "a large seed": ("meta", "seed", 1 << 40),
+    "no scalars": ("message_hub", "log_scalars", None),
+    "a list of scalars": ("message_hub", "log_scalars", []),
+    "scalars that are none": ("message_hub", "log_scalars", {"train/loss": 3}),
+    "no keys": ("message_hub", "resumed_keys", None),
+    "information as text": ("message_hub", "runtime_info", "epoch"),
+    "an optimizer of one tensor": ("optimizer", "state", {0: many(torch.ones(1000, dtype=torch.float64))}),
+    "an optimizer of nested lists": ("optimizer", "state", {0: nested(60)}),
+    "an average of integers": ("ema_state_dict", "module.weight", torch.ones(2, 2, dtype=torch.int64)),
+    "weights of integers": ("state_dict", "weight", torch.ones(2, 2, dtype=torch.bool)),
+    "a scheduler without its methods": ("param_schedulers", 0, {"step": 3}),
+    "a scheduler of another optimizer": ("param_schedulers", 0, {"optimizer": {}}),
+    "a scheduler as text": ("param_schedulers", 0, "cosine"),
+    "schedulers as text": ("param_schedulers", None, "cosine"),
+    "an optimizer as text": ("optimizer", None, "SGD"),
+    "a hub as text": ("message_hub", None, "hub"),
+}
+
+
+@pytest.mark.parametrize("case", ODD_RUNS)
+def test_what_a_run_may_say_of_itself(case, tmp_path):
+    part, name, value = ODD_RUNS[case]
+    run = a_run()
+    if name is None:
+        run[part] = value
+    else:
+        run[part][name] = value
+    torch.save(run, tmp_path / "epoch_1.pth")
     with pytest.raises(OptionError) as error:
         check_checkpoint(tmp_path / "epoch_1.pth", resume=True)
     assert "\n" not in str(error.value)
+
+
+def test_an_honest_run_is_resumed(tmp_path):
+    run = a_run()
+    torch.save(run, tmp_path / "epoch_1.pth")
+    assert check_checkpoint(tmp_path / "epoch_1.pth", resume=True) == run["meta"]
+    run["message_hub"]["log_scalars"]["train/loss"]._count_history = np.ones(3)
+    torch.save(run, tmp_path / "epoch_1.pth")
+    with pytest.raises(OptionError, match="no history of numbers for 'train/loss'"):
+        check_checkpoint(tmp_path / "epoch_1.pth", resume=True)
 
 
 def test_missing_files(tmp_path):
