@@ -57,16 +57,18 @@ Progress = Callable[[int], object]
 
 
 def read_checkpoint(
-    path: Path | str, progress: Progress = lambda _: None, more: Mapping[str, Callable[..., Any]] | None = None
+    path: Path | str,
+    progress: Progress = lambda _: None,
+    more: Mapping[str, Callable[..., Any]] | None = None,
+    mmap: bool = True,
 ) -> Any:
     """What ``torch.save`` or safetensors wrote: dictionaries, lists, text, numbers and dense tensors.
-
-    Tensors of an archive and of safetensors are read from the file when they are used: it has to stay as it is.
 
     Args:
         path: the file.
         progress: called with numbers of bytes as they are checked, in all the file's size at most.
         more: classes and functions by their names in the file that may be used besides.
+        mmap: tensors of an archive and of safetensors are read when they are used: the file has to stay as it is.
 
     Raises:
         FileNotFoundError, OSError: if there is no such file or it cannot be read.
@@ -83,7 +85,7 @@ def read_checkpoint(
         raise CheckpointError(f"{path} is no regular file")
     try:
         with open(path, "rb") as file:
-            return _read(path, file, progress, dict(more or {}))
+            return _read(path, file, progress, dict(more or {}), mmap)
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from None
     except OSError as error:
@@ -98,7 +100,7 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path} is no checkpoint of PyTorch or is damaged ({one_line(error)[:100]})")
 
 
-def _read(path: Path, file: BinaryIO, progress: Progress, more: dict[str, Callable[..., Any]]) -> Any:
+def _read(path: Path, file: BinaryIO, progress: Progress, more: dict[str, Callable[..., Any]], mapped: bool) -> Any:
     size, start = os.fstat(file.fileno()).st_size, file.read(9)
     if not size:
         raise CheckpointError("is empty")
@@ -108,11 +110,13 @@ def _read(path: Path, file: BinaryIO, progress: Progress, more: dict[str, Callab
     with torch.serialization.safe_globals([known_global for known_global in known if known_global not in allowed]):
         if start.startswith(ARCHIVE):
             _check_archive(path, file, size, progress, Program(size, more))
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if path.suffix == ".safetensors" or start[8:] == b"{":
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        if path.suffix == ".safetensors":
             if int.from_bytes(start[:8], "little") > MOST_HEADER:
                 raise CheckpointError("is no file of safetensors, or has a header of more than 4 MB")
             return _read_safetensors(path)
+        if start[8:] == b"{":  # others would read it in another way
+            raise CheckpointError("may be a file of safetensors; then its name has to end in .safetensors")
         if start[:1] in (b"<", b"{"):
             raise CheckpointError("is text, not a checkpoint of PyTorch")
         # Without a file descriptor PyTorch does not try to read a tar archive, whose headers claim any length.
@@ -225,6 +229,23 @@ def check_real_numbers(weights: Mapping[str, Tensor], model: Mapping[str, Tensor
             raise CheckpointError(f"{path}: {shown(key)} is of {value.dtype}, the model needs {own.dtype}")
 
 
+def check_numpy(path: Path) -> None:
+    """Raise if a NumPy archive, which timm reads without pickles, unpacks to much more than its size.
+
+    Raises:
+        CheckpointError: for such an archive, or a damaged one.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(part.file_size for part in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise _damaged(path, error) from None
+    if unpacked > MOST_TIMES * path.stat().st_size:
+        raise CheckpointError(f"{path} is damaged or hostile: unpacked it has {unpacked} bytes")
+
+
 def bare_keys(keys: Iterable[str], path: Path | str, known: Container[str]) -> dict[str, str]:
     """The network's keys without what wrappers add to them, and for each of these the one in the file.
 
@@ -258,7 +279,8 @@ def _check_archive(path: Path, file: BinaryIO, size: int, progress: Progress, pr
             raise CheckpointError("is a zip archive with compressed parts, which torch.save does not write")
         root = next((name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")), None)
         names = {name.casefold() for name in entries}  # PyTorch takes DATA.PKL for data.pkl
-        if root is None or len(names) != len(archive.infolist()) or not all(n.startswith(root) for n in entries):
+        strange = [n for n in entries if root is None or not n.startswith(root) or {"", ".", ".."} & {*n.split("/")}]
+        if root is None or len(names) != len(archive.infolist()) or strange:
             raise CheckpointError("is a zip archive, but none that torch.save has written")
         if sum(max(entry.file_size, entry.compress_size) for entry in entries.values()) > size:
             raise HostileError("it claims parts that are larger than the file together")

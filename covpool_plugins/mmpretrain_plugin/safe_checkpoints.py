@@ -56,7 +56,7 @@ def weights_only_checkpoints() -> Iterator[None]:
             os.environ[FORCE] = before
 
 
-def read_mmengine_checkpoint(path: str | Path) -> Any:
+def read_mmengine_checkpoint(path: str | Path, mmap: bool = True) -> Any:
     """What a file holds that MMEngine has written, or any other file of weights.
 
     Raises:
@@ -69,7 +69,7 @@ def read_mmengine_checkpoint(path: str | Path) -> Any:
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {str(path)!r} does not exist")
-    return read_checkpoint(path, more=_log_globals())
+    return read_checkpoint(path, more=_log_globals(), mmap=mmap)
 
 
 def check_checkpoint(path: str | Path, *, resume: bool = False) -> dict[str, Any]:
@@ -88,9 +88,7 @@ def check_checkpoint(path: str | Path, *, resume: bool = False) -> dict[str, Any
             no run to resume.
     """
     checkpoint = read_mmengine_checkpoint(path)
-    find_weights(checkpoint, path, averaged=False)
-    if "ema_state_dict" in checkpoint:  # which EMAHook takes
-        find_weights({"state_dict": checkpoint["ema_state_dict"]}, path)
+    _check_weights(checkpoint, path)
     meta = checkpoint.get("meta")
     if not resume:
         return meta if isinstance(meta, dict) else {}
@@ -151,9 +149,16 @@ def _check_copies(parts: list[Any], path: str | Path) -> None:
 
 
 def load_from_checked_file(filename: str, map_location: Any) -> Any:
-    """What MMEngine's loader of files gives, after a look at the file."""
-    check_checkpoint(filename)
-    return load_from_local(filename, map_location)
+    """In place of MMEngine's loader of files: what the package's reader gives, on the CPU."""
+    checkpoint = read_mmengine_checkpoint(filename, mmap=False)  # a run may write a file of this name
+    _check_weights(checkpoint, filename)
+    return checkpoint
+
+
+def _check_weights(checkpoint: Any, path: str | Path) -> None:
+    find_weights(checkpoint, path, averaged=False)
+    if "ema_state_dict" in checkpoint:  # which EMAHook takes
+        find_weights({"state_dict": checkpoint["ema_state_dict"]}, path)
 
 
 def _log_globals() -> dict[str, Callable[..., Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,8 +14,7 @@ import torch
 from timm.models import generate_default_cfgs, get_pretrained_cfg, load_pretrained
 from torch import Tensor, nn
 
-from ..checkpoint_file import check_real_numbers, find_weights, read_checkpoint, weights_file
-from ..checkpoint_pickle import MOST_TIMES
+from ..checkpoint_file import check_numpy, check_real_numbers, find_weights, read_checkpoint, weights_file
 from ..errors import OptionError, one_line
 from .subclass import HEAD_NAMES, head_name
 
@@ -128,18 +126,6 @@ def _tensors(weights: dict[str, Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
         elif isinstance(value, Tensor):
             yield value
-
-
-def check_numpy(path: Path) -> None:
-    """Raise if a NumPy archive, which timm reads without pickles, unpacks to much more than its size."""
-    if zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                unpacked = sum(part.file_size for part in archive.infolist())
-        except (zipfile.BadZipFile, NotImplementedError) as error:
-            raise OptionError(f"{path} is damaged ({one_line(error)})") from None
-        if unpacked > MOST_TIMES * path.stat().st_size:
-            raise OptionError(f"{path} is damaged or hostile: unpacked it has {unpacked} bytes")
 
 
 @contextmanager

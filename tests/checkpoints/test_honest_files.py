@@ -3,7 +3,9 @@
 import argparse
 import copy
 import json
+import zipfile
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -188,6 +190,18 @@ def explained(path):
 
 def begun_with(path):
     return covpool_plugins.create_model(NAME, "gap", num_classes=CLASSES, pretrained=path).eval()
+
+
+def test_the_other_order_of_bytes(tmp_path):
+    """An archive of a machine that writes the highest byte first."""
+    torch.save({"fc.weight": torch.arange(6.0)}, tmp_path / "little.pth")
+    with zipfile.ZipFile(tmp_path / "little.pth") as ours, zipfile.ZipFile(tmp_path / "big.pth", "w") as theirs:
+        for name in ours.namelist():
+            data = ours.read(name)
+            data = b"big" if name.endswith("byteorder") else data
+            theirs.writestr(name, np.frombuffer(data, "<f4").astype(">f4").tobytes() if "/data/" in name else data)
+    for mmap in (False, True):
+        assert read_checkpoint(tmp_path / "big.pth", mmap=mmap)["fc.weight"].tolist() == [0, 1, 2, 3, 4, 5]
 
 
 WAYS = {"conversion": converted, "explanation": explained, "create_model": begun_with}
