@@ -20,7 +20,16 @@ from .subclass import HEAD_NAMES, head_name
 
 _logger = logging.getLogger(__name__)
 # What torch and timm raise for files that are no weights, or those of another network.
-UNREADABLE = (OSError, EOFError, KeyError, AttributeError, RuntimeError, ValueError, pickle.UnpicklingError)
+UNREADABLE = (
+    OSError,
+    EOFError,
+    MemoryError,
+    KeyError,
+    AttributeError,
+    RuntimeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
 # Parts of a second-order head that no backbone has under the head's name, but for a classifier that is replaced.
 HEAD_PARTS = ("global_pool", "hidden", "fc")
 NUMPY_FILES = (".npz", ".npy")  # read by timm, without pickles
@@ -48,12 +57,13 @@ def read_weights(cfg: Any, cache_dir: Any) -> dict[str, Tensor] | None:
     place = Path(cfg.file) if cfg.file else None
     if place is not None and not place.exists():
         raise OptionError(f"no weights at {str(place)!r}")
-    if place is not None and place.suffix not in NUMPY_FILES:
+    of_jax = cfg.custom_load and str(cfg.file or cfg.url).endswith(NUMPY_FILES)
+    if place is not None and not of_jax:
         file = weights_file(place) if place.is_dir() else place
         return find_weights(read_checkpoint(file), file).tensors
-    if place is not None:
-        check_numpy(place)
-    if str(cfg.file or cfg.url).endswith(NUMPY_FILES):
+    if of_jax:
+        if place is not None:
+            check_numpy(place)
         return None
     weights: dict[str, Tensor] = {}
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import multiprocessing
 import random
+import zipfile
 from collections import OrderedDict
 
 import numpy as np
@@ -334,7 +335,21 @@ def test_arrays_besides_the_weights_are_left_out(value, tmp_path):
 
 
 def test_a_numpy_archive_is_no_bomb(tmp_path):
-    np.savez_compressed(tmp_path / "jax.npz", **{"embedding/kernel": np.zeros((16, 16, 3, 1 << 14), np.float32)})
-    overlay = dict(file=str(tmp_path / "jax.npz"), num_classes=2, custom_load=True)
+    path = tmp_path / "jax.npz"
+    overlay = dict(file=str(path), num_classes=2, custom_load=True)
+    np.savez_compressed(path, **{"embedding/kernel": np.zeros((16, 16, 3, 1 << 14), np.float32)})
     with pytest.raises(OptionError, match="unpacked"):
-        create_model("vit_tiny_patch16_224", "gap", pretrained=True, pretrained_cfg_overlay=overlay)
+        create_model("test_vit", "gap", pretrained=True, pretrained_cfg_overlay=overlay)
+    header = str({"descr": "<f4", "fortran_order": False, "shape": (10**15,)}).encode().ljust(117) + b"\n"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("embedding/kernel.npy", b"\x93NUMPY\x01\0\x76\0" + header)
+    with pytest.raises(OptionError, match="Unable to allocate"):
+        create_model("test_vit", "gap", pretrained=True, pretrained_cfg_overlay=overlay)
+
+
+@pytest.mark.parametrize("name", ["calls os.system", "a flood of lists"])
+def test_a_pickle_that_is_named_as_a_numpy_archive(name, tmp_path):
+    """timm would read it as any other file, unchecked."""
+    FILES[name](tmp_path / "file.npz")
+    with pytest.raises(CheckpointError, match=r"os\.system|opcodes"):
+        create_model("test_vit", "gap", pretrained=tmp_path / "file.npz")
