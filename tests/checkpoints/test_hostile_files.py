@@ -117,7 +117,7 @@ def wrong(rows):
 
 
 def test_every_file_is_refused(tmp_path):
-    assert len(FILES) > 240
+    assert len(FILES) > 270
     assert wrong(sent(tmp_path, "read", start="fork")) == []  # which need not import anything
 
 
@@ -125,7 +125,7 @@ def test_every_file_is_refused(tmp_path):
 def test_every_file_is_refused_on_every_way_in(tmp_path):
     rows = sent(tmp_path, *WAYS)
     assert wrong(rows) == []
-    assert len(rows) > 1_900
+    assert len(rows) > 2_200
 
 
 @pytest.mark.parametrize(
@@ -321,17 +321,17 @@ def test_a_history_is_made_of_no_tuples(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
 def test_integers_for_real_numbers_are_not_explained(dtype, tmp_path):
     """Whatever their name is."""
-    content = timm.create_model("vit_tiny_patch16_224", num_classes=2).state_dict()
+    content = timm.create_model("test_vit", num_classes=2).state_dict()
     torch.save(content | {"pos_embed": content["pos_embed"].to(dtype)}, tmp_path / "vit.pth")
     with pytest.raises(OptionError, match="pos_embed"):
-        load_timm_model("vit_tiny_patch16_224", tmp_path / "vit.pth", num_classes=2)
+        load_timm_model("test_vit", tmp_path / "vit.pth", num_classes=2)
 
 
 @pytest.mark.parametrize("value", [torch.ones(5), torch.ones(0), np.arange(5.0)])
 def test_arrays_besides_the_weights_are_left_out(value, tmp_path):
-    content = {"state_dict": timm.create_model("resnet18", num_classes=2).state_dict(), "history": value}
+    content = {"state_dict": timm.create_model("test_resnet", num_classes=2).state_dict(), "history": value}
     torch.save(content, tmp_path / "file.pth")
-    assert any("history" in note for note in load_original(tmp_path / "file.pth").notes)
+    assert any("history" in note for note in load_original(tmp_path / "file.pth", arch="test_resnet").notes)
 
 
 def test_a_numpy_archive_is_no_bomb(tmp_path):
@@ -347,9 +347,9 @@ def test_a_numpy_archive_is_no_bomb(tmp_path):
         create_model("test_vit", "gap", pretrained=True, pretrained_cfg_overlay=overlay)
 
 
-@pytest.mark.parametrize("name", ["calls os.system", "a flood of lists"])
+@pytest.mark.parametrize("name", ["calls os.system", "copies of pairs"])
 def test_a_pickle_that_is_named_as_a_numpy_archive(name, tmp_path):
     """timm would read it as any other file, unchecked."""
     FILES[name](tmp_path / "file.npz")
-    with pytest.raises(CheckpointError, match=r"os\.system|opcodes"):
+    with pytest.raises(CheckpointError, match=r"os\.system|larger than the file"):
         create_model("test_vit", "gap", pretrained=tmp_path / "file.npz")

@@ -169,9 +169,8 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "resnet18_gap" else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
 def test_the_same_logits_from_the_file_of_a_picture(name, tmp_path):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10, **NETWORKS[name])
