@@ -15,6 +15,7 @@ from tqdm import tqdm
 from covpool_plugins.command_line import Parser, available_device, markdown_table, positive_integer, run_tool
 from covpool_plugins.errors import OptionError, UnknownNameError, one_line
 from covpool_plugins.explain import (
+    ACTIVATIONS,
     GRADIENTS,
     ModelView,
     explanation_options,
@@ -173,6 +174,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--grad", choices=GRADIENTS, default="exact", help="the exact gradient or the one of training (exact)"
     )
     parser.add_argument(
+        "--activation",
+        choices=ACTIVATIONS,
+        help="of the class scores (default: sigmoid for one score and for multi-label heads, else softmax)",
+    )
+    parser.add_argument(
         "--seed", type=int, default=0, help="of all random numbers (0); the same command writes the same files"
     )
     parser.add_argument("--device", type=available_device, default="cpu", help="for example cuda (default: cpu)")
@@ -240,7 +246,7 @@ def _models(arguments: argparse.Namespace) -> list[NamedModel]:
         if checkpoint is None and ":" not in str(source):
             print(f"{source}: no --checkpoint: the weights are random", file=sys.stderr)
         label = names[position] if names.count(names[position]) == 1 else f"{names[position]}-{position + 1}"
-        models.append(NamedModel(label, ModelView.of(model.to(arguments.device), arguments.grad)))
+        models.append(NamedModel(label, ModelView.of(model.to(arguments.device), arguments.grad, arguments.activation)))
     return models
 
 

@@ -170,7 +170,7 @@ def write_numbers(sections: Sequence[Section], directory: Path) -> Path:
         if row.explanation is None:
             entry["not_applicable"] = row.reason
         else:
-            names = ("target", "versus", "probability", "layer")
+            names = ("target", "versus", "probability", "activation", "layer")
             entry |= {name: getattr(row.explanation, name) for name in names} | row.numbers
         entries.append(entry)
     return write_json(directory / "metrics.json", entries)

@@ -18,7 +18,7 @@ from ..files import write_atomically
 from ..pictures import Picture
 from .images import as_input
 from .methods import EXPLANATIONS, Attribution, check_options, explanation_options
-from .model_view import Gradient, ModelView
+from .model_view import Activation, Gradient, ModelView
 from .overlay import at_least, balance, heat_map, overlay, with_caption
 
 SMALLEST_SIDE = 320
@@ -31,10 +31,11 @@ class Explanation(Attribution[np.ndarray]):
     Args:
         method: name of the method.
         target: the class.
-        probability: the softmax probability of ``target``.
+        probability: of ``target``, by the ``activation``.
         image: the picture as the network saw it.
         versus: the class whose score was taken off, where there is one.
         class_names: names of the classes, for the caption.
+        activation: ``softmax`` or ``sigmoid``.
     """
 
     method: str
@@ -43,6 +44,7 @@ class Explanation(Attribution[np.ndarray]):
     image: Picture
     versus: int | None = None
     class_names: Sequence[str] = ()
+    activation: Activation = "softmax"
 
     @property
     def shown(self) -> np.ndarray:
@@ -84,7 +86,8 @@ class Explanation(Attribution[np.ndarray]):
         """What the picture shows, in numbers."""
         where = f" at {self.layer}" if self.layer else ""
         against = "" if self.versus is None else f" versus {self.class_name(self.versus)}"
-        lines = [f"{self.method}{where}, class {self.class_name(self.target)}{against}, p = {self.probability:.3g}"]
+        p = f"p = {self.probability:.3g}" + (" (sigmoid)" if self.activation == "sigmoid" else "")
+        lines = [f"{self.method}{where}, class {self.class_name(self.target)}{against}, {p}"]
         if self.contributions is not None:
             token = f", class token {self.class_token:+.3g}" if "class_token" in self.extras else ""
             total = f"{self.completeness_target:+.3g} (score - bias)"
@@ -134,6 +137,7 @@ def explain(
     *,
     versus: int | None = None,
     grad: Gradient = "exact",
+    activation: Activation | None = None,
     **options: Any,
 ) -> Explanation:
     """Explain a class score of a timm or MMPretrain classifier.
@@ -146,6 +150,8 @@ def explain(
         target: the class; the default is the one with the highest score.
         versus: explain by how much the score of ``target`` exceeds that of this class, instead of the score itself.
         grad: ``exact``, or ``training`` for the gradient approximation that the pool trains with (a view has its own).
+        activation: ``softmax`` or ``sigmoid``, what makes probabilities of the scores; the default is that of
+            :meth:`ModelView.of` (a view has its own).
         options: options of the method, for example ``layer`` for ``grad_cam``.
 
     Raises:
@@ -161,7 +167,7 @@ def explain(
         ((2, 2), True)
     """
     check_options(method, options)  # before the model is copied
-    view = ModelView.of(model, grad)
+    view = ModelView.of(model, grad, activation)
     x = as_input(image, view.preprocessing)
     logits = view.forward_pass(x).logits[0].double()
     if not logits.isfinite().all():
@@ -181,9 +187,10 @@ def explain(
         **{name: _arrays(value) for name, value in vars(attribution).items()},
         method=method,
         target=target,
-        probability=logits.softmax(dim=-1)[target].item(),
+        probability=view.probabilities(logits)[target].item(),
         image=view.preprocessing.picture(x),
         versus=versus,
+        activation=view.activation,
     )
 
 

@@ -77,6 +77,11 @@ def as_input(image: Path | str | Picture | np.ndarray | Tensor, preprocessing: P
     return preprocessing(image if isinstance(image, Image.Image) else read_picture(image))
 
 
+def preprocessing_of(model: nn.Module) -> Preprocessing:
+    """What a timm or MMPretrain classifier was evaluated with, see the functions below."""
+    return mmpretrain_preprocessing(model) if hasattr(model, "data_preprocessor") else timm_preprocessing(model)
+
+
 def timm_preprocessing(model: nn.Module) -> Preprocessing:
     """timm's evaluation transform for the model's own data configuration.
 

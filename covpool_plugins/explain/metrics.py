@@ -130,7 +130,7 @@ def _deleted(order: Tensor, cells: tuple[int, int], steps: int) -> Iterator[Tens
 
 def _area(view: ModelView, pictures: Tensor, target: int) -> float:
     logits = torch.cat([view.logits(part) for part in pictures.split(BATCH)])
-    probabilities = logits.double().softmax(dim=-1)[:, target]
+    probabilities = view.probabilities(logits)[:, target]
     return torch.trapezoid(probabilities, dx=1 / (len(pictures) - 1)).item()
 
 

@@ -18,11 +18,14 @@ from ..errors import NotApplicableError, OptionError, UnknownNameError
 from ..linalg import EigenMethod, Exact
 from ..pooling import AveragePool, Pool
 from ..pooling.base import InputFormat
-from .images import Preprocessing, mmpretrain_preprocessing, timm_preprocessing
+from .images import Preprocessing, preprocessing_of
 from .stages import trace_stages
+from .wrappers import classifier_inside
 
 Gradient = Literal["exact", "training"]
 GRADIENTS: tuple[Gradient, ...] = ("exact", "training")
+Activation = Literal["softmax", "sigmoid"]
+ACTIVATIONS: tuple[Activation, ...] = ("softmax", "sigmoid")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +69,8 @@ class ModelView:
         stages: modules whose output is a map of the whole picture and is not changed in place later, by name, in
             the order in which they finish. The last is the map in front of the pool.
         num_classes: how many class scores there are.
+        activation: what makes probabilities of the scores: ``softmax`` where one class of all is right, ``sigmoid``
+            where each class is or is not.
 
     Examples:
         >>> view = ModelView.of(covpool_plugins.create_model("test_resnet", num_classes=3, reduce_channels=8))
@@ -80,25 +85,35 @@ class ModelView:
     preprocessing: Preprocessing
     stages: dict[str, nn.Module]
     num_classes: int
+    activation: Activation = "softmax"
 
     @classmethod
-    def of(cls, model: nn.Module | ModelView, grad: Gradient = "exact") -> ModelView:
+    def of(
+        cls, model: nn.Module | ModelView, grad: Gradient = "exact", activation: Activation | None = None
+    ) -> ModelView:
         """View of a model; the model itself is neither changed nor kept.
 
         Args:
-            model: a timm model, an MMPretrain ``ImageClassifier``, or a module alike. A view is returned as it is.
+            model: a timm model, an MMPretrain ``ImageClassifier``, or a module alike; also compiled, averaged, in a
+                wrapper for parallel training, or as the only classifier in a module that gives its scores. A view is
+                returned as it is.
             grad: ``exact`` explains with the true gradient of eigen-decomposition methods, ``training`` with
                 the approximation the method trains with.
+            activation: ``softmax`` or ``sigmoid``; the default is ``sigmoid`` for one class score and for MMPretrain's
+                multi-label heads, else ``softmax``.
 
         Raises:
-            OptionError: for a model without class scores or with other than one or three input channels, or an
-                unknown ``grad``.
+            OptionError: for a model without class scores or with other than one or three input channels, an unknown
+                ``grad`` or ``activation``, ``softmax`` of one score, or a module that does more than the classifier
+                in it.
         """
         if isinstance(model, ModelView):
             return model
         check_choice("grad", grad, GRADIENTS)
-        from_mmpretrain = hasattr(model, "data_preprocessor")
-        preprocessing = (mmpretrain_preprocessing if from_mmpretrain else timm_preprocessing)(model)
+        if activation is not None:
+            check_choice("activation", activation, ACTIVATIONS)
+        model = classifier_inside(model)
+        preprocessing = preprocessing_of(model)
         private = copy.deepcopy(model).requires_grad_(False).eval()
         if next(private.parameters()).dtype in (torch.float16, torch.bfloat16):
             private.float()
@@ -116,7 +131,10 @@ class ModelView:
             pool, site, stages = None, None, {}
         elif pool is None:
             pool = AveragePool(maps.shape[1 if input_fmt == "NCHW" else -1], input_fmt=input_fmt)
-        return cls(private, pool, site, classifier, preprocessing, stages, classes)
+        activation = activation or ("sigmoid" if classes == 1 or _is_multi_label(private) else "softmax")
+        if classes == 1 and activation == "softmax":
+            raise OptionError("activation must be sigmoid for a model of one class score, got 'softmax'")
+        return cls(private, pool, site, classifier, preprocessing, stages, classes, activation)
 
     def known_classifier(self) -> nn.Linear:
         """The linear layer of the class scores.
@@ -166,6 +184,10 @@ class ModelView:
     def logits(self, x: Tensor) -> Tensor:
         """Class scores (B, num_classes)."""
         return self.model(self.to_model(x))
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Probabilities (B, num_classes) of class scores, in float64."""
+        return logits.double().softmax(dim=-1) if self.activation == "softmax" else logits.double().sigmoid()
 
     @torch.no_grad()
     def forward_pass(self, x: Tensor) -> ForwardPass:
@@ -285,6 +307,12 @@ def _use_exact_gradient(model: nn.Module) -> None:
         # What leaves eigenvalues out computes another root, and has the exact gradient of that one.
         if isinstance(method, EigenMethod) and type(method).truncate is EigenMethod.truncate:
             pool.method = Exact()
+
+
+def _is_multi_label(model: Any) -> bool:
+    """Whether it is one of MMPretrain's with a multi-label head; told by name, so that MMPretrain is not imported."""
+    kinds = type(getattr(model, "head", None)).__mro__
+    return any(kind.__name__ in ("MultiLabelClsHead", "MultiLabelLinearClsHead") for kind in kinds)
 
 
 def _find_classifier(model: Any) -> nn.Linear | None:

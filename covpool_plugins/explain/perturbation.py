@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..errors import require_extra
 from .methods import EXPLANATIONS, MASKS_PER_DRAW, Attribution
-from .model_view import ModelView
+from .model_view import Activation, ModelView
 
 # How often a cell of RISE's masks is seen, and how many cells a side has.
 SEEN = 0.5
@@ -51,7 +51,7 @@ def rise(
     """
     torchray = require_extra("torchray.attribution.rise", "explain")
     x = view.to_model(x).float()
-    score = partial(log_odds, target=target, versus=versus)
+    score = partial(log_odds, target=target, versus=versus, activation=view.activation)
     devices = [x.device] if x.is_cuda else []
     with torch.random.fork_rng(devices), _progress("rise", masks + 1) as bar:
         maps = torchray.rise(
@@ -100,13 +100,15 @@ def extremal_perturbation(
     return Attribution(masks.mean(dim=0)[0], signed=False, relative=True)
 
 
-def log_odds(logits: Tensor, target: int, versus: int | None = None) -> Tensor:
+def log_odds(logits: Tensor, target: int, versus: int | None = None, activation: Activation = "softmax") -> Tensor:
     """log p / (1 - p) of the class (B,), for scores (B, num_classes): its sigmoid is the probability.
 
     With ``versus`` p is the probability of the class where it is one of the two.
     """
     if versus is not None:
         return logits[:, target] - logits[:, versus]
+    if activation == "sigmoid":
+        return logits[:, target]
     others = torch.cat([logits[:, :target], logits[:, target + 1 :]], dim=1)
     return logits[:, target] - others.logsumexp(dim=1)
 
