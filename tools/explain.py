@@ -33,7 +33,6 @@ from covpool_plugins.explain.batch import (
     find_pictures,
     write_numbers,
 )
-from covpool_plugins.explain.explanation import check_target
 from covpool_plugins.explain.methods import LARGEST_SEED, with_options
 from covpool_plugins.explain.page import write_page
 from covpool_plugins.explain.report_tables import ReportTable, pointing_table, sanity_table
@@ -58,14 +57,14 @@ def main(argv: list[str] | None = None) -> None:
         print("\n".join(_layers(model) for model in models))
         return
     for model in models:
-        _check_classes(arguments, model)
         _check_layer(arguments, model)
+    for option in ("target", "versus"):
+        _check_class(arguments, option, models)
     job = Job(
         models,
         methods,
         arguments.target,
         arguments.versus,
-        arguments.classes,
         arguments.deletion_steps,
         arguments.seed,
     )
@@ -141,10 +140,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--image", nargs="+", default=[], help="pictures, folders of pictures, patterns")
     known = ", ".join(list_explanations())
     parser.add_argument("--method", nargs="+", default=["contribution"], metavar="METHOD", help=f"all, or of: {known}")
-    parser.add_argument("--target", "--target-class", type=int, help="class to explain (default: the top class)")
     parser.add_argument(
-        "--versus", type=int, metavar="CLASS", help="explain the score of the target minus that of CLASS"
+        "--target", "--target-class", metavar="CLASS", help="number or name of the class to explain (default: the top)"
     )
+    parser.add_argument("--versus", metavar="CLASS", help="explain the score of the target minus that of CLASS")
     parser.add_argument("--classes", type=_names, default=[], metavar="FILE", help="names of the classes, one a line")
     parser.add_argument("--layer", help="layer for methods that take one (default: see the methods)")
     parser.add_argument("--list-layers", action="store_true", help="print the layers of the models")
@@ -246,19 +245,24 @@ def _models(arguments: argparse.Namespace) -> list[NamedModel]:
         if checkpoint is None and ":" not in str(source):
             print(f"{source}: no --checkpoint: the weights are random", file=sys.stderr)
         label = names[position] if names.count(names[position]) == 1 else f"{names[position]}-{position + 1}"
-        models.append(NamedModel(label, ModelView.of(model.to(arguments.device), arguments.grad, arguments.activation)))
+        models.append(
+            NamedModel(
+                label, ModelView.of(model.to(arguments.device), arguments.grad, arguments.activation, arguments.classes)
+            )
+        )
     return models
 
 
-def _check_classes(arguments: argparse.Namespace, model: NamedModel) -> None:
-    for option in ("target", "versus"):
-        number = getattr(arguments, option)
-        if number is not None:
-            check_target(number, model.view, option)
-    if arguments.classes and len(arguments.classes) != model.view.num_classes:
-        raise OptionError(
-            f"--classes has {len(arguments.classes)} names, {model.label} has {model.view.num_classes} classes"
-        )
+def _check_class(arguments: argparse.Namespace, option: str, models: list[NamedModel]) -> None:
+    """A class of the command line as its number, which is the same in all models."""
+    given = getattr(arguments, option)
+    if given is None:
+        return
+    target = int(given) if re.fullmatch(r"[+-]?\d{1,9}", given) else given
+    numbers = [model.view.class_number(target, option) for model in models]
+    if len(set(numbers)) > 1:
+        raise OptionError(f"--{option}: {given!r} is another class in each model: {', '.join(map(str, numbers))}")
+    setattr(arguments, option, numbers[0])
 
 
 def _check_layer(arguments: argparse.Namespace, model: NamedModel) -> None:

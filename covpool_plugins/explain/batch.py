@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import MissingExtraError, NotApplicableError, OptionError, one_line
 from ..files import write_atomically, write_json
 from ..pictures import Picture, read_picture
-from .explanation import Explanation, explain
+from .explanation import Explanation, explain_input
 from .images import as_input
 from .methods import explanation_options
 from .metrics import metrics
@@ -40,7 +40,6 @@ class Job:
         methods: from the name of a method to its options.
         target: the class; by default the top class of the first model.
         versus: the class whose score is taken off.
-        class_names: for captions.
         deletion_steps: of the deletion and insertion curves; 0 leaves them out.
         seed: of whatever is random.
     """
@@ -49,7 +48,6 @@ class Job:
     methods: Mapping[str, Mapping[str, Any]]
     target: int | None = None
     versus: int | None = None
-    class_names: Sequence[str] = ()
     deletion_steps: int = 10
     seed: int = 0
 
@@ -181,10 +179,9 @@ def _explain(job: Job, model: NamedModel, x: Tensor, row: MapRow, target: int) -
     if job.versus == target:
         return replace(row, reason=f"class {target} versus itself: it is the top class")
     try:
-        explanation = explain(model.view, x, row.method, target, versus=job.versus, **job.options(row.method))
+        explanation = explain_input(model.view, x, row.method, target, job.versus, **job.options(row.method))
     except (NotApplicableError, MissingExtraError) as error:
         return replace(row, reason=f"{row.method}: {one_line(error).removeprefix(f'{row.method}: ')}")
-    explanation = replace(explanation, class_names=job.class_names)
     numbers = metrics(model.view, x, explanation, steps=job.deletion_steps, seed=job.seed)
     return replace(row, explanation=explanation, numbers=numbers)
 

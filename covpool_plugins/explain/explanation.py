@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from PIL import Image
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import MissingExtraError, NotApplicableError, OptionError
 from ..files import write_atomically
 from ..pictures import Picture
-from .images import as_input
+from .images import ImageLike, as_input, images_of
 from .methods import EXPLANATIONS, Attribution, check_options, explanation_options
 from .model_view import Activation, Gradient, ModelView
 from .overlay import at_least, balance, heat_map, overlay, with_caption
@@ -80,7 +79,7 @@ class Explanation(Attribution[np.ndarray]):
 
     def class_name(self, number: int) -> str:
         """Name of a class, or its number."""
-        return self.class_names[number] if number < len(self.class_names) else str(number)
+        return self.class_names[number] if self.class_names else str(number)
 
     def caption(self) -> list[str]:
         """What the picture shows, in numbers."""
@@ -129,35 +128,61 @@ class Explanation(Attribution[np.ndarray]):
         return file.getvalue()
 
 
+Target = int | str | None
+
+
+@overload
 def explain(
     model: nn.Module | ModelView,
-    image: Path | str | Picture | np.ndarray | Tensor,
+    image: Sequence[ImageLike],
+    method: str = ...,
+    target: Target | Sequence[Target] = ...,
+    **options: Any,
+) -> list[Explanation]: ...
+
+
+@overload
+def explain(
+    model: nn.Module | ModelView, image: ImageLike, method: str = ..., target: Target = ..., **options: Any
+) -> Explanation: ...
+
+
+def explain(
+    model: nn.Module | ModelView,
+    image: ImageLike | Sequence[ImageLike],
     method: str = "contribution",
-    target: int | None = None,
+    target: Target | Sequence[Target] = None,
     *,
-    versus: int | None = None,
+    versus: int | str | None = None,
     grad: Gradient = "exact",
     activation: Activation | None = None,
+    class_names: Sequence[str] = (),
     **options: Any,
-) -> Explanation:
+) -> Explanation | list[Explanation]:
     """Explain a class score of a timm or MMPretrain classifier.
 
     Args:
-        model: the classifier, which is left as it is; for several calls, build a :class:`ModelView` once.
-        image: a file, a picture, an array (H, W, 3) of uint8, or a normalised input (1, C, H, W); a model with one
-            input channel sees pictures in grey.
+        model: the classifier, which is left as it is; for several calls, build a :class:`ModelView` once. See
+            :meth:`ModelView.of` for the wrappers that are taken off.
+        image: a file; a picture; an array (H, W) or (H, W, C) of uint8, or of floats in [0, 1]; a tensor of uint8
+            (C, H, W); or a normalised input (C, H, W) or (1, C, H, W) in floating point. A model with one input channel
+            sees pictures in grey. A list, or a batch (B, ...) of arrays or tensors, gives a list of explanations.
         method: one of :func:`list_explanations`.
-        target: the class; the default is the one with the highest score.
+        target: the class, by its number, from -1 down from the last, or by its name; the default is the one with the
+            highest score. A list has one for each image; of one image it gives an explanation of every class in it.
         versus: explain by how much the score of ``target`` exceeds that of this class, instead of the score itself.
-        grad: ``exact``, or ``training`` for the gradient approximation that the pool trains with (a view has its own).
-        activation: ``softmax`` or ``sigmoid``, what makes probabilities of the scores; the default is that of
-            :meth:`ModelView.of` (a view has its own).
+        grad, activation, class_names: of :meth:`ModelView.of`; a view has its own.
         options: options of the method, for example ``layer`` for ``grad_cam``.
 
+    Returns:
+        The explanation, or a list of them for several images or targets.
+
     Raises:
-        UnknownNameError: for a method or layer that does not exist.
-        OptionError: for a target out of range, or an option that the method does not take or that is out of range.
+        UnknownNameError: for a method, layer or class that does not exist.
+        OptionError: for a target out of range, as many targets as there are not images, or an option that the method
+            does not take or that is out of range.
         NotApplicableError: for a model that the method says nothing about, or values that are not finite.
+        ShapeError: for an array or tensor that is no image.
         ValueError: for a picture that cannot be read.
 
     Examples:
@@ -165,65 +190,67 @@ def explain(
         >>> explanation = explain(model, torch.randn(1, 3, 64, 64), "contribution", target=1)
         >>> explanation.map.shape, explanation.completeness_gap < 1e-4
         ((2, 2), True)
+        >>> [e.target for e in explain(model, torch.randn(2, 3, 64, 64), target=[0, -1])]
+        [0, 2]
     """
     check_options(method, options)  # before the model is copied
-    view = ModelView.of(model, grad, activation)
-    x = as_input(image, view.preprocessing)
-    logits = view.forward_pass(x).logits[0].double()
+    view = ModelView.of(model, grad, activation, class_names)
+    images, several = images_of(image)
+    inputs = [as_input(single, view.preprocessing) for single in images]
+    targets: list[Any] = list(target) if isinstance(target, (list, tuple)) else [target] * len(inputs)
+    if isinstance(target, (list, tuple)) and not several:
+        inputs, several = inputs * len(targets), True
+    if not inputs or len(targets) != len(inputs):
+        raise OptionError(f"target must be one class or one for each of {len(inputs)} images, got {len(targets)}")
+    explanations = [
+        explain_input(view, x, method, label, versus, **options) for x, label in zip(inputs, targets, strict=True)
+    ]
+    return explanations if several else explanations[0]
+
+
+def explain_input(
+    view: ModelView, x: Tensor, method: str, target: Target = None, versus: int | str | None = None, **options: Any
+) -> Explanation:
+    """:func:`explain` for one input (1, C, H, W) and one class."""
+    logits = view.forward_pass(x).logits[0]
     if not logits.isfinite().all():
         raise NotApplicableError("the model's class scores for this picture are not finite")
-    target = check_target(target, view) if target is not None else int(logits.argmax())
-    versus = None if versus is None else check_target(versus, view, "versus")
-    if versus == target:
-        raise OptionError(f"versus must be another class than the target, got {versus} for both")
+    label = int(logits.argmax()) if target is None else view.class_number(target)
+    other = None if versus is None else view.class_number(versus, "versus")
+    if other == label:
+        raise OptionError(f"versus must be another class than the target, got {versus!r} for both")
     if "versus" in explanation_options(method):
-        attribution = EXPLANATIONS[method](view, x, target, versus=versus, **options)
+        attribution = EXPLANATIONS[method](view, x, label, versus=other, **options)
     else:
-        with view.against(versus):
-            attribution = EXPLANATIONS[method](view, x, target, **options)
+        with view.against(other):
+            attribution = EXPLANATIONS[method](view, x, label, **options)
     if not attribution.map.isfinite().all():
         raise NotApplicableError(f"{method}: the map has values that are not finite")
     return Explanation(
         **{name: _arrays(value) for name, value in vars(attribution).items()},
         method=method,
-        target=target,
-        probability=view.probabilities(logits)[target].item(),
+        target=label,
+        probability=view.probabilities(logits)[label].item(),
         image=view.preprocessing.picture(x),
-        versus=versus,
+        versus=other,
         activation=view.activation,
+        class_names=view.class_names,
     )
 
 
-def explain_over_picture(
-    view: ModelView, x: Tensor, method: str, target: int | None = None, **options: Any
-) -> Explanation:
-    """:func:`explain`, for what needs a map that lies over the picture.
+def explain_over_picture(view: ModelView, x: Tensor, method: str, target: Target = None, **options: Any) -> Explanation:
+    """:func:`explain_input`, for what needs a map that lies over the picture.
 
     Raises:
         NotApplicableError: for a method without such a map, or whose extra is not installed.
     """
     try:
-        explanation = explain(view, x, method, target, **options)
+        explanation = explain_input(view, x, method, target, **options)
     except MissingExtraError as error:
         raise NotApplicableError(str(error)) from None
     if explanation.space != "image":
         raise NotApplicableError(f"{method} makes a {explanation.space}, no map of the picture")
     return explanation
-
-
-def check_target(target: int, view: ModelView, option: str = "target") -> int:
-    """The target, or another option that is a class, as an ``int``.
-
-    Raises:
-        OptionError: if it is no class of the model.
-    """
-    try:
-        label = -1 if isinstance(target, bool) else operator.index(target)
-    except TypeError:
-        label = -1
-    if not 0 <= label < view.num_classes:
-        raise OptionError(f"{option} must be a class from 0 to {view.num_classes - 1}, got {target!r}")
-    return label
 
 
 def _arrays(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,29 +53,80 @@ class Preprocessing:
         return Image.fromarray(pixels.permute(1, 2, 0).numpy().astype(np.uint8))
 
 
-def as_input(image: Path | str | Picture | np.ndarray | Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Network input (1, C, H, W) for a file, a picture, an array (H, W, 3) of uint8, or an input itself.
+ImageLike = Path | str | Picture | np.ndarray | Tensor
+
+
+def as_input(image: ImageLike, preprocessing: Preprocessing) -> Tensor:
+    """Network input (1, C, H, W) for a file, a picture, an array, a tensor of pixels, or an input itself.
+
+    Arrays are (H, W) or (H, W, C) with C = 1, 3 or 4 (red, green, blue, opacity, which is left out), of uint8 or of
+    floating point numbers in [0, 1]. A tensor of uint8 (C, H, W) holds pixels; one of floating point numbers,
+    (C, H, W) or (1, C, H, W), is taken as the network's input: normalised.
 
     Raises:
         ValueError: for a file that cannot be read.
         OptionError: for anything else, or a picture of 32 bits or without pixels.
-        ShapeError: for an array or tensor of another shape or type.
+        ShapeError: for an array or tensor of another shape, type or range.
     """
-    if not isinstance(image, (str, Path, Image.Image, np.ndarray, Tensor)):
-        raise OptionError(f"image must be a file, a picture, an array or a tensor, got {type(image).__name__}")
     if isinstance(image, Tensor):
-        x = image.unsqueeze(0) if image.ndim == 3 else image
-        channels = preprocessing.channels
-        if x.ndim != 4 or x.shape[:2] != (1, channels) or x.numel() == 0 or not x.is_floating_point():
-            raise ShapeError(
-                f"an input must be (1, {channels}, H, W) floating point, got {image.dtype} {tuple(image.shape)}"
-            )
-        return x
+        if image.dtype != torch.uint8:
+            return _checked_input(image, preprocessing)
+        pixels = image.squeeze(0) if image.ndim == 4 and image.shape[0] == 1 else image
+        image = pixels.movedim(0, -1).cpu().numpy() if pixels.ndim == 3 else pixels.cpu().numpy()
     if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.size == 0 or image.dtype != np.uint8:
-            raise ShapeError(f"an array must be (H, W, 3) of uint8, got {image.dtype} {image.shape}")
-        image = Image.fromarray(image)
+        image = _picture(image)
+    if not isinstance(image, (str, Path, Image.Image)):
+        raise OptionError(f"image must be a file, a picture, an array or a tensor, got {type(image).__name__}")
     return preprocessing(image if isinstance(image, Image.Image) else read_picture(image))
+
+
+def images_of(image: Any) -> tuple[list[Any], bool]:
+    """The images of a list or a batch, and whether it is one: a batch may have a single image, too.
+
+    Batches are tensors (B, C, H, W) and arrays (B, H, W, C); a tensor (1, C, H, W) is one image.
+
+    Raises:
+        OptionError: for none at all.
+    """
+    tensors = isinstance(image, Tensor) and image.ndim == 4 and image.shape[0] != 1
+    several = isinstance(image, (list, tuple)) or tensors or (isinstance(image, np.ndarray) and image.ndim == 4)
+    images = list(image) if several else [image]
+    if not images:
+        raise OptionError("image must not be an empty list or batch")
+    return images, several
+
+
+def _checked_input(x: Tensor, preprocessing: Preprocessing) -> Tensor:
+    batch = x.unsqueeze(0) if x.ndim == 3 else x
+    channels = preprocessing.channels
+    if batch.ndim != 4 or batch.shape[:2] != (1, channels) or batch.numel() == 0 or not batch.is_floating_point():
+        raise ShapeError(f"an input must be (1, {channels}, H, W) floating point, got {x.dtype} {tuple(x.shape)}")
+    low, high = batch.aminmax()
+    normalised = any(m != 0 for m in preprocessing.mean) or any(s != 1 for s in preprocessing.std)
+    if normalised and 0 <= low < high <= 1:
+        warnings.warn(
+            "all values of the tensor lie in [0, 1]: a floating point tensor is taken as normalised input; "
+            "pass pixels as an array, a picture or a tensor of uint8",
+            stacklevel=4,
+        )
+    return batch
+
+
+def _picture(array: np.ndarray) -> Picture:
+    """A picture of an array (H, W) or (H, W, 1 | 3 | 4) of uint8 or floating point numbers in [0, 1]."""
+    floating = np.issubdtype(array.dtype, np.floating)
+    layout = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
+    if not layout or array.size == 0 or not (floating or array.dtype == np.uint8):
+        raise ShapeError(
+            f"an array must be (H, W) or (H, W, 1, 3 or 4) of uint8 or floats in [0, 1], "
+            f"got {array.dtype} {array.shape}"
+        )
+    if floating:
+        if not (array.min() >= 0 and array.max() <= 1):
+            raise ShapeError(f"an array of floats must lie in [0, 1], got {array.min():.3g} to {array.max():.3g}")
+        array = np.round(255 * array).astype(np.uint8)
+    pixels = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
 
 
 def preprocessing_of(model: nn.Module) -> Preprocessing:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import operator
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,6 +72,7 @@ class ModelView:
         num_classes: how many class scores there are.
         activation: what makes probabilities of the scores: ``softmax`` where one class of all is right, ``sigmoid``
             where each class is or is not.
+        class_names: names of the classes, or none.
 
     Examples:
         >>> view = ModelView.of(covpool_plugins.create_model("test_resnet", num_classes=3, reduce_channels=8))
@@ -86,10 +88,15 @@ class ModelView:
     stages: dict[str, nn.Module]
     num_classes: int
     activation: Activation = "softmax"
+    class_names: Sequence[str] = ()
 
     @classmethod
     def of(
-        cls, model: nn.Module | ModelView, grad: Gradient = "exact", activation: Activation | None = None
+        cls,
+        model: nn.Module | ModelView,
+        grad: Gradient = "exact",
+        activation: Activation | None = None,
+        class_names: Sequence[str] = (),
     ) -> ModelView:
         """View of a model; the model itself is neither changed nor kept.
 
@@ -101,11 +108,13 @@ class ModelView:
                 the approximation the method trains with.
             activation: ``softmax`` or ``sigmoid``; the default is ``sigmoid`` for one class score and for MMPretrain's
                 multi-label heads, else ``softmax``.
+            class_names: names of the classes, for captions and targets; the default are those that timm's
+                ``pretrained_cfg`` or MMPretrain's ``get_model`` know, if any.
 
         Raises:
             OptionError: for a model without class scores or with other than one or three input channels, an unknown
-                ``grad`` or ``activation``, ``softmax`` of one score, or a module that does more than the classifier
-                in it.
+                ``grad`` or ``activation``, ``softmax`` of one score, another number of names than classes, or a module
+                that does more than the classifier in it.
         """
         if isinstance(model, ModelView):
             return model
@@ -134,7 +143,34 @@ class ModelView:
         activation = activation or ("sigmoid" if classes == 1 or _is_multi_label(private) else "softmax")
         if classes == 1 and activation == "softmax":
             raise OptionError("activation must be sigmoid for a model of one class score, got 'softmax'")
-        return cls(private, pool, site, classifier, preprocessing, stages, classes, activation)
+        names = tuple(class_names) or _known_names(private, classes)
+        if names and len(names) != classes:
+            raise OptionError(f"class_names has {len(names)} names, the model has {classes} classes")
+        return cls(private, pool, site, classifier, preprocessing, stages, classes, activation, names)
+
+    def class_number(self, target: Any, option: str = "target") -> int:
+        """A class as a number from 0 on; it is given by that number, by one from -1 down, or by its name.
+
+        Raises:
+            OptionError: for a number that is no class of the model, or a name where none are known.
+            UnknownNameError: for a name that none of the classes has.
+        """
+        if isinstance(target, str) and self.class_names:
+            if target not in self.class_names:
+                raise UnknownNameError("class", target, self.class_names)
+            return self.class_names.index(target)
+        try:
+            number = self.num_classes if isinstance(target, (bool, str)) else operator.index(target)
+        except TypeError:
+            number = self.num_classes
+        if not -self.num_classes <= number < self.num_classes:
+            named = "; names need class_names" if isinstance(target, str) else ""
+            raise OptionError(f"{option} must be a class from 0 to {self.num_classes - 1}, got {target!r}{named}")
+        return number % self.num_classes
+
+    def class_name(self, number: int) -> str:
+        """Name of a class, or its number."""
+        return self.class_names[number] if self.class_names else str(number)
 
     def known_classifier(self) -> nn.Linear:
         """The linear layer of the class scores.
@@ -307,6 +343,13 @@ def _use_exact_gradient(model: nn.Module) -> None:
         # What leaves eigenvalues out computes another root, and has the exact gradient of that one.
         if isinstance(method, EigenMethod) and type(method).truncate is EigenMethod.truncate:
             pool.method = Exact()
+
+
+def _known_names(model: Any, classes: int) -> tuple[str, ...]:
+    """The names of the classes in timm's ``pretrained_cfg`` or MMPretrain's ``_dataset_meta``, if there are as many."""
+    configured = getattr(model, "pretrained_cfg", None) or {}
+    names = configured.get("label_names") or (getattr(model, "_dataset_meta", None) or {}).get("classes") or ()
+    return tuple(map(str, names)) if len(names) == classes else ()
 
 
 def _is_multi_label(model: Any) -> bool:

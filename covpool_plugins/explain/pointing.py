@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..checks import check_integer, check_number
 from ..errors import NotApplicableError, OptionError, ShapeError
 from .annotations import AnnotatedPicture
-from .explanation import check_target, explain_over_picture
+from .explanation import explain_over_picture
 from .images import Preprocessing
 from .methods import with_options
 from .metrics import gaussian
@@ -129,7 +129,7 @@ def pointing_game(
         x = view.preprocessing(picture)
         for target, region in regions.items():
             try:
-                check_target(target, view)
+                view.class_number(target)
             except OptionError as error:
                 raise OptionError(f"{annotated.path}: {error}") from None
             seen = seen_region(region, view.preprocessing)

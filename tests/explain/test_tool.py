@@ -23,8 +23,9 @@ from support.explanations import NARROW, SECOND_ORDER
 
 from covpool_plugins.command_line import run_tool
 from covpool_plugins.errors import OptionError
-from covpool_plugins.explain import explain, list_explanations
+from covpool_plugins.explain import list_explanations
 from covpool_plugins.explain.batch import find_pictures, unique_stems
+from covpool_plugins.explain.explanation import explain_input
 
 TOOL = Path(__file__).parents[2] / "tools" / "explain.py"
 BROWSER = Path(__file__).parents[1] / "support" / "browser.py"
@@ -138,7 +139,7 @@ def bad_calls(tmp_path: Path, picture: Path) -> list[tuple[str, str]]:
         ("MODEL IMAGE --versus 1000", "got 1000"),
         ("MODEL IMAGE --target 3 --versus 3", "another class"),
         ("MODEL IMAGE --target 1000", "from 0 to 999, got 1000"),
-        ("MODEL IMAGE --classes HERE/names.txt", "2 names"),
+        ("MODEL IMAGE --classes HERE/names.txt", "class_names has 2 names"),
         ("MODEL IMAGE --classes HERE/no.txt", "no.txt"),
         ("MODEL IMAGE --classes HERE/in/noise.png", "not a text of names"),
         ("MODEL IMAGE --method rise --masks 3 --option masks=5", "--option masks and --masks are the same"),
@@ -222,9 +223,9 @@ def interrupted(monkeypatch) -> None:
         calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return explain(*arguments, **options)
+        return explain_input(*arguments, **options)
 
-    monkeypatch.setattr("covpool_plugins.explain.batch.explain", interrupt)
+    monkeypatch.setattr("covpool_plugins.explain.batch.explain_input", interrupt)
 
 
 def test_an_interrupted_run_leaves_whole_files(run, tmp_path: Path, interrupted) -> None:
