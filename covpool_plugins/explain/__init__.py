@@ -13,9 +13,9 @@ from . import (  # noqa: F401  fill the table
     synthesis,
 )
 from .annotations import AnnotatedPicture, read_annotations
-from .explanation import Explanation, explain
+from .explanation import Explanation
 from .loading import load_mmpretrain_model, load_timm_model
-from .methods import EXPLANATIONS, explanation_options, list_explanations
+from .methods import EXPLANATIONS, ExplanationMethod, explain, explanation_options, list_explanations
 from .metrics import deletion_insertion, metrics
 from .model_view import ACTIVATIONS, GRADIENTS, ModelView
 from .panel import eigen_panel, montage
@@ -28,6 +28,7 @@ __all__ = [
     "GRADIENTS",
     "AnnotatedPicture",
     "Explanation",
+    "ExplanationMethod",
     "ModelView",
     "NotApplicableError",
     "Pointing",

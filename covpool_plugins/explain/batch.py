@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 
 from ..errors import MissingExtraError, NotApplicableError, OptionError, one_line
 from ..files import write_atomically, write_json
 from ..pictures import Picture, read_picture
-from .explanation import Explanation, explain_input
+from .explanation import Explanation
 from .images import as_input
-from .methods import explanation_options
+from .methods import explain_input, explanation_options
 from .metrics import metrics
-from .model_view import ModelView
+from .model_view import ForwardPass, ModelView
 from .panel import eigen_panel, montage
 
 
@@ -143,14 +142,14 @@ def explain_pictures(
     """
     for path, stem, name in zip(pictures, unique_stems(pictures), unique_names(pictures), strict=True):
         picture, section = read_picture(path), Section(stem)
-        inputs = [as_input(picture, model.view.preprocessing) for model in job.models]
+        inputs = [model.view.forward_pass(as_input(picture, model.view.preprocessing)) for model in job.models]
         target = job.target
         if target is None:
-            target = int(job.models[0].view.forward_pass(inputs[0]).logits[0].argmax())
+            target = int(inputs[0].logits[0].argmax())
         for method in job.methods:
             rows = []
-            for model, x in zip(job.models, inputs, strict=True):
-                row = _explain(job, model, x, MapRow(name, model.label, method), target)
+            for model, passed in zip(job.models, inputs, strict=True):
+                row = _explain(job, model, passed, MapRow(name, model.label, method), target)
                 if row.explanation is not None:
                     row.file = row.explanation.save(directory, _stem(job, stem, row))[0]
                 rows.append(row)
@@ -174,15 +173,15 @@ def write_numbers(sections: Sequence[Section], directory: Path) -> Path:
     return write_json(directory / "metrics.json", entries)
 
 
-def _explain(job: Job, model: NamedModel, x: Tensor, row: MapRow, target: int) -> MapRow:
+def _explain(job: Job, model: NamedModel, passed: ForwardPass, row: MapRow, target: int) -> MapRow:
     """The row with its explanation, or with the reason why there is none."""
     if job.versus == target:
         return replace(row, reason=f"class {target} versus itself: it is the top class")
     try:
-        explanation = explain_input(model.view, x, row.method, target, job.versus, **job.options(row.method))
+        explanation = explain_input(model.view, passed, row.method, target, job.versus, **job.options(row.method))
     except (NotApplicableError, MissingExtraError) as error:
         return replace(row, reason=f"{row.method}: {one_line(error).removeprefix(f'{row.method}: ')}")
-    numbers = metrics(model.view, x, explanation, steps=job.deletion_steps, seed=job.seed)
+    numbers = metrics(model.view, passed, explanation, steps=job.deletion_steps, seed=job.seed)
     return replace(row, explanation=explanation, numbers=numbers)
 
 

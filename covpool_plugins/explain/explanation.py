@@ -1,33 +1,46 @@
-"""``explain``: one picture, one method, one class."""
+"""What a method says about one picture and one class: numbers, and how they are drawn."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..errors import MissingExtraError, NotApplicableError, OptionError
 from ..files import write_atomically
 from ..pictures import Picture
-from .images import ImageLike, as_input, images_of
-from .methods import EXPLANATIONS, Attribution, check_options, explanation_options
-from .model_view import Activation, Gradient, ModelView
+from .model_view import Activation
 from .overlay import at_least, balance, heat_map, overlay, with_caption
 
 SMALLEST_SIDE = 320
+Space = Literal["image", "matrix", "picture"]
+Array = Any  # numpy.ndarray; a tensor becomes one
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Explanation(Attribution[np.ndarray]):
-    """Where in a picture a class score comes from: an attribution, in float64 arrays, and what was asked.
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Where in a picture a class score comes from.
+
+    A method gives the first fields, and :func:`~covpool_plugins.explain.explain` the keyword-only ones, which say what
+    was asked. Tensors become arrays, those of floating point numbers in float64.
 
     Args:
+        map: (H, W), on the grid of the feature map or of the input; a matrix (C, C) where ``space`` says so.
+        signed: whether negative values speak against the class; otherwise the map is a magnitude.
+        layer: the layer whose map was explained, where there is one.
+        contributions: (H, W), shares of the score that sum to ``completeness_target``, where the method has them;
+            ``extras["class_token"]`` has to be added where there is one.
+        completeness_target: the class score minus the score of nothing, which for a head is its bias.
+        extras: further arrays by name, saved with the map; single numbers are shown in the caption.
+        space: ``image`` for a map over the picture, ``matrix`` for one of channels by channels, ``picture`` where the
+            method made a picture, ``extras["picture"]`` (3, H, W) of red, green and blue in 0..1, whose grey version
+            is the map.
+        relative: whether only differences of the map's values mean something: pictures show it from its smallest value.
         method: name of the method.
         target: the class.
         probability: of ``target``, by the ``activation``.
@@ -37,13 +50,25 @@ class Explanation(Attribution[np.ndarray]):
         activation: ``softmax`` or ``sigmoid``.
     """
 
-    method: str
-    target: int
-    probability: float
-    image: Picture
-    versus: int | None = None
-    class_names: Sequence[str] = ()
-    activation: Activation = "softmax"
+    map: Array
+    signed: bool
+    layer: str | None = None
+    contributions: Array = None
+    completeness_target: float | None = None
+    extras: Mapping[str, Array] = field(default_factory=dict)
+    space: Space = "image"
+    relative: bool = False
+    method: str = field(default="", kw_only=True)
+    target: int = field(default=0, kw_only=True)
+    probability: float = field(default=float("nan"), kw_only=True)
+    image: Picture = field(default_factory=lambda: Image.new("RGB", (1, 1)), kw_only=True)
+    versus: int | None = field(default=None, kw_only=True)
+    class_names: Sequence[str] = field(default=(), kw_only=True)
+    activation: Activation = field(default="softmax", kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name in ("map", "contributions", "extras"):
+            object.__setattr__(self, name, _arrays(getattr(self, name)))
 
     @property
     def shown(self) -> np.ndarray:
@@ -126,131 +151,6 @@ class Explanation(Attribution[np.ndarray]):
         file = io.BytesIO()
         self.picture().save(file, format="PNG")
         return file.getvalue()
-
-
-Target = int | str | None
-
-
-@overload
-def explain(
-    model: nn.Module | ModelView,
-    image: Sequence[ImageLike],
-    method: str = ...,
-    target: Target | Sequence[Target] = ...,
-    **options: Any,
-) -> list[Explanation]: ...
-
-
-@overload
-def explain(
-    model: nn.Module | ModelView, image: ImageLike, method: str = ..., target: Target = ..., **options: Any
-) -> Explanation: ...
-
-
-def explain(
-    model: nn.Module | ModelView,
-    image: ImageLike | Sequence[ImageLike],
-    method: str = "contribution",
-    target: Target | Sequence[Target] = None,
-    *,
-    versus: int | str | None = None,
-    grad: Gradient = "exact",
-    activation: Activation | None = None,
-    class_names: Sequence[str] = (),
-    **options: Any,
-) -> Explanation | list[Explanation]:
-    """Explain a class score of a timm or MMPretrain classifier.
-
-    Args:
-        model: the classifier, which is left as it is; for several calls, build a :class:`ModelView` once. See
-            :meth:`ModelView.of` for the wrappers that are taken off.
-        image: a file; a picture; an array (H, W) or (H, W, C) of uint8, or of floats in [0, 1]; a tensor of uint8
-            (C, H, W); or a normalised input (C, H, W) or (1, C, H, W) in floating point. A model with one input channel
-            sees pictures in grey. A list, or a batch (B, ...) of arrays or tensors, gives a list of explanations.
-        method: one of :func:`list_explanations`.
-        target: the class, by its number, from -1 down from the last, or by its name; the default is the one with the
-            highest score. A list has one for each image; of one image it gives an explanation of every class in it.
-        versus: explain by how much the score of ``target`` exceeds that of this class, instead of the score itself.
-        grad, activation, class_names: of :meth:`ModelView.of`; a view has its own.
-        options: options of the method, for example ``layer`` for ``grad_cam``.
-
-    Returns:
-        The explanation, or a list of them for several images or targets.
-
-    Raises:
-        UnknownNameError: for a method, layer or class that does not exist.
-        OptionError: for a target out of range, as many targets as there are not images, or an option that the method
-            does not take or that is out of range.
-        NotApplicableError: for a model that the method says nothing about, or values that are not finite.
-        ShapeError: for an array or tensor that is no image.
-        ValueError: for a picture that cannot be read.
-
-    Examples:
-        >>> model = covpool_plugins.create_model("test_resnet", num_classes=3, reduce_channels=8)
-        >>> explanation = explain(model, torch.randn(1, 3, 64, 64), "contribution", target=1)
-        >>> explanation.map.shape, explanation.completeness_gap < 1e-4
-        ((2, 2), True)
-        >>> [e.target for e in explain(model, torch.randn(2, 3, 64, 64), target=[0, -1])]
-        [0, 2]
-    """
-    check_options(method, options)  # before the model is copied
-    view = ModelView.of(model, grad, activation, class_names)
-    images, several = images_of(image)
-    inputs = [as_input(single, view.preprocessing) for single in images]
-    targets: list[Any] = list(target) if isinstance(target, (list, tuple)) else [target] * len(inputs)
-    if isinstance(target, (list, tuple)) and not several:
-        inputs, several = inputs * len(targets), True
-    if not inputs or len(targets) != len(inputs):
-        raise OptionError(f"target must be one class or one for each of {len(inputs)} images, got {len(targets)}")
-    explanations = [
-        explain_input(view, x, method, label, versus, **options) for x, label in zip(inputs, targets, strict=True)
-    ]
-    return explanations if several else explanations[0]
-
-
-def explain_input(
-    view: ModelView, x: Tensor, method: str, target: Target = None, versus: int | str | None = None, **options: Any
-) -> Explanation:
-    """:func:`explain` for one input (1, C, H, W) and one class."""
-    logits = view.forward_pass(x).logits[0]
-    if not logits.isfinite().all():
-        raise NotApplicableError("the model's class scores for this picture are not finite")
-    label = int(logits.argmax()) if target is None else view.class_number(target)
-    other = None if versus is None else view.class_number(versus, "versus")
-    if other == label:
-        raise OptionError(f"versus must be another class than the target, got {versus!r} for both")
-    if "versus" in explanation_options(method):
-        attribution = EXPLANATIONS[method](view, x, label, versus=other, **options)
-    else:
-        with view.against(other):
-            attribution = EXPLANATIONS[method](view, x, label, **options)
-    if not attribution.map.isfinite().all():
-        raise NotApplicableError(f"{method}: the map has values that are not finite")
-    return Explanation(
-        **{name: _arrays(value) for name, value in vars(attribution).items()},
-        method=method,
-        target=label,
-        probability=view.probabilities(logits)[label].item(),
-        image=view.preprocessing.picture(x),
-        versus=other,
-        activation=view.activation,
-        class_names=view.class_names,
-    )
-
-
-def explain_over_picture(view: ModelView, x: Tensor, method: str, target: Target = None, **options: Any) -> Explanation:
-    """:func:`explain_input`, for what needs a map that lies over the picture.
-
-    Raises:
-        NotApplicableError: for a method without such a map, or whose extra is not installed.
-    """
-    try:
-        explanation = explain_input(view, x, method, target, **options)
-    except MissingExtraError as error:
-        raise NotApplicableError(str(error)) from None
-    if explanation.space != "image":
-        raise NotApplicableError(f"{method} makes a {explanation.space}, no map of the picture")
-    return explanation
 
 
 def _arrays(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from ..pictures import Picture, read_picture, to_eight_bits
 
 # Data sets of MMPretrain that give red, green, blue; its loader of files gives blue, green, red.
 RED_FIRST = ("CIFAR10", "CIFAR100")
+BLUR = 0.05  # standard deviation of the blur, as a part of the shorter side
+SIGMAS = 3  # how far the Gaussian reaches
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,12 @@ class Preprocessing:
     def __call__(self, picture: Picture) -> Tensor:
         """Batch (1, C, H, W) in float32 for one picture."""
         return self.to_input(to_eight_bits(picture).convert("L" if self.channels == 1 else "RGB")).unsqueeze(0)
+
+    def black(self, x: Tensor) -> Tensor:
+        """A black picture as an input of the shape of x (B, C, H, W)."""
+        mean, std = (x.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        black = -mean / std
+        return (black.flip(0) if self.bgr else black).expand_as(x)
 
     def picture(self, x: Tensor) -> Picture:
         """The picture that an input (1, C, H, W) shows: cropped and resized as the network saw it."""
@@ -203,3 +212,19 @@ def _input_channels(model: nn.Module) -> int:
     """
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     return 1 if first is not None and first.in_channels == 1 else 3
+
+
+def blur(x: Tensor) -> Tensor:
+    """Pictures (B, C, H, W), smoothed by a Gaussian of 5 % of the shorter side."""
+    return gaussian(x, BLUR * min(x.shape[-2:]))
+
+
+def gaussian(x: Tensor, sigma: float) -> Tensor:
+    """Maps (B, C, H, W), smoothed by a Gaussian of that deviation in pixels; their edges are continued."""
+    reach = math.ceil(SIGMAS * sigma)
+    steps = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
+    weights = torch.exp(-0.5 * (steps / sigma).square())
+    weights = (weights / weights.sum()).view(1, 1, -1, 1)
+    rows = nn.functional.pad(x.flatten(0, 1)[:, None], (reach, reach, reach, reach), mode="replicate")
+    smooth = nn.functional.conv2d(nn.functional.conv2d(rows, weights), weights.mT)
+    return smooth.view(x.shape)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import operator
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -34,6 +33,7 @@ class ForwardPass:
     """What a model computes of a batch, as far as explanations of its head need it.
 
     Args:
+        x: the input (B, C, H, W), as it was given.
         logits: class scores (B, num_classes).
         input: what the pool takes, in its layout.
         pooled: vectors (B, D) that the pool gives.
@@ -41,6 +41,7 @@ class ForwardPass:
         scores: what the classifier gives.
     """
 
+    x: Tensor
     logits: Tensor
     input: Tensor | None = None
     pooled: Tensor | None = None
@@ -55,6 +56,13 @@ class ForwardPass:
         token = self.vector[:, self.pooled.shape[1] :]
         same_shape = token.shape == self.input[:, 0].shape
         return token if same_shape and torch.equal(token, self.input[:, 0].to(token.dtype)) else None
+
+    def against(self, other: int | None) -> ForwardPass:
+        """With the score of class ``other`` taken off all class scores, as within :meth:`ModelView.against`."""
+        if other is None:
+            return self
+        scores = None if self.scores is None else self.scores - self.scores[:, [other]]
+        return replace(self, logits=self.logits - self.logits[:, [other]], scores=scores)
 
 
 @dataclass(frozen=True)
@@ -227,10 +235,7 @@ class ModelView:
 
     @torch.no_grad()
     def forward_pass(self, x: Tensor) -> ForwardPass:
-        """One run of the model; it is kept, so the next call with the same input costs nothing."""
-        last = self._last_pass.get("x")
-        if last is not None and last[0]() is x and last[1] == _version(x):
-            return last[2]
+        """One run of the model."""
         tensors: dict[str, Tensor] = {}
 
         def at_classifier(module: nn.Module, args: Any, output: Tensor) -> None:
@@ -242,29 +247,22 @@ class ModelView:
         hooks = [(self.classifier, at_classifier), (self.pool_site, at_pool)]
         handles = [module.register_forward_hook(hook) for module, hook in hooks if module is not None]
         try:
-            forward_pass = ForwardPass(logits=self.logits(x), **tensors)
+            return ForwardPass(x, self.logits(x), **tensors)
         finally:
             for handle in handles:
                 handle.remove()
-        if not x.is_inference():
-            self._last_pass["x"] = (weakref.ref(x), _version(x), forward_pass)
-        return forward_pass
-
-    @cached_property
-    def _last_pass(self) -> dict[str, tuple[weakref.ref[Tensor], int, ForwardPass]]:
-        return {}
 
     @torch.no_grad()
-    def features(self, x: Tensor) -> tuple[Tensor, tuple[int, int], Tensor]:
-        """What the pool represents: features (B, C, M), their grid (H, W) with H W = M, and the class scores.
+    def features(self, passed: ForwardPass) -> tuple[Tensor, tuple[int, int]]:
+        """What the pool represents: features (B, C, M), and their grid (H, W) with H W = M.
 
         Raises:
             NotApplicableError: for a model without a pool that we know.
         """
-        pool, forward_pass = self.known_pool(), self.forward_pass(x)
-        assert forward_pass.input is not None
-        height, width = self.as_maps(forward_pass.input, x).shape[2:]
-        return pool.features(forward_pass.input), (height, width), forward_pass.logits
+        pool = self.known_pool()
+        assert passed.input is not None
+        height, width = self.as_maps(passed.input, passed.x).shape[2:]
+        return pool.features(passed.input), (height, width)
 
     def as_maps(self, output: Tensor, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) of what a stage gives for an input x (B, 3, height, width).
@@ -294,7 +292,6 @@ class ModelView:
             return
         parameters = list(self.known_classifier().parameters())
         before = [parameter.data for parameter in parameters]
-        self._last_pass.clear()
         try:
             for parameter in parameters:
                 parameter.data = parameter.data - parameter.data[other]
@@ -302,12 +299,6 @@ class ModelView:
         finally:
             for parameter, values in zip(parameters, before, strict=True):
                 parameter.data = values
-            self._last_pass.clear()
-
-
-def _version(x: Tensor) -> int:
-    """How often a tensor was changed in place."""
-    return -1 if x.is_inference() else x._version
 
 
 def token_grid(tokens: int, height: int, width: int) -> tuple[int, int]:

@@ -12,10 +12,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..errors import require_extra
-from .methods import EXPLANATIONS, MASKS_PER_DRAW, Attribution
-from .model_view import Activation, ModelView
+from ..checks import check_integer, check_number
+from ..errors import OptionError, require_extra
+from .explanation import Explanation
+from .methods import EXPLANATIONS, ExplanationMethod, at_most, check_seed, checked_with_the_model
+from .model_view import Activation, ForwardPass, ModelView
 
+# RISE draws this many masks at a time: up to this, the map does not depend on the batch size of the network.
+MASKS_PER_DRAW = 64
 # How often a cell of RISE's masks is seen, and how many cells a side has.
 SEEN = 0.5
 CERTAIN = 50.0  # whose sigmoid is 1
@@ -27,14 +31,14 @@ STEP, SIGMA_STEPS, MAX_BLUR = 7, 3, 20.0
 
 def rise(
     view: ModelView,
-    x: Tensor,
+    passed: ForwardPass,
     target: int,
     *,
     masks: int = 1000,
     seed: int = 0,
     batch_size: int = 8,
     versus: int | None = None,
-) -> Attribution:
+) -> Explanation:
     """Mean probability of the class over random masks that show a pixel, (H, W).
 
     Σ_m p(target | x ∘ m) m / Σ_m m, divided by how often the masks did show each pixel: with few masks the expected
@@ -50,7 +54,7 @@ def rise(
     Source: Petsiuk, Das & Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018.
     """
     torchray = require_extra("torchray.attribution.rise", "explain")
-    x = view.to_model(x).float()
+    x = view.to_model(passed.x).float()
     score = partial(log_odds, target=target, versus=versus, activation=view.activation)
     devices = [x.device] if x.is_cuda else []
     with torch.random.fork_rng(devices), _progress("rise", masks + 1) as bar:
@@ -66,12 +70,12 @@ def rise(
     weighted, shown = maps[0, 0], maps[0, 1]
     # With few masks no mask may have shown a pixel: nothing is known of it.
     mean = torch.where(shown > 0, weighted / shown, weighted.sum() / shown.sum().clamp_min(1e-12))
-    return Attribution(mean, signed=False, relative=True)
+    return Explanation(mean, signed=False, relative=True)
 
 
 def extremal_perturbation(
-    view: ModelView, x: Tensor, target: int, *, iterations: int = 300, areas: Sequence[float] = (0.1,)
-) -> Attribution:
+    view: ModelView, passed: ForwardPass, target: int, *, iterations: int = 300, areas: Sequence[float] = (0.1,)
+) -> Explanation:
     """Mean of smooth masks (H, W) in 0..1 that keep the class score largest when all outside them is blurred.
 
     The network sees the picture as it is, never its mirror image. Nothing in it is random.
@@ -84,7 +88,7 @@ def extremal_perturbation(
     ICCV 2019.
     """
     torchray = require_extra("torchray.attribution.extremal_perturbation", "explain")
-    x = view.to_model(x).float()
+    x = view.to_model(passed.x).float()
     scale = min(x.shape[2:]) / TUNED_SIDE
     step = max(1, round(scale * STEP))
     score = partial(torch.select, dim=1, index=target)
@@ -97,7 +101,7 @@ def extremal_perturbation(
         masks, _ = torchray.extremal_perturbation(
             model, x, 0, areas=list(areas), max_iter=iterations, step=step, sigma=SIGMA_STEPS * step, jitter=False
         )
-    return Attribution(masks.mean(dim=0)[0], signed=False, relative=True)
+    return Explanation(masks.mean(dim=0)[0], signed=False, relative=True)
 
 
 def log_odds(logits: Tensor, target: int, versus: int | None = None, activation: Activation = "softmax") -> Tensor:
@@ -164,5 +168,24 @@ def _strongest_blur(torchray: Any, max_blur: float) -> Iterator[None]:
         torchray.Perturbation = original
 
 
-EXPLANATIONS.add("rise", rise)
-EXPLANATIONS.add("extremal_perturbation", extremal_perturbation)
+def _check_shares(option: str, value: Any) -> None:
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise OptionError(f"{option} must be a list of numbers in (0, 1), got {value!r}")
+    for share in value:
+        check_number(option, share, "(0, 1)")
+
+
+EXPLANATIONS.add(
+    "rise",
+    ExplanationMethod(
+        rise,
+        masks=check_integer,
+        seed=check_seed,
+        batch_size=at_most(MASKS_PER_DRAW, least=1),
+        versus=checked_with_the_model,
+    ),
+)
+EXPLANATIONS.add(
+    "extremal_perturbation",
+    ExplanationMethod(extremal_perturbation, iterations=check_integer, areas=_check_shares),
+)

@@ -105,7 +105,7 @@ def test_one_score_has_the_probability_of_its_sigmoid(binary: nn.Module) -> None
     assert np.ptp(explanation.map) > 0
     areas = deletion_insertion(view, x, explanation.map, 0, steps=2, orders=1)
     assert all(0 < area < 1 for area in areas) and areas.deletion != areas.random_deletion
-    assert metrics(view, x, explanation, steps=0)["entropy"] is not None
+    assert metrics(view, view.forward_pass(x), explanation, steps=0)["entropy"] is not None
     with pytest.raises(OptionError, match="activation must be sigmoid for a model of one class score, got 'softmax'"):
         explain(binary, x, activation="softmax")
 

@@ -25,7 +25,7 @@ from covpool_plugins.command_line import run_tool
 from covpool_plugins.errors import OptionError
 from covpool_plugins.explain import list_explanations
 from covpool_plugins.explain.batch import find_pictures, unique_stems
-from covpool_plugins.explain.explanation import explain_input
+from covpool_plugins.explain.methods import explain_input
 
 TOOL = Path(__file__).parents[2] / "tools" / "explain.py"
 BROWSER = Path(__file__).parents[1] / "support" / "browser.py"
