@@ -21,6 +21,9 @@ from .metrics import metrics
 from .model_view import ForwardPass, ModelView
 from .panel import eigen_panel, montage
 
+LONGEST_END = "_montage.png"
+LONGEST_NAME = 255 - len(".." + 8 * "x")  # bytes of a name, less those that a temporary file's has besides
+
 
 @dataclass(frozen=True)
 class NamedModel:
@@ -41,6 +44,7 @@ class Job:
         versus: the class whose score is taken off.
         deletion_steps: of the deletion and insertion curves; 0 leaves them out.
         seed: of whatever is random.
+        skip_unreadable: leave out pictures that cannot be read, instead of ending there.
     """
 
     models: Sequence[NamedModel]
@@ -49,6 +53,7 @@ class Job:
     versus: int | None = None
     deletion_steps: int = 10
     seed: int = 0
+    skip_unreadable: bool = False
 
     def options(self, method: str) -> dict[str, Any]:
         """The options of a method, with the job's seed if it takes one."""
@@ -118,6 +123,24 @@ def unique_stems(paths: Sequence[Path]) -> list[str]:
     return [f"{stem}-{position}" for position, stem in enumerate(stems, start=1)]
 
 
+def check_names(job: Job, stems: Sequence[str]) -> None:
+    """Raise unless the files of all pictures can have their names, before anything is computed.
+
+    Raises:
+        OptionError: for a name that is not UTF-8, or too long for a file.
+    """
+    for stem in stems:
+        try:
+            stem.encode()
+        except UnicodeEncodeError:
+            raise OptionError(f"the name of {stem!r} is not UTF-8; rename the picture") from None
+        for model in job.models:
+            for method in job.methods:
+                name = _stem(job, stem, MapRow("", model.label, method)) + LONGEST_END
+                if len(name.encode()) > LONGEST_NAME:
+                    raise OptionError(f"the name of {stem[:40]}... is too long for its files; rename the picture")
+
+
 def unique_names(paths: Sequence[Path]) -> list[str]:
     """File names, with their folders where two pictures share one."""
     counts = Counter(path.name for path in paths)
@@ -125,7 +148,11 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
 
 
 def explain_pictures(
-    job: Job, pictures: Sequence[Path], directory: Path, progress: Callable[[], object] = lambda: None
+    job: Job,
+    pictures: Sequence[Path],
+    directory: Path,
+    progress: Callable[[], object] = lambda: None,
+    skipped: Callable[[str], object] = lambda reason: None,
 ) -> Iterator[Section]:
     """Explain every picture; each file is whole when it appears, and stays if what follows is interrupted.
 
@@ -136,12 +163,21 @@ def explain_pictures(
         pictures: files.
         directory: where to write.
         progress: called after every explanation.
+        skipped: called with the reason for every picture that is left out.
 
     Raises:
         ValueError: as :func:`covpool_plugins.explain.explain` does, but for what a method says nothing about.
     """
-    for path, stem, name in zip(pictures, unique_stems(pictures), unique_names(pictures), strict=True):
-        picture, section = read_picture(path), Section(stem)
+    stems = unique_stems(pictures)
+    check_names(job, stems)
+    for path, stem, name in zip(pictures, stems, unique_names(pictures), strict=True):
+        try:
+            picture, section = read_picture(path), Section(stem)
+        except ValueError as error:
+            if not job.skip_unreadable:
+                raise
+            skipped(one_line(error))
+            continue
         inputs = [model.view.forward_pass(as_input(picture, model.view.preprocessing)) for model in job.models]
         target = job.target
         if target is None:

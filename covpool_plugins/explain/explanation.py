@@ -12,12 +12,14 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from ..errors import NotApplicableError
 from ..files import write_atomically
 from ..pictures import Picture
 from .model_view import Activation
-from .overlay import at_least, balance, heat_map, overlay, with_caption
+from .overlay import at_least, balance, colour_limit, enlarge, heat_map, overlay, with_caption
 
 SMALLEST_SIDE = 320
+PALE = 0.1  # of another map's full colour: from here on a map is hardly seen beside it
 Space = Literal["image", "matrix", "picture"]
 Array = Any  # numpy.ndarray; a tensor becomes one
 
@@ -75,6 +77,25 @@ class Explanation:
         """The map as pictures show it: where only differences mean something, from its smallest value on."""
         return self.map - self.map.min() if self.relative else self.map
 
+    def __str__(self) -> str:
+        """A summary: the caption's lines, and where the map has its maximum."""
+        rows, columns = self.map.shape
+        row, column = np.unravel_index(int(self.map.argmax()), self.map.shape)
+        grid = f"map {rows}x{columns}, largest at row {row}, column {column}: {self.map[row, column]:.3g}"
+        return "\n".join([*self.caption(), grid])
+
+    def heatmap(self) -> np.ndarray:
+        """The map in the size of the picture (H, W), float32 in [0, 1], or [-1, 1] for a signed one; 1 is full colour.
+
+        Raises:
+            NotApplicableError: for a matrix or a picture, which lie over no picture.
+        """
+        if self.space != "image":
+            raise NotApplicableError(f"{self.method} makes a {self.space}, no map of the picture")
+        limit = colour_limit(self.shown)
+        values = enlarge(self.shown / limit if limit > 0 else self.shown, self.image.size)
+        return np.clip(values, -1 if self.signed else 0, 1)
+
     @property
     def class_token(self) -> float:
         """The class token's share of the score; zero where it has none."""
@@ -106,8 +127,12 @@ class Explanation:
         """Name of a class, or its number."""
         return self.class_names[number] if self.class_names else str(number)
 
-    def caption(self) -> list[str]:
-        """What the picture shows, in numbers."""
+    def caption(self, limit: float | None = None) -> list[str]:
+        """What the picture shows, in numbers.
+
+        Args:
+            limit: as of :meth:`overlay`.
+        """
         where = f" at {self.layer}" if self.layer else ""
         against = "" if self.versus is None else f" versus {self.class_name(self.versus)}"
         p = f"p = {self.probability:.3g}" + (" (sigmoid)" if self.activation == "sigmoid" else "")
@@ -119,15 +144,25 @@ class Explanation:
         numbers = {name: value for name, value in self.extras.items() if value.ndim == 0 and name != "class_token"}
         if self.relative:
             lines.append(f"values from {self.map.min():.3g}, without colour, to {self.map.max():.3g}")
-        elif self.space == "image" and not self.map.any():
-            lines.append("the map is zero everywhere")
+        elif self.space != "picture":
+            lines.append(self.scale(limit))
         if numbers:
             lines.append(", ".join(f"{name.replace('_', ' ')} {float(value):.3g}" for name, value in numbers.items()))
         return lines
 
+    def scale(self, limit: float | None = None) -> str:
+        """What full colour means, and how far a map stays behind it that is drawn on the scale of a stronger one."""
+        if not self.map.any():
+            return "the map is zero everywhere"
+        own = colour_limit(self.shown)
+        limit = own if limit is None else limit
+        sign = "±" if self.signed else ""
+        pale = f"; pale: this map's is at {sign}{own:.2g}" if own < PALE * limit else ""
+        return f"full colour at {sign}{limit:.2g}{pale}"
+
     def picture(self, limit: float | None = None) -> Picture:
         """What :meth:`overlay` draws, large enough to be read, with its caption."""
-        return with_caption(self.overlay(limit, SMALLEST_SIDE), self.caption())
+        return with_caption(self.overlay(limit, SMALLEST_SIDE), self.caption(limit))
 
     def save(self, directory: Path | str, stem: str) -> list[Path]:
         """Write ``stem.png``, the picture with its caption, and ``stem.npz``, the numbers; returns both paths.
