@@ -44,6 +44,7 @@ TEMPLATE = """<!doctype html>
   h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; border-top: 1px solid #8884; padding-top: 1rem; }
   img { max-width: 100%; height: auto; display: block; }
   .maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); gap: 1rem; }
+  .maps img { width: 100%; }
   figure { margin: 0; background: #8881; } figcaption { font-size: .9rem; padding: .5rem .75rem .75rem; }
   .none { background: #8882; padding: 1rem; font-size: .9rem; }
   .wide { background: #fff; }
