@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from ..checks import check_integer
 from ..errors import NotApplicableError, ShapeError
-from ..linalg import unpack_symmetric
 from ..pooling import CovariancePool, Spectrum
 from .explanation import Explanation
 from .images import blur
@@ -148,9 +147,7 @@ def conditioning(view: ModelView, passed: ForwardPass) -> dict[str, float | None
     before = Spectrum.of(covariance_basis(pool, X).values.flip(0)[None])
     after = None
     if isinstance(pool, CovariancePool):
-        C, vector = pool.channels, pool.represent(X)
-        matrix = unpack_symmetric(vector, C) if pool.vectorize == "triu" else vector.view(-1, C, C)
-        values = torch.linalg.eigvalsh(matrix).abs().sort().values
+        values = torch.linalg.eigvalsh(pool.matrix(pool.represent(X))).abs().sort().values
         after = Spectrum.of(values).condition_number.item()
     return dict(zip(CONDITIONING, (before.condition_number.item(), after, before.effective_rank.item()), strict=True))
 

@@ -19,9 +19,7 @@ from torch import Tensor
 from ..linalg import EigenMethod, Exact, Method
 from ..linalg.covariance import center
 from ..linalg.covariance_square_root import EigenCovarianceRoot
-from ..linalg.packing import unpack_gradient
 from ..linalg.spectral import basis_derivative
-from ..linalg.tensors import symmetrize
 from ..pooling import CovariancePool, MatrixPower, MatrixRoot, Pool
 
 
@@ -78,12 +76,6 @@ def root_method(pool: Pool) -> Method | None:
     return normalization.method if isinstance(normalization, MatrixRoot) else None
 
 
-def weight_matrix(pool: CovariancePool, weight: Tensor) -> Tensor:
-    """The symmetric W (C, C) with ⟨W, Q⟩ = ⟨weight, vector of Q⟩ for every symmetric Q."""
-    C = pool.channels
-    return unpack_gradient(weight, C) if pool.vectorize == "triu" else symmetrize(weight.view(C, C))
-
-
 def root_shares(pool: Pool, X: Tensor, weight: Tensor) -> RootShares:
     """The closed form, for a root by eigen-decomposition.
 
@@ -99,7 +91,7 @@ def root_shares(pool: Pool, X: Tensor, weight: Tensor) -> RootShares:
     basis = Eigenbasis.of(X, pool.centered)
     ascending = torch.cat([X.new_zeros(min(X.shape[1:]) - len(basis.values)), basis.values.flip(0)])
     s = method.truncate(ascending).sqrt().flip(0)[: len(basis.values)]
-    W = basis.vectors.mT @ weight_matrix(pool, weight) @ basis.vectors
+    W = basis.vectors.mT @ pool.weight_matrix(weight) @ basis.vectors
     y = basis.coordinates * (s > 0).unsqueeze(-1)
     shares = 2 / X.shape[-1] * y * (basis_derivative(W, s, method) @ y)
     return RootShares(basis.values, s, shares, (W.diagonal() * s).sum().item())

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ..checks import check_integer
 from ..errors import NotApplicableError
-from ..linalg import EigenMethod, unpack_symmetric
-from ..linalg.packing import unpack_gradient
+from ..linalg import EigenMethod
 from ..pooling import CompactBilinearPool, CovariancePool, CrossCovariancePool, LowRankBilinearPool, Pool
 from .contribution import LinearHead, mean_gradient
 from .explanation import Explanation
@@ -113,9 +112,7 @@ def shares_of_root(head: LinearHead) -> RootShares:
     _, gradient, score, _ = mean_gradient(pool.represent, head.X, head.weight)
     basis = Eigenbasis.of(head.X, pool.centered)
     with torch.no_grad():
-        vector = pool.represent(head.X)[0]
-    C = pool.channels
-    root = unpack_symmetric(vector, C) if pool.vectorize == "triu" else vector.view(C, C)
+        root = pool.matrix(pool.represent(head.X)[0])
     normalized = (basis.vectors * (root @ basis.vectors)).sum(0)
     return RootShares(basis.values, normalized, basis.coordinates * (basis.vectors.mT @ gradient[0]), score)
 
@@ -148,8 +145,7 @@ def _as_matrix(pool: Pool, entries: Tensor) -> tuple[Tensor, bool]:
     if isinstance(pool, CrossCovariancePool):
         return entries.view(pool.both_channels), False
     if isinstance(pool, CovariancePool):
-        C = pool.channels
-        return unpack_gradient(entries, C) if pool.vectorize == "triu" else entries.view(C, C), True
+        return pool.weight_matrix(entries), True
     reason = "its vector is not a matrix of channels by channels"
     raise NotApplicableError(f"channel_pairs: not applicable to pool {pool.pool_type!r}: {reason}")
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .tensors import autocast_off, check_features, symmetrize, trace, transpose, working_dtype
+from .tensors import apply, autocast_off, check_features, symmetrize, trace, transpose, working_dtype
 
 
 def covariance(X: Tensor, centered: bool = True) -> Tensor:
@@ -35,7 +35,7 @@ def covariance(X: Tensor, centered: bool = True) -> Tensor:
                 [4., 4.]])
     """
     check_features(X)
-    return Covariance.apply(X.to(working_dtype(X.dtype)), centered).to(X.dtype)
+    return apply(Covariance, X.to(working_dtype(X.dtype)), centered).to(X.dtype)
 
 
 def smaller_covariance(X: Tensor, centered: bool = True) -> Tensor:
@@ -62,7 +62,7 @@ def smaller_covariance(X: Tensor, centered: bool = True) -> Tensor:
     if X.shape[-1] > X.shape[-2]:
         return covariance(X, centered)
     Xc, mean = center(X.to(working_dtype(X.dtype)), centered)
-    return zero_where_constant(Gram.apply(Xc / X.shape[-1] ** 0.5), mean).to(X.dtype)
+    return zero_where_constant(apply(Gram, Xc / X.shape[-1] ** 0.5), mean).to(X.dtype)
 
 
 def center(X: Tensor, centered: bool, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:

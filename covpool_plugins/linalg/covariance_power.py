@@ -7,7 +7,7 @@ from torch import Tensor
 from .covariance import Covariance, Gram, center, zero_where_constant
 from .covariance_square_root import Congruence
 from .spectral import powm
-from .tensors import autocast_off, check_features, trace, working_dtype
+from .tensors import apply, autocast_off, check_features, trace, working_dtype
 
 
 def covariance_powm(X: Tensor, p: float | Tensor, centered: bool = True) -> Tensor:
@@ -37,12 +37,12 @@ def covariance_powm(X: Tensor, p: float | Tensor, centered: bool = True) -> Tens
     work = X.to(working_dtype(X.dtype))
     C, M = X.shape[-2:]
     if M > C:
-        return powm(Covariance.apply(work, centered), p).to(X.dtype)
+        return powm(apply(Covariance, work, centered), p).to(X.dtype)
     Xc, mean = center(work, centered)
     Y = Xc / M**0.5
-    gram = zero_where_constant(Gram.apply(Y), mean)
+    gram = zero_where_constant(apply(Gram, Y), mean)
     if centered:
         # Yᵀ Y maps the vector of ones to zero, and so does Y: any other value will do there, and this one is not zero.
         gram = gram + trace(gram.detach()) / M**2
     with autocast_off(X.device.type):
-        return Congruence.apply(Y, powm(gram, p - 1)).to(X.dtype)
+        return apply(Congruence, Y, powm(gram, p - 1)).to(X.dtype)

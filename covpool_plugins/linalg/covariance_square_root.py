@@ -25,6 +25,7 @@ from .routes import PRODUCTS, uses_products
 from .spectral import SpectralDerivative, SpectralFunction, basis_derivative, null_threshold
 from .square_root import is_zero, positive_scale, root_of_symmetric
 from .tensors import (
+    apply,
     autocast_off,
     check_features,
     first_derivative_only,
@@ -86,7 +87,7 @@ def covariance_sqrt(
         work = work.to(torch.float32 if compute == "float32" and X.dtype != torch.float64 else torch.float64)
         chosen = PRODUCTS[work.dtype]
     if isinstance(chosen, EigenMethod):
-        root = EigenCovarianceRoot.apply(work, chosen, centered, compute == "mixed", vectorize == "triu")[0]
+        root = apply(EigenCovarianceRoot, work, chosen, centered, compute == "mixed", vectorize == "triu")[0]
         return root.to(X.dtype)
     assert isinstance(chosen, IterativeMethod)
     # The root is homogeneous; features near one keep the powers of their scale that occur within range.
@@ -112,11 +113,11 @@ def _iterative_root(X: Tensor, method: IterativeMethod, centered: bool) -> Tenso
     C, M = X.shape[-2:]
     if M > C or method.gradient == "lyapunov" or not method.through_gram:
         gradient: Gradient = "exact" if method.gradient == "auto" else method.gradient
-        return root_of_symmetric(Covariance.apply(X, centered), dataclasses.replace(method, gradient=gradient))
+        return root_of_symmetric(apply(Covariance, X, centered), dataclasses.replace(method, gradient=gradient))
     Xc, mean = center(X, centered)
     Y = Xc / M**0.5
-    gram = zero_where_constant(Gram.apply(Y), mean)
-    root = Congruence.apply(Y, root_of_symmetric(gram, method, "factor"))
+    gram = zero_where_constant(apply(Gram, Y), mean)
+    root = apply(Congruence, Y, root_of_symmetric(gram, method, "factor"))
     if not method.at_zero:
         return root
     eye = torch.eye(C, dtype=X.dtype, device=X.device)
@@ -249,13 +250,13 @@ def _differentiable_gradient(X: Tensor, G: Tensor, method: EigenMethod, centered
     """
     C, M = X.shape[-2:]
     if M > C:
-        A = Covariance.apply(X, centered)
-        _, values, U = SpectralFunction.apply(A, method)
-        return (2 / M) * SpectralDerivative.apply(G, A, values, U, method) @ center(X, centered)[0]
+        A = apply(Covariance, X, centered)
+        _, values, U = apply(SpectralFunction, A, method)
+        return (2 / M) * apply(SpectralDerivative, G, A, values, U, method) @ center(X, centered)[0]
     Xc, mean = center(X, centered)
     Y = Xc / M**0.5
-    gram = zero_where_constant(Gram.apply(Y), mean)
-    Z, values, V = SpectralFunction.apply(gram, ExactInverse())
+    gram = zero_where_constant(apply(Gram, Y), mean)
+    Z, values, V = apply(SpectralFunction, gram, ExactInverse())
     GY = G @ Y
-    grad = 2 * GY @ Z + 2 * Y @ SpectralDerivative.apply(Y.mT @ GY, gram, values, V, ExactInverse())
+    grad = 2 * GY @ Z + 2 * Y @ apply(SpectralDerivative, Y.mT @ GY, gram, values, V, ExactInverse())
     return (grad - grad.mean(dim=-1, keepdim=True) if centered else grad) / M**0.5

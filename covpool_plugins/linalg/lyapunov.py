@@ -12,7 +12,16 @@ from ..checks import check_integer
 from ..errors import ShapeError
 from .methods.base import LYAPUNOV, Method, check_field, resolve_method
 from .spectral import null_threshold
-from .tensors import autocast_off, check_floating, check_square, guarded_eigh, symmetrize, transpose, working_dtype
+from .tensors import (
+    apply,
+    autocast_off,
+    check_floating,
+    check_square,
+    guarded_eigh,
+    symmetrize,
+    transpose,
+    working_dtype,
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ def lyapunov(S: Tensor, G: Tensor, method: str | Method = "exact", **options: An
     if isinstance(chosen, NewtonSchulzLyapunov):
         with autocast_off(S.device.type):
             return newton_schulz_solution(work, symmetrize(right), chosen.iterations).to(G.dtype)
-    return LyapunovSolution.apply(work, right).to(G.dtype)
+    return apply(LyapunovSolution, work, right).to(G.dtype)
 
 
 class LyapunovSolution(torch.autograd.Function):
@@ -121,7 +130,7 @@ class LyapunovSolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, H: Tensor) -> tuple[Tensor, Tensor]:
         S, R = ctx.saved_tensors
-        L = LyapunovSolution.apply(S, H)
+        L = apply(LyapunovSolution, S, H)
         with autocast_off(S.device.type):
             return -symmetrize(L @ R.mT + R.mT @ L), L
 

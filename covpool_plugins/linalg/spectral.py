@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import OptionError
 from .methods.base import EigenMethod, SpectralMethod, check_exportable
 from .tensors import (
+    apply,
     autocast_off,
     check_square,
     first_derivative_only,
@@ -52,8 +53,8 @@ def powm(A: Tensor, p: float | Tensor) -> Tensor:
     check_exportable(Power(1.0), Power.__name__)
     work = symmetrize(A.to(working_dtype(A.dtype)))
     exponent = p.to(work.dtype)
-    F, values, U = SpectralFunction.apply(work, Power(exponent.detach()))
-    return AlongExponent.apply(F, exponent, values, U).to(A.dtype)
+    F, values, U = apply(SpectralFunction, work, Power(exponent.detach()))
+    return apply(AlongExponent, F, exponent, values, U).to(A.dtype)
 
 
 class AlongExponent(torch.autograd.Function):
@@ -105,7 +106,7 @@ def apply_to(A: Tensor, function: SpectralMethod) -> Tensor:
     """f(A) for matrices of any floating point dtype, as the public functions give it."""
     check_square(A)
     check_exportable(function, type(function).__name__)
-    return SpectralFunction.apply(symmetrize(A.to(working_dtype(A.dtype))), function)[0].to(A.dtype)
+    return apply(SpectralFunction, symmetrize(A.to(working_dtype(A.dtype))), function)[0].to(A.dtype)
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ class SpectralFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, G: Tensor, *_: Tensor) -> tuple[Tensor, None]:
         A, values, U = ctx.saved_tensors
-        grad = SpectralDerivative.apply(symmetrize(G), A, values, U, ctx.function)
+        grad = apply(SpectralDerivative, symmetrize(G), A, values, U, ctx.function)
         if ctx.function.derivatives_at_zero < 2 and torch.is_grad_enabled() and _any_zero(values):
             # Finite along features that keep the rank, but no function of the matrix alone.
             grad = first_derivative_only(grad, "a function of a matrix with zero eigenvalues", A, G)
@@ -283,7 +284,7 @@ class SpectralDerivative(torch.autograd.Function):
         H = symmetrize(H)
         if ctx.function.derivative(values[..., -1:], 2) is None:
             raise no_further_derivative(ctx.function)
-        along_G = SpectralDerivative.apply(H, A, values, U, ctx.function)
+        along_G = apply(SpectralDerivative, H, A, values, U, ctx.function)
         with autocast_off(G.device.type):
             F = second_divided_differences(values, ctx.function)
             E, D = U.mT @ G @ U, U.mT @ H @ U

@@ -14,6 +14,7 @@ from .methods.base import IterativeMethod, Method, Wanted, resolve_method
 from .routes import PRODUCTS, uses_products
 from .spectral import SpectralFunction
 from .tensors import (
+    apply,
     autocast_off,
     check_square,
     finite_matrices,
@@ -95,8 +96,8 @@ def root_of_symmetric(A: Tensor, method: Method, wanted: Wanted = "root") -> Ten
     if uses_products(method, A):
         method = PRODUCTS[A.dtype]
     if isinstance(method, IterativeMethod):
-        return IterativeRoot.apply(A, method, wanted)
-    return SpectralFunction.apply(A, method)[0]
+        return apply(IterativeRoot, A, method, wanted)
+    return apply(SpectralFunction, A, method)[0]
 
 
 class IterativeRoot(torch.autograd.Function):

@@ -92,6 +92,38 @@ def guarded_eigh(A: Tensor, finite: Tensor | None = None) -> tuple[Tensor, Tenso
     return torch.where(finite.squeeze(-1), values, torch.nan), vectors
 
 
+class _NoContext:
+    """Stands for the context of a :class:`torch.autograd.Function` whose backward will never run."""
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        pass
+
+    def mark_non_differentiable(self, *outputs: Tensor) -> None:
+        pass
+
+
+def apply(function: type[torch.autograd.Function], *inputs: Any) -> Any:
+    """``function.apply(*inputs)``, as plain tensor operations where nobody will ask for its gradient.
+
+    That is where no gradient is recorded and no transform of ``torch.func`` is at work, and while ``torch.jit`` traces:
+    such a graph can be saved, and whatever counts or replaces operations finds them.
+    """
+    # Dynamo knows the function and not its forward alone.
+    if torch.jit.is_tracing() or not (torch.compiler.is_compiling() or _recorded(inputs) or _transformed()):
+        with_context = function.setup_context is torch.autograd.Function.setup_context
+        return function.forward(_NoContext(), *inputs) if with_context else function.forward(*inputs)
+    return function.apply(*inputs)
+
+
+def _recorded(inputs: tuple) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+
+
+def _transformed() -> bool:
+    """Whether a transform of ``torch.func`` or forward mode is at work."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
 class FirstDerivativeOnly(torch.autograd.Function):
     """Passes a gradient on and refuses, when it is differentiated, to leave out that it depends on ``sources``."""
 
@@ -146,4 +178,4 @@ class Product(torch.autograd.Function):
 
 def product(A: Tensor, B: Tensor) -> Tensor:
     """A B for A (..., n, m) and B (..., m, k) with the same leading dimensions, never in a lower precision."""
-    return Product.apply(A, B)
+    return apply(Product, A, B)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..checks import check_integer
 from ..errors import ShapeError
-from ..linalg.tensors import autocast_off
+from ..linalg.tensors import autocast_off, product
 from .base import InputFormat, Pool
 from .elementwise import SignedRootL2
 
@@ -79,5 +79,5 @@ class BilinearPool(Pool):
             )
         with autocast_off(X.device.type):
             dtype = torch.promote_types(torch.promote_types(X.dtype, Y.dtype), torch.float32)
-            product = X.to(dtype) @ Y.to(dtype).transpose(1, 2) / X.shape[-1]
-            return self.elementwise(product.flatten(1)).to(torch.promote_types(X.dtype, Y.dtype))
+            A = product(X.to(dtype), Y.to(dtype).transpose(1, 2)) / X.shape[-1]
+            return self.elementwise(A.flatten(1)).to(torch.promote_types(X.dtype, Y.dtype))

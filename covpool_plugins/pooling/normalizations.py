@@ -46,9 +46,11 @@ class Normalization(nn.Module):
         ...     def function(self, A):
         ...         return 2 * A
         ...
-        >>> CovariancePool(8, normalization=Doubled, pool_type="doubled")(torch.randn(2, 8, 7, 7)).shape
+        >>> CovariancePool(8, normalization=Doubled(), pool_type="doubled")(torch.randn(2, 8, 7, 7)).shape
         torch.Size([2, 36])
     """
+
+    in_range: bool = True  # see Pool
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,6 +113,8 @@ class Plain(Normalization):
         tensor([[1., 0., 0.]])
     """
 
+    in_range = False
+
     @property
     def is_exportable(self) -> bool:
         return True
@@ -144,6 +148,7 @@ class MatrixPower(Normalization):
         self.logit_p: nn.Parameter | None = None
         if learn_p:
             self.logit_p = nn.Parameter(torch.full((), p, device=device, dtype=dtype).logit())
+        self.in_range = p <= 0.5 and not learn_p
 
     @property
     def p(self) -> float | Tensor:

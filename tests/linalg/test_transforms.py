@@ -82,6 +82,18 @@ def test_export_with_a_dynamic_batch(name):
     assert relative_error(program.module()(other), function(other)) < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore")  # what torch.jit says of itself
+@every_function(*FUNCTIONS)
+def test_traces_can_be_saved_and_show_the_products(name, tmp_path):
+    function, shape, _ = FUNCTIONS[name]
+    X = features(*shape, batch=3)
+    traced = torch.jit.trace(Module(name), X.clone().requires_grad_(), check_trace=False)
+    torch.jit.save(traced, tmp_path / "traced.pt")
+    other = features(*shape, batch=5, seed=1)
+    assert relative_error(torch.jit.load(tmp_path / "traced.pt")(other), function(other)) < 1e-12
+    assert any(node.kind() in ("aten::matmul", "aten::bmm", "aten::mm") for node in traced.inlined_graph.nodes())
+
+
 @every_function(*FUNCTIONS)
 def test_vmap_and_jacobian(name):
     function, shape, _ = FUNCTIONS[name]
