@@ -92,11 +92,14 @@ def as_input(image: ImageLike, preprocessing: Preprocessing) -> Tensor:
 def images_of(image: Any) -> tuple[list[Any], bool]:
     """The images of a list or a batch, and whether it is one: a batch may have a single image, too.
 
-    Batches are tensors (B, C, H, W) and arrays (B, H, W, C); a tensor (1, C, H, W) is one image.
+    Batches are tensors (B, C, H, W) and arrays (B, H, W, C); a tensor (1, C, H, W) is one image. The images of clips, a
+    tensor (B, T, C, H, W), are their frames.
 
     Raises:
         OptionError: for none at all.
     """
+    if isinstance(image, Tensor) and image.ndim == 5:
+        return list(image.flatten(0, 1)), True
     tensors = isinstance(image, Tensor) and image.ndim == 4 and image.shape[0] != 1
     several = isinstance(image, (list, tuple)) or tensors or (isinstance(image, np.ndarray) and image.ndim == 4)
     images = list(image) if several else [image]

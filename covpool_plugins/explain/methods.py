@@ -34,7 +34,19 @@ Check = Callable[[str, Any], None]
 
 
 class ExplanationMethod:
-    """A row of the table: the function of a method, and a check for each of its options."""
+    """A row of the table: the function of a method, and a check for each of its options.
+
+    Args:
+        function: ``(view, passed, target, *, option=default, ...) -> Explanation``.
+        options: for the name of each option a function ``(name, value)`` that raises ``OptionError`` for a bad value.
+
+    Examples:
+        >>> def brightness(view, passed, target):
+        ...     return Explanation(passed.x[0].mean(dim=0), signed=False)
+        ...
+        >>> ExplanationMethod(brightness).options
+        {}
+    """
 
     def __init__(self, function: Callable[..., Explanation], **options: Check) -> None:
         self.function, self.options = function, options
@@ -152,7 +164,8 @@ def explain(
             :meth:`ModelView.of` for the wrappers that are taken off.
         image: a file; a picture; an array (H, W) or (H, W, C) of uint8, or of floats in [0, 1]; a tensor of uint8
             (C, H, W); or a normalised input (C, H, W) or (1, C, H, W) in floating point. A model with one input channel
-            sees pictures in grey. A list, or a batch (B, ...) of arrays or tensors, gives a list of explanations.
+            sees pictures in grey. A list, or a batch (B, ...) of arrays or tensors, gives a list of explanations, and
+            so does a clip (1, T, C, H, W): one for each frame by itself, as the model of clips averages them.
         method: one of :func:`list_explanations`.
         target: the class, by its number, from -1 down from the last, or by its name; the default is the one with the
             highest score. A list has one for each image; of one image it gives an explanation of every class in it.

@@ -122,7 +122,7 @@ class ModelView:
         Raises:
             OptionError: for a model without class scores or with other than one or three input channels, an unknown
                 ``grad`` or ``activation``, ``softmax`` of one score, another number of names than classes, or a module
-                that does more than the classifier in it.
+                that does more than the classifier in it, or a model whose pool joins the frames of a clip.
         """
         if isinstance(model, ModelView):
             return model
@@ -136,6 +136,7 @@ class ModelView:
             private.float()
         if grad == "exact":
             _use_exact_gradient(private)
+        _see_single_frames(private)
         classifier, site = _find_classifier(private), _find_pool_site(private)
         shape = (1, preprocessing.channels, *preprocessing.input_size)
         blank = torch.zeros(shape).to(next(private.parameters()))
@@ -325,6 +326,20 @@ def _check_first_layer(model: nn.Module, blank: Tensor) -> None:
         raise OptionError(
             f"only models of 1 or 3 input channels can be explained, this one takes {first.in_channels}"
         ) from None
+
+
+def _see_single_frames(model: Any) -> None:
+    """Let a model of clips see one frame: the vectors of frames are averaged, so that each has its own share.
+
+    Raises:
+        OptionError: if the pool joins the frames of a clip.
+    """
+    for module in [model, *model.modules()] if getattr(model, "frames", None) else ():
+        if getattr(module, "frames_joined_by_pool", 1) > 1:
+            raise OptionError("the pool of this model joins the frames of a clip: no single frame has a class score")
+        for attribute in ("frames", "frames_averaged"):
+            if getattr(module, attribute, None):
+                setattr(module, attribute, 1)
 
 
 def _use_exact_gradient(model: nn.Module) -> None:

@@ -31,11 +31,6 @@ def classifier_inside(model: nn.Module) -> nn.Module:
     Raises:
         OptionError: for what is no module, for a scripted or traced one, or for a module around a classifier that gives
             other scores, such as one that scales them.
-
-    Examples:
-        >>> model = covpool_plugins.create_model("test_resnet", num_classes=3, reduce_channels=8)
-        >>> classifier_inside(nn.DataParallel(model)) is model
-        True
     """
     if not isinstance(model, nn.Module):
         raise OptionError(f"the model must be a torch.nn.Module or a ModelView, got {type(model).__name__}")

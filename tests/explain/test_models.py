@@ -127,3 +127,17 @@ def test_log_odds_are_those_of_the_probability(activation: str) -> None:
     logits = torch.randn(4, 3, dtype=torch.float64)
     p = logits.softmax(-1) if activation == "softmax" else logits.sigmoid()
     torch.testing.assert_close(log_odds(logits, 1, activation=activation).sigmoid(), p[:, 1])
+
+
+def test_clips_frame_by_frame() -> None:
+    """The vectors of frames are averaged: the clip's score without its bias is the mean of the frames' sums."""
+    torch.manual_seed(0)
+    options = dict(num_classes=3, reduce_channels=8)
+    model = covpool_plugins.create_model("test_resnet", frames=4, **options).eval()
+    clip = torch.randn(1, 4, 3, 64, 64)
+    explanations = explain(model, clip, target=1)
+    assert len(explanations) == 4 and model.frames == 4
+    score = model(clip)[0, 1] - model.get_classifier().bias[1]
+    assert np.mean([e.map.sum() for e in explanations]) == pytest.approx(score.item(), rel=1e-4)
+    with pytest.raises(OptionError, match="joins the frames of a clip"):
+        explain(covpool_plugins.create_model("test_resnet", "temporal", frames=4, **options), clip)
