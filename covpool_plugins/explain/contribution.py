@@ -32,7 +32,7 @@ from .model_view import ForwardPass, ModelView
 from .root_shares import root_method, root_shares
 
 GAUSS_POINTS = 64
-PATH_POINTS = 24
+PATH_POINTS = 48
 SAME = 1e-6
 COMPLETE = 1e-4
 ROUNDING = 1e-14
@@ -202,7 +202,9 @@ def mean_gradient(
         homogeneous = points is None and _same(0.5 * vector, represent(0.5 * X))
         base = (represent(torch.zeros_like(X)) @ weight).item()
     gradient = torch.zeros_like(X)
-    for point, share in [(1.0, 1.0)] if homogeneous else gauss_points(points or GAUSS_POINTS):
+    # Denser towards zero, where a logarithm is steep.
+    path = [(s**2, 2 * s * share) for s, share in gauss_points(points or GAUSS_POINTS)]
+    for point, share in [(1.0, 1.0)] if homogeneous else path:
         with torch.enable_grad():
             scaled = (point * X).requires_grad_(True)
             gradient += share * torch.autograd.grad((represent(scaled) @ weight).sum(), scaled)[0]

@@ -1,7 +1,8 @@
 """eigh or matrix products: two routes to the exact root.
 
 ``exact`` and ``svdpade`` decompose a matrix, which a CPU does well. Where a decomposition is slow (on a GPU) or unknown
-(in ONNX), the ``minimax`` iteration with enough steps gives the same root, to the rounding of its precision.
+(in ONNX), the ``minimax`` iteration with enough steps gives the same root, to the rounding of its precision. While a
+graph is exported every root by eigen-decomposition takes that route: these methods differ in their gradients alone.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from .methods.base import Method, Route
+from .methods.base import Compute, Method, Route
 from .methods.minimax import Minimax
 
 ROUTES: tuple[Route, ...] = tuple(route for route in get_args(Route) if route != "auto")
@@ -24,8 +25,13 @@ PRODUCTS: dict[torch.dtype, Minimax] = {
 
 
 def uses_products(method: Method, X: Tensor) -> bool:
-    """Whether a method takes the route by matrix products for this input; ``auto`` does on a GPU and in an export."""
-    route: Route = getattr(method, "route", "eigh")
-    if route == "auto":
-        return X.is_cuda or torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting()
-    return route == "products"
+    """Whether a method takes the route by matrix products for this input."""
+    return method.by_products(X)
+
+
+def routed(method: Method, X: Tensor, compute: Compute) -> tuple[Method, Compute]:
+    """The method that computes in place of ``method`` for this input, and how: by products, as eigh would."""
+    if not uses_products(method, X):
+        return method, compute
+    wide = compute != "float32" or X.dtype == torch.float64
+    return (PRODUCTS[torch.float64], "float64") if wide else (PRODUCTS[torch.float32], "float32")

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ..checks import check_integer, check_number
 from ..errors import OptionError, ShapeError, UnknownNameError
-from ..linalg import EigenMethod, Method, covariance, inv_sqrtm, list_methods, resolve_method, sqrtm
-from ..linalg.methods.base import SpectralMethod
+from ..linalg import Method, covariance, inv_sqrtm, list_methods, resolve_method, sqrtm
+from ..linalg.methods.base import is_method
 from ..linalg.tensors import check_floating, product, working_dtype
 
 
@@ -99,7 +99,8 @@ def both_roots(method: str | Method) -> tuple[Method, Method]:
 
 def _counterpart(method: Method, function: str) -> Method:
     """A method as it is, if it does for ``function``; the exact one instead of eigenvalues of the other function."""
-    wrong_root = isinstance(method, SpectralMethod) and isinstance(method, EigenMethod) != (function == "sqrtm")
+    other = {"sqrtm": "inv_sqrtm", "inv_sqrtm": "sqrtm"}[function]
+    wrong_root = is_method(method, other) and not is_method(method, function)
     return resolve_method("exact" if wrong_root else method, function)
 
 

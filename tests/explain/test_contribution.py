@@ -111,7 +111,10 @@ class PatchNet(nn.Module):
         return self.head.fc(self.head.global_pool(self.backbone(x)))
 
 
-@heads(fast=["svdpade", "isqrt", "logcov", "cbp", "democratic", "gap"])
+# The inverse of a covariance has less of what is in the picture.
+@heads(
+    [name for name in list_pools() if name != "precision"], ["svdpade", "isqrt", "logcov", "cbp", "democratic", "gap"]
+)
 def test_the_map_points_at_a_planted_patch(name: str) -> None:
     view = ModelView.of(PatchNet(name).eval())
     places = [(0, 0), (8, 40), (24, 24), (44, 4), (48, 48)]  # each 6 % of the picture

@@ -10,7 +10,7 @@ from support.matrices import features, relative_error
 
 from covpool_plugins import linalg
 from covpool_plugins.errors import ExportError
-from covpool_plugins.linalg import covariance, covariance_sqrt, inv_sqrtm, list_methods, sqrtm
+from covpool_plugins.linalg import covariance, covariance_sqrt, inv_sqrtm, list_methods, resolve_method, sqrtm
 
 REGULAR, WIDE = (4, 6), (6, 4)  # features whose covariance has full rank, and features with fewer positions
 
@@ -31,6 +31,7 @@ FUNCTIONS = {
     "expm_neg": (lambda X: linalg.expm_neg(covariance(X)), REGULAR, False),
     "lyapunov-exact": (lambda X: _lyapunov(X, "exact"), REGULAR, False),
     "lyapunov-newton_schulz": (lambda X: _lyapunov(X, "newton_schulz"), REGULAR, True),
+    "covariance_log1p": (lambda X: linalg.covariance_log1p(X, 0.1), WIDE, False),
     "by-eigh": (lambda X: covariance_sqrt(X, "svdpade", route="eigh"), REGULAR, False),
     "float32-products": (lambda X: covariance_sqrt(X, "svdpade", route="products", compute="float32"), REGULAR, True),
 }
@@ -94,15 +95,56 @@ def test_traces_can_be_saved_and_show_the_products(name, tmp_path):
     assert any(node.kind() in ("aten::matmul", "aten::bmm", "aten::mm") for node in traced.inlined_graph.nodes())
 
 
+def _loss(function):
+    return lambda X: function(X).sin().sum()
+
+
 @every_function(*FUNCTIONS)
-def test_vmap_and_jacobian(name):
+def test_vmap_and_gradients(name):
     function, shape, _ = FUNCTIONS[name]
-    X = features(*shape, batch=6).view(2, 3, *shape)
+    X = features(*shape, batch=6).view(2, 3, *shape).requires_grad_()
+    out = function(X)
+    (grad,) = torch.autograd.grad(out.sin().sum(), X)
+    X = X.detach()
     for dim in (0, 1):
-        assert relative_error(torch.func.vmap(function, dim, dim)(X), function(X)) < 1e-13
-    if name != "covariance_sqrt-denman_beavers-6x4":  # magnifies rounding in the null space
-        expected = torch.autograd.functional.jacobian(function, X[0, 0])
-        assert relative_error(torch.func.jacrev(function)(X[0, 0]), expected) < 1e-11
+        assert relative_error(torch.func.vmap(function, dim, dim)(X), out) < 1e-13
+    tolerance = 1e-6 if name == "covariance_sqrt-denman_beavers-6x4" else 1e-11  # magnifies rounding in the null space
+    of_each = torch.func.vmap(torch.func.grad(_loss(function)))(X)
+    of_all = torch.func.grad(lambda X: torch.func.vmap(_loss(function))(X).sum())(X)
+    assert relative_error(of_each, grad) < tolerance and relative_error(of_all, grad) < tolerance
+
+
+@every_function(*FUNCTIONS)
+def test_forward_mode(name):
+    function, shape, _ = FUNCTIONS[name]
+    X, H = features(*shape, batch=2), features(*shape, batch=2, seed=1)
+    tolerance = 1e-5 if name == "covariance_sqrt-denman_beavers-6x4" else 1e-11
+    forward, backward = torch.func.jacfwd(function)(X[0]), torch.func.jacrev(function)(X[0])
+    assert relative_error(forward, backward) < tolerance
+    _, tangent = torch.func.jvp(function, (X,), (H,))
+    assert relative_error(tangent[0], torch.tensordot(backward, H[0], 2)) < tolerance
+    _, mapped = torch.func.jvp(torch.func.vmap(function), (X,), (H,))
+    assert relative_error(mapped, tangent) < tolerance
+    with torch.autograd.forward_ad.dual_level():
+        dual = function(torch.autograd.forward_ad.make_dual(X, H))
+        assert relative_error(torch.autograd.forward_ad.unpack_dual(dual).tangent, tangent) < tolerance
+
+
+SECOND = [name for name in FUNCTIONS if not any(f"-svd{other}" in name for other in ("t", "pi", "original"))]
+
+
+@every_function("powm", "lyapunov-exact", "covariance_sqrt-svdpade-4x6", "covariance_sqrt-svdpade-6x4", among=SECOND)
+def test_hessian(name):
+    function, shape, _ = FUNCTIONS[name]
+    X = features(*shape, batch=2)
+    of, _, method = name.partition("-")
+    if of.endswith("sqrtm") and getattr(resolve_method(method, of), "gradient", "exact") == "auto":
+        with pytest.raises(RuntimeError, match="no further derivative"):
+            torch.func.hessian(_loss(function))(X[0])
+        return
+    expected = torch.autograd.functional.hessian(_loss(function), X[1])
+    result = torch.func.vmap(torch.func.hessian(_loss(function)))(X)[1]
+    assert relative_error(result, expected) < (1e-3 if "denman_beavers-6x4" in name else 1e-9)
 
 
 def _to_onnx(name, exporter, path):

@@ -205,7 +205,7 @@ def test_the_original(name):
         (dict(groups=0), OptionError, "groups must be a positive integer, got 0"),
         (dict(eps=-1.0), OptionError, "eps must be a number in .*got -1.0"),
         (dict(method="mpaa"), UnknownNameError, "unknown method 'mpaa'; available: mpa"),
-        (dict(method=Logarithm()), OptionError, "Logarithm.* is no method for inv_sqrtm"),
+        (dict(method=Logarithm()), OptionError, "Logarithm.* is no method for sqrtm"),
     ],
 )
 def test_bad_input_is_named(change, error, words):
