@@ -22,7 +22,7 @@ TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
 
 def check_picture(path: Path | str) -> None:
     """Raise as :func:`read_picture` does, for what shows before the pixels are decoded: file, format and size."""
-    with _opened(path):
+    with opened_picture(path):
         pass
 
 
@@ -43,12 +43,12 @@ def read_picture(path: Path | str, upright: bool = True) -> Picture:
         >>> read_picture("grey.png").size, read_picture("grey.png").mode
         ((8, 4), 'RGB')
     """
-    with _opened(path) as opened:
+    with opened_picture(path) as opened:
         return to_eight_bits(ImageOps.exif_transpose(opened) if upright else opened).convert("RGB")
 
 
 @contextmanager
-def _opened(path: Path | str) -> Iterator[Picture]:
+def opened_picture(path: Path | str) -> Iterator[Picture]:
     """The picture of a file; what goes wrong here or within becomes one line with the path."""
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):

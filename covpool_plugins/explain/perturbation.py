@@ -1,4 +1,4 @@
-"""RISE and extremal perturbations, by TorchRay."""
+"""RISE, and extremal perturbations by TorchRay."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from ..checks import check_integer, check_number
 from ..errors import OptionError, require_extra
 from .explanation import Explanation
 from .methods import EXPLANATIONS, ExplanationMethod, at_most, check_seed, checked_with_the_model
-from .model_view import Activation, ForwardPass, ModelView
+from .model_view import ForwardPass, ModelView
 
 # RISE draws this many masks at a time: up to this, the map does not depend on the batch size of the network.
 MASKS_PER_DRAW = 64
 # How often a cell of RISE's masks is seen, and how many cells a side has.
 SEEN = 0.5
-CERTAIN = 50.0  # whose sigmoid is 1
 CELLS = 7
 # TorchRay's grid of the mask in pixels, its smoothing and the strongest blur were chosen for inputs of this side.
 TUNED_SIDE = 224
@@ -42,35 +41,49 @@ def rise(
     """Mean probability of the class over random masks that show a pixel, (H, W).
 
     Σ_m p(target | x ∘ m) m / Σ_m m, divided by how often the masks did show each pixel: with few masks the expected
-    number would leave a pattern of its own. What a mask hides is the mean colour. Of the network's output only the
-    probability of one class is kept.
+    number would leave a pattern of its own. What a mask hides is the mean colour.
 
     Args:
-        masks: N; more give a smoother map.
+        masks: how many; more give a smoother map.
         seed: of the masks; the caller's random numbers are not touched.
         batch_size: masked inputs in one forward pass, at most 64; the map is the same for all.
         versus: take the probability of the class given that it is one of the two.
 
     Source: Petsiuk, Das & Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018.
     """
-    torchray = require_extra("torchray.attribution.rise", "explain")
     x = view.to_model(passed.x).float()
-    score = partial(log_odds, target=target, versus=versus, activation=view.activation)
-    devices = [x.device] if x.is_cuda else []
-    with torch.random.fork_rng(devices), _progress("rise", masks + 1) as bar:
-        maps = torchray.rise(
-            WithCoverage(OneOutput(view.model, score, bar, batch_size)),
-            x,
-            seed=seed,
-            num_masks=masks,
-            num_cells=min(CELLS, *x.shape[2:]),
-            batch_size=MASKS_PER_DRAW,
-            p=SEEN,
-        )
-    weighted, shown = maps[0, 0], maps[0, 1]
+    random = torch.Generator("cpu").manual_seed(seed)
+    weighted, shown = torch.zeros(x.shape[2:]).to(x), torch.zeros(x.shape[2:]).to(x)
+    with _progress("rise", masks) as bar:
+        for first in range(0, masks, MASKS_PER_DRAW):
+            drawn = random_masks(min(MASKS_PER_DRAW, masks - first), x.shape[2:], random).to(x)
+            for part in drawn.split(batch_size):
+                logits = view.logits(part.unsqueeze(1) * x)
+                p = _probability(view, logits, target, versus).to(x)
+                weighted += torch.einsum("b,bhw->hw", p, part)
+                shown += part.sum(dim=0)
+                bar.update(len(part))
     # With few masks no mask may have shown a pixel: nothing is known of it.
     mean = torch.where(shown > 0, weighted / shown, weighted.sum() / shown.sum().clamp_min(1e-12))
     return Explanation(mean, signed=False, relative=True)
+
+
+def random_masks(count: int, size: Sequence[int], random: torch.Generator) -> Tensor:
+    """Smooth masks (B, H, W) in 0..1: a coarse grid of cells, half of them seen, enlarged and shifted at random."""
+    height, width = size
+    cells = min(CELLS, height, width)
+    step = (-(-height // cells), -(-width // cells))
+    grid = (torch.rand((count, 1, cells + 1, cells + 1), generator=random) < SEEN).float()
+    enlarged = nn.functional.interpolate(grid, [(cells + 1) * s for s in step], mode="bilinear", align_corners=False)
+    shifts = torch.stack([torch.randint(s, (count,), generator=random) for s in step], dim=1).tolist()
+    return torch.stack([mask[0, i : i + height, j : j + width] for mask, (i, j) in zip(enlarged, shifts, strict=True)])
+
+
+def _probability(view: ModelView, logits: Tensor, target: int, versus: int | None) -> Tensor:
+    """Of the class (B,); with ``versus``, given that it is one of the two."""
+    if versus is not None:
+        return (logits[:, target] - logits[:, versus]).double().sigmoid()
+    return view.probabilities(logits)[:, target]
 
 
 def extremal_perturbation(
@@ -102,31 +115,6 @@ def extremal_perturbation(
             model, x, 0, areas=list(areas), max_iter=iterations, step=step, sigma=SIGMA_STEPS * step, jitter=False
         )
     return Explanation(masks.mean(dim=0)[0], signed=False, relative=True)
-
-
-def log_odds(logits: Tensor, target: int, versus: int | None = None, activation: Activation = "softmax") -> Tensor:
-    """log p / (1 - p) of the class (B,), for scores (B, num_classes): its sigmoid is the probability.
-
-    With ``versus`` p is the probability of the class where it is one of the two.
-    """
-    if versus is not None:
-        return logits[:, target] - logits[:, versus]
-    if activation == "sigmoid":
-        return logits[:, target]
-    others = torch.cat([logits[:, :target], logits[:, target + 1 :]], dim=1)
-    return logits[:, target] - others.logsumexp(dim=1)
-
-
-class WithCoverage(nn.Module):
-    """A second output that is certain whatever is hidden: its map counts how often a pixel is seen."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        scores = self.model(x)
-        return torch.cat([scores, torch.full_like(scores, CERTAIN)], dim=1)
 
 
 class OneOutput(nn.Module):

@@ -14,7 +14,6 @@ from torch.optim.swa_utils import AveragedModel
 import covpool_plugins
 from covpool_plugins.errors import OptionError
 from covpool_plugins.explain import ModelView, deletion_insertion, explain, metrics
-from covpool_plugins.explain.perturbation import log_odds
 
 
 class Trainer(nn.Module):
@@ -120,13 +119,6 @@ def test_labels_that_do_not_exclude_each_other(small_net, image: Tensor) -> None
     assert sigmoid.map.min() > softmax.map.max()
     with pytest.raises(OptionError, match="activation must be one of softmax, sigmoid, got 'relu'"):
         explain(net, image, activation="relu")
-
-
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_log_odds_are_those_of_the_probability(activation: str) -> None:
-    logits = torch.randn(4, 3, dtype=torch.float64)
-    p = logits.softmax(-1) if activation == "softmax" else logits.sigmoid()
-    torch.testing.assert_close(log_odds(logits, 1, activation=activation).sigmoid(), p[:, 1])
 
 
 def test_clips_frame_by_frame() -> None:
