@@ -11,6 +11,7 @@ from .tensors import (
     apply,
     autocast_off,
     check_features,
+    exporting,
     power_of_two,
     product,
     root_of,
@@ -71,10 +72,16 @@ def smaller_covariance(X: Tensor, centered: bool = True) -> Tensor:
         torch.Size([2, 9, 9])
     """
     check_features(X)
-    if X.shape[-1] > X.shape[-2]:
+    if not fewer_positions(X):
         return covariance(X, centered)
     Xc, mean = center(X.to(working_dtype(X.dtype)), centered)
     return zero_where_constant(apply(Gram, Xc / root_of(X.shape[-1])), mean).to(X.dtype)
+
+
+def fewer_positions(X: Tensor) -> bool:
+    """Whether features (..., C, M) have no more positions than channels; not where an export leaves M open."""
+    C, M = X.shape[-2:]
+    return not (exporting() and isinstance(M, torch.SymInt)) and M <= C
 
 
 def center(X: Tensor, centered: bool, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:

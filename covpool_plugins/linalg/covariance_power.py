@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from ..checks import check_number
-from .covariance_square_root import Vectorize, check_root_options
+from .covariance_square_root import Vectorize, check_root_options, covariance_sqrt
+from .exports import is_product_of_roots, power_of_root
 from .feature_functions import FeatureFunction, Rule, decompose_features, function_of_features
 from .methods.base import Compute, SpectralMethod, check_exportable
 from .packing import pack_triu
 from .spectral import AlongExponent, Power, check_learned
-from .tensors import apply, check_features, working_dtype
+from .tensors import apply, check_features, exporting, working_dtype
 
 
 def covariance_powm(
@@ -49,6 +50,9 @@ def covariance_powm(
     """
     check_features(X)
     check_root_options(compute, vectorize)
+    if exporting() and not isinstance(p, Tensor) and is_product_of_roots(p):
+        F = power_of_root(covariance_sqrt(X, "exact", centered=centered, compute=compute), p)
+        return pack_triu(F) if vectorize == "triu" else F
     check_exportable(Power(1.0), Power.__name__)
     work = X.to(torch.float64 if compute == "float64" else working_dtype(X.dtype))
     mixed, packed = compute == "mixed", vectorize == "triu"

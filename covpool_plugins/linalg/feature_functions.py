@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .covariance import center, rounding_of_mean
+from .covariance import center, fewer_positions, rounding_of_mean
 from .packing import pack_triu, packed_square, unpack_gradient, unpacked_gradient_product
 from .tensors import (
     apply,
@@ -67,13 +67,13 @@ def decompose_features(X: Tensor, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
     For more positions V is empty, and U in the precision of the decomposition, because :func:`_right_vectors` needs it.
     Eigenvalues ascend; those that cannot be told from zero are zero, and so is what is divided by their root.
     """
-    C, M = X.shape[-2:]
+    M = X.shape[-1]
     with autocast_off(X.device.type):
         wide, mean = center(X.detach(), rule.centered, torch.float64 if rule.mixed else X.dtype)
         # In float64 the squares of float32 numbers stay in range.
         unit = 1.0 if rule.mixed and X.dtype != torch.float64 else power_of_two(wide)
         Y = wide / (unit * root_of(M))
-        if M > C:
+        if not fewer_positions(X):
             values, U = _decomposition(Y @ Y.mT, unit, mean, X.dtype)
             return values, U, X.new_empty(*X.shape[:-2], 0, 0)
         values, V = _decomposition(Y.mT @ Y, unit, mean, X.dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._dual import Dual
-from .covariance import Covariance, Gram, center, zero_where_constant
+from .covariance import Covariance, Gram, center, fewer_positions, zero_where_constant
 from .packing import pack_triu
 from .tensors import (
     apply,
@@ -58,12 +58,6 @@ def _by_smaller_side(X: Tensor, method: IterativeMethod, centered: bool) -> Tens
         return root
     eye = torch.eye(C, dtype=X.dtype, device=X.device)
     return root + method.at_zero * torch.where(is_zero(gram), 0.0, positive_scale(gram, method)).sqrt() * eye
-
-
-def fewer_positions(X: Tensor) -> bool:
-    """Whether features (..., C, M) have no more positions than channels; not while M is open, as in an export."""
-    C, M = X.shape[-2:]
-    return not isinstance(M, torch.SymInt) and M <= C
 
 
 class IterativeRoot(torch.autograd.Function):

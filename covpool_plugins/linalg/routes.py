@@ -22,6 +22,8 @@ PRODUCTS: dict[torch.dtype, Minimax] = {
     torch.float32: Minimax(smallest=1e-4, steps=5),
     torch.float64: Minimax(smallest=1e-8, steps=9),
 }
+# In float64, of matrices that were rounded to float32: their negative eigenvalues must not grow.
+OF_ROUNDED = Minimax(smallest=1e-6, steps=7)
 
 
 def uses_products(method: Method, X: Tensor) -> bool:
@@ -29,9 +31,14 @@ def uses_products(method: Method, X: Tensor) -> bool:
     return method.by_products(X)
 
 
-def routed(method: Method, X: Tensor, compute: Compute) -> tuple[Method, Compute]:
-    """The method that computes in place of ``method`` for this input, and how: by products, as eigh would."""
+def routed(
+    method: Method, X: Tensor, compute: Compute, exact: Minimax = PRODUCTS[torch.float64]
+) -> tuple[Method, Compute]:
+    """The method that computes in place of ``method`` for this input, and in what.
+
+    ``exact`` is the one for float64.
+    """
     if not uses_products(method, X):
         return method, compute
-    wide = compute != "float32" or X.dtype == torch.float64
-    return (PRODUCTS[torch.float64], "float64") if wide else (PRODUCTS[torch.float32], "float32")
+    narrow = compute == "float32" and X.dtype != torch.float64
+    return (PRODUCTS[torch.float32], "float32") if narrow else (exact, "float64")

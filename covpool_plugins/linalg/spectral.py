@@ -11,8 +11,20 @@ from torch import Tensor
 from ..errors import OptionError
 from .eigenbasis import PlainSpectralFunction as PlainSpectralFunction
 from .eigenbasis import SpectralFunction, compose, decompose, spectral_function
+from .exports import expm1_neg, is_product_of_roots, power_of_root
 from .methods.base import SpectralMethod, check_exportable
-from .tensors import apply, autocast_off, check_square, first_derivative_only, save, symmetrize, working_dtype
+from .square_root import sqrtm
+from .tensors import (
+    apply,
+    autocast_off,
+    check_square,
+    exporting,
+    first_derivative_only,
+    product,
+    save,
+    symmetrize,
+    working_dtype,
+)
 
 
 def powm(A: Tensor, p: float | Tensor) -> Tensor:
@@ -31,6 +43,8 @@ def powm(A: Tensor, p: float | Tensor) -> Tensor:
         tensor([0.5000, 0.0000])
     """
     if not isinstance(p, Tensor):
+        if exporting() and is_product_of_roots(p):
+            return power_of_root(sqrtm(A), p)
         return apply_to(A, Power(p))
     check_learned(p)
     check_square(A)
@@ -95,6 +109,10 @@ def expm_neg(A: Tensor) -> Tensor:
         >>> expm_neg(torch.diag(torch.tensor([0.0, 1.0]))).diagonal()
         tensor([1.0000, 0.3679])
     """
+    if exporting():
+        check_square(A)
+        work = symmetrize(A.double())
+        return (expm1_neg(work) + torch.eye(A.shape[-1], dtype=work.dtype, device=A.device)).to(A.dtype)
     return apply_to(A, NegativeExponential())
 
 
@@ -104,6 +122,10 @@ def damped(A: Tensor) -> Tensor:
     Raises:
         ShapeError, DtypeError: if ``A`` is not a batch of square floating point matrices.
     """
+    if exporting():
+        check_square(A)
+        work = symmetrize(A.double())
+        return (work + product(work, expm1_neg(2 * work))).to(A.dtype)
     return apply_to(A, Damped())
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..checks import check_choice
 from ..errors import OptionError
 from .methods.base import COMPUTES, Compute, Method, Wanted, resolve_method
-from .routes import routed
+from .routes import OF_ROUNDED, PRODUCTS, routed
 from .tensors import check_square, symmetrize, working_dtype
 
 
@@ -90,5 +91,6 @@ def root_of_symmetric(
     A: Tensor, method: Method, wanted: Wanted = "root", compute: Compute = "mixed", shift: float = 0.0
 ) -> Tensor:
     """The root or the inverse root of A + shift I for symmetric matrices, in their own precision."""
-    method, compute = routed(method, A, compute)
+    exact = PRODUCTS[torch.float64] if A.dtype == torch.float64 else OF_ROUNDED
+    method, compute = routed(method, A, compute, exact)
     return method.of_matrix(A, wanted, compute, shift)
