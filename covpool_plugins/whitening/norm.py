@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..checks import check_choice, check_flag, check_integer, check_number
 from ..errors import ExportError, OptionError, ShapeError
@@ -18,15 +18,15 @@ from .grouped import GroupedMap, GroupStatistics, like, mapped, synchronized_gro
 Average = Literal["inverse_root", "covariance"]
 
 
-class WhiteningNorm(_NormBase):
+class WhiteningNorm(_InstanceNorm):
     """What all layers of this module share: options, statistics, and a linear map of each group of channels.
 
     In training the map is computed from the covariance of the batch, and ``running_subspace`` follows; evaluation uses
     that. A batch whose statistics are not finite in a group leaves this group's running statistics as they are. A
     subclass says what the map is.
 
-    Derived from the base of PyTorch's batch normalisations and not from their common class, which MMEngine and PyTorch
-    turn into a ``SyncBatchNorm`` and fuse into convolutions.
+    Derived from PyTorch's instance normalisations, so that MMEngine sees a norm layer (``norm_decay_mult``), and not
+    from its batch normalisations, which MMEngine and PyTorch turn into a ``SyncBatchNorm`` and fuse into convolutions.
     """
 
     _abbr_ = "bn"  # MMEngine names the layer's attribute so: keys are those of a batch normalisation
@@ -64,7 +64,8 @@ class WhiteningNorm(_NormBase):
             check_flag(option, flag)
         if num_features % groups:
             raise OptionError(f"groups must divide num_features {num_features}, got {groups}")
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        kind: dict[str, Any] = dict(momentum=momentum, device=device, dtype=dtype)
+        super().__init__(num_features, eps, affine=affine, track_running_stats=track_running_stats, **kind)
         self.groups, self.method, self.energy, self.average, self.sync = groups, method, energy, average, sync
         self._chosen = matrices.resolve_whitening_method(method, self._needs_eigenvectors())
         if not self._keeps_variance:
