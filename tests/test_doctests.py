@@ -17,10 +17,11 @@ import torch
 
 import covpool_plugins
 
-ROOMS = ["linalg", "pooling", "whitening", "timm_plugin", "explain", "checkpoints"]
+ROOMS = ["linalg", "pooling", "whitening", "timm_plugin", "probe", "explain", "checkpoints"]
 NEED_NO_EXAMPLE = {
     "Converted": "what load_original returns",
     "Explanation": "what explain returns",
+    "Features": "what cached_features returns",
     "KeyReport": "a row of what load_original returns",
     "Randomization": "a row of what cascading_randomization returns",
     "SecondOrderModel": "mixed into the models that create_model returns; nobody builds one",

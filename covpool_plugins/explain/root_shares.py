@@ -19,9 +19,7 @@ from torch import Tensor
 from ..linalg import EigenMethod, Exact, Method
 from ..linalg.covariance import center
 from ..linalg.feature_functions import Rule, decompose_features
-from ..linalg.packing import unpack_gradient
-from ..linalg.tensors import symmetrize
-from ..pooling import CovariancePool, MatrixPower, MatrixRoot, Pool
+from ..pooling import CovariancePool, MatrixPower, MatrixRoot, Pool, Weighting
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,18 +67,12 @@ def root_method(pool: Pool) -> Method | None:
     """How a pool takes the square root of a covariance, if its vector is that root and nothing else."""
     if not isinstance(pool, CovariancePool):
         return None
-    if not all(isinstance(part, torch.nn.Identity) for part in (pool.weighting, pool.elementwise)):
+    if not all(type(part) in (Weighting, torch.nn.Identity) for part in (pool.weighting, pool.elementwise)):
         return None
     normalization = pool.normalization
     if isinstance(normalization, MatrixPower):
         return Exact() if float(normalization.p) == 0.5 else None
     return normalization.method if isinstance(normalization, MatrixRoot) else None
-
-
-def weight_matrix(pool: CovariancePool, weight: Tensor) -> Tensor:
-    """The symmetric W (C, C) with ⟨W, Q⟩ = ⟨weight, vector of Q⟩ for every symmetric Q."""
-    C = pool.channels
-    return unpack_gradient(weight, C) if pool.vectorize == "triu" else symmetrize(weight.view(C, C))
 
 
 def root_shares(pool: Pool, X: Tensor, weight: Tensor) -> RootShares:
@@ -99,7 +91,7 @@ def root_shares(pool: Pool, X: Tensor, weight: Tensor) -> RootShares:
     ascending = torch.cat([X.new_zeros(min(X.shape[1:]) - len(basis.values)), basis.values.flip(0)])
     kept = method.truncate(ascending).flip(0)[: len(basis.values)]
     s = kept.sqrt()
-    W = basis.vectors.mT @ weight_matrix(pool, weight) @ basis.vectors
+    W = basis.vectors.mT @ pool.weight_matrix(weight) @ basis.vectors
     y = basis.coordinates * (s > 0).unsqueeze(-1)
     shares = 2 / X.shape[-1] * y * ((W * method.coefficients(kept, kept)) @ y)
     return RootShares(basis.values, s, shares, (W.diagonal() * s).sum().item())

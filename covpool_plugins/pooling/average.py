@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..tables import About
-from .base import POOLS, InputFormat, Pool
+from .base import LAYOUT_OPTIONS, POOLS, InputFormat, Pool
+from .positions import mean_over_positions
 
 
 class AveragePool(Pool):
@@ -16,6 +17,8 @@ class AveragePool(Pool):
         >>> AveragePool(8)(torch.randn(2, 8, 7, 7)).shape
         torch.Size([2, 8])
     """
+
+    shared_options = LAYOUT_OPTIONS
 
     def __init__(
         self,
@@ -29,8 +32,8 @@ class AveragePool(Pool):
         del device, dtype  # no parameters; taken so that every pool is built alike
         super().__init__(in_channels, pool_type="gap", input_fmt=input_fmt, num_prefix_tokens=num_prefix_tokens)
 
-    def represent(self, X: Tensor) -> Tensor:
-        return X.mean(dim=-1)
+    def represent(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
+        return mean_over_positions(X, mask).squeeze(-1)
 
 
 POOLS.add("gap", AveragePool, About("global average pooling", "-", "for comparison"))

@@ -1,10 +1,24 @@
-"""What all pools share: input layouts, the two halves of a forward pass, the table of names."""
+"""What all pools share: input layouts, masks, the two halves of a forward pass, the table of names.
+
+A row of the table is a builder: a subclass of :class:`Pool`, or a function that makes a ``CovariancePool`` of its
+parts. Its options are its keyword arguments, each with a default; what it does not take itself it passes on::
+
+    def powcov(in_channels: int, *, p: float = 0.5, learn_p: bool = False, **shared: Any) -> CovariancePool:
+        power = MatrixPower(p=p, learn_p=learn_p)
+        return CovariancePool(in_channels, pool_type="powcov", normalization=power, **shared)
+
+    POOLS.add("powcov", powcov, About("power p of the covariance", "exact, also for p", "ICCV 2017"))
+
+``shared`` are the options of the class, ``shared_options`` in it, and ``device`` and ``dtype``; a builder whose parts
+have parameters takes the latter two as well. A root's method is open where the builder has the option ``method``, whose
+default says of what; the fields of the method are options then, and go the same way.
+"""
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
+import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
@@ -12,13 +26,26 @@ from torch import Tensor, nn
 
 from ..checks import check_choice, check_integer, check_known
 from ..errors import ExportError, OptionError, ShapeError
-from ..linalg import smaller_covariance
+from ..linalg import resolve_method, smaller_covariance
+from ..linalg.methods.base import SQUARE_ROOTS
 from ..linalg.tensors import check_floating, guarded_eigh, working_dtype
 from ..tables import Table
+from .positions import is_one_position, reduced_positions
 from .reduction import REDUCTIONS, reduced_channels
 
-InputFormat = Literal["NCHW", "NHWC", "NLC"]
+InputFormat = Literal["NCHW", "NHWC", "NLC", "NCL", "NCDHW"]
 INPUT_FORMATS: tuple[str, ...] = get_args(InputFormat)
+TOKEN_FORMATS = ("NLC", "NCL")
+
+LAYOUT_OPTIONS = ("input_fmt", "num_prefix_tokens")
+REDUCTION_OPTIONS = ("reduce_channels", "reduction", *LAYOUT_OPTIONS)
+COVARIANCE_OPTIONS = ("centered", "compute", "vectorize", *REDUCTION_OPTIONS)
+
+
+ONE_POSITION = (
+    "{} pool: 1 position, and the covariance of a single position is zero: every picture gets the same scores, and the "
+    "backbone no gradient; use last_stride=1, a larger picture or a backbone for small ones (resnet18_cifar)"
+)
 
 
 class Spectrum(NamedTuple):
@@ -55,12 +82,17 @@ class Spectrum(NamedTuple):
 
 
 class Pool(nn.Module):
-    """Feature maps or tokens to one vector per image.
+    """Feature maps, tokens, sequences or volumes to one vector per sample.
 
     ``forward(x)`` is ``represent(features(x))``: ``features`` brings any layout to (B, C, M), M positions row by
     row, and reduces the channels; ``represent`` makes the vector. Explanations work on the features in between.
 
-    A subclass passes on by ``**common`` what it does not take itself of the arguments after ``pool_type``, and sets
+    ``forward(x, mask)`` leaves out the positions where the boolean ``mask`` (B, M) is false, as if the sample were
+    shorter; a sample without any position gives zeros. A subclass gets features that are zero at those positions, and
+    the mask in ``represent``: sums over the positions are right as they are, and ``positions.mean_over_positions`` and
+    ``positions.counted`` know how many there are.
+
+    A subclass passes on by ``**shared`` what it does not take itself of the arguments after ``pool_type``, and sets
     ``out_features`` where that is not the number of channels.
 
     Args:
@@ -69,7 +101,8 @@ class Pool(nn.Module):
         reduce_channels: channels C after the reduction; ``None`` leaves it out. The default is the class's
             ``default_channels``, or ``in_channels`` where that is less.
         reduction: name of the reduction; by default ``conv-bn-relu`` for maps and ``linear-ln`` for tokens.
-        input_fmt: ``NCHW`` (B, C, H, W), ``NHWC`` (B, H, W, C) or ``NLC`` (B, N, C).
+        input_fmt: ``NCHW`` (B, C, H, W), ``NHWC`` (B, H, W, C), ``NLC`` (B, N, C), ``NCL`` (B, C, N) or ``NCDHW``
+            (B, C, D, H, W). The entries of a sequence, ``NLC`` and ``NCL``, are called tokens.
         num_prefix_tokens: how many leading tokens (class token, registers) to leave out; ``NLC`` only.
 
     Attributes:
@@ -78,18 +111,23 @@ class Pool(nn.Module):
 
     Raises:
         OptionError: for an option outside its range.
+        ShapeError, DtypeError: from ``forward``, for an input of another layout, or a mask that does not fit it.
 
     Examples:
         >>> isinstance(create_pool("svdpade", 64), Pool)
         True
         >>> create_pool("gap", 64).out_features, create_pool("svdpade", 64).out_features
         (64, 2080)
+        >>> tokens, mask = torch.ones(2, 5, 8), torch.arange(5) < torch.tensor([[5], [3]])  # of lengths 5 and 3
+        >>> create_pool("gap", 8, input_fmt="NLC")(tokens, mask).shape
+        torch.Size([2, 8])
     """
 
     default_channels: ClassVar[int | None] = None
     default_reductions: ClassVar[tuple[str, str]] = ("conv-bn-relu", "linear-ln")  # for maps, for tokens
-    # Keyword parameters that are no options: a row of the table or the caller's own arguments decide them.
-    not_options: ClassVar[tuple[str, ...]] = ("pool_type", "device", "dtype")
+    shared_options: ClassVar[tuple[str, ...]] = REDUCTION_OPTIONS
+    centered: Any = True  # whether the covariance is that of centred features
+    in_range: bool = True  # whether float16 holds the vectors of features that it holds
 
     def __init__(
         self,
@@ -109,15 +147,15 @@ class Pool(nn.Module):
         check_integer("num_prefix_tokens", num_prefix_tokens, 0)
         if num_prefix_tokens and input_fmt != "NLC":
             raise OptionError(f"num_prefix_tokens={num_prefix_tokens} needs input_fmt='NLC', got {input_fmt!r}")
-        if reduce_channels == "default":
-            reduce_channels = self.default_channels and min(self.default_channels, in_channels)
         self.pool_type = pool_type
+        self.warned = False  # that there is one position only
         self.in_channels = in_channels
         self.input_fmt = input_fmt
         self.num_prefix_tokens = num_prefix_tokens
-        self.channels = reduced_channels(in_channels, reduce_channels)
+        self.channels = reduced_channels(in_channels, reduce_channels, self.default_channels)
         self.out_features = self.channels
-        channels = () if reduce_channels is None else (self.channels,)
+        reduced = reduce_channels is not None and (reduce_channels != "default" or self.default_channels is not None)
+        channels = (self.channels,) if reduced else ()
         reductions = self.build_reductions(channels, reduction, device=device, dtype=dtype)
         self.reduction: nn.Module = reductions[0] if reductions else nn.Identity()
 
@@ -129,31 +167,53 @@ class Pool(nn.Module):
         """
         if reduction is not None and not channels:
             raise OptionError(f"reduction={reduction!r} needs reduce_channels, got None")
-        kind = REDUCTIONS[reduction or self.default_reductions[self.input_fmt == "NLC"]]
+        kind = REDUCTIONS[reduction or self.default_reductions[self.input_fmt in TOKEN_FORMATS]]
         return [kind(self.in_channels, count, **factory) for count in channels]
+
+    @property
+    def needs_positions(self) -> bool:
+        """Whether the vectors are the same for all samples of one position: of a centred covariance."""
+        return False
 
     @property
     def is_exportable(self) -> bool:
         """Whether ONNX can express the pool: it takes no matrix decomposition."""
         return True
 
-    def features(self, x: Tensor) -> Tensor:
-        """Features (B, C, M) that ``represent`` takes, for an input in the layout of this pool."""
-        return self.reduction(self.to_maps(x)).flatten(2)
+    def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Features (B, C, M) that ``represent`` takes, for an input in the layout of this pool; zero where masked."""
+        return reduced_positions(self.reduction, self.to_maps(x), mask)
 
-    def represent(self, X: Tensor) -> Tensor:
-        """Vectors (B, out_features) for features (B, C, M)."""
+    def represent(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Vectors (B, out_features) for features (B, C, M), which are zero where the mask is false."""
         raise NotImplementedError
 
-    def entries(self, X: Tensor) -> Tensor:
+    def entries(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         """The vectors before an element-wise last step (signed root, length one), if the pool has one."""
-        return self.represent(X)
+        return self.represent(X) if mask is None else self.represent(X, mask)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.represent(self.features(x))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if isinstance(x, torch.fx.Proxy):  # what is drawn is the pool, as a leaf
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x, mask), {})
+        X = self.features(x, mask)
+        if self.training and self.needs_positions and not self.warned and is_one_position(X):
+            self.warned = True
+            warnings.warn(ONE_POSITION.format(self.pool_type), stacklevel=2)
+        if mask is None:
+            return self.represent(X)
+        mask = self.mask_of_features(mask)
+        return torch.where(mask.any(dim=-1, keepdim=True), self.represent(X, mask), 0.0)
+
+    def in_precision(self, vectors: Tensor, X: Tensor) -> Tensor:
+        """The vectors in the precision of the features; in float32 where float16 may not hold them."""
+        return vectors.to(torch.float32 if X.dtype == torch.float16 and not self.in_range else X.dtype)
+
+    def mask_of_features(self, mask: Tensor) -> Tensor:
+        """The mask of ``features(x, mask)``: that of the input, unless the pool joins samples."""
+        return mask
 
     def to_maps(self, x: Tensor) -> Tensor:
-        """View of the input as maps (B, C, H, W); N tokens become N x 1 positions."""
+        """View of the input as maps (B, C, H, W); N tokens and D x H x W voxels become N x 1 and DH x W positions."""
         check_floating(x, f"input of the {self.pool_type} pool")
         channels_at = -1 if self.input_fmt in ("NHWC", "NLC") else 1
         if x.ndim != len(self.input_fmt) or x.shape[channels_at] != self.in_channels:
@@ -161,17 +221,40 @@ class Pool(nn.Module):
                 f"{self.pool_type} pool: expected {self.input_fmt} with in_channels={self.in_channels}, "
                 f"got shape {tuple(x.shape)}"
             )
-        if self.input_fmt == "NLC":
-            maps = x[:, self.num_prefix_tokens :].transpose(1, 2).unsqueeze(-1)
+        if self.input_fmt == "NHWC":
+            maps = x.permute(0, 3, 1, 2)
+        elif self.input_fmt == "NCDHW":
+            maps = x.flatten(2, 3)
+        elif self.input_fmt == "NCHW":
+            maps = x
         else:
-            maps = x.permute(0, 3, 1, 2) if self.input_fmt == "NHWC" else x
+            tokens = x[:, self.num_prefix_tokens :].transpose(1, 2) if self.input_fmt == "NLC" else x
+            maps = tokens.unsqueeze(-1)
         if maps.shape[2] == 0 or maps.shape[3] == 0:
             raise ShapeError(f"{self.pool_type} pool: no positions to pool over, got shape {tuple(x.shape)}")
         return maps
 
+    def matrix(self, vectors: Tensor) -> Tensor:
+        """The symmetric matrices (..., n, n) that the vectors (..., ``out_features``) hold.
+
+        Raises:
+            OptionError: for a pool whose vectors hold no symmetric matrix.
+            ShapeError: for vectors of another length.
+
+        Examples:
+            >>> pool = create_pool("svdpade", 8)
+            >>> pool.matrix(pool(torch.randn(2, 8, 7, 7))).shape
+            torch.Size([2, 8, 8])
+        """
+        raise OptionError(f"{self.pool_type} pool: its vectors hold no symmetric matrices")
+
+    def varying(self, X: Tensor) -> Tensor:
+        """Those of the features (B, C, M) whose covariance the pool takes."""
+        return X
+
     @torch.no_grad()
     def spectrum(self, x: Tensor) -> Spectrum:
-        """Eigenvalues of the covariance of ``features(x)``, and what they tell of its condition.
+        """Eigenvalues of the covariance of ``features(x)``, centred as it is in the pool, and what they tell of it.
 
         The features are those of the mode that the pool is in; running statistics are left as they are.
         """
@@ -182,12 +265,12 @@ class Pool(nn.Module):
         cached = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)
         try:
-            X = self.features(x)
+            X = self.varying(self.features(x))
         finally:
             torch.set_autocast_cache_enabled(cached)
             for module, buffers in kept:
                 module._buffers.update(buffers)
-        values, _ = guarded_eigh(smaller_covariance(X.double()))
+        values, _ = guarded_eigh(smaller_covariance(X.double(), bool(self.centered)))
         return Spectrum.of(values)
 
     def __prepare_scriptable__(self) -> nn.Module:
@@ -198,28 +281,6 @@ class Pool(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.pool_type!r}, {self.in_channels} -> {self.out_features}, input_fmt={self.input_fmt!r}"
-
-    @classmethod
-    def options(cls) -> list[str]:
-        """Names of the options, those included that are passed on to the class above."""
-        names: list[str] = []
-        for kind in cls.__mro__:
-            if "__init__" in vars(kind):
-                parameters = inspect.signature(vars(kind)["__init__"]).parameters.values()
-                names += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-                if all(p.kind is not p.VAR_KEYWORD for p in parameters):
-                    break
-        return [name for name in dict.fromkeys(names) if name not in cls.not_options]
-
-    @classmethod
-    def part_options(cls, **decided: Any) -> list[str]:
-        """Names of the options of the parts that a row of the table decides on."""
-        return []
-
-    @classmethod
-    def takes_method(cls, **decided: Any) -> bool:
-        """Whether the matrix method is an option, with what a row of the table decides."""
-        return False
 
 
 def widened(X: Tensor) -> Tensor:
@@ -244,16 +305,11 @@ def list_pools(exportable: bool = False) -> list[str]:
 
 
 def pool_classes() -> list[type[Pool]]:
-    """The classes that the rows of the table build."""
-    return list(dict.fromkeys(_row(name)[0] for name in POOLS))
-
-
-def _row(name: str) -> tuple[type[Pool], dict[str, Any]]:
-    """The class that a row of the table builds, and what the row decides of its arguments."""
-    row: Any = POOLS[name]
-    if isinstance(row, partial):
-        return row.func, dict(row.keywords)  # type: ignore[return-value]
-    return row, {}
+    """Every class of pools."""
+    classes = [Pool]
+    for kind in classes:
+        classes += kind.__subclasses__()
+    return classes
 
 
 def pool_options(name: str, of_parts: bool = True, method: Any = None) -> list[str]:
@@ -273,13 +329,17 @@ def pool_options(name: str, of_parts: bool = True, method: Any = None) -> list[s
         >>> "iterations" in pool_options("isqrt"), "iterations" in pool_options("isqrt", of_parts=False)
         (True, False)
     """
-    kind, decided = _row(name)
-    if not of_parts:
-        return kind.options()
-    open_method = kind.takes_method(**decided)
-    if open_method and method is not None:
-        decided["method"] = method
-    return [*(["method"] if open_method else []), *kind.part_options(**decided), *kind.options()]
+    build: Any = POOLS[name]
+    is_class = isinstance(build, type)
+    own: dict[str, Any] = (build.__init__ if is_class else build).__kwdefaults__ or {}
+    shared = build.shared_options if is_class else COVARIANCE_OPTIONS
+    names = [option for option in own if option not in (*shared, "method", "device", "dtype")]
+    if not of_parts:  # the parts are what a function puts together
+        return [*(names if is_class else ()), *shared]
+    default = own.get("method")
+    root = SQUARE_ROOTS[name] if name in SQUARE_ROOTS else default and resolve_method(method or default)
+    fields = [field.name for field in dataclasses.fields(root)] if root else []
+    return [*(["method"] if default else []), *fields, *names, *shared]
 
 
 def create_pool(
@@ -299,7 +359,7 @@ def create_pool(
             (``iterations``, ...).
 
     Returns:
-        A module (B, C, H, W), (B, H, W, C) or (B, N, C), as ``input_fmt`` says, -> (B, ``out_features``).
+        A module: an input of the layout ``input_fmt``, and if need be a mask -> (B, ``out_features``).
 
     Raises:
         UnknownNameError: for a name that is not in the table.

@@ -3,108 +3,120 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_flag, check_number
-from ..linalg.tensors import autocast_off
+from ..linalg.tensors import autocast_off, power_of_two
 from ..tables import About
 from .base import POOLS, widened
-from .covariance_pool import CovariancePool
+from .covariance_pool import CovariancePool, Weighting
 from .normalizations import Plain
+from .positions import counted, mean_over_positions
+from .reduction import reduced_channels
 
-# log2(256) / 16 = 1/2: the common rate of dropout for the common number of channels.
-BITS_AT_RATE_ONE = 16
-LARGEST_RATE = 0.9
+TAPS = 3
+DEFAULT_CHANNELS = 128  # of the published networks
 
 
-class AdaptiveChannelDropout(nn.Module):
-    """Features (B, C, M) with channels dropped while training, as they are otherwise.
+class AdaptiveChannelDropout(Weighting):
+    """Features (B, C, M) with channels weighted and dropped while training; as they are at inference.
 
-    As in the paper, whole channels are dropped just before the covariance, in a way that trades the information they
-    carry against their correlation, at a cost linear in the channels; inference drops none; the rate ρ depends on
-    log2 C. The paper's method section was not at hand: **the formulas are this project's own**, and results need not
-    match those of the paper:
+    In training, with the means g (B, C) of the channels:
 
-    * ρ = min(log2(C) / 16, 0.9), one half for 256 channels, if no rate is given;
-    * importance ω_i = σ_i² / max_j σ_j², the variance of channel i relative to the largest;
-    * redundancy π_i = |corr(x_i, Σ_j z_j)|, the correlation of channel i with the sum of the standardised channels;
-    * channel i is dropped with the probability p_i = sigmoid(logit ρ + (π_i - ω_i) - mean_j(π_j - ω_j));
-    * channels that stay are divided by 1 - p_i, so that the covariances of different channels are right on average
-      (each variance is then 1 / (1 - p_i) times too large on average).
+    * attention ω = softmax of a convolution of g along the channels, with one kernel of three taps and no bias;
+    * the features become X' = (1 + ω) X;
+    * r_i = Σ_j Σ_ij, the row sums of the covariance Σ of X'; c = ⟨ω, r⟩ / (‖ω‖ ‖r‖) for each sample;
+    * one rate for the batch, ρ = 1 - (10 / log₂ C) mean(c), cut to [0, 1];
+    * each channel of each sample is kept with the probability 1 - ρ, and divided by it.
 
-    The probabilities are constants to the gradient. Random numbers come from the global generator of the device.
+    Attention that agrees with the correlation of the channels (c near one) means no dropout. ρ is a constant to the
+    gradient and stays on the device. Samples whose row sums are zero, those that are constant over the positions, have
+    no c and do not count, neither do those that are not finite; in the released code the rate is NaN then. Random
+    numbers come from the global generator of the device.
 
     Args:
         channels: C.
-        rate: ρ, 0 <= ρ < 1; ``None`` derives it from the number of channels.
-        adaptive: let the probabilities depend on the features; otherwise every channel has p_i = ρ.
+
+    Attributes:
+        weight: the taps (1, 1, 3), the only parameter.
 
     Source: Wang, Gao, Zhang, Xie, Li & Hu, "DropCov: A Simple yet Effective Method for Improving Deep Architectures",
-    NeurIPS 2022.
-
-    Raises:
-        OptionError: for a rate outside its range.
+    NeurIPS 2022; the formulas are those of the authors' code.
 
     Examples:
         >>> dropout = AdaptiveChannelDropout(256)
-        >>> dropout.rate
-        0.5
         >>> X = torch.randn(2, 256, 49)
-        >>> torch.equal(dropout.eval()(X), X)
-        True
+        >>> dropout(X).shape, torch.equal(dropout.eval()(X), X)
+        (torch.Size([2, 256, 49]), True)
     """
 
-    def __init__(self, channels: int, *, rate: float | None = None, adaptive: bool = True) -> None:
+    def __init__(self, channels: int, *, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
-        if rate is None:
-            rate = min(math.log2(channels) / BITS_AT_RATE_ONE, LARGEST_RATE)
-        else:
-            check_number("dropcov: rate", rate, "[0, 1)")
-        check_flag("dropcov: adaptive", adaptive)
-        self.rate = float(rate)
-        self.adaptive = adaptive
+        self.channels = channels
+        self.weight = nn.Parameter(torch.empty(1, 1, TAPS, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Begin as a convolution of torch does."""
+        if not self.weight.is_meta:
+            nn.init.uniform_(self.weight, -(TAPS**-0.5), TAPS**-0.5)
+
+    def attention(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
+        """ω (B, C), which sums to one, for features (B, C, M); in float32 at least."""
+        means = mean_over_positions(widened(X), mask).squeeze(-1)
+        with autocast_off(X.device.type):
+            # Not as a convolution, whose backward pass may be autocast.
+            taps = nn.functional.pad(means, (TAPS // 2, TAPS // 2)).unfold(-1, TAPS, 1)
+            return (taps * self.weight.to(means.dtype).flatten()).sum(-1).softmax(-1)
 
     @torch.no_grad()
-    def probabilities(self, X: Tensor) -> Tensor:
-        """The probability with which each channel of features (B, C, M) is dropped, (B, C), in float32 at least."""
-        wide = widened(X)
-        if not self.adaptive or self.rate == 0:
-            return torch.full_like(wide[..., 0], self.rate)
-        with autocast_off(X.device.type):
-            # Neither measure depends on the scale; without it the squares leave the range of float32 early.
-            largest = wide.abs().amax((-2, -1), keepdim=True)
-            wide = wide / torch.where(largest < torch.finfo(wide.dtype).tiny, 1.0, largest)
-            Xc = wide - wide.mean(-1, keepdim=True)
-            variance = Xc.square().mean(-1)
-            importance = _divide(variance, variance.amax(-1, keepdim=True))
-            Z = _divide(Xc, variance.sqrt().unsqueeze(-1))
-            common = Z.sum(-2, keepdim=True)
-            redundancy = _divide((Z * common).mean(-1), common.square().mean(-1).sqrt()).abs()
-            excess = redundancy - importance
-            logit = math.log(self.rate) - math.log1p(-self.rate)
-            return (logit + excess - excess.mean(-1, keepdim=True)).sigmoid()
+    def rate(self, X: Tensor, attention: Tensor, mask: Tensor | None = None) -> Tensor:
+        """ρ, a 0-dimensional tensor, for weighted features X' (B, C, M) and their attention (B, C)."""
+        Xc = counted(X / power_of_two(X), mask, True)
+        # Σ 1 = X' (X'ᵀ 1) without Σ.
+        row_sums = (Xc * Xc.sum(-2, keepdim=True)).sum(-1)
+        lengths = attention.norm(dim=-1) * row_sums.norm(dim=-1)
+        counts = (lengths > 0) & lengths.isfinite()
+        cosines = torch.where(counts, (attention * row_sums).sum(-1) / torch.where(counts, lengths, 1.0), 0.0)
+        mean = cosines.sum() / counts.sum().clamp_min(1)
+        return (1 - 10 / math.log2(max(self.channels, 2)) * mean).clamp(0, 1)
 
-    def forward(self, X: Tensor) -> Tensor:
+    def forward(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Features in float32 at least while training, for a kept channel may leave the range of a smaller type."""
         if not self.training:
             return X
-        keep = 1 - self.probabilities(X)
-        factor = (torch.rand_like(keep) < keep) / keep
-        return (X * factor.unsqueeze(-1)).to(X.dtype)
+        attention = self.attention(X, mask)
+        weighted = widened(X) * (1 + attention).unsqueeze(-1)
+        rate = self.rate(weighted, attention, mask)
+        keep = torch.rand_like(attention) >= rate
+        factor = keep * torch.where(rate < 1, 1 / (1 - rate), 0.0)
+        return weighted * factor.unsqueeze(-1)
 
     def extra_repr(self) -> str:
-        return f"rate={self.rate:g}, adaptive={self.adaptive}"
+        return f"{self.channels}"
 
 
-def _divide(a: Tensor, b: Tensor) -> Tensor:
-    """a / b, and a where b is zero."""
-    return a / torch.where(b == 0, 1.0, b)
+def dropcov(
+    in_channels: int,
+    *,
+    reduce_channels: int | str | None = "default",
+    device: Any = None,
+    dtype: Any = None,
+    **shared: Any,
+) -> CovariancePool:
+    factory: dict[str, Any] = dict(device=device, dtype=dtype)
+    channels = reduced_channels(in_channels, reduce_channels, DEFAULT_CHANNELS)
+    shared |= dict(weighting=AdaptiveChannelDropout(channels, **factory), normalization=Plain(), **factory)
+    shared["reduce_channels"] = None if reduce_channels is None else channels
+    return CovariancePool(in_channels, pool_type="dropcov", **shared)
 
 
 POOLS.add(
     "dropcov",
-    partial(CovariancePool, pool_type="dropcov", weighting=AdaptiveChannelDropout, normalization=Plain),
-    About("covariance; training drops channels by an adaptive rule", "exact", "NeurIPS 2022"),
+    dropcov,
+    About(
+        "covariance of 128 channels; training drops channels at a rate that attention decides", "exact", "NeurIPS 2022"
+    ),
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..checks import check_choice, check_integer, is_integer
 from ..errors import OptionError
-from ..linalg.tensors import autocast_off, power_of_two
+from ..linalg.tensors import autocast_off, exporting, power_of_two, product
 from ..tables import About
 from .base import POOLS, Pool, widened
 from .elementwise import SignedRootL2
@@ -32,7 +32,7 @@ class CompactBilinearPool(Pool):
     back once per image. The first handles C² numbers per image, the second 2 M D, and time and memory follow; ``auto``
     takes the smaller. (One CPU thread, D = 8192, forward and backward: for 512 channels at 28x28 ``matrix`` takes less
     than a tenth of the time and memory of ``fft``; for 2048 channels at 7x7 ``fft`` takes a quarter of the time of
-    ``matrix``.) An export to ONNX takes ``matrix``.
+    ``matrix``.) An export takes ``matrix``.
 
     As in the published code the sketch is a sum over the positions, not their mean; after the l2 norm only ``eps``
     tells the two apart. Hashes and signs are buffers, and so part of the state dict. Those of seed 1 are the ones that
@@ -44,7 +44,7 @@ class CompactBilinearPool(Pool):
         seed: of the hashes and signs; the global generator is neither used nor changed.
         route: ``auto``, ``matrix`` or ``fft``.
         eps: ε of the signed root, see :class:`SignedRootL2`.
-        common: ``reduce_channels``, ``reduction``, ``input_fmt`` and the others of :class:`Pool`.
+        shared: ``reduce_channels``, ``reduction``, ``input_fmt`` and the others of :class:`Pool`.
 
     Source: Gao, Beijbom, Zhang & Darrell, "Compact Bilinear Pooling", CVPR 2016, algorithm 2; Pham & Pagh, "Fast and
     Scalable Polynomial Kernels via Explicit Feature Maps", KDD 2013.
@@ -57,6 +57,7 @@ class CompactBilinearPool(Pool):
         torch.Size([2, 128])
     """
 
+    centered = False
     h1: Tensor
     h2: Tensor
     s1: Tensor
@@ -72,13 +73,13 @@ class CompactBilinearPool(Pool):
         eps: float = 1e-8,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **common: Any,
+        **shared: Any,
     ) -> None:
         check_integer("cbp: projection", projection)
         if not is_integer(seed, 0) or seed >= 2**63:
             raise OptionError(f"cbp: seed must be an integer from 0 to 2**63 - 1, got {seed!r}")
         check_choice("cbp: route", route, get_args(SketchRoute))
-        super().__init__(in_channels, pool_type="cbp", device=device, dtype=dtype, **common)
+        super().__init__(in_channels, pool_type="cbp", device=device, dtype=dtype, **shared)
         self.out_features = projection
         self.seed = seed
         self.route = route
@@ -113,30 +114,34 @@ class CompactBilinearPool(Pool):
                 )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def represent(self, X: Tensor) -> Tensor:
-        return self.elementwise(self.sketch(X)).to(X.dtype)
+    def represent(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.elementwise(*self._scaled_sketch(X)).to(X.dtype)
 
-    def entries(self, X: Tensor) -> Tensor:
+    def entries(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.sketch(X)
 
     def sketch(self, X: Tensor) -> Tensor:
         """The tensor sketch (B, D) of X Xᵀ for features (B, C, M), before the element-wise step; float32 at least."""
+        sketch, unit = self._scaled_sketch(X)
+        return sketch * unit
+
+    def _scaled_sketch(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """The sketch (B, D) of features divided by a power of two, which does not round, and its square (B, 1)."""
         with autocast_off(X.device.type):
             wide = widened(X)
-            # A power of two does not round; products of large features would leave the range.
             scale = power_of_two(wide)
             sketch = self._by_matrix(wide / scale) if self._takes_matrix(X) else self._by_fft(wide / scale)
-            return sketch * scale.squeeze(-1).square()
+            return sketch, scale.squeeze(-1).square()
 
     def _takes_matrix(self, X: Tensor) -> bool:
-        if self.route == "auto" and torch.onnx.is_in_onnx_export():
-            return True  # ONNX's older exporter has no rfft
+        if self.route == "auto" and exporting():
+            return True  # for any number of positions, and ONNX's older exporter has no rfft
         channels, positions = X.shape[1:]
         return self.route == "matrix" or (self.route == "auto" and channels**2 <= 2 * positions * self.out_features)
 
     def _by_matrix(self, X: Tensor) -> Tensor:
         first, second = (X * signs.to(X.dtype).unsqueeze(-1) for signs in (self.s1, self.s2))
-        entries = (first @ second.transpose(1, 2)).flatten(1)
+        entries = product(first, second.transpose(1, 2)).flatten(1)
         bins = ((self.h1.unsqueeze(-1) + self.h2) % self.out_features).flatten()
         zeros = X.new_zeros(X.shape[0], self.out_features)
         return zeros.scatter_add(1, bins.expand(X.shape[0], -1), entries)

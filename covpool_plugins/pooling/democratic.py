@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checks import check_integer, check_number
-from ..linalg.tensors import autocast_off, power_of_two
+from ..linalg.tensors import autocast_off, power_of_two, product
 from ..tables import About
 from .base import POOLS, widened
-from .covariance_pool import BILINEAR, CovariancePool
+from .covariance_pool import CovariancePool, Weighting, bilinear_pool
 from .normalizations import Plain
 
 
-class DemocraticWeighting(nn.Module):
+class DemocraticWeighting(Weighting):
     """Features x_i (B, C, M) times √α_i, so that their second moment is Σ α_i x_i x_iᵀ / M.
 
     With the kernel K_ij = <x_i, x_j>² the weights solve α_i Σ_j K_ij α_j = (Σ_j K_ij)^γ: γ = 1 leaves all weights at
@@ -59,7 +59,7 @@ class DemocraticWeighting(nn.Module):
         alpha, scale = self._scaled_weights(X)
         return alpha * scale ** (2 * self.gamma - 2)
 
-    def forward(self, X: Tensor) -> Tensor:
+    def forward(self, X: Tensor, mask: Tensor | None = None) -> Tensor:  # masked positions are zero
         alpha, scale = self._scaled_weights(X)
         # √α as a whole: α itself, of the degree 2γ - 2 in the features, may leave the range where its root does not.
         factor = alpha.sqrt() * scale ** (self.gamma - 1)
@@ -73,11 +73,11 @@ class DemocraticWeighting(nn.Module):
             scale = power_of_two(wide)
             Y = wide / scale
             dead = Y.detach().square().sum(-2) <= limits.eps**2
-            K = (Y.transpose(-2, -1) @ Y).square()
+            K = product(Y.transpose(-2, -1), Y).square()
             target = torch.where(dead, 1.0, K.sum(-1)) ** self.gamma
             alpha = torch.ones_like(target)
             for _ in range(self.iterations):
-                contribution = alpha * (K @ alpha.unsqueeze(-1)).squeeze(-1)
+                contribution = alpha * product(K, alpha.unsqueeze(-1)).squeeze(-1)
                 # Dead positions are cut out before the power, whose slope at zero would be infinite.
                 ratio = torch.where(dead, 1.0, target / torch.where(dead, 1.0, contribution))
                 alpha = alpha * ratio**self.damping
@@ -87,15 +87,22 @@ class DemocraticWeighting(nn.Module):
         return f"gamma={self.gamma:g}, iterations={self.iterations}, damping={self.damping:g}"
 
 
+def democratic(
+    in_channels: int,
+    *,
+    gamma: float = 0.5,
+    iterations: int = 10,
+    damping: float = 0.5,
+    eps: float = 1e-8,
+    **shared: Any,
+) -> CovariancePool:
+    weighting = DemocraticWeighting(gamma=gamma, iterations=iterations, damping=damping)
+    return bilinear_pool(in_channels, "democratic", eps, weighting=weighting, normalization=Plain(), **shared)
+
+
 POOLS.add(
     "democratic",
-    partial(
-        CovariancePool,
-        pool_type="democratic",
-        weighting=DemocraticWeighting,
-        normalization=Plain,
-        **BILINEAR,
-    ),
+    democratic,
     About(
         "second moment of positions weighted by Sinkhorn iterations, signed square root, l2 norm",
         "exact, also through the weights",

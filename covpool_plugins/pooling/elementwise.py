@@ -31,10 +31,11 @@ class SignedRootL2(nn.Module):
         check_number("eps of the signed root", eps, "(0, 1)")
         self.eps = float(eps)
 
-    def forward(self, v: Tensor) -> Tensor:
+    def forward(self, v: Tensor, unit: Tensor | None = None) -> Tensor:
+        """The result for the vectors ``unit`` ``v``, which may leave the range where ``v`` does not; (B, 1)."""
         with autocast_off(v.device.type):
             wide = widened(v)
-            signed = wide.sign() * (wide.abs() + self.eps).sqrt()
+            signed = wide.sign() * (wide.abs() + (self.eps if unit is None else self.eps / unit)).sqrt()
             # The squares in the length of a vector leave the range before its entries do.
             largest = signed.detach().abs().amax(dim=-1, keepdim=True)
             return nn.functional.normalize(signed / torch.where(largest > 0, largest, 1.0), dim=-1).to(v.dtype)

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from ..checks import check_integer, is_integer
 from ..errors import OptionError
 from ..linalg import covariance
-from ..linalg.tensors import autocast_off
+from ..linalg.iterations import fewer_positions
+from ..linalg.tensors import autocast_off, power_of_two, product
 from ..tables import About
 from .base import POOLS, Pool, widened
+from .positions import counted
 
 
 class LowRankBilinearPool(Pool):
@@ -29,7 +31,7 @@ class LowRankBilinearPool(Pool):
         in_channels: channels of the input.
         filters: K, the length of the vector; 200 is the paper's number for CUB-200.
         rank: r, even: r/2 positive and r/2 negative directions per filter.
-        common: ``reduce_channels``, ``reduction``, ``input_fmt`` and the others of :class:`Pool`. The defaults, 100
+        shared: ``reduce_channels``, ``reduction``, ``input_fmt`` and the others of :class:`Pool`. The defaults, 100
             channels by the linear ``projection`` without bias, are the paper's: it has m = 100 columns, which the
             filters share (co-decomposition).
 
@@ -46,6 +48,8 @@ class LowRankBilinearPool(Pool):
         torch.Size([2, 10])
     """
 
+    centered = False
+    in_range = False
     default_channels = 100
     default_reductions = ("projection", "projection")
 
@@ -57,12 +61,12 @@ class LowRankBilinearPool(Pool):
         rank: int = 8,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **common: Any,
+        **shared: Any,
     ) -> None:
         check_integer("lrbp: filters", filters)
         if not is_integer(rank, 2) or rank % 2:
             raise OptionError(f"lrbp: rank must be a positive even integer, got {rank!r}")
-        super().__init__(in_channels, pool_type="lrbp", device=device, dtype=dtype, **common)
+        super().__init__(in_channels, pool_type="lrbp", device=device, dtype=dtype, **shared)
         self.out_features = filters
         self.rank = rank
         self.factors = nn.Parameter(torch.empty(filters, 2, rank // 2, self.channels, device=device, dtype=dtype))
@@ -73,16 +77,22 @@ class LowRankBilinearPool(Pool):
         if not self.factors.is_meta:
             nn.init.normal_(self.factors, std=self.factors.shape[-1] ** -0.5)
 
-    def represent(self, X: Tensor) -> Tensor:
+    def represent(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         with autocast_off(X.device.type):
-            wide = widened(X)
+            wide = widened(X) if mask is None else counted(X, mask, False)
+            # Squares leave the range before their mean does; a power of two does not round.
+            unit = power_of_two(wide)
+            wide = wide / unit
             directions = self.factors.to(wide.dtype).flatten(0, 2)
-            if wide.shape[1] < wide.shape[2]:
-                energies = (directions @ covariance(wide, centered=False) * directions).sum(-1)
+            if not fewer_positions(wide):
+                A = covariance(wide, centered=False)
+                images = product(A.flatten(0, 1), directions.T).unflatten(0, A.shape[:2])
+                energies = (images * directions.T).sum(1)
             else:
-                energies = (directions @ wide).square().mean(-1)
+                rows = wide.transpose(1, 2)
+                energies = product(rows.flatten(0, 1), directions.T).unflatten(0, rows.shape[:2]).square().mean(1)
             positive, negative = energies.unflatten(-1, self.factors.shape[:3]).sum(-1).unbind(-1)
-            return (positive - negative).to(X.dtype)
+            return self.in_precision((positive - negative) * unit.squeeze(-1).square(), X)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rank={self.rank}"

@@ -7,127 +7,194 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ..checks import check_choice, check_integer, is_integer
+from ..checks import check_choice, check_flag, check_integer, is_integer
 from ..errors import OptionError
-from ..linalg import smaller_covariance
-from ..linalg.tensors import autocast_off
+from ..linalg.tensors import autocast_off, product
 from ..tables import About
-from .base import POOLS, Pool, Spectrum, widened
+from .base import POOLS, TOKEN_FORMATS, Pool, widened
+from .held_size import squared_size
+from .positions import mean_over_positions, only, reduced_positions
+from .reduction import REDUCTIONS
 
 FirstOrder = Literal["mean", "token"]
 FIRST_ORDERS: tuple[str, ...] = get_args(FirstOrder)
-DEFAULT_HEADS = 16
+DEFAULT_CHANNELS, DEFAULT_HEADS, DEFAULT_CONVOLUTIONS = 512, 4, 2
+KERNEL, STRIDE = 3, 2
+EPS_OF_NORM, EPS_OF_FIRST_NORM, EPS_OF_COLUMNS = 1e-5, 1e-6, 1e-12
+
+
+class AffineProjection(nn.Conv2d):
+    """1x1 convolution with bias and nothing behind it: the projection of moment probing."""
+
+    def __init__(self, in_channels: int, out_channels: int, **factory: Any) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=1, **factory)
+        assert self.bias is not None
+        if not self.weight.is_meta:
+            nn.init.trunc_normal_(self.weight, std=0.02)
+            nn.init.zeros_(self.bias)
 
 
 class MomentPool(Pool):
     """The mean or the class token, and multi-head convolutional cross-covariances (MHC³), concatenated.
 
-    As in the paper, the first-order moment is what linear probing uses, the mean of the tokens or the class token; the
-    second-order one is a multi-head convolutional cross-covariance; a linear classifier follows. The paper's method
-    section was not at hand: **the details are this project's own**, and the authors' checkpoints do not fit:
+    The linear classifier behind it is the mean of the authors' two, one for each moment: two linear layers are one of
+    the concatenation. From features of d channels at M positions the second moment is made in these steps:
 
-    * the features are reduced to d channels, by the reductions of the other pools, and split into h heads;
-    * Z_j = X_j X_{j+1}ᵀ / M, d/h x d/h, the covariance of the head j with the next one, the last with the first;
-    * the h matrices are channels of ``convolutions`` 3x3 convolutions h -> h of stride 2, with GELU between them;
-    * d = 768, h = 16 and two convolutions: 2304 numbers, with which a probe of ViT-B/16 on 1000 classes has
-      3.67 million parameters (the authors report 3.65 million).
+    * h heads of w = d / h channels, contiguous ones for tokens, every h-th for maps;
+    * a layer norm over the channels of a head, which the heads share;
+    * from each head the mean over its positions *and* channels is subtracted, one number;
+    * Z_j = X_j X_{j+1}ᵀ / M (w, w), for neighbouring heads: h - 1 matrices;
+    * every column of Z_j is divided by its length;
+    * the matrices are channels of 3x3 convolutions of stride 2, without padding and bias, GELU between them.
 
-    ``features`` is (B, in_channels + d, M): what the first moment is the mean of, above what the second is made of.
+    With d = 512, h = 4 and two convolutions, as published, these are 3 · 31² = 2883 numbers. ``features`` is
+    (B, in_channels + d, M): what the first moment is the mean of, above what the second is made of.
 
     Args:
         in_channels: channels of the input.
-        heads: h, a divisor of d; 16 by default, or the greatest common divisor of 16 and d.
-        convolutions: how many, 0 for the plain cross-covariances; each halves the matrices.
+        heads: h, at least two, a divisor of d; 4 by default, or the greatest common divisor of 4 and d.
+        convolutions: how many; two by default, or fewer where the matrices are too small. Each leaves (w - 1) // 2 rows
+            and columns; none leaves the matrices as they are.
         first_order: ``mean`` over the positions, or ``token``, the first of the prefix tokens.
-        centered: subtract the mean over the positions from the heads.
-        common: ``reduce_channels`` (d, 768 by default), ``reduction``, ``input_fmt`` and the others of :class:`Pool`.
+        first_norm: a layer norm of the first moment, which the authors have for ConvNeXt.
+        interleaved: whether head j has the channels j, j + h, j + 2 h, ...; by default for maps.
+        shared: ``reduce_channels`` (d, 512 by default), ``reduction`` (``affine``, a 1x1 convolution with bias, by
+            default), ``input_fmt`` and the others of :class:`Pool`.
 
-    Source: Gao, Wang, Lin, Zhu, Hu & Zhou, "Tuning Pre-trained Model via Moment Probing", ICCV 2023.
+    Source: Gao, Wang, Lin, Zhu, Hu & Zhou, "Tuning Pre-trained Model via Moment Probing", ICCV 2023; the steps are
+    those of the authors' code.
 
     Raises:
         OptionError: for an option outside its range.
 
     Examples:
-        >>> MomentPool(64, reduce_channels=32, heads=4)(torch.randn(2, 64, 7, 7)).shape
-        torch.Size([2, 80])
+        >>> MomentPool(768, input_fmt="NLC", num_prefix_tokens=1, first_order="token")(torch.randn(2, 50, 768)).shape
+        torch.Size([2, 3651])
     """
 
-    default_channels = 768
+    default_reductions = ("affine", "affine")
 
     def __init__(
         self,
         in_channels: int,
         *,
         heads: int | None = None,
-        convolutions: int = 2,
+        convolutions: int | None = None,
         first_order: FirstOrder = "mean",
-        centered: bool = True,
+        first_norm: bool = False,
+        interleaved: bool | None = None,
+        reduce_channels: int | str | None = "default",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **common: Any,
+        **shared: Any,
     ) -> None:
-        check_integer("moment: convolutions", convolutions, 0)
         check_choice("moment: first_order", first_order, FIRST_ORDERS)
-        super().__init__(in_channels, pool_type="moment", device=device, dtype=dtype, **common)
+        check_flag("moment: first_norm", first_norm)
+        factory: dict[str, Any] = dict(device=device, dtype=dtype)
+        width = DEFAULT_CHANNELS if reduce_channels == "default" else reduce_channels
+        super().__init__(in_channels, pool_type="moment", reduce_channels=width, **shared, **factory)
         heads = math.gcd(DEFAULT_HEADS, self.channels) if heads is None else heads
-        if not is_integer(heads) or self.channels % heads:
-            raise OptionError(f"moment: heads must be a divisor of the {self.channels} channels, got {heads!r}")
+        if not is_integer(heads, 2) or self.channels % heads:
+            raise OptionError(
+                f"moment: heads must be a divisor of the {self.channels} channels from 2 on, got {heads!r}"
+            )
         if first_order == "token" and self.num_prefix_tokens < 1:
             raise OptionError(f"moment: first_order='token' needs num_prefix_tokens >= 1, got {self.num_prefix_tokens}")
-        width = self.channels // heads
-        for _ in range(convolutions):
-            width = (width + 1) // 2
-        self.out_features = in_channels + heads * width**2
-        self.heads = heads
+        if interleaved is None:
+            interleaved = self.input_fmt not in TOKEN_FORMATS
+        check_flag("moment: interleaved", interleaved)
+        self.heads, self.interleaved = heads, interleaved
         self.first_order = first_order
-        self.centered = centered
+        self.first_norm: nn.Module = nn.Identity()
+        if first_norm:
+            self.first_norm = nn.LayerNorm(in_channels, eps=EPS_OF_FIRST_NORM, **factory)
+        self.norm = nn.LayerNorm(self.channels // heads, eps=EPS_OF_NORM, **factory)
+        sides = _sides(self.channels // heads, convolutions)
+        pairs = heads - 1
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(heads, heads, kernel_size=3, stride=2, padding=1, device=device, dtype=dtype)
-            for _ in range(convolutions)
+            nn.Conv2d(pairs, pairs, KERNEL, stride=STRIDE, bias=False, **factory) for _ in sides[1:]
         )
+        self.out_features = in_channels + pairs * sides[-1] ** 2
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         maps = self.to_maps(x)
-        first = maps.flatten(2)
+        first = only(maps.flatten(2), mask)
         if self.first_order == "token":
             # As if every position were the class token, whose mean is the token.
-            first = x[:, 0].unsqueeze(-1).expand_as(first)
-        return torch.cat([first, self.reduction(maps).flatten(2)], dim=1)
+            first = only(x[:, 0].unsqueeze(-1).expand_as(first), mask)
+        return torch.cat([first, reduced_positions(self.reduction, maps, mask)], dim=1)
 
-    def represent(self, X: Tensor) -> Tensor:
+    def represent(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
+        return torch.cat(self._moments(X, mask), dim=1).to(X.dtype)
+
+    def entries(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The second moment times the squared size of what it is made of, which its norms take away."""
+        first, second = self._moments(X, mask)
+        factor = squared_size(X[:, self.in_channels :], mask)
+        return torch.cat([first, second * factor], dim=1)
+
+    def _moments(self, X: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         wide = widened(X)
+        first, projected = wide[:, : self.in_channels], wide[:, self.in_channels :]
         with autocast_off(X.device.type):
-            mean = wide[:, : self.in_channels].mean(-1)
-            second = self.convolve(self.cross_covariances(wide[:, self.in_channels :])).flatten(1)
-            return torch.cat([mean, second], dim=1).to(X.dtype)
+            mean = mean_over_positions(first, mask).squeeze(-1)
+            if isinstance(self.first_norm, nn.LayerNorm):
+                mean = _layer_norm(mean, self.first_norm)
+            Z = F.normalize(self.cross_covariances(projected, mask), dim=2, eps=EPS_OF_COLUMNS)
+            return mean, self.convolve(Z).flatten(1)
 
-    def cross_covariances(self, X: Tensor) -> Tensor:
-        """Z (B, h, d/h, d/h) for features (B, d, M)."""
-        heads = X.unflatten(1, (self.heads, -1))
-        if self.centered:
-            heads = heads - heads.mean(-1, keepdim=True)
-        return heads @ heads.roll(-1, dims=1).transpose(-2, -1) / X.shape[-1]
+    def cross_covariances(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Z (B, h - 1, w, w) for features (B, d, M)."""
+        if self.interleaved:
+            heads = X.unflatten(1, (-1, self.heads)).permute(0, 2, 3, 1)
+        else:
+            heads = X.unflatten(1, (self.heads, -1)).transpose(2, 3)
+        heads = _layer_norm(heads, self.norm)  # (B, h, M, w)
+        if mask is None:
+            heads = heads - heads.mean((2, 3), keepdim=True)
+            return product(heads[:, :-1].transpose(2, 3), heads[:, 1:]) / X.shape[-1]
+        hidden, count = ~mask[:, None, :, None], mask.sum(-1).clamp_min(1)[:, None, None, None]
+        means = heads.masked_fill(hidden, 0.0).mean(3, keepdim=True).sum(2, keepdim=True) / count
+        heads = (heads - means).masked_fill(hidden, 0.0)
+        return product(heads[:, :-1].transpose(2, 3), heads[:, 1:]) / count
 
     def convolve(self, Z: Tensor) -> Tensor:
-        """The cross-covariances (B, h, n, n) after the convolutions, in the precision they come in."""
-        for index, conv in enumerate(self.convolutions):
-            Z = nn.functional.gelu(Z) if index else Z
-            # The parameters may be of half precision; the covariances never are.
-            weight, bias = (parameter.to(Z.dtype) for parameter in conv.parameters())
-            Z = nn.functional.conv2d(Z, weight, bias, stride=2, padding=1)
+        """The cross-covariances (B, h - 1, w, w) after the convolutions, in the precision they come in."""
+        for index, (weight,) in enumerate(conv.parameters() for conv in self.convolutions):
+            # The parameters may be of half precision; the covariances never are. As a product, for the backward pass of
+            # a convolution may be autocast.
+            side = (Z.shape[-1] - KERNEL) // STRIDE + 1
+            patches = F.unfold(F.gelu(Z) if index else Z, KERNEL, stride=STRIDE).transpose(1, 2)
+            rows = product(patches.flatten(0, 1), weight.to(Z.dtype).flatten(1).T)
+            Z = rows.reshape(-1, side, side, len(weight)).permute(0, 3, 1, 2)
         return Z
 
-    @torch.no_grad()
-    def spectrum(self, x: Tensor) -> Spectrum:
-        """Eigenvalues of the covariance of the reduced features, and what they tell of its condition."""
-        X = self.features(x)[:, self.in_channels :]
-        return Spectrum.of(torch.linalg.eigvalsh(smaller_covariance(X.double())))
+    def varying(self, X: Tensor) -> Tensor:
+        return X[:, self.in_channels :]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, heads={self.heads}, first_order={self.first_order!r}"
 
 
+def _layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    return F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
+
+
+def _sides(width: int, convolutions: int | None) -> list[int]:
+    """Rows of the matrices in front of each convolution, and behind the last."""
+    sides = [width]
+    while sides[-1] >= KERNEL and len(sides) <= (DEFAULT_CONVOLUTIONS if convolutions is None else convolutions):
+        sides.append((sides[-1] - KERNEL) // STRIDE + 1)
+    if convolutions is not None:
+        check_integer("moment: convolutions", convolutions, 0)
+        if len(sides) <= convolutions:
+            raise OptionError(f"moment: heads of {width} channels leave nothing for {convolutions} convolutions")
+    return sides
+
+
+REDUCTIONS.add("affine", AffineProjection)
 POOLS.add(
     "moment",
     MomentPool,

@@ -54,14 +54,14 @@ class Projection(nn.Conv2d):
             nn.init.normal_(self.weight, std=in_channels**-0.5)
 
 
-def reduced_channels(in_channels: int, reduce_channels: int | str | None) -> int:
-    """Channels after the reduction: all of them for ``None``.
+def reduced_channels(in_channels: int, reduce_channels: int | str | None, default: int | None = None) -> int:
+    """Channels after the reduction: all of them for ``None``, and at most ``default`` for "default".
 
     Raises:
         OptionError: unless it is a positive integer or ``None``.
     """
-    if reduce_channels is None:
-        return in_channels
+    if reduce_channels is None or reduce_channels == "default":
+        return min(in_channels, (reduce_channels and default) or in_channels)
     if not isinstance(reduce_channels, int) or not is_integer(reduce_channels):
         raise OptionError(f"reduce_channels must be a positive integer or None, got {reduce_channels!r}")
     return reduce_channels

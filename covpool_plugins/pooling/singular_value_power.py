@@ -11,8 +11,7 @@ where nothing is divided by a σ that is zero.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +19,14 @@ from torch import Tensor, nn
 from ..checks import check_choice, check_integer, check_number, is_integer
 from ..errors import OptionError, ShapeError
 from ..linalg import Compute, Vectorize, covariance, pack_triu
-from ..linalg.covariance import center, rounding_of_mean
+from ..linalg.iterations import fewer_positions
 from ..linalg.tensors import autocast_off, power_of_two, product, transpose, working_dtype
 from ..tables import About
 from .base import POOLS, widened
 from .covariance_pool import CovariancePool
 from .normalizations import Normalization
+from .positions import counted
+from .reduction import DEFAULT_CHANNELS, reduced_channels
 
 Start = Literal["learned", "ones"]
 STARTS: tuple[str, ...] = get_args(Start)
@@ -92,6 +93,7 @@ class SingularValuePower(Normalization):
             raise OptionError(f"svpn: n={n} needs iterations >= 2, got 1, which finds a single triplet")
         check_choice("svpn: start", start, STARTS)
         self.alpha = float(alpha)
+        self.in_range = alpha <= 0.5
         self.iterations = iterations
         self.n = n
         self.eps = float(eps)
@@ -116,10 +118,10 @@ class SingularValuePower(Normalization):
         """Vectors (B, width) in float32 at least; ``mixed`` needs no float64 here, there is no decomposition."""
         wide = X.double() if compute == "float64" else widened(X)
         with autocast_off(X.device.type):
-            if X.shape[-1] > X.shape[-2]:
+            if not fewer_positions(X):
                 F = self.function(covariance(wide, centered))
             else:
-                Xc = centered_features(wide, centered)
+                Xc = counted(wide, None, centered)
                 F = self.of_product(Xc / X.shape[-1], Xc)
         return (pack_triu(F) if vectorize == "triu" else F.flatten(1)).to(working_dtype(X.dtype))
 
@@ -201,15 +203,6 @@ class SingularValuePower(Normalization):
         return f"alpha={self.alpha:g}, iterations={self.iterations}, n={self.n}, start={start!r}, eps={self.eps:g}"
 
 
-def centered_features(X: Tensor, centered: bool) -> Tensor:
-    """X (..., C, M) minus its mean over the positions; zeros where it is constant up to the rounding of the mean."""
-    Xc, mean = center(X, centered)
-    if mean is None:
-        return Xc
-    variance = Xc.detach().square().mean(-1).sum(-1, keepdim=True)
-    return Xc * (~(variance <= rounding_of_mean(mean))).to(Xc.dtype).unsqueeze(-1)
-
-
 def _norm(Q: Tensor) -> Tensor:
     return torch.linalg.vector_norm(Q, dim=(-2, -1), keepdim=True)
 
@@ -227,8 +220,28 @@ def _power(values: Tensor, exponent: float) -> Tensor:
     return torch.where(null, 0.0, torch.where(null, 1.0, values) ** exponent)
 
 
+def svpn(
+    in_channels: int,
+    *,
+    alpha: float = 0.5,
+    iterations: int = 1,
+    n: int | None = 1,
+    start: Start = "learned",
+    eps: float = 1e-5,
+    reduce_channels: int | str | None = "default",
+    device: Any = None,
+    dtype: Any = None,
+    **shared: Any,
+) -> CovariancePool:
+    factory: dict[str, Any] = dict(device=device, dtype=dtype)
+    channels = reduced_channels(in_channels, reduce_channels, DEFAULT_CHANNELS)
+    power = SingularValuePower(channels, alpha=alpha, iterations=iterations, n=n, start=start, eps=eps, **factory)
+    shared |= dict(reduce_channels=reduce_channels, **factory)
+    return CovariancePool(in_channels, pool_type="svpn", normalization=power, **shared)
+
+
 POOLS.add(
     "svpn",
-    partial(CovariancePool, pool_type="svpn", normalization=SingularValuePower),
+    svpn,
     About("covariance with powers of its singular values, by power iteration", "exact for these steps", "So-ViT, 2021"),
 )

@@ -12,10 +12,12 @@ from ..linalg import Method, NewtonSchulz
 from ..tables import About
 from .base import POOLS
 from .covariance_pool import CovariancePool
+from .positions import reduced_positions
 from .temporal_attention import GATE_CHANNELS, TemporalAttention
 
 Level = Literal["video", "frame"]
 LEVELS: tuple[str, ...] = get_args(Level)
+RELEASED_METHOD = NewtonSchulz(iterations=3)
 
 
 class TemporalPool(CovariancePool):
@@ -56,13 +58,12 @@ class TemporalPool(CovariancePool):
     """
 
     default_reductions = ("conv-bn-relu-twice", "linear-ln")
-    default_method = NewtonSchulz(iterations=3)
 
     def __init__(
         self,
         in_channels: int,
-        method: str | Method | None = None,
         *,
+        method: str | Method | None = RELEASED_METHOD,
         frames: int = 1,
         level: Level = "video",
         channel_attention: bool = True,
@@ -81,7 +82,7 @@ class TemporalPool(CovariancePool):
             check_flag(f"temporal: {name} attention", switch)
         super().__init__(
             in_channels,
-            method,
+            method or RELEASED_METHOD,
             pool_type="temporal",
             device=device,
             dtype=dtype,
@@ -95,19 +96,18 @@ class TemporalPool(CovariancePool):
                 self.channels, frames, **attention, gate_channels=gate_channels, device=device, dtype=dtype
             )
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Calibrated features (B, C, T M), or (B T, C, M) at the frame level, for frames (B T, ...) of the layout."""
-        clips = self._clips(x)
-        if self.attention is not None:
-            clips = self.attention(clips)
-        return clips.flatten(0, 1) if self.level == "frame" else clips.transpose(1, 2).flatten(2)
-
-    def _clips(self, x: Tensor) -> Tensor:
-        """Reduced features (B, T, C, M)."""
         maps = self.to_maps(x)
         check_whole_clips(maps.shape[0], self.frames)
-        X = self.reduction(maps).flatten(2)
-        return X.reshape(-1, self.frames, X.shape[1], X.shape[2])
+        X = reduced_positions(self.reduction, maps, mask)
+        clips = X.reshape(-1, self.frames, X.shape[1], X.shape[2])
+        if self.attention is not None:
+            clips = self.attention(clips, None if mask is None else mask.unflatten(0, (-1, self.frames)))
+        return clips.flatten(0, 1) if self.level == "frame" else clips.transpose(1, 2).flatten(2)
+
+    def mask_of_features(self, mask: Tensor) -> Tensor:
+        return mask if self.level == "frame" else mask.unflatten(0, (-1, self.frames)).flatten(1)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, frames={self.frames}, level={self.level!r}"

@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..linalg.tensors import autocast_off
+from ..linalg.tensors import autocast_off, product
 from .base import widened
+from .positions import mean_over_positions, on_rows, only
 
 GATE_CHANNELS = 32
 
@@ -49,8 +50,8 @@ class ChannelAttention(nn.Module):
         self.squeeze = nn.Linear(channels, gate_channels, **factory)
         self.excite = nn.Linear(gate_channels, channels, **factory)
 
-    def forward(self, X: Tensor) -> Tensor:
-        means = X.mean(dim=-1)
+    def forward(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
+        means = mean_over_positions(X, mask).squeeze(-1)
         one_back, two_back = (means - torch.roll(means, step, dims=1) for step in (1, 2))
         return (self._gate(one_back) + self._gate(two_back / 2)) / 2
 
@@ -73,17 +74,21 @@ class SpatialAttention(nn.Module):
         self.norm = nn.BatchNorm1d(channels, **factory)
         nn.init.zeros_(self.norm.weight)
 
-    def weights(self, X: Tensor) -> Tensor:
+    def weights(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         """Weights (B, T, M, M); those of a position sum to one over the last dimension."""
         rows = X.transpose(2, 3)
         queries = _frames_before(_linear(self.query, rows), 1)
         keys = _frames_before(_linear(self.key, rows), 2)
-        return (queries @ keys.transpose(2, 3) / X.shape[2] ** 0.5).softmax(dim=-1)
+        scores = product(queries, keys.transpose(2, 3)) / X.shape[2] ** 0.5
+        if mask is not None:  # a position is gathered from this frame by what the key frame shows there
+            scores = scores.masked_fill(~(mask & _frames_before(mask, 2)).unsqueeze(2), torch.finfo(X.dtype).min)
+        return scores.softmax(dim=-1)
 
-    def forward(self, X: Tensor) -> Tensor:
-        gathered = self.weights(X) @ _linear(self.value, X.transpose(2, 3))
+    def forward(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
+        gathered = product(self.weights(X, mask), _linear(self.value, X.transpose(2, 3)))
         rows = gathered.flatten(0, 2).to(self.norm.weight.dtype)
-        return self.norm(rows).to(X.dtype).reshape(gathered.shape).transpose(2, 3)
+        rows = self.norm(rows) if mask is None else on_rows(self.norm, rows, mask.flatten())
+        return rows.to(X.dtype).reshape(gathered.shape).transpose(2, 3)
 
 
 class TemporalConvolution(nn.Module):
@@ -102,11 +107,12 @@ class TemporalConvolution(nn.Module):
 
     def forward(self, X: Tensor) -> Tensor:
         weight, bias = self.conv.weight.to(X.dtype), self.conv.bias.to(X.dtype)  # type: ignore[union-attr]
-        margin = weight.shape[2] // 2
-        Y = X.transpose(1, 2)
-        if margin:
-            Y = torch.cat([Y[:, :, -margin:], Y, Y[:, :, :margin]], dim=2)
-        return nn.functional.conv2d(Y, weight, bias).transpose(1, 2)
+        steps = weight.shape[2]
+        # As one product: of a convolution the backward pass would be autocast.
+        around = [X.roll(steps // 2 - step, dims=1) for step in range(steps)]
+        rows = torch.cat(around, dim=2).transpose(2, 3)
+        kernel = weight.squeeze(-1).permute(0, 2, 1).flatten(1)
+        return (_product(rows, kernel) + bias).transpose(2, 3)
 
 
 class TemporalAttention(nn.Module):
@@ -139,20 +145,25 @@ class TemporalAttention(nn.Module):
         self.spatial = SpatialAttention(channels, **factory) if spatial else None
         self.convolution = TemporalConvolution(channels, frames, **factory) if convolution else None
 
-    def forward(self, X: Tensor) -> Tensor:
+    def forward(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         with autocast_off(X.device.type):
             features = widened(X)
-            calibrated = features if self.spatial is None else features + self.spatial(features)
+            calibrated = features if self.spatial is None else features + self.spatial(features, mask)
             if self.channel is not None:
-                calibrated = calibrated * self.channel(features).unsqueeze(-1)
+                calibrated = calibrated * self.channel(features, mask).unsqueeze(-1)
             if self.convolution is not None:
                 calibrated = (features + self.convolution(calibrated)).relu()
-            return calibrated.to(X.dtype)
+            return only(calibrated.to(X.dtype), mask)
 
 
 def _linear(layer: nn.Linear, rows: Tensor) -> Tensor:
     """The layer in the precision of its input."""
-    return nn.functional.linear(rows, layer.weight.to(rows.dtype), layer.bias.to(rows.dtype))
+    return _product(rows, layer.weight) + layer.bias.to(rows.dtype)
+
+
+def _product(rows: Tensor, weight: Tensor) -> Tensor:
+    """rows (B, ..., n) times the transpose of the weight (m, n), (B, ..., m)."""
+    return product(rows.flatten(0, -2), weight.to(rows.dtype).T).reshape(-1, *rows.shape[1:-1], weight.shape[0])
 
 
 def _frames_before(rows: Tensor, steps: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from covpool_plugins.errors import NotApplicableError
 from covpool_plugins.explain import ModelView, explain
 from covpool_plugins.explain.contribution import by_entries, contributions, mean_gradient
-from covpool_plugins.explain.root_shares import Eigenbasis, root_method, root_shares, weight_matrix
+from covpool_plugins.explain.root_shares import Eigenbasis, root_method, root_shares
 from covpool_plugins.explain.spectral_maps import in_bands
 from covpool_plugins.linalg import EigenMethod, covariance, list_methods, sqrtm, unpack_symmetric
 from covpool_plugins.pooling import CovariancePool, CrossCovariancePool, create_pool, list_pools
@@ -34,7 +34,7 @@ def score(net: nn.Module, image: Tensor, target: int) -> float:
 def weighted_features(view: ModelView, image: Tensor) -> Tensor:
     """What the pool takes the covariance of."""
     with torch.no_grad():
-        X = view.features(image)[0]
+        X = view.features(view.forward_pass(image))[0]
         return view.pool.weighting(X) if isinstance(view.pool, CovariancePool) else X
 
 
@@ -117,7 +117,7 @@ def test_sigma_is_the_root_times_the_rotated_weights(positions: int) -> None:
     pool, X = CovariancePool(8, "exact", reduce_channels=None), decaying_features(8, positions)
     weight = torch.randn(pool.out_features, dtype=torch.float64)
     root = root_shares(pool, X, weight)
-    A, W = covariance(X)[0], weight_matrix(pool, weight)
+    A, W = covariance(X)[0], pool.weight_matrix(weight)
     values, U = torch.linalg.eigh(A)
     sigma = (values.clamp_min(0).sqrt() * (U.mT @ W @ U).diagonal()).flip(0)
     torch.testing.assert_close(root.shares.sum(1), sigma[: len(root.eigenvalues)], rtol=1e-8, atol=1e-10)

@@ -30,7 +30,7 @@ def _pool(golden):
     if golden.meta["args"].get("is_vec") is False and golden.arrays["output"].ndim == 3 and _method(golden) == "isqrt":
         options["vectorize"] = "full"  # the SVD heads ignore it
     if golden.meta["args"].get("is_sqrt") is False:
-        options["normalization"] = Plain
+        options["normalization"] = Plain()
     if "iterNum" in golden.meta["args"] and "normalization" not in options:
         options["iterations"] = golden.meta["args"]["iterNum"]
     if _method(golden) == "svdtopn":

@@ -18,7 +18,7 @@ OPTIONS = [
     ("isqrt", dict(reduction="conv"), "unknown reduction 'conv'; available: conv-bn-relu, "),
     ("isqrt", dict(vectorize="tril"), "vectorize must be one of full, triu, got 'tril'"),
     ("isqrt", dict(compute="half"), "compute must be one of mixed, float32, float64, got 'half'"),
-    ("isqrt", dict(input_fmt="NHCW"), "input_fmt must be one of NCHW, NHWC, NLC, got 'NHCW'"),
+    ("isqrt", dict(input_fmt="NHCW"), "input_fmt must be one of NCHW, NHWC, NLC, NCL, NCDHW, got 'NHCW'"),
     ("bcnn", dict(reduction="conv-bn-relu"), "reduction='conv-bn-relu' needs reduce_channels"),
     ("cbp", dict(projection=0), f"projection {COUNT}"),
     ("cbp", dict(seed=-1), "seed must be an integer from 0 to .*, got -1"),
@@ -35,20 +35,41 @@ OPTIONS = [
     ("crosscov", dict(reduce_channels=(6, 4), iterations=2, n=5), "svpn: n must be an integer from 1 to 4 or None"),
     ("crosscov", dict(reduce_channels=(6, 4, 2)), r"one or two positive integers or None, got \(6, 4, 2\)"),
     ("crosscov", dict(normalization="root"), "normalization must be one of svpn, none, got 'root'"),
-    ("crosscov", dict(normalization="none", n=1), "'crosscov' has no option 'n'; its options: reduce_channels"),
     ("temporal", dict(frames=0), f"frames {COUNT}"),
     ("temporal", dict(gate_channels=0), f"gate_channels {COUNT}"),
     ("temporal", dict(level="clip"), "level must be one of video, frame, got 'clip'"),
     ("temporal", dict(spatial_attention="no"), "spatial attention must be True or False, got 'no'"),
-    ("moment", dict(heads=5), "moment: heads must be a divisor of the 8 channels, got 5"),
+    ("crosscov", dict(heads=3), "crosscov: heads must be a divisor of 8 and 8 channels, got 3"),
+    ("crosscov", dict(heads=2, centered="no"), "crosscov: centered must be one of True, False, head, got 'no'"),
+    ("crosscov", dict(token_dropout=1.0), r"crosscov: token_dropout must be a number in \[0, 1\), got 1.0"),
+    ("crosscov", dict(entry_dropout=-1), r"crosscov: entry_dropout must be a number in \[0, 1\), got -1"),
+    ("moment", dict(heads=5), "moment: heads must be a divisor of the 512 channels from 2 on, got 5"),
+    ("moment", dict(reduce_channels=5), "moment: heads must be a divisor of the 5 channels from 2 on, got 1"),
+    ("moment", dict(reduce_channels=8, convolutions=1), "heads of 2 channels leave nothing for 1 convolutions"),
+    ("moment", dict(interleaved="no"), "moment: interleaved must be True or False, got 'no'"),
+    ("moment", dict(first_norm=1), "moment: first_norm must be True or False, got 1"),
     ("moment", dict(convolutions=-1), "moment: convolutions must be an integer >= 0, got -1"),
     ("moment", dict(first_order="max"), "moment: first_order must be one of mean, token, got 'max'"),
     ("moment", dict(first_order="token"), "first_order='token' needs num_prefix_tokens >= 1, got 0"),
     ("democratic", dict(gamma=1.5), r"democratic: gamma must be a number in \[0, 1\], got 1.5"),
     ("democratic", dict(iterations=0), f"democratic: iterations {COUNT}"),
     ("democratic", dict(damping=0), r"democratic: damping must be a number in \(0, 1\], got 0"),
-    ("dropcov", dict(rate=1.0), r"dropcov: rate must be a number in \[0, 1\), got 1.0"),
-    ("dropcov", dict(adaptive=1), "dropcov: adaptive must be True or False, got 1"),
+    ("dropcov", dict(rate=0.5), "pool 'dropcov' has no option 'rate'; its options: centered"),
+    ("gaussian", dict(weight=0), r"gaussian: weight must be a number in \(0, inf\), got 0"),
+    ("gaussian", dict(centered=True), "gaussian: centered must be False, for the matrix holds the mean, got True"),
+    ("scalepow", dict(theta=0), r"scalepow: theta must be a number in \(0, 1\], got 0"),
+    (
+        "powtmlr",
+        dict(theta=0.3, iterations=7),
+        "powtmlr: theta=0.3 is no square root, and takes no option 'iterations'",
+    ),
+    ("scalepow", dict(alpha=1), "pool 'scalepow' has no option 'alpha'; its options: method, scaling"),
+    ("cholesky", dict(eps=0), r"cholesky: eps must be a number in \(0, inf\), got 0"),
+    ("precision", dict(iterations=0), f"precision: iterations {COUNT}"),
+    ("isice", dict(iterations=1), "isice: iterations must be an integer >= 2, got 1"),
+    ("isice", dict(step_size=0), r"isice: step_size must be a number in \(0, inf\), got 0"),
+    ("isice", dict(sparsity=-0.1), r"isice: sparsity must be a number in \[0, inf\), got -0.1"),
+    ("maxexp", dict(eta=0.5), "maxexp: eta must be a positive integer, got 0.5"),
 ]
 MAPS = torch.ones(2, 4, 3, 3)
 CALLS = [
@@ -65,6 +86,30 @@ CALLS = [
     (lambda: BilinearPool(4, 5)(MAPS, MAPS), r"second input\) pool: expected NCHW with in_channels=5, got shape"),
     (lambda: BilinearPool(4)(MAPS, MAPS[:, :, 1:]), r"same batch and positions, got .* \(2, 4, 9\) and \(2, 4, 6\)"),
     (lambda: SingularValuePower(6, 5).function(MAPS), r"svpn: expected matrices \(..., 6, 5\), got \(2, 4, 3, 3\)"),
+]
+TOKENS = torch.ones(2, 3, 4)
+CALLS += [
+    (lambda m=mask: create_pool("gap", 4, input_fmt="NLC", num_prefix_tokens=1)(TOKENS, m), message)
+    for mask, message in [
+        (torch.ones(2, 3, dtype=torch.bool), r"mask must be \(batch, positions\), here \(2, 2\), got shape \(2, 3\)"),
+        (torch.ones(2, 2), "mask must be a boolean tensor, got torch.float32"),
+        ([[True]], "mask must be a boolean tensor, got list"),
+    ]
+]
+CALLS += [
+    (lambda: create_pool("gap", 4).matrix(torch.ones(2, 4)), "gap pool: its vectors hold no symmetric matrices"),
+    (
+        lambda: create_pool("isqrt", 4).matrix(torch.ones(2, 9)),
+        r"isqrt pool: expected vectors \(..., 10\), got shape \(2, 9\)",
+    ),
+    (
+        lambda: create_pool("isqrt", 4, reduce_channels=None)(MAPS, torch.zeros(2, 9)),
+        "mask must be a boolean tensor",
+    ),
+    (
+        lambda: create_pool("isqrt", 4)(MAPS, torch.zeros(2, 9, dtype=torch.bool)),
+        "no positions to train a batch norm on",
+    ),
 ]
 CALLS += [(lambda n=name, o=options: create_pool(n, 8, **o), message) for name, options, message in OPTIONS]
 

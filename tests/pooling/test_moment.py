@@ -1,5 +1,7 @@
 """Moment probing: the mean or class token with multi-head convolutional cross-covariances."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -15,41 +17,50 @@ def tokens(batch=2, count=7, channels=12):
     return torch.randn(batch, count, channels, generator=generator)
 
 
-@pytest.mark.parametrize("centered", [True, False])
-@pytest.mark.parametrize("heads", [1, 2, 3])
-def test_moments_without_reduction_and_convolutions(heads, centered):
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize("heads", [2, 3])
+def test_cross_covariances_of_neighbouring_heads(heads, interleaved):
     X = features(12, 7)
-    pool = MomentPool(12, heads=heads, convolutions=0, reduce_channels=None, centered=centered)
-    out = pool(X.unsqueeze(-1))
-    assert not list(pool.parameters()) and out.shape == (2, 12 + 144 // heads)
+    options = dict(heads=heads, convolutions=0, reduce_channels=None, interleaved=interleaved, dtype=torch.float64)
+    pool = MomentPool(12, **options)
+    with torch.no_grad():
+        pool.norm.weight.copy_(torch.linspace(0.5, 1.5, 12 // heads))
+    out = pool(X.unsqueeze(-1)).detach()
+    assert out.shape == (2, 12 + (heads - 1) * (12 // heads) ** 2)
     for sample, vector in zip(X.numpy(), out.numpy(), strict=True):
-        rows = np.split(sample - centered * sample.mean(1, keepdims=True), heads)
-        expected = [rows[j] @ rows[(j + 1) % heads].T / 7 for j in range(heads)]
+        rows = [sample[j::heads] for j in range(heads)] if interleaved else np.split(sample, heads)
+        weight = np.linspace(0.5, 1.5, 12 // heads)[:, None]
+        normed = [weight * (part - part.mean(0)) / np.sqrt(part.var(0) + 1e-5) for part in rows]
+        normed = [part - part.mean() for part in normed]
+        expected = [first @ second.T / 7 for first, second in pairwise(normed)]
+        expected = [Z / np.linalg.norm(Z, axis=0) for Z in expected]
         assert np.allclose(vector[:12], sample.mean(1), rtol=1e-12)
-        assert np.allclose(vector[12:], np.stack(expected).ravel(), rtol=1e-10, atol=1e-12)
+        assert np.allclose(vector[12:], np.stack(expected).ravel(), rtol=1e-6, atol=1e-8)
 
 
 def test_convolutions_are_those_of_torch():
     X = features(24, 7)
-    pool = MomentPool(24, heads=2, reduce_channels=None, dtype=torch.float64)
-    plain = MomentPool(24, heads=2, reduce_channels=None, convolutions=0)
-    Z = plain.represent(pool.features(X.unsqueeze(-1)))[:, 24:].unflatten(1, (2, 12, 12))
+    pool = MomentPool(24, heads=3, reduce_channels=None, dtype=torch.float64)
+    plain = MomentPool(24, heads=3, reduce_channels=None, convolutions=0, dtype=torch.float64)
+    Z = plain.represent(pool.features(X.unsqueeze(-1)))[:, 24:].unflatten(1, (2, 8, 8))
     first, second = pool.convolutions
     expected = second(nn.functional.gelu(first(Z)))
-    assert expected.shape == (2, 2, 3, 3) and pool.out_features == 24 + 18
+    assert expected.shape == (2, 2, 1, 1) and pool.out_features == 24 + 2
     assert relative_error(pool(X.unsqueeze(-1))[:, 24:], expected.flatten(1)) < 1e-12
 
 
 def test_sizes():
     pool = MomentPool(768, input_fmt="NLC", device="meta")
-    assert (pool.heads, pool.out_features) == (16, 768 + 16 * 12**2)
-    # 3.65 million with the classifier, in the paper.
-    parameters = sum(p.numel() for p in pool.parameters()) + 1000 * (pool.out_features + 1)
-    assert parameters == pytest.approx(3.65e6, rel=0.01)
-    assert MomentPool(2048, device="meta").reduction.conv.out_channels == 768
-    assert MomentPool(15, device="meta").heads == 1
+    assert (pool.heads, pool.out_features) == (4, 768 + 3 * 31**2)
+    # As the authors' code trains; they publish 3.65 million, without the projection and its layer norm.
+    parameters = sum(p.numel() for p in pool.parameters()) + 1000 * (768 + 1) + 1000 * (2883 + 1)
+    assert parameters == pytest.approx(4.047e6, rel=1e-4)
+    before = sum(p.numel() for module in (pool.reduction, pool.norm) for p in module.parameters())
+    assert parameters - before == 3_653_162
+    assert MomentPool(48, device="meta").reduction.out_channels == 512
+    assert [len(MomentPool(8, reduce_channels=d, device="meta").convolutions) for d in (64, 24, 8)] == [2, 1, 0]
     odd = MomentPool(30, heads=2, reduce_channels=10, convolutions=1)
-    assert odd.out_features == 30 + 2 * 3**2 and odd(torch.rand(2, 30, 3, 3)).shape == (2, 48)
+    assert odd.out_features == 30 + 2**2 and odd(torch.rand(2, 30, 3, 3)).shape == (2, 34)
 
 
 def test_class_token_is_the_first_moment():
@@ -67,6 +78,13 @@ def test_class_token_is_the_first_moment():
     assert torch.equal(token(moved)[:, 12:], token(x)[:, 12:])
 
 
+def test_first_moment_with_a_layer_norm():
+    x = tokens()
+    pool = create_pool("moment", 12, input_fmt="NLC", first_norm=True)
+    expected = nn.functional.layer_norm(x.mean(1), (12,), eps=1e-6)
+    assert relative_error(pool(x)[:, :12], expected) < 1e-6
+
+
 def test_spectrum_is_that_of_the_reduced_features():
     pool = create_pool("moment", 12, input_fmt="NLC", reduce_channels=4).double()
     x = tokens().double()
@@ -77,14 +95,32 @@ def test_spectrum_is_that_of_the_reduced_features():
 
 @pytest.mark.parametrize("first_order", ["mean", "token"])
 def test_gradients(first_order):
-    pool = create_pool(
-        "moment", 6, input_fmt="NLC", num_prefix_tokens=1, first_order=first_order, heads=2, dtype=torch.float64
-    )
-    x = tokens(1, 4, 6).double().requires_grad_()
-    parameters = tuple(p.detach().requires_grad_() for p in pool.parameters())
+    options = dict(input_fmt="NLC", num_prefix_tokens=1, first_order=first_order, heads=2, reduce_channels=6)
+    pool = create_pool("moment", 5, dtype=torch.float64, **options)
+    x = tokens(1, 4, 5).double().requires_grad_()
+    parameters = tuple(torch.randn_like(p).requires_grad_() for p in pool.parameters())
     names = [name for name, _ in pool.named_parameters()]
 
     def call(x, *values):
         return torch.func.functional_call(pool, dict(zip(names, values, strict=True)), (x,))
 
     assert torch.autograd.gradcheck(call, (x, *parameters))
+
+
+def test_backward_inside_autocast_is_in_full_precision():
+    pool, X = MomentPool(8, reduce_channels=64), torch.randn(2, 8 + 64, 20)
+    assert len(pool.convolutions) == 2
+
+    def gradients(inside):
+        leaf = X.clone().requires_grad_()
+        pool.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = pool.represent(leaf).float().sin().sum()
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+        return [leaf.grad, *(conv.weight.grad for conv in pool.convolutions)]
+
+    for inside, outside in zip(gradients(True), gradients(False), strict=True):
+        assert relative_error(inside, outside) < 1e-6

@@ -7,6 +7,7 @@ import torch
 from support.matrices import relative_error
 from torch import nn
 
+from covpool_plugins.errors import OptionError
 from covpool_plugins.linalg import NewtonSchulz, covariance_sqrt, list_methods
 from covpool_plugins.pooling import REDUCTIONS, CovariancePool, create_pool, list_pools, pool_options
 
@@ -15,6 +16,8 @@ LAYOUTS = {
     "NCHW": lambda x: x,
     "NHWC": lambda x: x.permute(0, 2, 3, 1),
     "NLC": lambda x: x.flatten(2).mT,
+    "NCL": lambda x: x.flatten(2),
+    "NCDHW": lambda x: x.unflatten(2, (2, -1)),
 }
 
 
@@ -31,6 +34,8 @@ def test_layouts_copies_and_prefix_tokens(name):
     assert torch.equal(copy.deepcopy(pool)(maps()), expected)
     assert relative_error(pool(maps().contiguous(memory_format=torch.channels_last)), expected) < 1e-5
     options = {} if name == "gap" else {"reduce_channels": None}
+    if name == "moment":  # which takes other channels together in maps than in tokens
+        options["interleaved"] = False
     pool = create_pool(name, 12, **options).eval()
     for fmt, to_layout in LAYOUTS.items():
         other = create_pool(name, 12, input_fmt=fmt, **options).eval()
@@ -88,8 +93,8 @@ def test_half_precision_is_computed_in_float32(name, dtype):
     pool = create_pool(name, 12).eval().to(dtype)
     X = pool.features(maps().to(dtype)).detach()
     out = pool.represent(X)
-    expected = pool.float().represent(X.float()).to(dtype)
-    assert out.dtype == dtype
+    expected = pool.float().represent(X.float()).to(out.dtype)
+    assert out.dtype == dtype or (out.dtype == torch.float32 and dtype == torch.float16 and not pool.in_range)
     if name in ("seb", "ibcnn", "democratic"):  # what they pass on is rounded too
         assert relative_error(out, expected) < torch.finfo(dtype).eps
     else:
@@ -131,16 +136,47 @@ def test_a_sketch_is_the_same_by_both_routes_at_any_scale():
         assert relative_error(by_fft, by_matrix) < 1e-3
 
 
-def test_spectrum_changes_nothing_and_survives_a_bad_sample():
-    pool = create_pool("svdpade", 12).train()
+@pytest.mark.parametrize("name", POOLS)
+def test_spectrum_changes_nothing_and_survives_a_bad_sample(name):
+    pool = create_pool(name, 12).train()
     before = copy.deepcopy(pool.state_dict())
+    random = torch.get_rng_state()
     x = torch.cat([maps(), torch.full((1, 12, 4, 5), torch.nan), torch.zeros(1, 12, 4, 5)])
     pool.spectrum(x)
     assert pool.training and all(torch.equal(before[key], value) for key, value in pool.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
     out = pool(maps())
     pool.spectrum(maps())
-    out.sum().backward()  # nothing that it needs was changed
-    spectrum = create_pool("gap", 12).spectrum(x)
+    out.sum().backward() if out.requires_grad else None  # nothing that it needs was changed
+    spectrum = pool.eval().spectrum(x)
     assert torch.isfinite(spectrum.eigenvalues[:2]).all() and torch.isnan(spectrum.eigenvalues[2]).all()
     assert torch.isnan(spectrum.condition_number[2]) and torch.isnan(spectrum.effective_rank[2])
-    assert spectrum.effective_rank[3] == 0 and spectrum.rank[3] == 0 and torch.isinf(spectrum.condition_number[3])
+
+
+def test_spectrum_of_zeros():
+    spectrum = create_pool("gap", 12).spectrum(torch.zeros(1, 12, 4, 5))
+    assert spectrum.effective_rank == 0 and spectrum.rank == 0 and torch.isinf(spectrum.condition_number)
+
+
+@pytest.mark.parametrize("name, options", [("svdpade", {}), ("isqrt", {"centered": False}), ("bcnn", {}), ("cbp", {})])
+def test_spectrum_centres_as_the_pool(name, options):
+    pool = create_pool(name, 12, reduce_channels=None, **options)
+    X = maps().flatten(2).double()
+    X = X - X.mean(-1, keepdim=True) if name == "svdpade" else X
+    expected = torch.linalg.eigvalsh(X @ X.mT / X.shape[-1]).flip(-1)
+    assert relative_error(pool.spectrum(maps()).eigenvalues, expected) < 1e-9
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_matrices_come_back_from_vectors(name):
+    pool = create_pool(name, 12).eval()
+    vectors = pool(maps())
+    try:
+        matrices = pool.matrix(vectors)
+    except OptionError:
+        return
+    assert torch.equal(matrices, matrices.mT)
+    rows, columns = torch.triu_indices(*matrices.shape[1:])
+    assert torch.equal(vectors, matrices[:, rows, columns] if pool.vectorize == "triu" else matrices.flatten(1))
+    weights = torch.randn(pool.out_features)
+    assert torch.allclose((pool.weight_matrix(weights) * matrices).sum((1, 2)), vectors @ weights, atol=1e-4)

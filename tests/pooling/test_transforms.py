@@ -43,6 +43,8 @@ def test_compiles_without_graph_breaks(name):
     torch.compiler.reset()
     compiled = torch.compile(pool, fullgraph=True, backend="aot_eager")
     assert relative_error(compiled(*inputs), pool(*inputs)) < 1e-6
+    with torch.no_grad():
+        assert relative_error(compiled(*inputs), pool(*inputs)) < 1e-6
 
 
 @pytest.mark.slow
@@ -95,13 +97,13 @@ def test_onnx_of_a_sketch_takes_the_route_that_onnx_has(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
-@every_variant("svdpade", "isqrt", "lrbp", "cbp", among=POOLS)
-def test_a_traced_pool_is_the_pool(name):
-    pool, (x,) = pool_and_inputs(name)
-    _, (other,) = pool_and_inputs(name, batch=5, seed=1)
-    traced = torch.jit.trace(pool, x)
-    assert relative_error(traced(other), pool(other)) < 1e-6
-    torch.jit.save(traced, io.BytesIO())
+@every_variant("svdpade", "isqrt", "lrbp", "cbp", "seb", "logcov", "powcov", "gap", "svpn", "democratic")
+def test_a_traced_pool_is_the_pool_and_can_be_saved(name):
+    pool, inputs = pool_and_inputs(name)
+    _, others = pool_and_inputs(name, batch=5, seed=1)
+    torch.jit.save(torch.jit.trace(pool, tuple(inputs)), saved := io.BytesIO())
+    saved.seek(0)
+    assert relative_error(torch.jit.load(saved)(*others), pool(*others)) < 1e-6
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -124,12 +126,14 @@ def test_maps_over_a_batch(name):
 def test_second_derivatives_are_right_or_refused(name, shape):
     if name == "denman_beavers":
         shape = (3, 5)  # magnifies rounding in the null space
+    if name == "moment":
+        shape = (6, shape[1])
     options = {} if name == "gap" else {"reduce_channels": None}
-    options |= {"cbp": {"projection": 8}, "moment": {"heads": 1}}.get(name, {})
+    options |= {"cbp": {"projection": 8}, "moment": {"heads": 2}}.get(name, {})
     pool = create_pool(name, shape[0], **options).double().eval()
     X = (features(*shape, batch=1) + 0.1).requires_grad_()
     represent = pool.represent if name != "moment" else lambda X: pool.represent(torch.cat([X, X], 1))
-    if name in APPROXIMATE or (name == "seb" and shape[0] > shape[1]):
+    if name in APPROXIMATE:
         with pytest.raises(RuntimeError, match="no further derivative"):
             torch.autograd.gradgradcheck(represent, X)
     else:

@@ -1,7 +1,5 @@
 """What weights features before their covariance: democratic aggregation and channel dropout."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -61,8 +59,8 @@ def test_scales(factor):
     X = features(6, 9).float()
     for part in (DemocraticWeighting(gamma=gamma) for gamma in (0.0, 0.5, 1.0)):
         assert relative_error(part(factor * X), factor**part.gamma * part(X).double()) < 1e-5
-    part = AdaptiveChannelDropout(6)
-    assert relative_error(part.probabilities(factor * X), part.probabilities(X)) < 1e-6
+    part, omega = AdaptiveChannelDropout(6), torch.ones(2, 6) / 6
+    assert part.rate(factor * X, omega) == pytest.approx(part.rate(X, omega).item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
@@ -71,11 +69,11 @@ def test_dead_and_faint_positions_and_channels(gamma):
     X[0, :, 4], X[1, 2] = 0, 0
     X[2, :, 4] *= 1e-12
     leaf = X.clone().requires_grad_()
-    part, dropout = DemocraticWeighting(gamma=gamma), AdaptiveChannelDropout(6)
-    out, p = part(leaf), dropout.probabilities(X)
+    part = DemocraticWeighting(gamma=gamma)
+    out = part(leaf)
     (grad,) = torch.autograd.grad(out.square().sum(), leaf)
     assert torch.isfinite(out).all() and torch.isfinite(grad).all() and torch.isfinite(part.weights(X)).all()
-    assert not out[X == 0].any() and ((p > 0) & (p < 1)).all()
+    assert not out[X == 0].any()
 
 
 @pytest.mark.parametrize("part", [DemocraticWeighting(), AdaptiveChannelDropout(6)], ids=["democratic", "dropcov"])
@@ -85,7 +83,7 @@ def test_autocast_is_computed_in_float32(part):
     with torch.autocast("cpu", torch.bfloat16):
         out = part(X)
     torch.manual_seed(0)
-    assert out.dtype == X.dtype and torch.equal(out, part(X.float()).to(X.dtype))
+    assert torch.equal(out.to(X.dtype), part(X.float()).to(X.dtype))
 
 
 @pytest.mark.parametrize("options", [{}, {"gamma": 0.0}, {"gamma": 0.8, "damping": 0.3, "iterations": 2}])
@@ -96,10 +94,17 @@ def test_democratic_gradient(options):
     assert torch.autograd.gradcheck(part.weights, (X,))
 
 
+def uneven(batch=2):
+    """Features (B, 16, 40) of which few channels have most of the variance: the rate is between zero and one."""
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.logspace(0, -6, 16, dtype=torch.float64).unsqueeze(-1)
+    return scales * torch.randn(batch, 16, 40, generator=generator, dtype=torch.float64)
+
+
 def test_dropout_follows_the_seed_and_is_none_at_inference():
-    X = features(6, 12).float()
-    pool, x = create_pool("dropcov", 6, reduce_channels=None, rate=0.5), X.unflatten(2, (3, 4))
-    assert AdaptiveChannelDropout(6).eval()(X) is X
+    X = uneven().float()
+    pool, x = create_pool("dropcov", 16, reduce_channels=None), X.unflatten(2, (5, 8))
+    assert AdaptiveChannelDropout(16).eval()(X) is X
     assert torch.equal(pool.eval()(x), pack_triu(covariance(X.double())).float())
     pool.train()
 
@@ -111,56 +116,68 @@ def test_dropout_follows_the_seed_and_is_none_at_inference():
     assert any(not torch.equal(draw(0), draw(seed)) for seed in range(1, 5))
 
 
+def with_rate(rate, **factory):
+    """One that finds this rate."""
+    part = AdaptiveChannelDropout(6, **factory)
+    part.rate = lambda *_: torch.tensor(rate)
+    return part
+
+
 def test_dropout_drops_whole_channels_and_scales_the_others():
-    X = features(6, 12) + 0.1
-    part = AdaptiveChannelDropout(6, rate=0.4)
+    X, part = (features(6, 12) + 0.1).repeat(50, 1, 1), with_rate(0.4, dtype=torch.float64)
     torch.manual_seed(0)
-    leaf = X.repeat(50, 1, 1).requires_grad_()
-    out = part(leaf)
-    factors = (out / leaf).detach()
-    # The probabilities are constants: the gradient is the factor of the channel.
-    assert torch.allclose(torch.autograd.grad(out.sum(), leaf)[0], factors, rtol=1e-12)
+    factors = (part(X) / X).detach()
     assert (factors.amax(-1) - factors.amin(-1)).abs().max() < 1e-12
     kept = factors[..., 0] != 0
     assert kept.any() and not kept.all()
-    expected = (1 / (1 - part.probabilities(X))).repeat(50, 1)
-    assert torch.allclose(factors[..., 0][kept], expected[kept], rtol=1e-12)
+    assert torch.allclose(factors[..., 0][kept], (1 + part.attention(X))[kept] / 0.6, rtol=1e-6)
 
 
 def test_dropout_frequencies_and_average_covariance():
-    X = features(6, 12, batch=1)
-    part = AdaptiveChannelDropout(6, rate=0.4)
+    X, part, n = features(6, 12, batch=1), with_rate(0.4, dtype=torch.float64), 20000
     torch.manual_seed(0)
-    n = 20000
-    dropped = part(X.expand(n, -1, -1))
-    p = part.probabilities(X)[0]
+    dropped = part(X.expand(n, -1, -1)).detach()
     frequency = (dropped == 0).all(-1).double().mean(0)
-    assert ((frequency - p).abs() < 5 * (p * (1 - p) / n).sqrt()).all()
+    assert ((frequency - 0.4).abs() < 5 * (0.24 / n) ** 0.5).all()
     samples = covariance(dropped)
-    expected = covariance(X)[0] * (1 + torch.diag(p / (1 - p)))
-    assert ((samples.mean(0) - expected).abs() <= 5 * samples.std(0) / n**0.5 + 1e-12).all()
+    weighted = X * (1 + part.attention(X)).unsqueeze(-1)
+    expected = covariance(weighted)[0].detach() * (1 + torch.eye(6) * 0.4 / 0.6)
+    assert ((samples.mean(0) - expected).abs() <= 5 * samples.std(0) / n**0.5 + 1e-7).all()
 
 
-def test_dropout_probabilities_are_their_formula():
-    X = features(6, 12)
-    rate = 0.3
-    for sample, p in zip(X.numpy(), AdaptiveChannelDropout(6, rate=rate).probabilities(X), strict=True):
-        variance = sample.var(1)
-        common = (sample / sample.std(1, keepdims=True)).sum(0)
-        redundancy = np.array([abs(np.corrcoef(channel, common)[0, 1]) for channel in sample])
-        excess = redundancy - variance / variance.max()
-        expected = 1 / (1 + np.exp(-(math.log(rate / (1 - rate)) + excess - excess.mean())))
-        assert np.allclose(p, expected, rtol=1e-10)
+def test_the_rate_is_its_formula():
+    X, part = uneven(), AdaptiveChannelDropout(16, dtype=torch.float64)
+    taps, cosines = part.weight.detach().flatten().numpy(), []
+    omega = part.attention(X)
+    for sample, attention in zip(X.numpy(), omega.detach().numpy(), strict=True):
+        means = np.pad(sample.mean(1), 1)
+        logits = np.array([taps @ means[i : i + 3] for i in range(16)])
+        assert np.allclose(attention, np.exp(logits) / np.exp(logits).sum(), rtol=1e-12)
+        sums = np.cov(sample * (1 + attention[:, None]), bias=True).sum(1)
+        cosines.append(attention @ sums / np.linalg.norm(attention) / np.linalg.norm(sums))
+    rate = part.rate(X * (1 + omega).unsqueeze(-1), omega)
+    assert rate.item() == pytest.approx(min(max(1 - 10 / 4 * np.mean(cosines), 0), 1), abs=1e-12)
+    assert 0 < rate < 1
 
 
-def test_dropout_rate_grows_with_the_channels():
-    assert AdaptiveChannelDropout(256).rate == 0.5
-    assert AdaptiveChannelDropout(1).rate == 0
-    assert AdaptiveChannelDropout(2**20).rate == 0.9
-    X = features(6, 12)
-    uniform = AdaptiveChannelDropout(6, rate=0.2, adaptive=False).probabilities(X)
-    assert uniform.shape == (2, 6) and (uniform == 0.2).all()
-    assert torch.equal(AdaptiveChannelDropout(6, rate=0.0)(X), X)
-    # The mean of the odds, on the logarithmic scale, is that of the rate.
-    p = AdaptiveChannelDropout(6, rate=0.2).probabilities(X)
-    assert torch.allclose(p.logit().mean(-1), torch.tensor(0.2, dtype=torch.float64).logit())
+@pytest.mark.parametrize("spoil", [0.0, 5.0, torch.nan, torch.inf])
+def test_a_zero_constant_or_bad_sample_does_not_count(spoil):
+    X, part = uneven(3).float(), AdaptiveChannelDropout(16)
+    spoiled = torch.cat([X, torch.full_like(X[:1], spoil) * torch.linspace(0.3, 1, 16).unsqueeze(-1)])
+    omega, expected = part.attention(spoiled), part.rate(X, part.attention(X))
+    assert torch.equal(part.rate(spoiled, omega), expected) and 0 < expected < 1
+    torch.manual_seed(0)
+    x = spoiled.requires_grad_()
+    out = create_pool("dropcov", 16, reduce_channels=None)(x.unsqueeze(-1))
+    out[:3].sum().backward()
+    assert torch.isfinite(out[:3]).all() and torch.isfinite(x.grad[:3]).all()
+    assert torch.isfinite(torch.tensor(spoil)) != bool(out[3].isnan().any())
+
+
+def test_channels_that_all_go_leave_zeros():
+    X = features(6, 12).float().requires_grad_()
+    out = with_rate(1.0)(X)
+    out.sum().backward()
+    assert not out.any() and not X.grad.any()
+    one = AdaptiveChannelDropout(1)
+    assert 0 <= one.rate(X[:, :1], one.attention(X[:, :1])) <= 1

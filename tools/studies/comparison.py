@@ -15,11 +15,10 @@ from timm.optim import create_optimizer_v2
 from timm.utils import random_seed
 from torch import Tensor, nn
 
-from covpool_plugins.architectures.two_stream import Stream, TwoStreamNet
 from covpool_plugins.linalg import resolve_method
-from covpool_plugins.linalg.packing import unpack_symmetric
 from covpool_plugins.pooling import CovariancePool
 from covpool_plugins.timm_plugin import SecondOrderHead
+from covpool_plugins.timm_plugin.streams import Stream, TwoStreamNet
 
 from .baselines import BASELINES
 from .measure import bytes_saved, correlated_features, seeded_gradient, time_interleaved
@@ -221,9 +220,7 @@ def condition_numbers(model: nn.Module, x: Tensor) -> tuple[float | None, float 
     condition = spectrum.condition_number.median().item()
     if not isinstance(pool, CovariancePool):
         return condition, None
-    entries = pool.entries(pool.features(maps))
-    size = (pool.channels, pool.channels)
-    matrix = unpack_symmetric(entries, size[0]) if pool.vectorize == "triu" else entries.unflatten(1, size)
+    matrix = pool.matrix(pool.entries(pool.features(maps)))
     values = torch.linalg.eigvalsh(matrix).abs().sort(dim=1, descending=True).values
     smallest = values.gather(1, (spectrum.rank - 1).clamp_min(0).unsqueeze(1))[:, 0]
     return condition, (values[:, 0] / smallest).median().item()

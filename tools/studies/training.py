@@ -109,6 +109,7 @@ def train_all(
     json: Path | None = None,
     facts: Mapping[str, Any] | None = None,
     workers: int = 1,
+    earlier: Sequence[Run] = (),
 ) -> list[Run]:
     """Call ``train`` with the arguments of every job; the results, which are data classes, in the order of the jobs.
 
@@ -118,8 +119,9 @@ def train_all(
         json: file for the facts and the runs; it is written after each, so that an interruption loses nothing.
         facts: what the runs have in common.
         workers: trainings at a time, in processes of one thread each.
+        earlier: results that stand before those of the jobs.
     """
-    runs: list[Run] = []
+    runs: list[Run] = [*earlier]
     with tqdm(total=len(jobs), desc="train", unit="training", disable=None) as bar:
         for job, run in zip(jobs, _results(train, jobs, workers), strict=True):
             runs.append(run)

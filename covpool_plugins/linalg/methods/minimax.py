@@ -46,7 +46,10 @@ class Minimax(IterativeMethod):
         steps: number of steps.
         degree: of the odd polynomials, 3, 5, 7 or 9.
 
-    Source: this project; Remez exchange per step as in Chen & Chow, "A stable scaling of Newton-Schulz", 2014.
+    Source: composed minimax odd polynomials for the matrix sign were first in Amsel, Persson, Musco & Gower, "The Polar
+    Express", arXiv 2505.16932, 2025, and Grishina, Smirnov & Rakhuba, "Accelerating Newton-Schulz Iteration for
+    Orthogonalization via Chebyshev-type Polynomials" (CANS), arXiv 2506.10935, 2025; found here independently, for the
+    square root. Remez exchange per step as in Chen & Chow, "A stable scaling of Newton-Schulz", 2014.
 
     Examples:
         >>> sqrtm(torch.diag(torch.tensor([100.0, 1.0])), Minimax(smallest=1e-3, steps=4)).diagonal()
