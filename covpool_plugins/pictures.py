@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,12 @@ Picture = Image.Image
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MOST_PIXELS = 120_000_000  # a camera of 108 megapixels has fewer; a decoded pixel takes 4 bytes, or 8 for a while
 TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
+
+
+def check_picture(path: Path | str) -> None:
+    """Raise as :func:`read_picture` does, for what shows before the pixels are decoded: file, format and size."""
+    with opened_picture(path):
+        pass
 
 
 def read_picture(path: Path | str, upright: bool = True) -> Picture:
@@ -35,6 +43,17 @@ def read_picture(path: Path | str, upright: bool = True) -> Picture:
         >>> read_picture("grey.png").size, read_picture("grey.png").mode
         ((8, 4), 'RGB')
     """
+    with opened_picture(path) as opened:
+        if upright:
+            ImageOps.exif_transpose(opened, in_place=True)
+        opened.load()
+        picture = to_eight_bits(opened)
+        return picture if picture.mode == "RGB" else picture.convert("RGB")  # which copies
+
+
+@contextmanager
+def opened_picture(path: Path | str) -> Iterator[Picture]:
+    """The picture of a file; what goes wrong here or within becomes one line with the path."""
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):
             raise OptionError("no regular file")
@@ -44,11 +63,7 @@ def read_picture(path: Path | str, upright: bool = True) -> Picture:
                 for width, height in (opened.size, _tile(opened)):
                     if width * height > MOST_PIXELS:
                         raise OptionError(f"a picture of {width}x{height} pixels, more than {MOST_PIXELS}")
-                if upright:
-                    ImageOps.exif_transpose(opened, in_place=True)
-                opened.load()
-                picture = to_eight_bits(opened)
-                return picture if picture.mode == "RGB" else picture.convert("RGB")  # which copies
+                yield opened
     except OptionError as error:
         raise OptionError(f"{path}: {error}") from None
     except UnidentifiedImageError:

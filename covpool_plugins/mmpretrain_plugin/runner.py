@@ -49,6 +49,8 @@ def train(
     work_dir: str | Path | None = None,
     resume: str | Path | None = None,
     amp: bool = False,
+    auto_scale_lr: bool = False,
+    validate: bool = True,
     options: Sequence[str] = (),
     launcher: str = "none",
 ) -> None:
@@ -65,6 +67,8 @@ def train(
         work_dir: folder for the results, ``work_dirs/<name of the config>`` by default.
         resume: checkpoint to continue from, or ``auto`` for the latest one in ``work_dir``, if there is one.
         amp: train in mixed precision; the pooling itself stays in full precision.
+        auto_scale_lr: multiply the learning rate by the whole batch over ``auto_scale_lr.base_batch_size``.
+        validate: evaluate while training.
         options: overrides as ``KEY=VALUE``, see :func:`load_config`.
         launcher: ``none``, or ``pytorch`` under ``torchrun``; without a GPU the processes talk over gloo.
 
@@ -80,6 +84,12 @@ def train(
                 raise OptionError("--amp needs a GPU, and none is available")
             cfg.optim_wrapper.type = "AmpOptimWrapper"
             cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+        if auto_scale_lr:
+            if "base_batch_size" not in (cfg.get("auto_scale_lr") or {}):
+                raise OptionError(f"{config}: --auto-scale-lr needs auto_scale_lr=dict(base_batch_size=…)")
+            cfg.auto_scale_lr.enable = True
+        if not validate:
+            cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
         _prepare_checkpoint(cfg, resume)
         runner = _build_runner(cfg, start, EpochSeedHook(), EagerUpdateHook(), ConfiguredMethodHook())
         write_whole_checkpoints(runner)

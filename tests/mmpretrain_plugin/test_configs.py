@@ -16,12 +16,13 @@ NARROW = 4  # how many times as wide a ResNet is as the one trained here
 # One of every kind of network and of every kind of head; the others are slow.
 FAST = (
     "resnet18_svdpade_textures",
-    *(f"resnet50_{head}_8xb32_in1k" for head in ("svdpade", "dropcov", "svdpade-hybrid")),
+    *(f"resnet50{head}_8xb32_in1k" for head in ("_svdpade", "-stride1_dropcov", "_svdpade-hybrid")),
     "resnet50_seb_1xb10_cub",
+    "resnet50_cholesky_1xb8_aircraft",
     "resnet18_zca-svdpi_1xb128_cifar10",
     "alexnet_svdpade_1xb128_in1k",
     "convnext-tiny_svdpade_32xb128_in1k",
-    "vit-base-p16_moment_16xb64_in1k",
+    "vit-base-p16_moment_4xb16_cub",
     "so-vit-7_mpa_8xb64_in1k",
 )
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import pytest
 from mmengine.config import Config
+from mmpretrain.registry import MODELS
 from support.config_headers import CONFIGS
 
 
@@ -32,6 +33,13 @@ RELEASED = {
     "fine_grained/resnet50_seb_1xb10_cub": Released(10, 3e-3, 200, (50, 100), 1e-4, 20),
     "fine_grained/resnet50_seb_1xb10_cars": Released(10, 3e-3, 200, (50, 100), 1e-4, 10),
     "fine_grained/resnet50_seb_1xb8_aircraft": Released(8, 3e-3, 50, (21, 40), 1e-3, 5),
+    "fine_grained/vgg16bn_isqrt_1xb10_cub": Released(10, 3e-3, 40, (20,), 1e-4, 20, None),
+    "fine_grained/vgg16-frozen_bcnn_1xb40_cub": Released(40, 1e-3, 100, (), 5e-4, 1000, None),
+    "fine_grained/vgg16_bcnn_1xb10_cub": Released(10, 1e-3, 200, (), 5e-4, 1, None),
+    "fine_grained/resnet50_cholesky_1xb8_aircraft": Released(8, 5e-3, 50, (21,), 1e-4, 5),
+    "fine_grained/resnet50_scalepow_1xb10_cub": Released(10, 5e-2, 100, (50,), 1e-4, 10),
+    "fine_grained/resnet50_scalepow_1xb10_cars": Released(10, 5e-2, 100, (50,), 1e-4, 10),
+    "resnet/resnet50-stride1_dropcov_8xb32_in1k": Released(256, 0.1, 100, (30, 60, 90), 1e-4, clip=None),
     "whitening/resnet18-stem_zca-mpa_1xb128_cifar10": Released(128, 0.1, 350, (100, 200, 300), 5e-4, clip=None),
     "whitening/resnet50-stem_zca-mpa_1xb128_cifar100": Released(128, 0.1, 350, (100, 200, 300), 5e-4, clip=None),
 }
@@ -73,3 +81,15 @@ def test_pictures_are_cut_as_released(data):
 
     assert steps(cfg.train_dataloader) == PICTURES[data]
     assert steps(cfg.val_dataloader) == steps(cfg.test_dataloader) == PICTURES[data][:-1]
+
+
+# Millions of parameters, as the authors' README counts them; 128 channels.
+DROPCOV = {"resnet34": 29.6, "resnet50": 32.0, "resnet101": 51.0}
+
+
+@pytest.mark.parametrize("network", DROPCOV)
+def test_dropcov_has_the_published_number_of_parameters(network):
+    cfg = Config.fromfile(CONFIGS / "resnet" / f"{network}-stride1_dropcov_8xb32_in1k.py")
+    model = MODELS.build(dict(cfg.model, _scope_="mmpretrain"))
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert count / 1e6 == pytest.approx(DROPCOV[network], abs=0.05)

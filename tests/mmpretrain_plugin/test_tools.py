@@ -160,6 +160,25 @@ def test_mixed_precision_needs_a_gpu(tmp_path, refused):
     assert "--amp needs a GPU" in refused("train", CONFIG, "--work-dir", tmp_path, "--amp")
 
 
+def test_the_learning_rate_is_scaled_and_nothing_validated(tmp_path, run_tool, refused):
+    config = small_config(tmp_path / "config.py", auto_scale_lr=dict(base_batch_size=8))
+    options = [
+        "--work-dir",
+        tmp_path / "run",
+        "--auto-scale-lr",
+        "--no-validate",
+        "--cfg-options",
+        "train_cfg.max_epochs=1",
+    ]
+    assert run_tool("train", config, *options) == (0, "")
+    (optimizer,) = load(tmp_path / "run" / "epoch_1.pth")["optimizer"]["param_groups"]
+    assert optimizer["lr"] == pytest.approx(0.1 * 4 / 8)  # of batches of four
+    (log,) = (tmp_path / "run").glob("*/vis_data/scalars.json")
+    assert "accuracy" not in log.read_text()
+    plain = small_config(tmp_path / "plain.py")
+    assert "--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=" in refused("train", plain, "--auto-scale-lr")
+
+
 class RunsCode:
     def __reduce__(self):
         return os.system, ("touch ran",)
