@@ -178,12 +178,6 @@ class SecondOrderHead(nn.Module):
         self.fc: nn.Module = nn.Identity()
         if num_classes:
             self.fc = nn.Linear(self.num_features, num_classes, device=device, dtype=dtype)
-            # A matrix of C channels has the size of C numbers, whatever the length of its vector. Weights for C numbers
-            # give logits, and gradients of the backbone, like those of average pooling; torch's for the length of the
-            # vector give sqrt(C / 2) times smaller ones, with which plain SGD hardly moves the backbone.
-            if isinstance(self.hidden, nn.Identity):
-                bound = min(self.num_features, getattr(self.global_pool, "channels", self.num_features)) ** -0.5
-                nn.init.uniform_(self.fc.weight, -bound, bound)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__("fc" if name in NAMES_OF_CLASSIFIERS else name, value)
