@@ -190,7 +190,7 @@ class Pool(nn.Module):
 
     def entries(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         """The vectors before an element-wise last step (signed root, length one), if the pool has one."""
-        return self.represent(X, mask)
+        return self.represent(X) if mask is None else self.represent(X, mask)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if isinstance(x, torch.fx.Proxy):  # what is drawn is the pool, as a leaf

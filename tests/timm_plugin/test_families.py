@@ -10,6 +10,9 @@ import torch
 from support.matrices import relative_error
 from timm.models import get_notrace_functions, get_notrace_modules
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch.ao.quantization import get_default_qconfig_mapping
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import covpool_plugins
@@ -143,6 +146,41 @@ def test_traces(backbone, built):
         _, nodes = get_graph_node_names(model, tracer_kwargs=options)
         graph = create_feature_extractor(model, return_nodes=[nodes[-1]], tracer_kwargs=options)
         assert torch.equal(graph(x)[nodes[-1]], model(x))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("head", ["isqrt", pytest.param("cbp", marks=pytest.mark.slow)])
+def test_static_quantisation(head):
+    """Any tracer of torch.fx takes the pool as one module, which stays in float32."""
+    model, x = build("resnet10t", head).eval(), torch.randn(4, 3, 64, 64)
+    prepared = prepare_fx(model, get_default_qconfig_mapping("x86"), (x,))
+    prepared(x)
+    quantised = convert_fx(prepared)
+    assert quantised.conv1.get_submodule("0").weight().dtype == torch.qint8
+    assert relative_error(quantised(x), model(x)) < 0.1
+
+
+def test_operations_are_counted():
+    model = build("resnet10t")
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randn(2, 3, 64, 64))
+    of_pool = sum(counter.get_flop_counts()["SecondOrderResNet.head.global_pool"].values())
+    assert 0 < of_pool < counter.get_total_flops()
+
+
+def test_parameters_without_data_beside_buffers_with(monkeypatch):
+    """As Accelerate's init_empty_weights builds models."""
+    register = torch.nn.Module.register_parameter
+
+    def without_data(module, name, parameter):
+        register(module, name, parameter)
+        if parameter is not None:
+            module._parameters[name] = torch.nn.Parameter(parameter.to("meta"))
+
+    monkeypatch.setattr(torch.nn.Module, "register_parameter", without_data)
+    model = build("resnet10t")
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert not model.bn1.running_mean.is_meta
 
 
 @pytest.mark.slow

@@ -142,7 +142,7 @@ def test_lyapunov_gradients_solve_their_equation(name):
     layer = ZCANorm2d(6, method=name, eps=1e-2, dtype=torch.float64)
     covariance = torch.eye(6, dtype=torch.float64) + 0.3 * torch.ones(6, 6, dtype=torch.float64)
     A = covariance.unsqueeze(0).requires_grad_()
-    W = layer._matrix(A, torch.tensor(1.0))
+    W = layer._matrices(A, 1.0)[0]
     G = torch.randn(1, 6, 6, dtype=torch.float64)
     G = G + G.mT
     (grad,) = torch.autograd.grad(W, A, G)

@@ -55,8 +55,8 @@ class Exact(EigenMethod):
 
     Args:
         route: ``eigh``; ``products``, the same root by matrix products alone (``minimax`` with enough steps for the
-            precision; eigenvalues below 1e-8 of the norm, in float32 1e-4, come out too small); or ``auto``: products
-            on a GPU and while a graph is exported (``torch.export``, ONNX), elsewhere eigh.
+            precision; eigenvalues below 1e-8 of the norm, computed in float32 1e-4, come out too small); or ``auto``:
+            products on a GPU and while a graph is exported (``torch.export``, ONNX), elsewhere eigh.
 
     Source: Lin & Maji, "Improved Bilinear Pooling with CNNs", BMVC 2017, eq. 9.
 
@@ -117,6 +117,9 @@ class SVDPade(Exact):
 class SVDTaylor(EigenMethod):
     """The geometric series cut off after a power of x.
 
+    Close to a tie the gradient tends to zero off the diagonal. At an exact tie it jumps to the exact one, which alone
+    does not depend on the choice of eigenvectors.
+
     Args:
         degree: the last power, the paper's K.
 
@@ -140,7 +143,8 @@ class SVDTaylor(EigenMethod):
 class SVDPI(EigenMethod):
     """The gradient of the power iteration that would find each eigenvector from itself.
 
-    It is the geometric series (1 / λ_i) Σ_k (λ_j / λ_i)^k cut off after as many powers as there are iterations.
+    It is the geometric series (1 / λ_i) Σ_k (λ_j / λ_i)^k cut off after as many powers as there are iterations. At
+    exact ties it jumps like that of :class:`SVDTaylor`.
 
     Args:
         iterations: number of power iterations.
