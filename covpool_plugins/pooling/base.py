@@ -126,7 +126,7 @@ class Pool(nn.Module):
     default_channels: ClassVar[int | None] = None
     default_reductions: ClassVar[tuple[str, str]] = ("conv-bn-relu", "linear-ln")  # for maps, for tokens
     shared_options: ClassVar[tuple[str, ...]] = REDUCTION_OPTIONS
-    centered: Any = True  # whether the covariance is that of centred features
+    centered: bool = True  # whether the covariance is that of centred features
     in_range: bool = True  # whether float16 holds the vectors of features that it holds
 
     def __init__(
@@ -195,6 +195,11 @@ class Pool(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if isinstance(x, torch.fx.Proxy):  # what is drawn is the pool, as a leaf
             return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x, mask), {})
+        if torch.onnx.is_in_onnx_export() and not self.is_exportable:
+            able = ", ".join(list_pools(exportable=True))
+            raise ExportError(
+                f"the {self.pool_type} pool needs a matrix decomposition, which ONNX does not have; without one: {able}"
+            )
         X = self.features(x, mask)
         if self.training and self.needs_positions and not self.warned and is_one_position(X):
             self.warned = True
@@ -270,7 +275,7 @@ class Pool(nn.Module):
             torch.set_autocast_cache_enabled(cached)
             for module, buffers in kept:
                 module._buffers.update(buffers)
-        values, _ = guarded_eigh(smaller_covariance(X.double(), bool(self.centered)))
+        values, _ = guarded_eigh(smaller_covariance(X.double(), self.centered))
         return Spectrum.of(values)
 
     def __prepare_scriptable__(self) -> nn.Module:
