@@ -56,15 +56,15 @@ class DampedSum(torch.autograd.Function):
 
 def _gradient(X: Tensor, values: Tensor, U: Tensor, V: Tensor, centered: bool) -> Tensor:
     with autocast_off(X.device.type):
-        Xc = center(X, centered)[0]
         if not is_plain(X):  # as a function that has derivatives itself
             rule = Rule(SlopeDeficit(), centered, X.dtype != torch.float64, False)
+            Xc = center(X, centered)[0]
             return (2 / X.shape[-1]) * (Xc - product(function_of_features(X, rule), Xc))
         slope = (1 - SlopeDeficit().values(values)).unsqueeze(-2)
-        if V.shape[-1] == 0:  # more positions than channels
-            U = U.to(X.dtype)
-            return (2 / X.shape[-1]) * (U * slope.to(X.dtype)) @ (U.mT @ Xc)
-        return 2 * (U * (slope * values.sqrt().unsqueeze(-2)).to(X.dtype)) @ V.mT
+        if V.shape[-1]:
+            return 2 * (U * (slope * values.sqrt().unsqueeze(-2)).to(X.dtype)) @ V.mT
+        U = U.to(X.dtype)  # more positions than channels
+        return (2 / X.shape[-1]) * (U * slope.to(X.dtype)) @ (U.mT @ center(X, centered)[0])
 
 
 @dataclass(frozen=True)
