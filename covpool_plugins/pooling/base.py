@@ -190,9 +190,11 @@ class Pool(nn.Module):
 
     def entries(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         """The vectors before an element-wise last step (signed root, length one), if the pool has one."""
-        return self.represent(X, mask)
+        return self.represent(X) if mask is None else self.represent(X, mask)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if isinstance(x, torch.fx.Proxy):  # what is drawn is the pool, as a leaf
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x, mask), {})
         X = self.features(x, mask)
         if self.training and self.needs_positions and not self.warned and is_one_position(X):
             self.warned = True
@@ -296,7 +298,7 @@ def list_pools(exportable: bool = False) -> list[str]:
         exportable: only those that export to ONNX as they are by default.
 
     Examples:
-        >>> "svdtaylor" in list_pools(), "svdtaylor" in list_pools(exportable=True)
+        >>> "svdtopn" in list_pools(), "svdtopn" in list_pools(exportable=True)
         (True, False)
     """
     return [name for name in POOLS if not exportable or create_pool(name, 4, device="meta").is_exportable]

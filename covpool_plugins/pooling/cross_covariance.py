@@ -125,7 +125,10 @@ class CrossCovariancePool(Pool):
 
     def represent(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         Y, Z = X.split(self.both_channels, dim=1) if len(self.reductions) else (X, X)
-        Y, Z = (part.to(working_dtype(X.dtype)).unflatten(1, (self.heads, -1)) for part in (Y, Z))
+        Y, Z = (
+            part.to(working_dtype(X.dtype)).reshape(-1, self.heads, part.shape[1] // self.heads, part.shape[2])
+            for part in (Y, Z)
+        )
         with autocast_off(X.device.type):
             if self.training:
                 kept = self.token_dropout(torch.ones_like(Y[:, :, :1]))  # the same positions of both
@@ -143,7 +146,7 @@ class CrossCovariancePool(Pool):
     @staticmethod
     def _normalized(normalization: SingularValuePower, L: Tensor, R: Tensor) -> Tensor:
         """Of L Rᵀ, which is formed first where that is less work."""
-        if L.shape[-1] > min(normalization.shape):
+        if isinstance(L.shape[-1], torch.SymInt) or L.shape[-1] > min(normalization.shape):  # or if that is open
             return normalization.function(product(L, transpose(R)))
         return normalization.of_product(L, R)
 

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ..linalg.tensors import power_of_two
 from .covariance_pool import CovariancePool
 from .positions import mean_over_positions, only
+
+SMALLEST = 2.0**-80
+
+
+def of_unit_size(X: Tensor) -> Tensor:
+    """Features (B, C, M) over a power of two near their largest entry, for vectors that do not depend on their size.
+
+    Zeros, without gradient, for features below 1e-24: the gradient of such a vector, of degree -1 in the features,
+    would leave the range of float32.
+    """
+    unit = power_of_two(X)
+    return torch.where(unit > SMALLEST, X / unit, 0.0)
 
 
 def squared_size(X: Tensor, mask: Tensor | None = None, centered: bool = False) -> Tensor:

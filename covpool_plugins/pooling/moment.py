@@ -163,8 +163,12 @@ class MomentPool(Pool):
     def convolve(self, Z: Tensor) -> Tensor:
         """The cross-covariances (B, h - 1, w, w) after the convolutions, in the precision they come in."""
         for index, (weight,) in enumerate(conv.parameters() for conv in self.convolutions):
-            # The parameters may be of half precision; the covariances never are.
-            Z = F.conv2d(F.gelu(Z) if index else Z, weight.to(Z.dtype), stride=STRIDE)
+            # The parameters may be of half precision; the covariances never are. As a product, for the backward pass of
+            # a convolution may be autocast.
+            side = (Z.shape[-1] - KERNEL) // STRIDE + 1
+            patches = F.unfold(F.gelu(Z) if index else Z, KERNEL, stride=STRIDE).transpose(1, 2)
+            rows = product(patches.flatten(0, 1), weight.to(Z.dtype).flatten(1).T)
+            Z = rows.reshape(-1, side, side, len(weight)).permute(0, 3, 1, 2)
         return Z
 
     def varying(self, X: Tensor) -> Tensor:

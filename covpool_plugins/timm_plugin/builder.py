@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -16,7 +17,7 @@ from timm.models import (
     resolve_pretrained_cfg,
     split_model_name_tag,
 )
-from torch import Tensor, nn
+from torch import nn
 
 from ..checks import check_choice, check_flag, check_number
 from ..errors import OptionError, UnknownNameError
@@ -28,7 +29,6 @@ from .refusals import suggest_spelling
 from .strides import build_with_last_stride
 from .subclass import SECOND_ORDER_NAMES, attach_head, describe, head_name
 from .weights import (
-    ask_to_convert,
     check_backbone_is_loaded,
     load_head,
     one_line_errors,
@@ -46,7 +46,7 @@ def create_model(
     backbone: str,
     head: str = "svdpade",
     *,
-    pretrained: bool = False,
+    pretrained: bool | str | Path = False,
     num_classes: int | None = None,
     head_kwargs: dict[str, Any] | None = None,
     reduce_channels: int | str | None = "default",
@@ -67,8 +67,9 @@ def create_model(
     Args:
         backbone: name of a timm model, with or without a tag.
         head: one of :func:`list_heads`.
-        pretrained: load weights: timm's for the backbone, or those that ``pretrained_cfg_overlay`` names (a plain
-            backbone's or a whole second-order model's; what fits of the head is loaded).
+        pretrained: load weights: timm's for the backbone, or those of a file or folder (short for
+            ``pretrained_cfg_overlay=dict(file=...)``), a plain backbone's or a whole second-order model's; what fits of
+            the head is loaded.
         num_classes: outputs; 0 returns the pooled vector. The default is 1000, or that of a given description.
         head_kwargs: options of the pool and its matrix method, for example ``dict(vectorize='full', iterations=7)``.
         reduce_channels: short for ``head_kwargs=dict(reduce_channels=...)``; ``None`` or, because ``timm.create_model``
@@ -103,6 +104,8 @@ def create_model(
         torch.Size([2, 3])
     """
     name, tag = _known_backbone(backbone)
+    if isinstance(pretrained, (str, Path)):
+        pretrained_cfg_overlay = {**(pretrained_cfg_overlay or {}), "file": str(pretrained)}
     check_pool(head)  # a typo is reported before the backbone is built
     if global_pool:
         check_pool(global_pool)
@@ -122,11 +125,20 @@ def create_model(
     if has_description and not cfg.has_weights:
         # timm's scripts hand over the description of our model, which has no weights: then the backbone's are meant.
         cfg = resolve_pretrained_cfg(name, tag or None, pretrained_cfg_overlay)
-    source = dict(pretrained=pretrained, pretrained_cfg=cfg, cache_dir=timm_kwargs.pop("cache_dir", None))
-    if features_only:
-        return model_entrypoint(name)(features_only=True, **source, **timm_kwargs)
+    source = dict(pretrained=bool(pretrained), pretrained_cfg=cfg, cache_dir=timm_kwargs.pop("cache_dir", None))
+    weights = read_weights(cfg, source["cache_dir"]) if own_weights else None
+    if weights is not None:
+        # timm is strict about the keys if the numbers of classes agree, and a backbone without classifier has none.
+        classes = cfg.num_classes or DEFAULT_CLASSES
+        changes: dict[str, Any] = dict(num_classes=classes, state_dict=without_head(weights), source=None)
+        source["pretrained_cfg"] = replace(cfg, **changes)
     try:
-        model, weights = _build_backbone(name, last_stride, own_weights, {**source, **timm_kwargs})
+        with one_line_errors(cfg if own_weights else None):
+            if features_only:
+                model = model_entrypoint(name)(features_only=True, **source, **timm_kwargs)
+                model.pretrained_cfg |= dict(state_dict=cfg.state_dict, source=cfg.source)
+                return model
+            model = build_with_last_stride(model_entrypoint(name), name, last_stride, {**source, **timm_kwargs})
     except TypeError as error:
         _refuse_option(error, timm_kwargs, name, pool_type or head)
         raise
@@ -149,7 +161,6 @@ def create_model(
         dtype=parameter.dtype,
     )
     attach_head(model, name, new_head, features.place)
-    ask_to_convert(model)
     model.layer_groups = layer_groups  # type: ignore[assignment]
     model.second_order_arguments = dict(  # type: ignore[assignment]
         backbone=name,
@@ -168,21 +179,6 @@ def create_model(
             check_backbone_is_loaded(model, weights, place)
         load_head(model, weights or {}, place, _plain_classifier(new_head, cfg))
     return model
-
-
-def _build_backbone(
-    name: str, last_stride: int | None, own_weights: bool, arguments: dict[str, Any]
-) -> tuple[nn.Module, dict[str, Tensor] | None]:
-    """The unpooled backbone, and with ``own_weights`` the tensors of its description, which may have a head's too."""
-    cfg = arguments["pretrained_cfg"]
-    weights = read_weights(cfg, arguments["cache_dir"]) if own_weights else None
-    if weights is not None:
-        # timm is strict about the keys if the numbers of classes agree, and a backbone without classifier has none.
-        classes = cfg.num_classes or DEFAULT_CLASSES
-        changes = dict(num_classes=classes, state_dict=without_head(weights), source=None)
-        arguments["pretrained_cfg"] = replace(cfg, **changes)
-    with one_line_errors(cfg if own_weights else None):
-        return build_with_last_stride(model_entrypoint(name), name, last_stride, arguments), weights
 
 
 def _refuse_option(error: TypeError, given: Collection[str], name: str, pool_type: str) -> None:

@@ -6,6 +6,7 @@ state-dict keys, feature extraction, parameter groups and ``isinstance`` checks 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from timm.models import get_pretrained_cfg, register_notrace_function
@@ -16,6 +17,7 @@ from .backbones import Place
 from .clips import join_clips, mean_over_frames
 from .head import SecondOrderHead
 from .layer_groups import apart_from_rest
+from .state_dicts import prepare, refuse_plain_backbone
 
 # Leaves for torch.fx: they look at the shape.
 for _function in (join_clips, mean_over_frames):
@@ -106,6 +108,12 @@ class SecondOrderModel:
         if reset_other:
             head.norm = nn.Identity()
         describe(self)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """torch's; with ``strict``, a backbone's weights without a head are refused in one line."""
+        if strict:
+            refuse_plain_backbone(self, head_name(self), state_dict)
+        return super().load_state_dict(state_dict, strict, assign)  # type: ignore[misc]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's groups of layers, or the two that ``layer_groups`` names."""
@@ -215,6 +223,7 @@ def attach_head(model: nn.Module, backbone: str, head: SecondOrderHead, place: P
     if head.frames is not None:
         model.frames = head.frames  # type: ignore[assignment]
     model.add_module(head_name(model), head)
+    model.register_load_state_dict_pre_hook(prepare)
 
 
 def describe(model: Any) -> None:

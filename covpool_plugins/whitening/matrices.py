@@ -26,9 +26,9 @@ from torch import Tensor
 from ..checks import check_integer
 from ..errors import OptionError, UnknownNameError
 from ..linalg import MPA, MTP, IterativeMethod, Method, NewtonSchulz
+from ..linalg.eigenbasis import PlainSpectralFunction, compose
 from ..linalg.methods.base import check_field
 from ..linalg.methods.leading import Leading, LeadingInverseRoot, LeadingProjector
-from ..linalg.spectral import PlainSpectralFunction, compose
 from ..linalg.square_root import root_of_symmetric
 from ..linalg.tensors import apply, autocast_off, guarded_eigh, symmetrize
 from ..tables import Table

@@ -12,23 +12,8 @@ from ..checks import check_choice, check_flag, check_integer, check_number
 from ..errors import ExportError, OptionError, ShapeError
 from ..linalg import Method
 from ..linalg.tensors import apply, autocast_off, check_floating, working_dtype
-from .grouped import (
-    AffineMap,
-    GroupedMap,
-    GroupStatistics,
-    like,
-    mapped,
-    synchronized_group,
-    wide_dtype,
-)
-from .matrices import (
-    EigenvectorMethod,
-    no_covariance,
-    projector,
-    resolve_whitening_method,
-    whitened_covariance,
-    whitening_matrix,
-)
+from . import matrices
+from .grouped import GroupedMap, GroupStatistics, like, mapped, synchronized_group, wide_dtype
 
 Average = Literal["inverse_root", "covariance"]
 
@@ -82,13 +67,14 @@ class WhiteningNorm(_InstanceNorm):
         kind: dict[str, Any] = dict(momentum=momentum, device=device, dtype=dtype)
         super().__init__(num_features, eps, affine=affine, track_running_stats=track_running_stats, **kind)
         self.groups, self.method, self.energy, self.average, self.sync = groups, method, energy, average, sync
-        self._chosen = resolve_whitening_method(method, self._needs_eigenvectors())
+        self._chosen = matrices.resolve_whitening_method(method, self._needs_eigenvectors())
         if not self._keeps_variance:
             del self.running_var
-        d = num_features // groups
+        shape = (groups, num_features // groups, num_features // groups)
         for name in ("running_subspace", *["running_covariance"] * (average == "covariance")):
-            eye = torch.eye(d, device=device, dtype=dtype).repeat(groups, 1, 1) if track_running_stats else None
-            self.register_buffer(name, eye)
+            running = torch.empty(shape, device=device, dtype=dtype) if track_running_stats else None
+            self.register_buffer(name, running)
+        self.reset_running_stats()
 
     def _needs_eigenvectors(self) -> str:
         return "energy below one" if self.energy < 1 else ""
@@ -97,8 +83,9 @@ class WhiteningNorm(_InstanceNorm):
         """As new: no mean, variance one, the identity, no batches."""
         for name, running in self._buffers.items():
             if running is not None:
-                new = torch.eye(running.shape[-1], device=running.device) if running.ndim == 3 else 0.0
-                running.copy_(new) if isinstance(new, Tensor) else running.fill_(float(name == "running_var"))
+                running.fill_(name == "running_var")
+                if running.ndim == 3:
+                    running.diagonal(dim1=1, dim2=2).fill_(1)
 
     def forward(self, input: Tensor) -> Tensor:
         """Whiten (B, C, ...); the result has the shape, dtype and memory format of ``input``.
@@ -108,20 +95,16 @@ class WhiteningNorm(_InstanceNorm):
         """
         if isinstance(input, torch.fx.Proxy):  # a leaf for all that trace with torch.fx, quantisation among them
             name = input.tracer.path_of_module(self)  # type: ignore[attr-defined]
-            return input.tracer.create_proxy("call_module", name, (input,), {})  # type: ignore[return-value]
+            if name:
+                return input.tracer.create_proxy("call_module", name, (input,), {})  # type: ignore[return-value]
         self._check_input(input)
-        if self._uses_batch() and not (input.numel() == 0 and self.track_running_stats and not self._process_group()):
+        by_batch = self.training or not self.track_running_stats
+        if by_batch and (input.numel() or not self.track_running_stats or self._process_group()):
             return self._by_batch(input)
         return mapped(input, *self._running_map(), self.weight, self.bias)
 
     def __prepare_scriptable__(self) -> nn.Module:
-        raise ExportError(
-            f"torch.jit.script cannot take a {type(self).__name__}, for TorchScript has no custom gradients; "
-            "use torch.jit.trace, torch.export or torch.compile"
-        )
-
-    def _uses_batch(self) -> bool:
-        return self.training or not self.track_running_stats
+        raise ExportError(f"torch.jit.script cannot take a {type(self).__name__}; use torch.jit.trace or torch.export")
 
     def _process_group(self) -> torch.distributed.ProcessGroup | None:
         return synchronized_group(self.sync and self.training)
@@ -138,36 +121,32 @@ class WhiteningNorm(_InstanceNorm):
             raise ShapeError(f"{name} needs more than one sample per channel in training, got shape {tuple(x.shape)}")
 
     def _by_batch(self, x: Tensor) -> Tensor:
-        features, mean, covariance, count = apply(GroupStatistics, x, self.groups, self._process_group())
+        features, mean, covariance, unbiased = apply(GroupStatistics, x, self.groups, self._process_group())
         with autocast_off(x.device.type):
-            matrix, complete = self._matrices(covariance, _unbiased(count))
+            matrix, complete = self._matrices(covariance, unbiased)
             if self.training and self.track_running_stats:
                 with torch.no_grad():
-                    self._update(mean, covariance, matrix, count)
-            A, b = apply(AffineMap, complete, mean, self.weight, self.bias, features.dtype)
-        return apply(GroupedMap, features, A, b, like(x))
+                    self._update(mean, covariance, matrix, unbiased)
+        return apply(GroupedMap, features, complete, mean, self.weight, self.bias, like(x))
 
     def _matrices(self, covariance: Tensor, unbiased: Tensor | float) -> tuple[Tensor, Tensor]:
-        """What ``running_subspace`` is of covariances (G, d, d), and the whole map, both (G, d, d).
-
-        ``unbiased`` is the factor that makes the variances unbiased.
-        """
+        """The ``running_subspace`` of covariances, which that factor makes unbiased, and the whole map, (G, d, d)."""
         raise NotImplementedError
 
     def _running_map(self) -> tuple[Tensor, Tensor]:
-        """The whole map from the running statistics, and their mean (G, d, 1)."""
+        """The whole map (G, d, d) and the mean (G, d, 1) of the running statistics."""
         wide = wide_dtype(self.running_mean.device)
         return self.running_subspace.to(wide), self.running_mean.to(wide).view(self.groups, -1, 1)
 
-    def _update(self, mean: Tensor, covariance: Tensor, matrix: Tensor, count: Tensor) -> None:
+    def _update(self, mean: Tensor, covariance: Tensor, matrix: Tensor, unbiased: Tensor) -> None:
         """Move the running averages towards the batch: by ``momentum``, or as far as makes all batches count alike."""
         self.num_batches_tracked.add_(1)
         moved = {"running_mean": self._moved("running_mean", mean)}
         if self._keeps_variance:
-            variance = covariance.diagonal(dim1=1, dim2=2) * _unbiased(count)
+            variance = covariance.diagonal(dim1=1, dim2=2) * unbiased
             moved["running_var"] = self._moved("running_var", variance)
         if self.average == "covariance":
-            average = self._moved("running_covariance", covariance * _unbiased(count))
+            average = self._moved("running_covariance", covariance * unbiased)
             matrix = self._matrices(average.to(covariance.dtype), 1.0)[0]
             moved |= {"running_covariance": average, "running_subspace": matrix.to(average.dtype)}
         else:
@@ -178,12 +157,12 @@ class WhiteningNorm(_InstanceNorm):
             running = getattr(self, name).view(value.shape)
             running.copy_(torch.where(finite, value, running))
 
-    def _moved(self, name: str, batch: Tensor) -> Tensor:
-        running = getattr(self, name)
-        batch = batch.reshape(running.shape).to(running.dtype)
-        if self.momentum is None:
-            return running.lerp(batch, self.num_batches_tracked.to(running.dtype).reciprocal())
-        return running.lerp(batch, self.momentum)
+    def _moved(self, name: str, batch: Any) -> Any:
+        running: Any = getattr(self, name)
+        weight: Any = self.momentum
+        if weight is None:
+            weight = self.num_batches_tracked.to(running.dtype).reciprocal()
+        return running.lerp(batch.reshape(running.shape).to(running.dtype), weight)
 
     @torch.no_grad()
     def whitening_error(self, x: Tensor) -> Tensor:
@@ -198,17 +177,16 @@ class WhiteningNorm(_InstanceNorm):
             ‖Σ - I‖_F / ‖I‖_F for each group, shape (G,).
         """
         self._check_input(x)
-        wide = wide_dtype(x.device)
-        if self._uses_batch():
-            _, mean, covariance, count = apply(GroupStatistics, x, self.groups, None)
+        if self.training or not self.track_running_stats:
+            _, mean, covariance, unbiased = apply(GroupStatistics, x, self.groups, None)
             with autocast_off(x.device.type):
-                complete = self._matrices(covariance, _unbiased(count))[1]
+                complete = self._matrices(covariance, unbiased)[1]
         else:
             complete, mean = self._running_map()
         y = mapped(x, complete, mean, None, None)
-        _, _, covariance, _ = apply(GroupStatistics, y.to(wide), self.groups, None)
-        deviation = covariance - torch.eye(covariance.shape[-1], dtype=wide, device=x.device)
-        return torch.linalg.matrix_norm(deviation).div(covariance.shape[-1] ** 0.5).to(working_dtype(x.dtype))
+        _, _, covariance, _ = apply(GroupStatistics, y.to(mean.dtype), self.groups, None)
+        covariance.diagonal(dim1=1, dim2=2).sub_(1)
+        return torch.linalg.matrix_norm(covariance).div(covariance.shape[-1] ** 0.5).to(working_dtype(x.dtype))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Entries of a batch normalisation, or of a layer with the other ``average``, become this layer's."""
@@ -219,7 +197,10 @@ class WhiteningNorm(_InstanceNorm):
                 variances = variance.view(self.groups, -1)
                 matrix, covariance = self._matrix_of_variance(variances), torch.diag_embed(variances.clamp_min(0))
             elif matrix is not None and covariance is None and self.average == "covariance":
-                covariance = self._covariance(matrix, variance)
+                try:
+                    covariance = self._covariance(matrix, variance)
+                except OptionError as error:
+                    raise OptionError(f"{prefix}running_subspace: {error}") from None
             for name, value in zip(names, (variance, matrix, covariance), strict=True):
                 state_dict.pop(prefix + name, None)
                 if value is not None and name in self._buffers:
@@ -231,11 +212,7 @@ class WhiteningNorm(_InstanceNorm):
         raise NotImplementedError
 
     def _covariance(self, matrix: Tensor, variance: Tensor | None) -> Tensor:
-        """``running_covariance`` that belongs to the averaged ``running_subspace`` of a checkpoint.
-
-        Raises:
-            OptionError: where there is none.
-        """
+        """``running_covariance`` that belongs to the ``running_subspace`` of a checkpoint; raises if there is none."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -252,11 +229,10 @@ class ZCANorm(WhiteningNorm):
     covariance. Of all whitening maps it is the one that changes the features least.
 
     Statistics are computed in float32 at least (matrices in float64), also under autocast. With fewer samples than
-    channels, Σ is singular and the output has the identity on its range only.
+    channels, Σ is singular and the output has the identity on its range only. ``torch.func`` works in evaluation.
 
-    A batch normalisation's checkpoint loads: its variances become the diagonal whitening matrix, which with the same
-    ``eps`` (1e-5 by default there) evaluates as the batch normalisation did. A checkpoint of the other ``average``
-    evaluates as it did. ``torch.func`` transforms work in evaluation.
+    Checkpoints of a batch normalisation (with the same ``eps``, 1e-5 by default there) and of the other ``average``
+    evaluate as they did, or are refused.
 
     Args:
         num_features: C.
@@ -268,9 +244,8 @@ class ZCANorm(WhiteningNorm):
         energy: keep the leading eigenvectors of Σ until their eigenvalues have this share of the total; the output
             has no variance along the others.
         average: what evaluation uses. ``inverse_root`` is the running average of the whitening matrices, as published:
-            where a batch has few samples for each channel of a group, they differ so much that their average does not
-            whiten. ``covariance`` is the whitening matrix of the running average of the unbiased covariances, which
-            does; it takes a second inverse root in each training step, without a gradient.
+            where a batch has few samples for each channel of a group, it does not whiten. ``covariance`` is the
+            matrix of the running average of the unbiased covariances, a second root in each step of training.
         sync: with several processes, use the statistics of their joined batch.
         track_running_stats: as of a batch normalisation.
 
@@ -289,14 +264,14 @@ class ZCANorm(WhiteningNorm):
     """
 
     def _matrices(self, covariance: Tensor, unbiased: Tensor | float) -> tuple[Tensor, Tensor]:
-        matrix = whitening_matrix(covariance, self._chosen, self.eps, self.energy)
+        matrix = matrices.whitening_matrix(covariance, self._chosen, self.eps, self.energy)
         return matrix, matrix
 
     def _matrix_of_variance(self, variance: Tensor) -> Tensor:
         return torch.diag_embed((variance + self.eps).rsqrt())
 
     def _covariance(self, matrix: Tensor, variance: Tensor | None) -> Tensor:
-        return whitened_covariance(matrix, self._chosen, self.eps, self.energy)
+        return matrices.whitened_covariance(matrix, self._chosen, self.eps, self.energy)
 
 
 class PCANorm(WhiteningNorm):
@@ -306,7 +281,7 @@ class PCANorm(WhiteningNorm):
     components, the default, P is the identity and the layer a batch normalisation.
 
     Statistics and running averages (the mean and the unbiased variance of the channels, and P) are as in
-    :class:`ZCANorm`. A batch normalisation's checkpoint has all but ``running_subspace``, which is then the identity.
+    :class:`ZCANorm`. With a batch normalisation's checkpoint P is the identity.
 
     Args:
         num_features: C.
@@ -315,8 +290,7 @@ class PCANorm(WhiteningNorm):
         eps: added to the variances.
         method: how the eigenvectors and their gradients are computed: ``exact``, ``svdpi`` or ``power_iteration``.
         energy: keep eigenvectors only until their eigenvalues have this share of the total.
-        average: ``inverse_root`` for the running average of the projectors P, ``covariance`` for the projector of the
-            running average of the covariances.
+        average: of the projectors P (``inverse_root``), or of the covariances that a projector is made of.
 
     Raises:
         OptionError: for an option out of its range, ``groups`` that do not divide the channels, a method without
@@ -362,14 +336,14 @@ class PCANorm(WhiteningNorm):
         return "PCA"
 
     def _matrices(self, covariance: Tensor, unbiased: Tensor | float) -> tuple[Tensor, Tensor]:
-        assert isinstance(self._chosen, EigenvectorMethod)
+        assert isinstance(self._chosen, matrices.EigenvectorMethod)
         variance = covariance.diagonal(dim1=1, dim2=2)
         scale = (variance * unbiased if self._chosen.unbiased else variance).add(self.eps).rsqrt()
         if self.n_components is None and self.energy == 1:
             P = torch.eye(variance.shape[-1], dtype=scale.dtype, device=scale.device).expand_as(covariance)
         else:
             correlation = scale.unsqueeze(-1) * covariance * scale.unsqueeze(-2)
-            P = projector(correlation, self._chosen, self.n_components, self.energy)
+            P = matrices.projector(correlation, self._chosen, self.n_components, self.energy)
         return P, P * scale.unsqueeze(-2)
 
     def _running_map(self) -> tuple[Tensor, Tensor]:
@@ -383,17 +357,12 @@ class PCANorm(WhiteningNorm):
         variances = self.running_var if variance is None else variance
         variances = variances.view(self.groups, -1)
         if not torch.equal(matrix, self._matrix_of_variance(variances)):
-            raise no_covariance("projectors")
+            raise matrices.no_covariance("projectors")
         return torch.diag_embed(variances)
 
     def extra_repr(self) -> str:
         """The options, as in the call that makes the layer."""
         return f"{super().extra_repr()}, n_components={self.n_components}"
-
-
-def _unbiased(count: Tensor) -> Tensor:
-    """The factor that makes a variance unbiased; one for a single sample."""
-    return count / (count - 1).clamp_min(1)
 
 
 class ZCANorm1d(ZCANorm):

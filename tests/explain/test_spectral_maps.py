@@ -34,7 +34,7 @@ def score(net: nn.Module, image: Tensor, target: int) -> float:
 def weighted_features(view: ModelView, image: Tensor) -> Tensor:
     """What the pool takes the covariance of."""
     with torch.no_grad():
-        X = view.features(image)[0]
+        X = view.features(view.forward_pass(image))[0]
         return view.pool.weighting(X) if isinstance(view.pool, CovariancePool) else X
 
 

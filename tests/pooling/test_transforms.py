@@ -97,7 +97,7 @@ def test_onnx_of_a_sketch_takes_the_route_that_onnx_has(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
-@every_variant(*POOLS)
+@every_variant("svdpade", "isqrt", "lrbp", "cbp", "seb", "logcov", "powcov", "gap", "svpn", "democratic")
 def test_a_traced_pool_is_the_pool_and_can_be_saved(name):
     pool, inputs = pool_and_inputs(name)
     _, others = pool_and_inputs(name, batch=5, seed=1)
@@ -133,7 +133,7 @@ def test_second_derivatives_are_right_or_refused(name, shape):
     pool = create_pool(name, shape[0], **options).double().eval()
     X = (features(*shape, batch=1) + 0.1).requires_grad_()
     represent = pool.represent if name != "moment" else lambda X: pool.represent(torch.cat([X, X], 1))
-    if name in APPROXIMATE or (name == "seb" and shape[0] > shape[1]):
+    if name in APPROXIMATE:
         with pytest.raises(RuntimeError, match="no further derivative"):
             torch.autograd.gradgradcheck(represent, X)
     else:
