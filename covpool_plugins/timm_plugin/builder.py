@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,16 +133,12 @@ def create_model(
         classes = cfg.num_classes or DEFAULT_CLASSES
         changes: dict[str, Any] = dict(num_classes=classes, state_dict=without_head(weights), source=None)
         source["pretrained_cfg"] = replace(cfg, **changes)
-    try:
-        with one_line_errors(cfg if own_weights else None):
-            if features_only:
-                model = model_entrypoint(name)(features_only=True, **source, **timm_kwargs)
-                model.pretrained_cfg |= dict(state_dict=cfg.state_dict, source=cfg.source)
-                return model
-            model = build_with_last_stride(model_entrypoint(name), name, last_stride, {**source, **timm_kwargs})
-    except TypeError as error:
-        _refuse_option(error, timm_kwargs, name, pool_type or head)
-        raise
+    with _readable_options(timm_kwargs, name, pool_type or head), one_line_errors(cfg if own_weights else None):
+        if features_only:
+            model = model_entrypoint(name)(features_only=True, **source, **timm_kwargs)
+            model.pretrained_cfg |= dict(state_dict=cfg.state_dict, source=cfg.source)
+            return model
+        model = build_with_last_stride(model_entrypoint(name), name, last_stride, {**source, **timm_kwargs})
     features = head_input(model, name, timm_kwargs.get("in_chans"))
     parameter = next(model.parameters())
     new_head = SecondOrderHead(
@@ -181,20 +178,21 @@ def create_model(
     return model
 
 
-def _refuse_option(error: TypeError, given: Collection[str], name: str, pool_type: str) -> None:
-    """Raise a readable error if this one is about an option that was given and that the backbone does not take."""
-    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    if found is None or found[1] not in given:
-        return
-    option, of_pool = found[1], pool_options(pool_type)
-    hint = ""
-    if option in of_pool:
-        hint = f"; of pool {pool_type!r} it is one: head_kwargs=dict({option}=...)"
-    else:
-        known = [*inspect.signature(create_model).parameters, *of_pool]
-        close = difflib.get_close_matches(option, known, n=1)
+@contextmanager
+def _readable_options(given: Collection[str], name: str, pool_type: str) -> Iterator[None]:
+    """An error that names the option, and the one that was probably meant, for what the backbone does not take."""
+    try:
+        yield
+    except TypeError as error:
+        found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if found is None or found[1] not in given:
+            raise
+        option, of_pool = found[1], pool_options(pool_type)
+        close = difflib.get_close_matches(option, [*inspect.signature(create_model).parameters, *of_pool], n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise OptionError(f"backbone {name!r} has no option {option!r}{hint}") from None
+        if option in of_pool:
+            hint = f"; of pool {pool_type!r} it is one: head_kwargs=dict({option}=...)"
+        raise OptionError(f"backbone {name!r} has no option {option!r}{hint}") from None
 
 
 def _known_backbone(backbone: str) -> tuple[str, str]:

@@ -178,12 +178,6 @@ class SecondOrderHead(nn.Module):
         self.fc: nn.Module = nn.Identity()
         if num_classes:
             self.fc = nn.Linear(self.num_features, num_classes, device=device, dtype=dtype)
-            # A matrix of C channels has the size of C numbers, whatever the length of its vector. Weights for C numbers
-            # give logits, and gradients of the backbone, like those of average pooling; torch's for the length of the
-            # vector give sqrt(C / 2) times smaller ones, with which plain SGD hardly moves the backbone.
-            if isinstance(self.hidden, nn.Identity):
-                bound = min(self.num_features, getattr(self.global_pool, "channels", self.num_features)) ** -0.5
-                nn.init.uniform_(self.fc.weight, -bound, bound)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__("fc" if name in NAMES_OF_CLASSIFIERS else name, value)
@@ -197,6 +191,8 @@ class SecondOrderHead(nn.Module):
         vector = _as_one_node(self.global_pool, x)
         if self.fuse_token:
             vector = torch.cat([vector, mean_over_frames(x[:, 0], self.frames_joined_by_pool)], dim=1)
+        if next((p.dtype for layers in (self.hidden, self.fc) for p in layers.parameters()), None) == torch.float16:
+            vector = vector.half()  # pools give float32 where float16 may not hold their vectors
         vector = self.dropout(mean_over_frames(self.hidden(vector), self.frames_averaged))
         return vector if pre_logits else self.fc(vector)
 

@@ -93,8 +93,9 @@ def test_the_whole_life(head, tmp_path):
     program = torch.export.export(validated, (torch.randn(2, 3, 96, 128),), dynamic_shapes=(sizes,))
     torch.export.save(program, tmp_path / "model.pt2")
     program = torch.export.load(tmp_path / "model.pt2").module()
-    other = torch.randn(3, 3, 64, 96)
-    assert relative_error(program(other), validated(other)) < 1e-5
+    for size in ((64, 96), (224, 160)):  # fewer and more positions than channels
+        other = torch.randn(3, 3, *size)
+        assert relative_error(program(other), validated(other)) < 1e-5
     prepared = prepare_fx(copy.deepcopy(validated), get_default_qconfig_mapping("x86"), (x,))
     prepared(x)
     assert relative_error(convert_fx(prepared)(x), validated(x)) < 0.1
