@@ -143,7 +143,8 @@ def in_bands(maps: Tensor, bands: int) -> tuple[Tensor, Tensor]:
 def _as_matrix(pool: Pool, entries: Tensor) -> tuple[Tensor, bool]:
     """The vector of a pool as a matrix with the same sum, and whether the matrix is symmetric."""
     if isinstance(pool, CrossCovariancePool):
-        return entries.view(pool.both_channels), False
+        rows, columns = (channels // pool.heads for channels in pool.both_channels)
+        return torch.block_diag(*entries.view(pool.heads, rows, columns)), False
     if isinstance(pool, CovariancePool):
         return pool.weight_matrix(entries), True
     reason = "its vector is not a matrix of channels by channels"

@@ -64,7 +64,7 @@ def function_of_features(X: Tensor, rule: Rule) -> Tensor:
 def decompose_features(X: Tensor, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
     """λ (..., n), U (..., C, n) and, for M <= C, V / √M (..., M, n) of X̃ / √M = U s Vᵀ; n is the smaller of C and M.
 
-    For more positions V is empty, and U in the precision of the decomposition, because :func:`_right_vectors` needs it.
+    For more positions V is empty, and U in the precision of the decomposition, because Vᵀ needs it.
     Eigenvalues ascend; those that cannot be told from zero are zero, and so is what is divided by their root.
     """
     M = X.shape[-1]
@@ -100,10 +100,12 @@ def _reciprocal_root(values: Tensor) -> Tensor:
     return torch.where(values == 0, 0.0, torch.where(values == 0, 1.0, values).rsqrt())
 
 
-def _right_vectors(X: Tensor, values: Tensor, U: Tensor, rule: Rule) -> Tensor:
-    """Vᵀ / √M (..., C, M) for more positions than channels."""
-    left = U * (_reciprocal_root(values) / X.shape[-1]).unsqueeze(-2).to(U.dtype)
-    return (left.mT @ center(X, rule.centered, U.dtype)[0]).to(X.dtype)
+def _times_right_vectors(Z: Tensor, X: Tensor, values: Tensor, U: Tensor, rule: Rule) -> Tensor:
+    """Z Vᵀ / √M (..., C, M) for more positions than channels and Z (..., C, n)."""
+    scaled = (U * (_reciprocal_root(values) / X.shape[-1]).unsqueeze(-2).to(U.dtype)).mT
+    Xc = center(X, rule.centered, U.dtype)[0]
+    # Vᵀ itself is right in float64 alone; where it is not, its product with the features can wait, which takes less.
+    return Z @ (scaled @ Xc).to(X.dtype) if U.dtype == torch.float64 else (Z @ scaled) @ Xc
 
 
 class FeatureFunction(torch.autograd.Function):
@@ -147,7 +149,7 @@ class FeatureGradient(torch.autograd.Function):
             E = left.mT @ GU
             K, to_null = _scaled_coefficients(values, V, rule.function)
             if to_null is None:
-                return (left @ (E * K.to(X.dtype))) @ _right_vectors(X, values, U, rule)
+                return _times_right_vectors(left @ (E * K.to(X.dtype)), X, values, U, rule)
             E = E.mul_((K - to_null).to(X.dtype))
             return (GU.mul_(to_null.to(X.dtype)) + left @ E) @ V.mT
 
@@ -182,7 +184,8 @@ class FeatureTangent(torch.autograd.Function):
             K, to_null = _scaled_coefficients(values, V, rule.function)
             centred = center(H, rule.centered)[0]
             if to_null is None:
-                along = centred @ _right_vectors(X, values, U, rule).mT
+                eye = torch.eye(left.shape[-1], dtype=X.dtype, device=X.device)
+                along = centred @ _times_right_vectors(eye.expand_as(left), X, values, U, rule).mT
                 D = left @ (K.to(X.dtype) * (left.mT @ along))
             else:
                 along = centred @ V

@@ -16,7 +16,7 @@ from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 
 from ..errors import OptionError
@@ -50,6 +50,7 @@ class StartHook(Hook):
     def _compare(self, runner: Runner, *loops: Any) -> None:
         model = unwrapped(runner.model)
         neck, head = getattr(model, "neck", None), getattr(model, "head", None)
+        neck = neck[-1] if isinstance(neck, nn.Sequential) else neck  # a list of necks
         width, num_classes = getattr(head, "in_channels", None), getattr(head, "num_classes", None)
         if isinstance(neck, CovariancePooling) and isinstance(width, int) and width != neck.out_channels:
             raise OptionError(

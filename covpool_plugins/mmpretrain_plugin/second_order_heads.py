@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmpretrain.models.heads import LinearClsHead, MultiLabelLinearClsHead
 from mmpretrain.registry import MODELS
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 from ..checks import check_integer
 from ..errors import OptionError, ShapeError
 from .covariance_pooling import latest_width
+
+GIVE = "set in_channels=None, or in_channels="
 
 
 class WidthOfNeck(BaseModule):
@@ -29,12 +33,15 @@ class WidthOfNeck(BaseModule):
     """
 
     def __init__(self, num_classes: int, in_channels: int | None = None, **kwargs: Any) -> None:
-        name = type(self).__name__
+        name, width = type(self).__name__, latest_width()
         check_integer(f"{name}: num_classes", num_classes)
         if in_channels is None:
-            in_channels = latest_width()
+            in_channels = width
         else:
             check_integer(f"{name}: in_channels", in_channels)
+            if width not in (None, in_channels):  # no error: another neck may come between
+                given = f"in_channels is {in_channels}, the neck that was built last gives {width} numbers per image"
+                print_log(f"{name}: {given}; {GIVE}{width}", "current", logging.WARNING)
         super().__init__(num_classes=num_classes, in_channels=in_channels or 1, **kwargs)
         self.in_channels = in_channels
         if in_channels is None:
@@ -70,9 +77,6 @@ class WidthOfNeck(BaseModule):
         """Make the lazy classifier, in place: an optimizer may hold its weights."""
         self.in_channels = vectors.shape[1]
         self.fc(vectors)
-
-
-GIVE = "set in_channels=None, or in_channels="
 
 
 @MODELS.register_module()

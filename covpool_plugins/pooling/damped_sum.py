@@ -6,22 +6,18 @@ gradient of the sum is 2 / √M · U diag(s f'(λ)) Vᵀ = 2 / M · f'(A) X̃ wi
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..linalg import Exact, covariance
-from ..linalg._dual import polynomials
+from ..linalg import Exact
 from ..linalg.covariance import center
 from ..linalg.feature_functions import FeatureFunction, Rule, decompose_features, function_of_features
 from ..linalg.methods.base import SpectralMethod
 from ..linalg.spectral import Damped, NegativeExponential
 from ..linalg.tensors import apply, autocast_off, is_plain, product, save
-
-SQUARINGS, DEGREE = 26, 8  # eigenvalues up to 2^24, to 1e-8
 
 
 def root_and_damped_sum(X: Tensor, centered: bool, mixed: bool, packed: bool) -> tuple[Tensor, Tensor]:
@@ -29,17 +25,6 @@ def root_and_damped_sum(X: Tensor, centered: bool, mixed: bool, packed: bool) ->
     rule = Rule(Exact(), centered, mixed, packed)
     decomposition = decompose_features(X, rule)
     return apply(FeatureFunction, X, *decomposition, rule), apply(DampedSum, X, *decomposition, centered)
-
-
-def damped_sum_by_products(X: Tensor, centered: bool) -> Tensor:
-    """The sum (..., 1) by scaling and squaring, in the precision of the features (..., C, M)."""
-    with autocast_off(X.device.type):
-        A = covariance(X, centered)
-        step = -2.0 / 2**SQUARINGS
-        (E,) = polynomials([[step**k / math.factorial(k) for k in range(DEGREE + 1)]], A)
-        for _ in range(SQUARINGS):
-            E = E @ E
-        return (A * E).sum((-2, -1)).unsqueeze(-1)
 
 
 class DampedSum(torch.autograd.Function):
@@ -71,15 +56,15 @@ class DampedSum(torch.autograd.Function):
 
 def _gradient(X: Tensor, values: Tensor, U: Tensor, V: Tensor, centered: bool) -> Tensor:
     with autocast_off(X.device.type):
-        Xc = center(X, centered)[0]
         if not is_plain(X):  # as a function that has derivatives itself
             rule = Rule(SlopeDeficit(), centered, X.dtype != torch.float64, False)
+            Xc = center(X, centered)[0]
             return (2 / X.shape[-1]) * (Xc - product(function_of_features(X, rule), Xc))
         slope = (1 - SlopeDeficit().values(values)).unsqueeze(-2)
-        if V.shape[-1] == 0:  # more positions than channels
-            U = U.to(X.dtype)
-            return (2 / X.shape[-1]) * (U * slope.to(X.dtype)) @ (U.mT @ Xc)
-        return 2 * (U * (slope * values.sqrt().unsqueeze(-2)).to(X.dtype)) @ V.mT
+        if V.shape[-1]:
+            return 2 * (U * (slope * values.sqrt().unsqueeze(-2)).to(X.dtype)) @ V.mT
+        U = U.to(X.dtype)  # more positions than channels
+        return (2 / X.shape[-1]) * (U * slope.to(X.dtype)) @ (U.mT @ center(X, centered)[0])
 
 
 @dataclass(frozen=True)

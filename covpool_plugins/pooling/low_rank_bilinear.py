@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..checks import check_integer, is_integer
 from ..errors import OptionError
 from ..linalg import covariance
-from ..linalg.iterations import fewer_positions
+from ..linalg.covariance import fewer_positions
 from ..linalg.tensors import autocast_off, power_of_two, product
 from ..tables import About
 from .base import POOLS, Pool, widened

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..checks import check_integer
 from ..linalg import covariance, smaller_covariance
-from ..linalg.iterations import fewer_positions
+from ..linalg.covariance import fewer_positions
 from ..linalg.tensors import product, trace, transpose
 from ..tables import About
 from .base import POOLS

@@ -31,8 +31,10 @@ from ..linalg import (
     pack_triu,
     resolve_method,
 )
-from ..linalg.tensors import autocast_off, exporting, working_dtype
-from .damped_sum import damped_sum_by_products, root_and_damped_sum
+from ..linalg.exports import is_product_of_roots
+from ..linalg.spectral import damped
+from ..linalg.tensors import autocast_off, exporting, trace, working_dtype
+from .damped_sum import root_and_damped_sum
 
 
 class Normalization(nn.Module):
@@ -156,13 +158,10 @@ class MatrixPower(Normalization):
 
     @property
     def is_exportable(self) -> bool:
-        return self.logit_p is None and self.fixed_p == 0.5
+        return self.logit_p is None and is_product_of_roots(self.fixed_p)
 
     def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
-        layout: dict[str, Any] = dict(centered=centered, compute=compute, vectorize=vectorize)
-        if exporting() and self.is_exportable:
-            return covariance_sqrt(X, "exact", **layout).flatten(1)
-        return covariance_powm(X, self.p, **layout).flatten(1)
+        return covariance_powm(X, self.p, centered, compute=compute, vectorize=vectorize).flatten(1)
 
     def extra_repr(self) -> str:
         learned = self.logit_p is not None and not self.logit_p.is_meta
@@ -223,7 +222,7 @@ class ScalingEigenBranch(Normalization):
     def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
         if exporting():
             root = covariance_sqrt(X, "exact", centered=centered, compute=compute, vectorize=vectorize)
-            squared = damped_sum_by_products(_working(X, compute), centered)
+            squared = trace(damped(covariance(_working(X, compute), centered))).squeeze(-1)
         else:
             work = X.double() if compute == "float64" else X.to(working_dtype(X.dtype))
             root, squared = root_and_damped_sum(work, centered, compute == "mixed", vectorize == "triu")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..checks import check_choice, check_integer, check_number, is_integer
 from ..errors import OptionError, ShapeError
 from ..linalg import Compute, Vectorize, covariance, pack_triu
-from ..linalg.iterations import fewer_positions
+from ..linalg.covariance import fewer_positions
 from ..linalg.tensors import autocast_off, power_of_two, product, transpose, working_dtype
 from ..tables import About
 from .base import POOLS, widened

@@ -191,6 +191,8 @@ class SecondOrderHead(nn.Module):
         vector = _as_one_node(self.global_pool, x)
         if self.fuse_token:
             vector = torch.cat([vector, mean_over_frames(x[:, 0], self.frames_joined_by_pool)], dim=1)
+        if next((p.dtype for layers in (self.hidden, self.fc) for p in layers.parameters()), None) == torch.float16:
+            vector = vector.half()  # pools give float32 where float16 may not hold their vectors
         vector = self.dropout(mean_over_frames(self.hidden(vector), self.frames_averaged))
         return vector if pre_logits else self.fc(vector)
 

@@ -226,13 +226,12 @@ class ZCANorm(WhiteningNorm):
     """ZCA whitening: y = γ (Σ + eps I)^(-1/2) (x - μ) + β, with μ and Σ over batch and positions of each group.
 
     A batch normalisation that also removes the correlation of channels: the output of a group has the identity for a
-    covariance. Of all whitening maps it is the one that changes the features least.
+    covariance. Of all whitening maps it is the one that changes the features least. Checkpoints of a batch
+    normalisation (with the same ``eps``, 1e-5 there) and of the other ``average`` evaluate as they did, or are refused.
 
     Statistics are computed in float32 at least (matrices in float64), also under autocast. With fewer samples than
-    channels, Σ is singular and the output has the identity on its range only. ``torch.func`` works in evaluation.
-
-    Checkpoints of a batch normalisation (with the same ``eps``, 1e-5 by default there) and of the other ``average``
-    evaluate as they did, or are refused.
+    channels, Σ is singular and the output has the identity on its range only. Of float32 features, eigenvalues of Σ
+    below 1e-7 of the largest are rounding: ``eps`` should be above that. ``torch.func`` works in evaluation.
 
     Args:
         num_features: C.
@@ -278,10 +277,8 @@ class PCANorm(WhiteningNorm):
     """PCA denoising: y = γ P x̂ + β, with x̂ the batch-normalised features and P a projector of each group.
 
     P projects on the leading eigenvectors of the covariance of x̂, that is of the channels' correlations. With all
-    components, the default, P is the identity and the layer a batch normalisation.
-
-    Statistics and running averages (the mean and the unbiased variance of the channels, and P) are as in
-    :class:`ZCANorm`. With a batch normalisation's checkpoint P is the identity.
+    components, the default, and with a batch normalisation's checkpoint, P is the identity. Statistics and running
+    averages (the mean and the unbiased variance of the channels, and P) are as in :class:`ZCANorm`.
 
     Args:
         num_features: C.

@@ -149,6 +149,13 @@ def test_energy_sums_to_the_eigenvalues(name: str, small_net, image: Tensor) -> 
     assert explanation.contributions is None
 
 
+def test_heads_of_a_cross_covariance_are_blocks_of_channel_pairs(small_net, image: Tensor) -> None:
+    net, image = small_net("crosscov", heads=2, reduce_channels=(8, 6)).double(), image.double()
+    map = explain(net, image, "channel_pairs", 1).map
+    assert map.shape == (8, 6) and not map[:4, 3:].any() and not map[4:, :3].any()
+    assert abs(map.sum() - score(net, image, 1)) < 1e-8 * np.abs(map).sum()
+
+
 @heads(MATRICES)
 def test_channel_pairs_sum_to_the_score(name: str, small_net, image: Tensor) -> None:
     net, image = small_net(name).double(), image.double()

@@ -14,7 +14,7 @@ import covpool_plugins
 from covpool_plugins import CovariancePooling, SecondOrderClsHead, list_pools, mmpretrain_plugin
 from covpool_plugins.errors import MissingExtraError, OptionError, ShapeError, UnknownNameError
 from covpool_plugins.linalg import resolve_method
-from covpool_plugins.mmpretrain_plugin import covariance_pooling
+from covpool_plugins.mmpretrain_plugin import covariance_pooling, second_order_heads
 
 BACKBONES = {
     "ResNet stages": (dict(type="ResNet", depth=18, out_indices=(1, 3)), dict(in_channels=[128, 512])),
@@ -169,11 +169,15 @@ def test_a_head_alone_takes_the_width_of_its_input(no_neck_yet):
         head(random(3, 11))
 
 
-def test_heads_that_do_not_fit_the_neck():
+def test_heads_that_do_not_fit_the_neck(monkeypatch):
+    said = []
+    monkeypatch.setattr(second_order_heads, "print_log", lambda message, *where: said.append(message))
     average = dict(type="mmpretrain.GlobalAveragePooling")
     assert classifier(average, dict(HEAD, in_channels=768))(random(2, 3, 64, 64)).shape == (2, 5)
+    said.clear()  # there may be a neck of an earlier test
     for neck in (NECK, [NECK]):
         model = classifier(neck, dict(HEAD, in_channels=2048))
+        assert "in_channels is 2048, the neck that was built last gives 36 numbers per image" in said.pop()
         with pytest.raises(ShapeError, match="36 numbers per image, not 2048; set in_channels=None, or in_channels=36"):
             model(random(2, 3, 64, 64))
     kept = CovariancePooling(8)

@@ -47,7 +47,7 @@ def test_backward_inside_autocast_is_in_full_precision(name):
         assert (inside - outside).norm() <= 1e-6 * outside.norm()
 
 
-@pytest.mark.parametrize("name", [name for name in POOLS if name not in ("ibcnn", "gaussian")])
+@pytest.mark.parametrize("name", POOLS)
 def test_the_largest_features_whose_vectors_are_finite(name):
     """As many as make sums of squares leave the range of float32 before their mean does."""
     pool, x = whole_pool(name), torch.randn(1, 8, 28, 28).relu()

@@ -46,7 +46,7 @@ def features(draw, channels=8, dtypes=tuple(DTYPES)):
 
 
 @pytest.mark.parametrize("make, method, own", MAKERS)
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, derandomize=True, max_examples=25)
 @given(x=features(), options=OPTIONS)
 def test_finite_features_give_finite_numbers(make, method, own, x, options):
     if own.get("n_components", 0) > 8 // options["groups"]:
@@ -62,7 +62,7 @@ def test_finite_features_give_finite_numbers(make, method, own, x, options):
     assert layer.whitening_error(x).isfinite().all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, derandomize=True, max_examples=40)
 @given(x=features(dtypes=(torch.float32, torch.bfloat16)), options=OPTIONS, make=LAYERS)
 def test_float64_gives_the_same_up_to_the_condition(x, options, make):
     """What float32 cannot resolve: eigenvalues below its rounding of the largest, means far above the deviation."""
@@ -83,12 +83,12 @@ def test_float64_gives_the_same_up_to_the_condition(x, options, make):
     # Of outputs and gradients that vanish the rounding of what they are made of stays.
     floors = [x.numel() ** 0.5 * factor for factor in (1.0, float(values[:, 0].min().rsqrt()), 1.0)]
     for k, (result, expected) in enumerate(zip(*results, strict=True)):
-        scale = max(float(expected.double().norm()), floors[k] if k < 3 else 1e-30)
+        scale = max(float(expected.double().norm()), floors[k] if k < 3 else options["eps"])
         assert (result.double() - expected.double()).norm() <= tolerance * scale
 
 
 @pytest.mark.parametrize("make, method, own", MAKERS)
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, derandomize=True, max_examples=10)
 @given(
     x=features(dtypes=(torch.float32, torch.float16)), options=OPTIONS, value=st.sampled_from([torch.nan, torch.inf])
 )
@@ -107,7 +107,7 @@ def test_what_is_not_finite_leaves_nothing_behind(make, method, own, x, options,
     assert torch.equal(layer.eval()(x), before.eval()(x))
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, derandomize=True, max_examples=10)
 @given(options=OPTIONS, make=LAYERS)
 def test_one_sample_is_refused_in_training_and_evaluated(options, make):
     layer, x = make(8, **options), torch.randn(1, 8, 1, 1)
@@ -116,7 +116,7 @@ def test_one_sample_is_refused_in_training_and_evaluated(options, make):
     torch.testing.assert_close(layer.eval()(torch.cat([x, x]))[:1], layer(x))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, derandomize=True, max_examples=40)
 @given(content=features(16, (torch.float32,)), style=features(16, (torch.float32,)), groups=st.sampled_from([1, 4]))
 def test_coloured_features_have_the_statistics_of_the_style_where_the_content_varies(content, style, groups):
     result = whitening_coloring(content[:1], style[:1], groups=groups)
