@@ -35,8 +35,8 @@ except ImportError as error:
 FIRST_ORDER = ("gap", "attention")
 REDUCTIONS = ("pca", "linear", None)
 CLASSIFIERS: Table[Callable[[], Any]] = Table("classifier of a probe")
-CLASSIFIERS.add("logistic", lambda: make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000)))
-CLASSIFIERS.add("ridge", lambda: make_pipeline(StandardScaler(), RidgeClassifierCV(np.logspace(0, 6, 13))))
+CLASSIFIERS.add("logistic", lambda: make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)))
+CLASSIFIERS.add("ridge", lambda: make_pipeline(StandardScaler(), RidgeClassifierCV(np.logspace(-1, 5, 13))))
 
 
 def list_probe_pools() -> list[str]:
