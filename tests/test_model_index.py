@@ -52,7 +52,7 @@ def test_names_are_known_whichever_is_imported_first(imports):
     code = f"import importlib, sys; name = {NAME!r}\n{imports}\n"
     code += "from mmpretrain.apis.model import ModelHub; print(ModelHub.has(name))"
     command = [sys.executable, "-W", "always", "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert (result.returncode, result.stdout) == (0, "True\n"), result.stderr
     assert "covpool_plugins" not in result.stderr
 

@@ -314,7 +314,7 @@ def page(tool, tmp_path_factory) -> Path:
 def test_page(page: Path, width: int, tmp_path: Path) -> None:
     pytest.importorskip("PySide6.QtWebEngineCore", reason="needs the extra 'browser'")
     command = [sys.executable, str(BROWSER), str(page), str(width), str(tmp_path / "page.png")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     seen = json.loads(done.stdout)
     assert seen["console"] == [] and seen["requests"] == []
     assert len(seen["pictures"]) == 6  # three maps, two montages, one panel

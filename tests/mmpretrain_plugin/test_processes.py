@@ -42,7 +42,7 @@ def two_processes(script, *arguments):
     paths = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
     command = [str(part) for part in (*launch, script, *arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     return result.returncode, result.stderr
 
 
