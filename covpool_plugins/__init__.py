@@ -15,19 +15,19 @@ __version__ = "0.2.0.dev0"
 
 # Imported on first use: a config names them as type='covpool_plugins.<Name>', and timm users need no MMPretrain.
 MMPRETRAIN_CLASSES = {
-    "AlexNetBN": "mmpretrain_plugin.alexnet_bn",
     "CovariancePooling": "mmpretrain_plugin.covariance_pooling",
     "MatrixSqrt": "mmpretrain_plugin.matrix_sqrt",
     "NormSwap": "mmpretrain_plugin.norm_swap",
     "PCANorm1d": "whitening",
     "PCANorm2d": "whitening",
     "PCANorm3d": "whitening",
-    "SecondOrderClsHead": "mmpretrain_plugin.second_order_cls_head",
-    "SoViT": "mmpretrain_plugin.so_vit",
+    "SecondOrderClsHead": "mmpretrain_plugin.second_order_heads",
+    "SecondOrderMultiLabelHead": "mmpretrain_plugin.second_order_heads",
     "SoViTHead": "mmpretrain_plugin.so_vit",
     "SpectrumHook": "mmpretrain_plugin.spectrum_hook",
     "StanfordDogs": "mmpretrain_plugin.stanford_dogs",
     "SwitchMethodHook": "mmpretrain_plugin.switch_method_hook",
+    "TIMMBackbone": "mmpretrain_plugin.timm_backbone",
     "WhiteningErrorHook": "mmpretrain_plugin.whitening_error_hook",
     "ZCANorm1d": "whitening",
     "ZCANorm2d": "whitening",

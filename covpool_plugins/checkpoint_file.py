@@ -11,19 +11,20 @@ import argparse
 import io
 import mmap
 import os
+import re
 import stat
 import struct
 import zipfile
 from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from .checkpoint_pickle import CheckpointError, HostileError, Program, numpy_globals, shown
+from .checkpoint_pickle import MOST_TIMES, CheckpointError, HostileError, Program, numpy_globals, shown
 from .errors import one_line
 
 ARCHIVE = b"PK\x03\x04"
@@ -32,29 +33,42 @@ LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 # A network with 5,000 tensors, averages and an optimizer takes 15,000 entries.
 MOST_ENTRIES, MOST_HEADER = 50_000, 1 << 22
 CHUNK = 1 << 22
+# Of files of weights in folders, the first that there is counts.
+USUAL_NAMES = (
+    *("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth", "model.bin", "model.ckpt"),
+    *("pytorch_model.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
+)
+SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".bin", ".ckpt", ".pt")
 # Where training scripts put the weights, the first that there is counts; averaged weights come first, as in timm.
 AVERAGED = ("state_dict_ema", "model_ema")
-CONTAINERS = (*AVERAGED, "state_dict", "net", "model", "model_state_dict")
-# What DataParallel, DistributedDataParallel and torch.compile put between the parts of a key; what scripts, Lightning
-# and Accelerate put before all keys, when the network is a part of what they save.
+CONTAINERS = (*AVERAGED, "state_dict", "net", "model", "model_state_dict", "module")
+# What DataParallel, DistributedDataParallel and torch.compile put between the parts of a key; what training loops
+# (Lightning, scripts) and wrappers of networks put before all keys of the network.
 WRAPPERS = ("module", "_orig_mod")
-OWNERS = ("model", "net", "network", "backbone")
-REAL_NUMBERS = ("weight", "bias", "running_mean", "running_var")
+LOOPS = ("model", "net", "network")
+OWNERS = (*LOOPS, "backbone", "timm_model")
+COUNTERS = ("n_averaged",)  # of torch.optim.swa_utils, beside the averaged network
+# How keys of parameters and statistics end in timm and MMPretrain, whose integers count or point.
+REAL_NUMBERS = re.compile(
+    r"(\w+_)?(weights?|bias(es)?|mean|var|subspace|gamma|alpha|scale|gain|token|embed|table|temperature)_?\d*"
+)
 
 Progress = Callable[[int], object]
 
 
 def read_checkpoint(
-    path: Path | str, progress: Progress = lambda _: None, more: Mapping[str, Callable[..., Any]] | None = None
+    path: Path | str,
+    progress: Progress = lambda _: None,
+    more: Mapping[str, Callable[..., Any]] | None = None,
+    mmap: bool = True,
 ) -> Any:
     """What ``torch.save`` or safetensors wrote: dictionaries, lists, text, numbers and dense tensors.
-
-    Tensors of an archive and of safetensors are read from the file when they are used: it has to stay as it is.
 
     Args:
         path: the file.
         progress: called with numbers of bytes as they are checked, in all the file's size at most.
         more: classes and functions by their names in the file that may be used besides.
+        mmap: tensors of an archive and of safetensors are read when they are used: the file has to stay as it is.
 
     Raises:
         FileNotFoundError, OSError: if there is no such file or it cannot be read.
@@ -71,7 +85,7 @@ def read_checkpoint(
         raise CheckpointError(f"{path} is no regular file")
     try:
         with open(path, "rb") as file:
-            return _read(path, file, progress, dict(more or {}))
+            return _read(path, file, progress, dict(more or {}), mmap)
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from None
     except OSError as error:
@@ -86,7 +100,7 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path} is no checkpoint of PyTorch or is damaged ({one_line(error)[:100]})")
 
 
-def _read(path: Path, file: BinaryIO, progress: Progress, more: dict[str, Callable[..., Any]]) -> Any:
+def _read(path: Path, file: BinaryIO, progress: Progress, more: dict[str, Callable[..., Any]], mapped: bool) -> Any:
     size, start = os.fstat(file.fileno()).st_size, file.read(9)
     if not size:
         raise CheckpointError("is empty")
@@ -96,11 +110,13 @@ def _read(path: Path, file: BinaryIO, progress: Progress, more: dict[str, Callab
     with torch.serialization.safe_globals([known_global for known_global in known if known_global not in allowed]):
         if start.startswith(ARCHIVE):
             _check_archive(path, file, size, progress, Program(size, more))
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if path.suffix == ".safetensors" or start[8:] == b"{":
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        if path.suffix == ".safetensors":
             if int.from_bytes(start[:8], "little") > MOST_HEADER:
                 raise CheckpointError("is no file of safetensors, or has a header of more than 4 MB")
-            return safetensors.torch.load_file(path)
+            return _read_safetensors(path)
+        if start[8:] == b"{":  # others would read it in another way
+            raise CheckpointError("may be a file of safetensors; then its name has to end in .safetensors")
         if start[:1] in (b"<", b"{"):
             raise CheckpointError("is text, not a checkpoint of PyTorch")
         # Without a file descriptor PyTorch does not try to read a tar archive, whose headers claim any length.
@@ -110,58 +126,138 @@ def _read(path: Path, file: BinaryIO, progress: Progress, more: dict[str, Callab
             return torch.load(content, map_location="cpu", weights_only=True)  # type: ignore[arg-type]
 
 
-def find_weights(content: Any, path: Path | str, averaged: bool = True) -> tuple[str | None, dict[str, Tensor]]:
-    """The weights in what a file holds, and the name under which they are there.
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors by all their names: of those that are one, the metadata name the one that was saved."""
+    tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
+    with safetensors.safe_open(path, "pt") as file:
+        for name, saved in (file.metadata() or {}).items():
+            if saved in tensors:
+                tensors.setdefault(name, tensors[saved])
+    return tensors
+
+
+def weights_file(folder: Path) -> Path:
+    """The file of weights in a folder of timm, of Hugging Face's tools or of Accelerate.
+
+    Raises:
+        CheckpointError: if there is none, or several of which none has a usual name.
+    """
+    usual = [folder / name for name in USUAL_NAMES if (folder / name).exists()]
+    others = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES))
+    if not usual and len(others) != 1:
+        found = (
+            f"several files of weights ({others[0].name}, {others[1].name}, ...); name one"
+            if others
+            else (f"none of {', '.join(USUAL_NAMES)}: it is no folder of weights")
+        )
+        raise CheckpointError(f"{folder} holds {found}")
+    return (usual or others)[0]
+
+
+class Weights(NamedTuple):
+    """The weights of a network in what a file holds.
+
+    ``tensors`` are by their keys without what wrappers add, ``keys`` has for each of these keys the one in the file.
+    ``container`` is the name under which the weights are in the file, ``None`` if they are all of it. ``beside`` holds
+    by the file's keys what is saved with the network: a loss, metrics, an average.
+    """
+
+    tensors: dict[str, Tensor]
+    keys: dict[str, str]
+    container: str | None
+    beside: dict[str, Any]
+
+
+def find_weights(content: Any, path: Path | str, averaged: bool = True, known: Container[str] = ()) -> Weights:
+    """The weights of the network in what a file holds.
 
     Args:
         content: of :func:`read_checkpoint`.
         path: of the file.
         averaged: take averaged weights (EMA), where there are some.
+        known: keys of the network, which are kept as they are.
 
     Raises:
         CheckpointError: if there are none, if one of them is no tensor or holds integers where a network has real
-            numbers, or if they hold more numbers than the file.
+            numbers, if two keys would become one, or if the tensors overlap and are together much larger than the file.
     """
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
     containers = CONTAINERS if averaged else [name for name in CONTAINERS if name not in AVERAGED]
     container = next((name for name in containers if isinstance(content.get(name), dict)), None)
-    weights = dict(content if container is None else content[container])
-    for key, value in weights.items():
+    stored = content if container is None else content[container]
+    for key in stored:
         if not isinstance(key, str):
             raise CheckpointError(f"{path}: {shown(key)} is no name of a tensor")
-        if not isinstance(value, Tensor):
-            raise CheckpointError(f"{path}: {shown(key)} holds no tensor, but {type(value).__name__}")
-        if key.rpartition(".")[2] in REAL_NUMBERS and not value.is_floating_point():
-            raise CheckpointError(f"{path}: {shown(key)} is of {value.dtype}, weights are real numbers")
-        if value.is_floating_point() and value.itemsize < 2:  # which mean nothing without their scales
-            raise CheckpointError(f"{path}: {shown(key)} is of {value.dtype}, weights have 16 bits or more")
-    if not weights:
+    keys = bare_keys([key for key in stored if key not in COUNTERS], path, known)
+    tensors = {bare: stored[key] for bare, key in keys.items()}
+    places = {}
+    for bare, value in tensors.items():
+        _check_weight(bare, value, f"{path}: {shown(keys[bare])}")
+        places[value.data_ptr(), value.shape, value.stride()] = value.nbytes
+    if not tensors:
         raise CheckpointError(f"{path} holds no weights")
-    if sum(value.nbytes for value in weights.values()) > Path(path).stat().st_size:
-        raise CheckpointError(f"{path} is damaged or hostile: its tensors share numbers and are larger than the file")
-    return container, weights
+    if sum(places.values()) > MOST_TIMES * Path(path).stat().st_size:
+        raise CheckpointError(f"{path} is damaged or hostile: its tensors overlap and are larger than the file")
+    used = set(keys.values())
+    return Weights(tensors, keys, container, {key: value for key, value in stored.items() if key not in used})
 
 
-def bare_keys(keys: Iterable[str], path: Path | str, known: Container[str] = ()) -> dict[str, str]:
-    """The keys without what wrappers add to them, and for each of these the one in the file.
+def _check_weight(key: str, value: Any, name: str) -> None:
+    if not isinstance(value, Tensor):
+        raise CheckpointError(f"{name} holds no tensor, but {type(value).__name__}")
+    if not value.is_floating_point() and REAL_NUMBERS.fullmatch(key.rpartition(".")[2]):
+        raise CheckpointError(f"{name} is of {value.dtype}, weights are real numbers")
+    if value.is_floating_point() and value.itemsize < 2:  # which mean nothing without their scales
+        raise CheckpointError(f"{name} is of {value.dtype}, weights have 16 bits or more")
+
+
+def check_real_numbers(weights: Mapping[str, Tensor], model: Mapping[str, Tensor], path: Path | str) -> None:
+    """Raise if a file has integers or truth values where a model has real numbers, whatever their name is.
 
     Args:
-        keys: of a state dict.
+        weights: of the file, by the model's keys.
+        model: the model's state dict.
         path: of the file.
-        known: keys that are kept as they are.
 
     Raises:
-        CheckpointError: if two keys would become one.
+        CheckpointError: naming the key and both types.
+    """
+    for key, value in weights.items():
+        own = model.get(key)
+        if isinstance(value, Tensor) and own is not None and value.is_floating_point() < own.is_floating_point():
+            raise CheckpointError(f"{path}: {shown(key)} is of {value.dtype}, the model needs {own.dtype}")
+
+
+def check_numpy(path: Path) -> None:
+    """Raise if a NumPy archive, which timm reads without pickles, unpacks to much more than its size.
+
+    Raises:
+        CheckpointError: for such an archive, or a damaged one.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(part.file_size for part in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise _damaged(path, error) from None
+    if unpacked > MOST_TIMES * path.stat().st_size:
+        raise CheckpointError(f"{path} is damaged or hostile: unpacked it has {unpacked} bytes")
+
+
+def bare_keys(keys: Iterable[str], path: Path | str, known: Container[str]) -> dict[str, str]:
+    """The network's keys without what wrappers add to them, and for each of these the one in the file.
+
+    Where a training loop's own modules are saved too, the network is what stands under ``model.`` and the like.
     """
     bare = {key: [part for part in key.split(".") if part not in WRAPPERS] for key in keys}
-    while all(len(parts) > 1 for parts in bare.values()) and not any(
-        ".".join(parts) in known for parts in bare.values()
-    ):
-        owners = {parts[0] for parts in bare.values()}
-        if len(owners) != 1 or not owners <= set(OWNERS):
+    while not any(".".join(parts) in known for parts in bare.values()):
+        owners = {parts[0] for parts in bare.values() if len(parts) > 1 and parts[0] in OWNERS}
+        owned = {key: parts[1:] for key, parts in bare.items() if parts[0] in owners and len(parts) > 1}
+        if len(owners) != 1 or (len(owned) < len(bare) and not owners <= set(LOOPS)):
             break
-        bare = {key: parts[1:] for key, parts in bare.items()}
+        bare = owned
     originals: dict[str, str] = {}
     for key, parts in bare.items():
         name = ".".join(parts)
@@ -183,7 +279,8 @@ def _check_archive(path: Path, file: BinaryIO, size: int, progress: Progress, pr
             raise CheckpointError("is a zip archive with compressed parts, which torch.save does not write")
         root = next((name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")), None)
         names = {name.casefold() for name in entries}  # PyTorch takes DATA.PKL for data.pkl
-        if root is None or len(names) != len(archive.infolist()) or not all(n.startswith(root) for n in entries):
+        strange = [n for n in entries if root is None or not n.startswith(root) or {"", ".", ".."} & {*n.split("/")}]
+        if root is None or len(names) != len(archive.infolist()) or strange:
             raise CheckpointError("is a zip archive, but none that torch.save has written")
         if sum(max(entry.file_size, entry.compress_size) for entry in entries.values()) > size:
             raise HostileError("it claims parts that are larger than the file together")

@@ -86,6 +86,7 @@ class Program:
         self.more = more
         self.opcodes = self.made = 0
         self.storages: dict[str, StorageClaim] = {}
+        self.tensors: set[tuple[Any, ...]] = set()
 
     def run(self, file: Any) -> Any:
         """The object of the pickle that begins at the file's position; the position is behind it afterwards."""
@@ -191,8 +192,11 @@ class Program:
         if name in self.more:  # nested tuples would be copied without their references
             return _Object("more") if all(isinstance(value, str) for value in arguments) else _refuse()
         made = GLOBALS[name](*arguments)
-        if isinstance(made, _Object) and made.kind == "tensor":  # what copies one, for all its names, takes as much
-            self._count(made.size)
+        if isinstance(made, _Object) and made.kind == "tensor":
+            place = (arguments[0].key, arguments[1], tuple(arguments[2]), tuple(arguments[3]))
+            if place not in self.tensors:  # another name of a tensor takes nothing
+                self.tensors.add(place)
+                self._count(made.size)
         return made
 
     def _build(self, state: Any, instance: Any) -> None:

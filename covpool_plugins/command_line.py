@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
 
-from .errors import one_line
+from .errors import on_one_line, one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,23 +40,38 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--local-rank", type=int, help=argparse.SUPPRESS)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {on_one_line(message)}\n")
 
 
 def run_tool(main: Callable[[], None]) -> NoReturn:
     """Run a tool: bad input (``ValueError``, ``OSError``, ``ImportError``) is one line and status 2.
 
-    Ctrl-C ends with the shell's status for it, 130.
+    Ctrl-C ends with the shell's status for it, 130, and a reader that has closed the pipe, such as ``head``, with 141.
     """
     try:
         main()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        sys.exit(141)
     except (ValueError, OSError, ImportError) as error:
+        _discard_output()
         print(f"{sys.argv[0]}: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{sys.argv[0]}: interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def _discard_output() -> None:
+    """Let what standard output still holds go nowhere if it cannot be written: Python would say so at its end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def available_device(name: str) -> torch.device:

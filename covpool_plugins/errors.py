@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from types import ModuleType
 
 MOST_LISTED = 40
+LONGEST = 1000  # characters of a line
 
 
 class UnknownNameError(ValueError):
@@ -48,10 +49,14 @@ class MissingExtraError(ImportError):
 
 def one_line(error: BaseException) -> str:
     """The message of an error on one line, without control characters; an ``OSError`` names its file."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    message = "".join(letter if letter.isprintable() else " " for letter in str(error))
-    return " ".join(message.split()) or type(error).__name__
+    named = isinstance(error, OSError) and error.filename is not None and error.strerror
+    return on_one_line(f"{error.filename}: {error.strerror}" if named else str(error)) or type(error).__name__  # type: ignore[attr-defined]
+
+
+def on_one_line(message: str) -> str:
+    """A message on one line, without control characters; of a long one the beginning and the end."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in message).split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
 def require_extra(module: str, extra: str) -> ModuleType:

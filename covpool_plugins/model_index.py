@@ -1,7 +1,8 @@
-"""Our configs as models that MMPretrain knows by name."""
+"""Our parts under their bare names, and our configs as models that MMPretrain knows by name."""
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -19,12 +20,14 @@ REGISTERED = "_covpool_plugins_index"
 
 
 def register_configs(module: ModuleType) -> None:
-    """Register the configs of the model index with a loaded ``mmpretrain.apis.model``, once.
+    """Register our parts and the configs of the model index with a loaded ``mmpretrain.apis.model``, once.
 
+    ``custom_imports=dict(imports=['covpool_plugins'])`` is then enough for ``type='CovariancePooling'``.
     ``list_models``, ``get_model``, ``inference_model`` and all inferencers of MMPretrain look names up there. An error
     becomes a warning of one line: it must not stop the import of MMPretrain.
     """
     try:
+        importlib.import_module(f"{__package__}.mmpretrain_plugin")
         hub = module.ModelHub
         if not hasattr(hub, REGISTERED):
             index, folder = find_index()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,14 @@ from .errors import OptionError, one_line
 Picture = Image.Image
 # Pillow knows more, of which some start other programs (EPS) or raise what is no error of a picture.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-MOST_PIXELS = 178_956_970  # where Pillow refuses a picture
+MOST_PIXELS = 120_000_000  # a camera of 108 megapixels has fewer; a decoded pixel takes 4 bytes, or 8 for a while
 TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
+
+
+def check_picture(path: Path | str) -> None:
+    """Raise as :func:`read_picture` does, for what shows before the pixels are decoded: file, format and size."""
+    with opened_picture(path):
+        pass
 
 
 def read_picture(path: Path | str, upright: bool = True) -> Picture:
@@ -35,6 +43,17 @@ def read_picture(path: Path | str, upright: bool = True) -> Picture:
         >>> read_picture("grey.png").size, read_picture("grey.png").mode
         ((8, 4), 'RGB')
     """
+    with opened_picture(path) as opened:
+        if upright:
+            ImageOps.exif_transpose(opened, in_place=True)
+        opened.load()
+        picture = to_eight_bits(opened)
+        return picture if picture.mode == "RGB" else picture.convert("RGB")  # which copies
+
+
+@contextmanager
+def opened_picture(path: Path | str) -> Iterator[Picture]:
+    """The picture of a file; what goes wrong here or within becomes one line with the path."""
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):
             raise OptionError("no regular file")
@@ -44,7 +63,7 @@ def read_picture(path: Path | str, upright: bool = True) -> Picture:
                 for width, height in (opened.size, _tile(opened)):
                     if width * height > MOST_PIXELS:
                         raise OptionError(f"a picture of {width}x{height} pixels, more than {MOST_PIXELS}")
-                return to_eight_bits(ImageOps.exif_transpose(opened) if upright else opened).convert("RGB")
+                yield opened
     except OptionError as error:
         raise OptionError(f"{path}: {error}") from None
     except UnidentifiedImageError:
@@ -72,5 +91,5 @@ def to_eight_bits(picture: Picture) -> Picture:
     if picture.mode in ("I", "F"):
         raise OptionError(f"a picture of mode {picture.mode!r} (32 bits) has no known white; save it with 8 or 16 bits")
     if picture.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
+        return Image.fromarray(((np.asarray(picture).astype(np.uint32) + 128) // 257).astype(np.uint8))
     return picture

@@ -70,7 +70,7 @@ def test_a_room_imports_from_rooms_above_it(room):
     assert rooms <= allowed
 
 
-@pytest.mark.parametrize("room", ROOMS[:4])
+@pytest.mark.parametrize("room", ROOMS[:3])
 def test_the_first_rooms_know_no_ecosystem(room):
     outside = {name.split(".")[0] for name in _imported_by(room)}
     assert "torch" in outside and not outside & {"timm", "mmengine", "mmpretrain", "mmcv"}

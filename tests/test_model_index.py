@@ -48,9 +48,12 @@ assert model.ModelHub.has(name)
     ],
     ids=["MMPretrain first and both again", "MMPretrain second"],
 )
-def test_names_are_known_whichever_is_imported_first(imports):
+def test_names_of_models_and_parts_are_known_whichever_is_imported_first(imports):
     code = f"import importlib, sys; name = {NAME!r}\n{imports}\n"
-    code += "from mmpretrain.apis.model import ModelHub; print(ModelHub.has(name))"
+    code += "from mmpretrain.apis.model import ModelHub; from mmpretrain.registry import HOOKS, MODELS\n"
+    code += "from mmengine.registry import MODELS as ROOT\n"
+    code += "assert MODELS.get('CovariancePooling') and HOOKS.get('SpectrumHook') and ROOT.get('ZCANorm2d')\n"
+    code += "print(ModelHub.has(name))"
     command = [sys.executable, "-W", "always", "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert (result.returncode, result.stdout) == (0, "True\n"), result.stderr

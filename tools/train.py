@@ -19,6 +19,10 @@ def main() -> None:
         "an epoch a run goes on bit for bit as if it had never stopped",
     )
     parser.add_argument("--amp", action="store_true", help="train in mixed precision")
+    parser.add_argument(
+        "--auto-scale-lr", action="store_true", help="scale the learning rate to the batch of all processes"
+    )
+    parser.add_argument("--no-validate", action="store_true", help="do not evaluate while training")
     args = parser.parse_args()
 
     from covpool_plugins.mmpretrain_plugin.runner import train
@@ -28,6 +32,8 @@ def main() -> None:
         work_dir=args.work_dir,
         resume=args.resume,
         amp=args.amp,
+        auto_scale_lr=args.auto_scale_lr,
+        validate=not args.no_validate,
         options=args.cfg_options,
         launcher=args.launcher,
     )

@@ -11,7 +11,7 @@ _base_ = [
 
 model = dict(
     type="ImageClassifier",
-    backbone=dict(type="covpool_plugins.AlexNetBN"),
+    backbone=dict(type="covpool_plugins.TIMMBackbone", model_name="alexnet"),
     neck=dict(type="covpool_plugins.CovariancePooling", pool="svdpade", in_channels=256),
     head=dict(
         type="covpool_plugins.SecondOrderClsHead", num_classes=1000, loss=dict(type="CrossEntropyLoss"), topk=(1, 5)

@@ -4,6 +4,14 @@
 # Published: accuracy 90.0 (90.3 in the authors' README)
 # Recipe: fine-tuning of CVPR 2018 (batch 10, learning rate 1.2e-3, 5 times that for the classifier, 100 epochs)
 # Train: python tools/train.py configs/fine_grained/resnet50_isqrt_1xb10_aircraft.py
-_base_ = "./resnet50_svdpade_1xb10_aircraft.py"
+_base_ = [
+    "../_base_/models/resnet50_in1k.py",
+    "../_base_/datasets/aircraft_bs10_448.py",
+    "../_base_/schedules/fine_tune_bs10_100e.py",
+    "mmpretrain::_base_/default_runtime.py",
+]
 
-model = dict(neck=dict(pool="isqrt"))
+model = dict(
+    neck=dict(_delete_=True, type="covpool_plugins.CovariancePooling", pool="isqrt", in_channels=2048),
+    head=dict(type="covpool_plugins.SecondOrderClsHead", in_channels=None, num_classes=100),
+)

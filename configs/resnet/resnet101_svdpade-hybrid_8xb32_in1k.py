@@ -3,6 +3,7 @@
 # Published: top-1/top-5 error 21.40/5.69 (average pooling 22.63/6.44)
 # Recipe: ICCV 2021 (batch 256, learning rate 0.0794, 60 epochs, divided by 10 after 30 and 45)
 # Train: torchrun --nproc-per-node 8 tools/train.py configs/resnet/resnet101_svdpade-hybrid_8xb32_in1k.py --launcher pytorch
-_base_ = "./resnet101_isqrt_8xb32_in1k.py"
+_base_ = "./resnet101_svdpade_8xb32_in1k.py"
 
+model = dict(neck=dict(pool="isqrt"))
 custom_hooks = [dict(type="covpool_plugins.SwitchMethodHook", begin=45, method="svdpade")]

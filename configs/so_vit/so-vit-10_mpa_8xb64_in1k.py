@@ -5,4 +5,4 @@
 # Train: torchrun --nproc-per-node 8 tools/train.py configs/so_vit/so-vit-10_mpa_8xb64_in1k.py --launcher pytorch --amp
 _base_ = "./so-vit-7_mpa_8xb64_in1k.py"
 
-model = dict(backbone=dict(arch="10"))
+model = dict(backbone=dict(model_name="so_vit_10"))

@@ -11,7 +11,7 @@ _base_ = [
 
 model = dict(
     type="ImageClassifier",
-    backbone=dict(type="covpool_plugins.SoViT", arch="7", drop_path_rate=0.1),
+    backbone=dict(type="covpool_plugins.TIMMBackbone", model_name="so_vit_7", drop_path_rate=0.1),
     head=dict(
         type="covpool_plugins.SoViTHead",
         num_classes=1000,

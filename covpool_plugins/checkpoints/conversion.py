@@ -10,11 +10,18 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from ..checkpoint_file import CheckpointError, Progress, find_weights, read_checkpoint
+from ..checkpoint_file import (
+    CheckpointError,
+    Progress,
+    check_real_numbers,
+    find_weights,
+    read_checkpoint,
+    weights_file,
+)
 from ..checkpoint_pickle import shown
 from ..errors import OptionError, UnknownNameError
 from .fitting import Fitted, KeyReport, fit
-from .folders import DESCRIPTION, LEFT_OUT, read_json, read_record, weights_file
+from .folders import DESCRIPTION, LEFT_OUT, read_json, read_record
 from .layouts import LAYOUTS, HintError, Hints, Plan, check_arch
 from .mmpretrain_files import INTERPOLATIONS
 from .network import Network
@@ -123,7 +130,7 @@ def load_original(
         plan.network,
         fitted.keys,
         fitted.left_out,
-        _description(state, plan, fitted.keys),
+        _description(state, plan, fitted),
         plan.data,
     )
 
@@ -224,9 +231,9 @@ def _notes(state: OriginalState, weights: Mapping[str, Tensor]) -> list[str]:
     return notes + [f"left out of the file: {name} ({reason})" for name, reason in state.left_out.items()]
 
 
-def _description(state: OriginalState, plan: Plan, keys: list[KeyReport]) -> dict[str, Any]:
+def _description(state: OriginalState, plan: Plan, fitted: Fitted) -> dict[str, Any]:
     """What is needed besides our weights to write the checkpoint again; JSON can express it."""
-    rows = [row for row in keys if row.original]
+    rows = [row for row in fitted.keys if row.original and (row.ours or row.original in fitted.left_out)]
     return {
         "source": plan.source,
         "file_name": state.file_name,
@@ -248,8 +255,9 @@ def _read_folder(path: Path) -> Converted:
     arguments, notes = allowed_settings(config.get("model_args") or {})
     network = Network.of_model(name, classes, arguments)
     file = weights_file(path)
-    weights = find_weights(read_checkpoint(file), file)[1]
     wanted = network.build("meta").state_dict()
+    weights = find_weights(read_checkpoint(file), file, known=wanted).tensors
+    check_real_numbers(weights, wanted, file)
     for key in {**wanted, **weights}:
         if key not in weights or key not in wanted or weights[key].shape != wanted[key].shape:
             raise CheckpointError(f"{file}: {shown(key)} does not fit {name}")

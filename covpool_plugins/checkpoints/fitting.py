@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checkpoint_file import COUNTERS
 from ..checkpoint_pickle import shown
 from ..errors import OptionError
 from ..pooling import create_pool
@@ -77,13 +78,14 @@ def fit(plan: Plan, state: OriginalState) -> Fitted:
             parts.setdefault(place.key, {})[place.part] = _reshaped(ours, place.part, place.shape, wanted[place.key])
             remark = "transposed" * place.transposed
             keys.append(KeyReport(state.keys[key], place.key, shape, remark, place.part, place.transposed))
+    keys += [KeyReport(key, None, tuple(t.shape), "left out: beside the network") for key, t in state.beside.items()]
     if unknown:
         raise OptionError(
             f"{state.file_name}: {_some(unknown)} would be lost: {plan.network.model_name} has no place for it, and no "
             "reason is known to drop it"
         )
     weights = {key: _joined(key, pieces, wanted[key], state) for key, pieces in parts.items()}
-    made = _made(wanted, weights, model, plan)
+    made = _made(wanted, weights, model, plan, state)
     keys += [KeyReport(None, key, tuple(tensor.shape), remark) for key, (tensor, remark) in made.items()]
     weights |= {key: tensor for key, (tensor, _) in made.items()}
     is_triangle = plan.network.head is not None and _is_triangle(model.head.global_pool)
@@ -126,11 +128,14 @@ def _joined(key: str, pieces: dict[int | None, Tensor], wanted: Tensor, state: O
 
 
 def _made(
-    wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor], model: Any, plan: Plan
+    wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor], model: Any, plan: Plan, state: OriginalState
 ) -> dict[str, tuple[Tensor, str]]:
     """What a checkpoint need not have: counters, hashes that follow from a seed, a fresh head that was asked for."""
     missing = [key for key in wanted if key not in weights]
     made: dict[str, tuple[Tensor, str]] = {}
+    beside = [shown(key) for key in state.beside if key not in COUNTERS]
+    if plan.fresh and beside:
+        raise OptionError(f"{state.file_name}: {_some(beside)} may be the head of the network, which has none")
     for key in missing:
         if key.endswith(".num_batches_tracked"):
             made[key] = torch.tensor(0), "made: the file has no counter"

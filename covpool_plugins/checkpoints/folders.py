@@ -11,22 +11,9 @@ from typing import Any
 from ..checkpoint_file import CheckpointError
 from ..errors import one_line
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.bin", "pytorch_model.safetensors", "model.ckpt")
 DESCRIPTION, RECORD, LEFT_OUT = "config.json", "original.json", "original.safetensors"
 MANIFEST, REPORT = "conversion.json", "conversion.md"
 MOST_BYTES = 1 << 24
-
-
-def weights_file(folder: Path) -> Path:
-    """The file of weights in a folder of timm, of Hugging Face's tools or of Accelerate.
-
-    Raises:
-        CheckpointError: if there is none.
-    """
-    for name in WEIGHTS:
-        if (folder / name).exists():
-            return folder / name
-    raise CheckpointError(f"{folder} holds none of {', '.join(WEIGHTS)}: it is no folder of weights")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from ..architectures import SO_VITS
 from ..tables import Table
+from ..timm_plugin.so_vit import SO_VITS
 from ..timm_plugin.whitened_models import MODELS as WHITENED_MODELS
 from .network import TOKEN_POOL, Network
 
@@ -77,14 +77,11 @@ def densenet(network: Network, name: re.Match[str]) -> Counterpart:
     return Counterpart(dict(type="DenseNet", arch=name[1]), key)
 
 
-def alexnet(network: Network, name: re.Match[str]) -> Counterpart:
-    """Ours in both."""
-    return Counterpart(dict(type="covpool_plugins.AlexNetBN", **network.backbone_kwargs), lambda key: key)
-
-
-def so_vit(network: Network, name: re.Match[str]) -> Counterpart:
-    """Ours in both."""
-    return Counterpart(dict(type="covpool_plugins.SoViT", arch=name[1]), lambda key: key)
+def own_network(network: Network, name: re.Match[str]) -> Counterpart:
+    """One that timm lacks; the class token's pool and classifiers are the head's."""
+    kept = {} if network.backbone.startswith("so_vit") else network.backbone_kwargs
+    config = dict(type="covpool_plugins.TIMMBackbone", model_name=network.backbone, **kept)
+    return Counterpart(config, lambda key: f"timm_model.{key}")
 
 
 def any_timm_backbone(network: Network, name: re.Match[str]) -> Counterpart:
@@ -155,6 +152,5 @@ MMPRETRAIN_BACKBONES.add(r"resnet(18|34|50|101|152)", resnet)
 MMPRETRAIN_BACKBONES.add(r"resnet(18|50)_cifar(?:_(zca|pca))?", resnet_cifar)
 MMPRETRAIN_BACKBONES.add(r"vgg(11|13|16|19)(_bn)?", vgg)
 MMPRETRAIN_BACKBONES.add(r"densenet(121|169|201)", densenet)
-MMPRETRAIN_BACKBONES.add(r"alexnet", alexnet)
-MMPRETRAIN_BACKBONES.add(r"so_vit_(\d+)", so_vit)
+MMPRETRAIN_BACKBONES.add(r"alexnet|so_vit_\d+", own_network)
 MMPRETRAIN_BACKBONES.add(r".*", any_timm_backbone)

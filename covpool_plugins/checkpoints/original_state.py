@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..checkpoint_file import CONTAINERS, bare_keys, find_weights
+from ..checkpoint_file import CONTAINERS, find_weights
 
 TRAINING = ("optimizer", "scheduler", "lr_scheduler", "amp_scaler", "scaler", "meta", "message_hub", "param_schedulers")
 # Of a timm or main.py run's settings.
@@ -30,6 +30,7 @@ class OriginalState:
         plain: what else the file holds of plain data: ``epoch``, ``best_prec1``, ...
         left_out: what else it holds, and why that is left out.
         file_name: without folders.
+        beside: tensors that the file has beside the network, by their keys in the file.
     """
 
     tensors: dict[str, Tensor]
@@ -39,6 +40,7 @@ class OriginalState:
     file_name: str
     plain: dict[str, Any] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    beside: dict[str, Tensor] = field(default_factory=dict)
 
     def has(self, *beginnings: str) -> bool:
         """Whether for each of the beginnings there is a key with it."""
@@ -64,12 +66,13 @@ def unwrap(content: Any, path: Path, averaged: bool = True) -> OriginalState:
     Raises:
         CheckpointError: if there are none, or something else is among them.
     """
-    container, state = find_weights(content, path, averaged)
-    keys = bare_keys(state, path)
-    rest = {} if container is None else {name: value for name, value in content.items() if name != container}
+    found = find_weights(content, path, averaged)
+    rest = {name: value for name, value in content.items() if name != found.container} if found.container else {}
     plain, left_out = _rest(rest)
+    beside = {key: value for key, value in found.beside.items() if isinstance(value, Tensor)}
+    left_out |= {key: "no tensor, beside the network" for key in found.beside if key not in beside}
     return OriginalState(
-        {bare: state[key] for bare, key in keys.items()}, keys, container, _settings(rest), path.name, plain, left_out
+        found.tensors, found.keys, found.container, _settings(rest), path.name, plain, left_out, beside
     )
 
 

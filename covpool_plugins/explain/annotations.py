@@ -25,10 +25,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from ..errors import UnknownNameError
-from ..pictures import Picture, read_picture
+from ..pictures import Picture, opened_picture, read_picture
 
 PICTURE_FOLDERS = ("pictures", "JPEGImages")
 PICTURE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -234,13 +233,8 @@ def _fill(region: np.ndarray, box: Box, source: Path) -> None:
 
 def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     """Numbers (H, W)."""
-    try:
-        with Image.open(path) as opened:
-            values = np.asarray(opened)
-    except UnidentifiedImageError:
-        raise ValueError(f"{path}: not a picture that can be read") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path}: not a picture that can be read ({error})") from None
+    with opened_picture(path) as opened:
+        values = np.asarray(opened)
     if values.ndim != 2 or values.dtype.kind == "f":
         raise ValueError(f"{path}: a mask must be grey or have a palette, this picture is in colour")
     height, width = values.shape

@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 
 from ..errors import MissingExtraError, NotApplicableError, OptionError, one_line
 from ..files import write_atomically, write_json
 from ..pictures import Picture, read_picture
-from .explanation import Explanation, explain
+from .explanation import Explanation
 from .images import as_input
-from .methods import explanation_options
+from .methods import explain_input, explanation_options
 from .metrics import metrics
-from .model_view import ModelView
+from .model_view import ForwardPass, ModelView
 from .panel import eigen_panel, montage
+
+LONGEST_END = "_montage.png"
+LONGEST_NAME = 255 - len(".." + 8 * "x")  # bytes of a name, less those that a temporary file's has besides
 
 
 @dataclass(frozen=True)
@@ -40,18 +42,18 @@ class Job:
         methods: from the name of a method to its options.
         target: the class; by default the top class of the first model.
         versus: the class whose score is taken off.
-        class_names: for captions.
         deletion_steps: of the deletion and insertion curves; 0 leaves them out.
         seed: of whatever is random.
+        skip_unreadable: leave out pictures that cannot be read, instead of ending there.
     """
 
     models: Sequence[NamedModel]
     methods: Mapping[str, Mapping[str, Any]]
     target: int | None = None
     versus: int | None = None
-    class_names: Sequence[str] = ()
     deletion_steps: int = 10
     seed: int = 0
+    skip_unreadable: bool = False
 
     def options(self, method: str) -> dict[str, Any]:
         """The options of a method, with the job's seed if it takes one."""
@@ -121,6 +123,24 @@ def unique_stems(paths: Sequence[Path]) -> list[str]:
     return [f"{stem}-{position}" for position, stem in enumerate(stems, start=1)]
 
 
+def check_names(job: Job, stems: Sequence[str]) -> None:
+    """Raise unless the files of all pictures can have their names, before anything is computed.
+
+    Raises:
+        OptionError: for a name that is not UTF-8, or too long for a file.
+    """
+    for stem in stems:
+        try:
+            stem.encode()
+        except UnicodeEncodeError:
+            raise OptionError(f"the name of {stem!r} is not UTF-8; rename the picture") from None
+        for model in job.models:
+            for method in job.methods:
+                name = _stem(job, stem, MapRow("", model.label, method)) + LONGEST_END
+                if len(name.encode()) > LONGEST_NAME:
+                    raise OptionError(f"the name of {stem[:40]}... is too long for its files; rename the picture")
+
+
 def unique_names(paths: Sequence[Path]) -> list[str]:
     """File names, with their folders where two pictures share one."""
     counts = Counter(path.name for path in paths)
@@ -128,7 +148,11 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
 
 
 def explain_pictures(
-    job: Job, pictures: Sequence[Path], directory: Path, progress: Callable[[], object] = lambda: None
+    job: Job,
+    pictures: Sequence[Path],
+    directory: Path,
+    progress: Callable[[], object] = lambda: None,
+    skipped: Callable[[str], object] = lambda reason: None,
 ) -> Iterator[Section]:
     """Explain every picture; each file is whole when it appears, and stays if what follows is interrupted.
 
@@ -139,20 +163,29 @@ def explain_pictures(
         pictures: files.
         directory: where to write.
         progress: called after every explanation.
+        skipped: called with the reason for every picture that is left out.
 
     Raises:
         ValueError: as :func:`covpool_plugins.explain.explain` does, but for what a method says nothing about.
     """
-    for path, stem, name in zip(pictures, unique_stems(pictures), unique_names(pictures), strict=True):
-        picture, section = read_picture(path), Section(stem)
-        inputs = [as_input(picture, model.view.preprocessing) for model in job.models]
+    stems = unique_stems(pictures)
+    check_names(job, stems)
+    for path, stem, name in zip(pictures, stems, unique_names(pictures), strict=True):
+        try:
+            picture, section = read_picture(path), Section(stem)
+        except ValueError as error:
+            if not job.skip_unreadable:
+                raise
+            skipped(one_line(error))
+            continue
+        inputs = [model.view.forward_pass(as_input(picture, model.view.preprocessing)) for model in job.models]
         target = job.target
         if target is None:
-            target = int(job.models[0].view.forward_pass(inputs[0]).logits[0].argmax())
+            target = int(inputs[0].logits[0].argmax())
         for method in job.methods:
             rows = []
-            for model, x in zip(job.models, inputs, strict=True):
-                row = _explain(job, model, x, MapRow(name, model.label, method), target)
+            for model, passed in zip(job.models, inputs, strict=True):
+                row = _explain(job, model, passed, MapRow(name, model.label, method), target)
                 if row.explanation is not None:
                     row.file = row.explanation.save(directory, _stem(job, stem, row))[0]
                 rows.append(row)
@@ -170,22 +203,21 @@ def write_numbers(sections: Sequence[Section], directory: Path) -> Path:
         if row.explanation is None:
             entry["not_applicable"] = row.reason
         else:
-            names = ("target", "versus", "probability", "layer")
+            names = ("target", "versus", "probability", "activation", "layer")
             entry |= {name: getattr(row.explanation, name) for name in names} | row.numbers
         entries.append(entry)
     return write_json(directory / "metrics.json", entries)
 
 
-def _explain(job: Job, model: NamedModel, x: Tensor, row: MapRow, target: int) -> MapRow:
+def _explain(job: Job, model: NamedModel, passed: ForwardPass, row: MapRow, target: int) -> MapRow:
     """The row with its explanation, or with the reason why there is none."""
     if job.versus == target:
         return replace(row, reason=f"class {target} versus itself: it is the top class")
     try:
-        explanation = explain(model.view, x, row.method, target, versus=job.versus, **job.options(row.method))
+        explanation = explain_input(model.view, passed, row.method, target, job.versus, **job.options(row.method))
     except (NotApplicableError, MissingExtraError) as error:
         return replace(row, reason=f"{row.method}: {one_line(error).removeprefix(f'{row.method}: ')}")
-    explanation = replace(explanation, class_names=job.class_names)
-    numbers = metrics(model.view, x, explanation, steps=job.deletion_steps, seed=job.seed)
+    numbers = metrics(model.view, passed, explanation, steps=job.deletion_steps, seed=job.seed)
     return replace(row, explanation=explanation, numbers=numbers)
 
 

@@ -18,19 +18,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_integer
 from ..errors import NotApplicableError
 from ..linalg import EigenMethod
 from ..pooling import Pool
-from .methods import EXPLANATIONS, Attribution, Space
+from .backprop import gauss_points
+from .explanation import Explanation, Space
+from .methods import EXPLANATIONS, ExplanationMethod
 from .model_view import ForwardPass, ModelView
 from .root_shares import root_method, root_shares
 
 GAUSS_POINTS = 64
-PATH_POINTS = 24
+PATH_POINTS = 48
 SAME = 1e-6
 COMPLETE = 1e-4
 ROUNDING = 1e-14
@@ -64,14 +66,14 @@ class LinearHead:
     token: float | None
 
     @classmethod
-    def of(cls, view: ModelView, x: Tensor, target: int) -> LinearHead:
+    def of(cls, view: ModelView, passed: ForwardPass, target: int) -> LinearHead:
         """The head of a model.
 
         Raises:
             NotApplicableError: for a model without a pool that we know, or with more than a linear layer behind it.
         """
-        X, grid, logits = view.features(x)
-        passed, classifier, pool = view.forward_pass(x), view.known_classifier(), view.float64_pool
+        (X, grid), logits = view.features(passed), passed.logits
+        classifier, pool = view.known_classifier(), view.float64_pool
         weight = classifier.weight[target].double()
         if not _is_linear(passed, pool.out_features, weight.numel()):
             raise NotApplicableError(MORE_THAN_LINEAR)
@@ -88,7 +90,7 @@ class LinearHead:
 
     def attribution(
         self, method: str, shares: Tensor, score: float, base: float = 0.0, extras: Mapping[str, Tensor] | None = None
-    ) -> Attribution:
+    ) -> Explanation:
         """Shares (M,) as a map, or (C, C) as a matrix, with the class token's share beside them.
 
         Args:
@@ -117,12 +119,12 @@ class LinearHead:
             whole += self.token
         space: Space = "image" if shares.ndim == 1 else "matrix"
         shares = shares.reshape(self.grid) if shares.ndim == 1 else shares
-        return Attribution(
+        return Explanation(
             shares, signed=True, contributions=shares, completeness_target=whole, extras=every, space=space
         )
 
 
-def contribution(view: ModelView, x: Tensor, target: int) -> Attribution:
+def contribution(view: ModelView, passed: ForwardPass, target: int) -> Explanation:
     """Shares of the score of class ``target`` over the positions of the pooled map, (H, W) in float64.
 
     Where the classifier takes the class token too, its share is ``extras["class_token"]``.
@@ -131,7 +133,7 @@ def contribution(view: ModelView, x: Tensor, target: int) -> Attribution:
         NotApplicableError: if the model has no such pool, if it has more than a linear layer behind the pool, or if its
             score is no sum of shares (a pool that does not change with the scale of the features).
     """
-    head = LinearHead.of(view, x, target)
+    head = LinearHead.of(view, passed, target)
     if isinstance(root_method(head.pool), EigenMethod):
         root = root_shares(head.pool, head.X, head.weight)
         return head.attribution("contribution", root.shares.sum(0), root.score)
@@ -139,7 +141,7 @@ def contribution(view: ModelView, x: Tensor, target: int) -> Attribution:
     return head.attribution("contribution", shares, score, base)
 
 
-def integrated_head(view: ModelView, x: Tensor, target: int, *, points: int = PATH_POINTS) -> Attribution:
+def integrated_head(view: ModelView, passed: ForwardPass, target: int, *, points: int = PATH_POINTS) -> Explanation:
     """x̃_i · ∫ ∂s/∂x_i(t x̃) dt over 0 <= t <= 1, by Gauss-Legendre quadrature: shares of the score, (H, W) in float64.
 
     The path scales the pooled features, not the picture, so that one forward pass of the network is enough. For a
@@ -155,7 +157,7 @@ def integrated_head(view: ModelView, x: Tensor, target: int, *, points: int = PA
 
     Source: Sundararajan, Taly & Yan, "Axiomatic Attribution for Deep Networks", ICML 2017.
     """
-    head = LinearHead.of(view, x, target)
+    head = LinearHead.of(view, passed, target)
     shares, score, base = contributions(by_entries(head.pool, head.X), head.X, head.weight, points)
     return head.attribution("integrated_head", shares, score, base)
 
@@ -200,7 +202,9 @@ def mean_gradient(
         homogeneous = points is None and _same(0.5 * vector, represent(0.5 * X))
         base = (represent(torch.zeros_like(X)) @ weight).item()
     gradient = torch.zeros_like(X)
-    for point, share in [(1.0, 1.0)] if homogeneous else _gauss_points(points or GAUSS_POINTS):
+    # Denser towards zero, where a logarithm is steep.
+    path = [(s**2, 2 * s * share) for s, share in gauss_points(points or GAUSS_POINTS)]
+    for point, share in [(1.0, 1.0)] if homogeneous else path:
         with torch.enable_grad():
             scaled = (point * X).requires_grad_(True)
             gradient += share * torch.autograd.grad((represent(scaled) @ weight).sum(), scaled)[0]
@@ -232,11 +236,5 @@ def _same(first: Tensor, second: Tensor) -> bool:
     return bool((first - second).norm() <= SAME * first.norm())
 
 
-def _gauss_points(count: int) -> list[tuple[float, float]]:
-    """Points and weights of Gauss-Legendre quadrature on [0, 1]."""
-    points, weights = np.polynomial.legendre.leggauss(count)
-    return [(float(p + 1) / 2, float(w) / 2) for p, w in zip(points, weights, strict=True)]
-
-
-EXPLANATIONS.add("contribution", contribution)
-EXPLANATIONS.add("integrated_head", integrated_head)
+EXPLANATIONS.add("contribution", ExplanationMethod(contribution))
+EXPLANATIONS.add("integrated_head", ExplanationMethod(integrated_head, points=check_integer))

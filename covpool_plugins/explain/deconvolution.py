@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import NotApplicableError, require_extra
-from .backprop import disposable, saliency
-from .methods import EXPLANATIONS, Attribution
-from .model_view import ModelView
+from .backprop import disposable
+from .explanation import Explanation
+from .methods import EXPLANATIONS, ExplanationMethod
+from .model_view import ForwardPass, ModelView
 
 
-def deconvnet(view: ModelView, x: Tensor, target: int) -> Attribution:
+def deconvnet(view: ModelView, passed: ForwardPass, target: int) -> Explanation:
     """Size of the deconvolved signal at every pixel, the largest over the channels, (H, W).
 
     A ReLU passes the positive part of the signal, wherever the activations are. All else, the head with its
@@ -31,10 +32,10 @@ def deconvnet(view: ModelView, x: Tensor, target: int) -> Attribution:
 
     Source: Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014.
     """
-    return _rectified("deconvnet", "DeConvNetReLU", view, x, target)
+    return _rectified("deconvnet", "DeConvNetReLU", view, passed.x, target)
 
 
-def guided_backprop(view: ModelView, x: Tensor, target: int) -> Attribution:
+def guided_backprop(view: ModelView, passed: ForwardPass, target: int) -> Explanation:
     """Size of the guided gradient at every pixel, the largest over the channels, (H, W).
 
     A ReLU passes the positive part of the signal where it is active. All else, the head with its normalisation
@@ -45,22 +46,24 @@ def guided_backprop(view: ModelView, x: Tensor, target: int) -> Attribution:
 
     Source: Springenberg et al., "Striving for Simplicity: The All Convolutional Net", ICLR workshop 2015.
     """
-    return _rectified("guided_backprop", "GuidedBackpropReLU", view, x, target)
+    return _rectified("guided_backprop", "GuidedBackpropReLU", view, passed.x, target)
 
 
-def _rectified(method: str, rule: str, view: ModelView, x: Tensor, target: int) -> Attribution:
-    relu: Any = getattr(require_extra(f"torchray.attribution.{method}", "explain"), rule)
-    rectifiers, own = Rectifiers(relu.apply), disposable(view)
+def _rectified(method: str, rule: str, view: ModelView, x: Tensor, target: int) -> Explanation:
+    torchray: Any = require_extra(f"torchray.attribution.{method}", "explain")
+    rectifiers, own = Rectifiers(getattr(torchray, rule).apply), disposable(view)
     counts: list[int] = []
     if own.pool_site is not None:
         own.pool_site.register_forward_pre_hook(lambda *_: counts.append(rectifiers.on_maps))
-    values = saliency(method, own, x, target, context_builder=lambda: rectifiers)
+    with torch.enable_grad():
+        saliency = getattr(torchray, method)
+        values = saliency(own.model, own.to_model(x).clone(), target, context_builder=lambda: rectifiers)
     if [*counts, rectifiers.on_maps][0] == 0:
         raise NotApplicableError(
             f"{method} changes the gradient at ReLUs, and this model has none on the maps in front of its pool: "
             "the map would be the plain gradient; take the method 'gradient'"
         )
-    return Attribution(values, signed=False)
+    return Explanation(values[0, 0].detach(), signed=False)
 
 
 class Rectifiers(TorchFunctionMode):
@@ -118,5 +121,5 @@ RECTIFIERS: dict[str, Callable[..., Call]] = {
 }
 
 
-EXPLANATIONS.add("deconvnet", deconvnet)
-EXPLANATIONS.add("guided_backprop", guided_backprop)
+EXPLANATIONS.add("deconvnet", ExplanationMethod(deconvnet))
+EXPLANATIONS.add("guided_backprop", ExplanationMethod(guided_backprop))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from ..errors import NotApplicableError
 from ..pooling import CovariancePool, DemocraticWeighting
-from .methods import EXPLANATIONS, Attribution
-from .model_view import ModelView
+from .explanation import Explanation
+from .methods import EXPLANATIONS, ExplanationMethod
+from .model_view import ForwardPass, ModelView
 
 
-def democratic_weights(view: ModelView, x: Tensor, target: int) -> Attribution:
+def democratic_weights(view: ModelView, passed: ForwardPass, target: int) -> Explanation:
     """How much each position counts in democratic pooling: the weights α of Σ α_i x_i x_iᵀ / M, (H, W).
 
     They do not depend on the class. Bursty positions, which repeat what others show, have small ones. For γ = 1, sum
@@ -27,10 +27,10 @@ def democratic_weights(view: ModelView, x: Tensor, target: int) -> Attribution:
         raise NotApplicableError(
             f"democratic_weights: not applicable to pool {pool.pool_type!r}: it gives every position the same weight"
         )
-    features, grid, _ = view.features(x)
+    features, grid = view.features(passed)
     with torch.no_grad():
         alpha = pool.weighting.weights(features.double())
-    return Attribution(alpha[0].reshape(grid), signed=False)
+    return Explanation(alpha[0].reshape(grid), signed=False)
 
 
-EXPLANATIONS.add("democratic_weights", democratic_weights)
+EXPLANATIONS.add("democratic_weights", ExplanationMethod(democratic_weights))

@@ -18,14 +18,15 @@ from torch import Tensor
 from ..errors import NotApplicableError
 from .backprop import disposable, last_layer
 from .excitation_rules import ExcitationRules
-from .methods import EXPLANATIONS, Attribution
-from .model_view import ModelView
+from .explanation import Explanation
+from .methods import EXPLANATIONS, ExplanationMethod, checked_with_the_model
+from .model_view import ForwardPass, ModelView
 
 # Class scores (num_classes,) to the number whose excitation is taken.
 Score = Callable[[Tensor], Tensor]
 
 
-def excitation_backprop(view: ModelView, x: Tensor, target: int, *, layer: str | None = None) -> Attribution:
+def excitation_backprop(view: ModelView, passed: ForwardPass, target: int, *, layer: str | None = None) -> Explanation:
     """Probability that an activation excites the class, summed over the channels, on the grid of a layer (H, W).
 
     The sum is 1, less what neurons had that are active by their bias alone; it is among the extras as ``mass``.
@@ -41,14 +42,14 @@ def excitation_backprop(view: ModelView, x: Tensor, target: int, *, layer: str |
     Source: Zhang, Lin, Brandt, Shen & Sclaroff, "Top-down Neural Attention by Excitation Backprop", ECCV 2016.
     """
     method = "excitation_backprop"
-    layer = _default_layer(view, x, method) if layer is None else layer
-    values = _excitation(view, x, layer, method, lambda scores: scores[target])
-    return Attribution(values, signed=False, layer=layer, extras={"mass": values.sum()})
+    layer = _default_layer(view, passed.x, method) if layer is None else layer
+    values = _excitation(view, passed.x, layer, method, lambda scores: scores[target])
+    return Explanation(values, signed=False, layer=layer, extras={"mass": values.sum()})
 
 
 def contrastive_excitation_backprop(
-    view: ModelView, x: Tensor, target: int, *, layer: str | None = None, versus: int | None = None
-) -> Attribution:
+    view: ModelView, passed: ForwardPass, target: int, *, layer: str | None = None, versus: int | None = None
+) -> Explanation:
     """Excitation of the class less that of another, or of all others, on the grid of a layer (H, W).
 
     Both have the sum 1 at the input of the head, where they are subtracted, so that the map sums to zero.
@@ -73,8 +74,10 @@ def contrastive_excitation_backprop(
             return scores[versus]
         return torch.cat([scores[:target], scores[target + 1 :]]).logsumexp(dim=0)
 
-    layer = _default_layer(view, x, method) if layer is None else layer
-    return Attribution(_excitation(view, x, layer, method, lambda s: s[target], others), signed=True, layer=layer)
+    layer = _default_layer(view, passed.x, method) if layer is None else layer
+    return Explanation(
+        _excitation(view, passed.x, layer, method, lambda s: s[target], others), signed=True, layer=layer
+    )
 
 
 @torch.enable_grad()
@@ -151,5 +154,8 @@ def _default_layer(view: ModelView, x: Tensor, method: str) -> str:
     return min(reversed(coarsest), key=lambda name: name.count("."))
 
 
-EXPLANATIONS.add("excitation_backprop", excitation_backprop)
-EXPLANATIONS.add("contrastive_excitation_backprop", contrastive_excitation_backprop)
+EXPLANATIONS.add("excitation_backprop", ExplanationMethod(excitation_backprop, layer=checked_with_the_model))
+EXPLANATIONS.add(
+    "contrastive_excitation_backprop",
+    ExplanationMethod(contrastive_excitation_backprop, layer=checked_with_the_model, versus=checked_with_the_model),
+)

@@ -1,53 +1,100 @@
-"""``explain``: one picture, one method, one class."""
+"""What a method says about one picture and one class: numbers, and how they are drawn."""
 
 from __future__ import annotations
 
 import io
-import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..errors import MissingExtraError, NotApplicableError, OptionError
+from ..errors import NotApplicableError
 from ..files import write_atomically
 from ..pictures import Picture
-from .images import as_input
-from .methods import EXPLANATIONS, Attribution, check_options, explanation_options
-from .model_view import Gradient, ModelView
-from .overlay import at_least, balance, heat_map, overlay, with_caption
+from .model_view import Activation
+from .overlay import at_least, balance, colour_limit, enlarge, heat_map, overlay, with_caption
 
 SMALLEST_SIDE = 320
+PALE = 0.1  # of another map's full colour: from here on a map is hardly seen beside it
+Space = Literal["image", "matrix", "picture"]
+Array = Any  # numpy.ndarray; a tensor becomes one
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Explanation(Attribution[np.ndarray]):
-    """Where in a picture a class score comes from: an attribution, in float64 arrays, and what was asked.
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Where in a picture a class score comes from.
+
+    A method gives the first fields, and :func:`~covpool_plugins.explain.explain` the keyword-only ones, which say what
+    was asked. Tensors become arrays, those of floating point numbers in float64.
 
     Args:
+        map: (H, W), on the grid of the feature map or of the input; a matrix (C, C) where ``space`` says so.
+        signed: whether negative values speak against the class; otherwise the map is a magnitude.
+        layer: the layer whose map was explained, where there is one.
+        contributions: (H, W), shares of the score that sum to ``completeness_target``, where the method has them;
+            ``extras["class_token"]`` has to be added where there is one.
+        completeness_target: the class score minus the score of nothing, which for a head is its bias.
+        extras: further arrays by name, saved with the map; single numbers are shown in the caption.
+        space: ``image`` for a map over the picture, ``matrix`` for one of channels by channels, ``picture`` where the
+            method made a picture, ``extras["picture"]`` (3, H, W) of red, green and blue in 0..1, whose grey version
+            is the map.
+        relative: whether only differences of the map's values mean something: pictures show it from its smallest value.
         method: name of the method.
         target: the class.
-        probability: the softmax probability of ``target``.
+        probability: of ``target``, by the ``activation``.
         image: the picture as the network saw it.
         versus: the class whose score was taken off, where there is one.
         class_names: names of the classes, for the caption.
+        activation: ``softmax`` or ``sigmoid``.
     """
 
-    method: str
-    target: int
-    probability: float
-    image: Picture
-    versus: int | None = None
-    class_names: Sequence[str] = ()
+    map: Array
+    signed: bool
+    layer: str | None = None
+    contributions: Array = None
+    completeness_target: float | None = None
+    extras: Mapping[str, Array] = field(default_factory=dict)
+    space: Space = "image"
+    relative: bool = False
+    method: str = field(default="", kw_only=True)
+    target: int = field(default=0, kw_only=True)
+    probability: float = field(default=float("nan"), kw_only=True)
+    image: Picture = field(default_factory=lambda: Image.new("RGB", (1, 1)), kw_only=True)
+    versus: int | None = field(default=None, kw_only=True)
+    class_names: Sequence[str] = field(default=(), kw_only=True)
+    activation: Activation = field(default="softmax", kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name in ("map", "contributions", "extras"):
+            object.__setattr__(self, name, _arrays(getattr(self, name)))
 
     @property
     def shown(self) -> np.ndarray:
         """The map as pictures show it: where only differences mean something, from its smallest value on."""
         return self.map - self.map.min() if self.relative else self.map
+
+    def __str__(self) -> str:
+        """A summary: the caption's lines, and where the map has its maximum."""
+        rows, columns = self.map.shape
+        row, column = np.unravel_index(int(self.map.argmax()), self.map.shape)
+        grid = f"map {rows}x{columns}, largest at row {row}, column {column}: {self.map[row, column]:.3g}"
+        return "\n".join([*self.caption(), grid])
+
+    def heatmap(self) -> np.ndarray:
+        """The map in the size of the picture (H, W), float32 in [0, 1], or [-1, 1] for a signed one; 1 is full colour.
+
+        Raises:
+            NotApplicableError: for a matrix or a picture, which lie over no picture.
+        """
+        if self.space != "image":
+            raise NotApplicableError(f"{self.method} makes a {self.space}, no map of the picture")
+        limit = colour_limit(self.shown)
+        values = enlarge(self.shown / limit if limit > 0 else self.shown, self.image.size)
+        return np.clip(values, -1 if self.signed else 0, 1)
 
     @property
     def class_token(self) -> float:
@@ -78,13 +125,18 @@ class Explanation(Attribution[np.ndarray]):
 
     def class_name(self, number: int) -> str:
         """Name of a class, or its number."""
-        return self.class_names[number] if number < len(self.class_names) else str(number)
+        return self.class_names[number] if self.class_names else str(number)
 
-    def caption(self) -> list[str]:
-        """What the picture shows, in numbers."""
+    def caption(self, limit: float | None = None) -> list[str]:
+        """What the picture shows, in numbers.
+
+        Args:
+            limit: as of :meth:`overlay`.
+        """
         where = f" at {self.layer}" if self.layer else ""
         against = "" if self.versus is None else f" versus {self.class_name(self.versus)}"
-        lines = [f"{self.method}{where}, class {self.class_name(self.target)}{against}, p = {self.probability:.3g}"]
+        p = f"p = {self.probability:.3g}" + (" (sigmoid)" if self.activation == "sigmoid" else "")
+        lines = [f"{self.method}{where}, class {self.class_name(self.target)}{against}, {p}"]
         if self.contributions is not None:
             token = f", class token {self.class_token:+.3g}" if "class_token" in self.extras else ""
             total = f"{self.completeness_target:+.3g} (score - bias)"
@@ -92,15 +144,25 @@ class Explanation(Attribution[np.ndarray]):
         numbers = {name: value for name, value in self.extras.items() if value.ndim == 0 and name != "class_token"}
         if self.relative:
             lines.append(f"values from {self.map.min():.3g}, without colour, to {self.map.max():.3g}")
-        elif self.space == "image" and not self.map.any():
-            lines.append("the map is zero everywhere")
+        elif self.space != "picture":
+            lines.append(self.scale(limit))
         if numbers:
             lines.append(", ".join(f"{name.replace('_', ' ')} {float(value):.3g}" for name, value in numbers.items()))
         return lines
 
+    def scale(self, limit: float | None = None) -> str:
+        """What full colour means, and how far a map stays behind it that is drawn on the scale of a stronger one."""
+        if not self.map.any():
+            return "the map is zero everywhere"
+        own = colour_limit(self.shown)
+        limit = own if limit is None else limit
+        sign = "±" if self.signed else ""
+        pale = f"; pale: this map's is at {sign}{own:.2g}" if own < PALE * limit else ""
+        return f"full colour at {sign}{limit:.2g}{pale}"
+
     def picture(self, limit: float | None = None) -> Picture:
         """What :meth:`overlay` draws, large enough to be read, with its caption."""
-        return with_caption(self.overlay(limit, SMALLEST_SIDE), self.caption())
+        return with_caption(self.overlay(limit, SMALLEST_SIDE), self.caption(limit))
 
     def save(self, directory: Path | str, stem: str) -> list[Path]:
         """Write ``stem.png``, the picture with its caption, and ``stem.npz``, the numbers; returns both paths.
@@ -124,99 +186,6 @@ class Explanation(Attribution[np.ndarray]):
         file = io.BytesIO()
         self.picture().save(file, format="PNG")
         return file.getvalue()
-
-
-def explain(
-    model: nn.Module | ModelView,
-    image: Path | str | Picture | np.ndarray | Tensor,
-    method: str = "contribution",
-    target: int | None = None,
-    *,
-    versus: int | None = None,
-    grad: Gradient = "exact",
-    **options: Any,
-) -> Explanation:
-    """Explain a class score of a timm or MMPretrain classifier.
-
-    Args:
-        model: the classifier, which is left as it is; for several calls, build a :class:`ModelView` once.
-        image: a file, a picture, an array (H, W, 3) of uint8, or a normalised input (1, C, H, W); a model with one
-            input channel sees pictures in grey.
-        method: one of :func:`list_explanations`.
-        target: the class; the default is the one with the highest score.
-        versus: explain by how much the score of ``target`` exceeds that of this class, instead of the score itself.
-        grad: ``exact``, or ``training`` for the gradient approximation that the pool trains with (a view has its own).
-        options: options of the method, for example ``layer`` for ``grad_cam``.
-
-    Raises:
-        UnknownNameError: for a method or layer that does not exist.
-        OptionError: for a target out of range, or an option that the method does not take or that is out of range.
-        NotApplicableError: for a model that the method says nothing about, or values that are not finite.
-        ValueError: for a picture that cannot be read.
-
-    Examples:
-        >>> model = covpool_plugins.create_model("test_resnet", num_classes=3, reduce_channels=8)
-        >>> explanation = explain(model, torch.randn(1, 3, 64, 64), "contribution", target=1)
-        >>> explanation.map.shape, explanation.completeness_gap < 1e-4
-        ((2, 2), True)
-    """
-    check_options(method, options)  # before the model is copied
-    view = ModelView.of(model, grad)
-    x = as_input(image, view.preprocessing)
-    logits = view.forward_pass(x).logits[0].double()
-    if not logits.isfinite().all():
-        raise NotApplicableError("the model's class scores for this picture are not finite")
-    target = check_target(target, view) if target is not None else int(logits.argmax())
-    versus = None if versus is None else check_target(versus, view, "versus")
-    if versus == target:
-        raise OptionError(f"versus must be another class than the target, got {versus} for both")
-    if "versus" in explanation_options(method):
-        attribution = EXPLANATIONS[method](view, x, target, versus=versus, **options)
-    else:
-        with view.against(versus):
-            attribution = EXPLANATIONS[method](view, x, target, **options)
-    if not attribution.map.isfinite().all():
-        raise NotApplicableError(f"{method}: the map has values that are not finite")
-    return Explanation(
-        **{name: _arrays(value) for name, value in vars(attribution).items()},
-        method=method,
-        target=target,
-        probability=logits.softmax(dim=-1)[target].item(),
-        image=view.preprocessing.picture(x),
-        versus=versus,
-    )
-
-
-def explain_over_picture(
-    view: ModelView, x: Tensor, method: str, target: int | None = None, **options: Any
-) -> Explanation:
-    """:func:`explain`, for what needs a map that lies over the picture.
-
-    Raises:
-        NotApplicableError: for a method without such a map, or whose extra is not installed.
-    """
-    try:
-        explanation = explain(view, x, method, target, **options)
-    except MissingExtraError as error:
-        raise NotApplicableError(str(error)) from None
-    if explanation.space != "image":
-        raise NotApplicableError(f"{method} makes a {explanation.space}, no map of the picture")
-    return explanation
-
-
-def check_target(target: int, view: ModelView, option: str = "target") -> int:
-    """The target, or another option that is a class, as an ``int``.
-
-    Raises:
-        OptionError: if it is no class of the model.
-    """
-    try:
-        label = -1 if isinstance(target, bool) else operator.index(target)
-    except TypeError:
-        label = -1
-    if not 0 <= label < view.num_classes:
-        raise OptionError(f"{option} must be a class from 0 to {view.num_classes - 1}, got {target!r}")
-    return label
 
 
 def _arrays(value: Any) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,8 @@ from ..pictures import Picture, read_picture, to_eight_bits
 
 # Data sets of MMPretrain that give red, green, blue; its loader of files gives blue, green, red.
 RED_FIRST = ("CIFAR10", "CIFAR100")
+BLUR = 0.05  # standard deviation of the blur, as a part of the shorter side
+SIGMAS = 3  # how far the Gaussian reaches
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,12 @@ class Preprocessing:
         """Batch (1, C, H, W) in float32 for one picture."""
         return self.to_input(to_eight_bits(picture).convert("L" if self.channels == 1 else "RGB")).unsqueeze(0)
 
+    def black(self, x: Tensor) -> Tensor:
+        """A black picture as an input of the shape of x (B, C, H, W)."""
+        mean, std = (x.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        black = -mean / std
+        return (black.flip(0) if self.bgr else black).expand_as(x)
+
     def picture(self, x: Tensor) -> Picture:
         """The picture that an input (1, C, H, W) shows: cropped and resized as the network saw it."""
         rgb = x[0].detach().cpu().double()
@@ -52,29 +62,88 @@ class Preprocessing:
         return Image.fromarray(pixels.permute(1, 2, 0).numpy().astype(np.uint8))
 
 
-def as_input(image: Path | str | Picture | np.ndarray | Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Network input (1, C, H, W) for a file, a picture, an array (H, W, 3) of uint8, or an input itself.
+ImageLike = Path | str | Picture | np.ndarray | Tensor
+
+
+def as_input(image: ImageLike, preprocessing: Preprocessing) -> Tensor:
+    """Network input (1, C, H, W) for a file, a picture, an array, a tensor of pixels, or an input itself.
+
+    Arrays are (H, W) or (H, W, C) with C = 1, 3 or 4 (red, green, blue, opacity, which is left out), of uint8 or of
+    floating point numbers in [0, 1]. A tensor of uint8 (C, H, W) holds pixels; one of floating point numbers,
+    (C, H, W) or (1, C, H, W), is taken as the network's input: normalised.
 
     Raises:
         ValueError: for a file that cannot be read.
         OptionError: for anything else, or a picture of 32 bits or without pixels.
-        ShapeError: for an array or tensor of another shape or type.
+        ShapeError: for an array or tensor of another shape, type or range.
     """
-    if not isinstance(image, (str, Path, Image.Image, np.ndarray, Tensor)):
-        raise OptionError(f"image must be a file, a picture, an array or a tensor, got {type(image).__name__}")
     if isinstance(image, Tensor):
-        x = image.unsqueeze(0) if image.ndim == 3 else image
-        channels = preprocessing.channels
-        if x.ndim != 4 or x.shape[:2] != (1, channels) or x.numel() == 0 or not x.is_floating_point():
-            raise ShapeError(
-                f"an input must be (1, {channels}, H, W) floating point, got {image.dtype} {tuple(image.shape)}"
-            )
-        return x
+        if image.dtype != torch.uint8:
+            return _checked_input(image, preprocessing)
+        pixels = image.squeeze(0) if image.ndim == 4 and image.shape[0] == 1 else image
+        image = pixels.movedim(0, -1).cpu().numpy() if pixels.ndim == 3 else pixels.cpu().numpy()
     if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.size == 0 or image.dtype != np.uint8:
-            raise ShapeError(f"an array must be (H, W, 3) of uint8, got {image.dtype} {image.shape}")
-        image = Image.fromarray(image)
+        image = _picture(image)
+    if not isinstance(image, (str, Path, Image.Image)):
+        raise OptionError(f"image must be a file, a picture, an array or a tensor, got {type(image).__name__}")
     return preprocessing(image if isinstance(image, Image.Image) else read_picture(image))
+
+
+def images_of(image: Any) -> tuple[list[Any], bool]:
+    """The images of a list or a batch, and whether it is one: a batch may have a single image, too.
+
+    Batches are tensors (B, C, H, W) and arrays (B, H, W, C); a tensor (1, C, H, W) is one image. The images of clips, a
+    tensor (B, T, C, H, W), are their frames.
+
+    Raises:
+        OptionError: for none at all.
+    """
+    if isinstance(image, Tensor) and image.ndim == 5:
+        return list(image.flatten(0, 1)), True
+    tensors = isinstance(image, Tensor) and image.ndim == 4 and image.shape[0] != 1
+    several = isinstance(image, (list, tuple)) or tensors or (isinstance(image, np.ndarray) and image.ndim == 4)
+    images = list(image) if several else [image]
+    if not images:
+        raise OptionError("image must not be an empty list or batch")
+    return images, several
+
+
+def _checked_input(x: Tensor, preprocessing: Preprocessing) -> Tensor:
+    batch = x.unsqueeze(0) if x.ndim == 3 else x
+    channels = preprocessing.channels
+    if batch.ndim != 4 or batch.shape[:2] != (1, channels) or batch.numel() == 0 or not batch.is_floating_point():
+        raise ShapeError(f"an input must be (1, {channels}, H, W) floating point, got {x.dtype} {tuple(x.shape)}")
+    low, high = batch.aminmax()
+    normalised = any(m != 0 for m in preprocessing.mean) or any(s != 1 for s in preprocessing.std)
+    if normalised and 0 <= low < high <= 1:
+        warnings.warn(
+            "all values of the tensor lie in [0, 1]: a floating point tensor is taken as normalised input; "
+            "pass pixels as an array, a picture or a tensor of uint8",
+            stacklevel=4,
+        )
+    return batch
+
+
+def _picture(array: np.ndarray) -> Picture:
+    """A picture of an array (H, W) or (H, W, 1 | 3 | 4) of uint8 or floating point numbers in [0, 1]."""
+    floating = np.issubdtype(array.dtype, np.floating)
+    layout = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
+    if not layout or array.size == 0 or not (floating or array.dtype == np.uint8):
+        raise ShapeError(
+            f"an array must be (H, W) or (H, W, 1, 3 or 4) of uint8 or floats in [0, 1], "
+            f"got {array.dtype} {array.shape}"
+        )
+    if floating:
+        if not (array.min() >= 0 and array.max() <= 1):
+            raise ShapeError(f"an array of floats must lie in [0, 1], got {array.min():.3g} to {array.max():.3g}")
+        array = np.round(255 * array).astype(np.uint8)
+    pixels = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+
+
+def preprocessing_of(model: nn.Module) -> Preprocessing:
+    """What a timm or MMPretrain classifier was evaluated with, see the functions below."""
+    return mmpretrain_preprocessing(model) if hasattr(model, "data_preprocessor") else timm_preprocessing(model)
 
 
 def timm_preprocessing(model: nn.Module) -> Preprocessing:
@@ -146,3 +215,19 @@ def _input_channels(model: nn.Module) -> int:
     """
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     return 1 if first is not None and first.in_channels == 1 else 3
+
+
+def blur(x: Tensor) -> Tensor:
+    """Pictures (B, C, H, W), smoothed by a Gaussian of 5 % of the shorter side."""
+    return gaussian(x, BLUR * min(x.shape[-2:]))
+
+
+def gaussian(x: Tensor, sigma: float) -> Tensor:
+    """Maps (B, C, H, W), smoothed by a Gaussian of that deviation in pixels; their edges are continued."""
+    reach = math.ceil(SIGMAS * sigma)
+    steps = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
+    weights = torch.exp(-0.5 * (steps / sigma).square())
+    weights = (weights / weights.sum()).view(1, 1, -1, 1)
+    rows = nn.functional.pad(x.flatten(0, 1)[:, None], (reach, reach, reach, reach), mode="replicate")
+    smooth = nn.functional.conv2d(nn.functional.conv2d(rows, weights), weights.mT)
+    return smooth.view(x.shape)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..checkpoint_file import bare_keys, find_weights, read_checkpoint
+from ..checkpoint_file import check_real_numbers, find_weights, read_checkpoint
 from ..checkpoint_pickle import shown
 from ..errors import OptionError, UnknownNameError, require_extra
 
@@ -97,17 +97,15 @@ def _check_file(path: Path | str) -> None:
 
 def _load_strictly(model: nn.Module, content: Any, path: Path | str) -> None:
     """Load every weight; weights that were left random would be explained as if they meant something."""
-    weights = find_weights(content, path)[1]
     wanted = model.state_dict()
-    state_dict = {bare: weights[key] for bare, key in bare_keys(weights, path, wanted).items()}
+    state_dict = find_weights(content, path, known=wanted).tensors
+    check_real_numbers(state_dict, wanted, path)
     for key, value in wanted.items():
         if key not in state_dict:
             raise OptionError(f"{path} does not fit the model: it has no {key!r}")
         if state_dict[key].shape != value.shape:
             sizes = f"{tuple(state_dict[key].shape)} instead of {tuple(value.shape)}"
             raise OptionError(f"{path} does not fit the model: {key!r} is {sizes}")
-        if state_dict[key].is_floating_point() < value.is_floating_point():
-            raise OptionError(f"{path} does not fit the model: {key!r} is of {state_dict[key].dtype}")
     for key in state_dict:
         if key not in wanted:
             raise OptionError(f"{path} does not fit the model: it has {shown(key)}, the model has not")

@@ -1,68 +1,78 @@
-"""The table of explanation methods, what a method returns, and the ranges of its options.
+"""The table of explanation methods, the ranges of their options, and ``explain``.
 
-A method is a function ``(view, x, target, *, option=default, ...) -> Attribution`` with its row in the table:
+A method is a function ``(view, passed, target, *, option=default, ...) -> Explanation`` with its row in the table:
 
-    def my_method(view: ModelView, x: Tensor, target: int) -> Attribution: ...
+    def my_method(view: ModelView, passed: ForwardPass, target: int, *, steps: int = 5) -> Explanation: ...
 
-    EXPLANATIONS.add("my_method", my_method)
+    EXPLANATIONS.add("my_method", ExplanationMethod(my_method, steps=check_integer))
 
-``view`` is the :class:`ModelView` of the model, ``x`` the normalised input (1, C, H, W) and ``target`` the class. A
-method that needs the pool or one linear classifier raises ``NotApplicableError`` for a model without them.
+``view`` is the :class:`ModelView` of the model, ``passed`` what it computes of the input ``passed.x`` (1, C, H, W), and
+``target`` the class. A row has a check for each option. A method that needs the pool or one linear classifier raises
+``NotApplicableError`` for a model without them.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, overload
 
 import numpy as np
-from torch import Tensor
+from torch import nn
 
 from ..checks import check_integer, check_known, check_number
-from ..errors import OptionError
+from ..errors import MissingExtraError, NotApplicableError, OptionError
 from ..tables import Table
+from .explanation import Explanation
+from .images import ImageLike, as_input, images_of
+from .model_view import Activation, ForwardPass, Gradient, ModelView
 
-# RISE draws this many masks at a time: up to this, the map does not depend on the batch size of the network.
-MASKS_PER_DRAW = 64
 LARGEST_SEED = 2**63 - 1
+# Raises OptionError, naming the option (the first argument), unless the value (the second) is allowed.
+Check = Callable[[str, Any], None]
 
-Space = Literal["image", "matrix", "picture"]
-Array = TypeVar("Array", Tensor, np.ndarray)
 
-
-@dataclass(frozen=True, eq=False)
-class Attribution(Generic[Array]):
-    """What a method says about one input and one class.
+class ExplanationMethod:
+    """A row of the table: the function of a method, and a check for each of its options.
 
     Args:
-        map: (H, W), on the grid of the feature map or of the input; a matrix (C, C) where ``space`` says so.
-        signed: whether negative values speak against the class; otherwise the map is a magnitude.
-        layer: the layer whose map was explained, where there is one.
-        contributions: (H, W), shares of the score that sum to ``completeness_target``, where the method has them;
-            ``extras["class_token"]`` has to be added where there is one.
-        completeness_target: the class score minus the score of a picture without features, which is the bias.
-        extras: further arrays by name, saved with the map; single numbers are shown in the caption.
-        space: ``image`` for a map over the picture, ``matrix`` for one of channels by channels, ``picture`` where the
-            method made a picture, ``extras["picture"]`` (3, H, W) of red, green and blue in 0..1, whose grey version
-            is the map.
-        relative: whether only differences of the map's values mean something: pictures show it from its smallest value.
+        function: ``(view, passed, target, *, option=default, ...) -> Explanation``.
+        options: for the name of each option a function ``(name, value)`` that raises ``OptionError`` for a bad value.
+
+    Examples:
+        >>> def brightness(view, passed, target):
+        ...     return Explanation(passed.x[0].mean(dim=0), signed=False)
+        ...
+        >>> ExplanationMethod(brightness).options
+        {}
     """
 
-    map: Array
-    signed: bool
-    layer: str | None = None
-    contributions: Array | None = None
-    completeness_target: float | None = None
-    extras: Mapping[str, Array] = field(default_factory=dict)
-    space: Space = "image"
-    relative: bool = False
+    def __init__(self, function: Callable[..., Explanation], **options: Check) -> None:
+        self.function, self.options = function, options
 
 
-ExplanationMethod = Callable[..., Attribution]
 EXPLANATIONS: Table[ExplanationMethod] = Table("explanation method")
+
+
+def at_most(most: int, least: int) -> Check:
+    """A check for integers from ``least`` to ``most``."""
+
+    def check(option: str, value: Any) -> None:
+        check_integer(option, value, least)
+        if value > most:
+            raise OptionError(f"{option} must be at most {most}, got {value!r}")
+
+    return check
+
+
+def checked_with_the_model(option: str, value: Any) -> None:
+    """For options whose range is known by the model: a layer, a class."""
+
+
+check_seed = at_most(LARGEST_SEED, least=0)
+check_count = partial(check_integer, least=0)
+check_weight = partial(check_number, interval="[0, inf)")
 
 
 def list_explanations() -> list[str]:
@@ -85,7 +95,7 @@ def explanation_options(name: str) -> list[str]:
         >>> explanation_options("grad_cam")
         ['layer']
     """
-    return list(inspect.signature(EXPLANATIONS[name]).parameters)[3:]
+    return list(EXPLANATIONS[name].options)
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
@@ -95,10 +105,10 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
         UnknownNameError: for a method that is not in the table.
         OptionError: naming the method, the option, its value and what is allowed.
     """
-    check_known(f"explanation method {name!r}", options, explanation_options(name))
+    checks = EXPLANATIONS[name].options
+    check_known(f"explanation method {name!r}", options, checks)
     for option, value in options.items():
-        if option in RANGES:
-            RANGES[option](f"{name}: {option}", value)
+        checks[option](f"{name}: {option}", value)
 
 
 def with_options(methods: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -116,29 +126,136 @@ def with_options(methods: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> di
     return {name: dict(options[name]) for name in options}
 
 
-def _check_at_most(option: str, value: Any, least: int, most: int) -> None:
-    check_integer(option, value, least)
-    if value > most:
-        raise OptionError(f"{option} must be at most {most}, got {value!r}")
+Target = int | str | None
 
 
-def _check_shares(option: str, value: Any) -> None:
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise OptionError(f"{option} must be a list of numbers in (0, 1), got {value!r}")
-    for share in value:
-        check_number(option, share, "(0, 1)")
+@overload
+def explain(
+    model: nn.Module | ModelView,
+    image: Sequence[ImageLike],
+    method: str = ...,
+    target: Target | Sequence[Target] = ...,
+    **options: Any,
+) -> list[Explanation]: ...
 
 
-# An option means the same in every method that has it.
-RANGES: dict[str, Callable[[str, Any], None]] = {
-    "areas": _check_shares,
-    "bands": check_integer,
-    "batch_size": partial(_check_at_most, least=1, most=MASKS_PER_DRAW),
-    "iterations": check_integer,
-    "jitter": partial(check_integer, least=0),
-    "masks": check_integer,
-    "points": check_integer,
-    "seed": partial(_check_at_most, least=0, most=LARGEST_SEED),
-    "smoothness": partial(check_number, interval="[0, inf)"),
-    "strongest": check_integer,
-}
+@overload
+def explain(
+    model: nn.Module | ModelView, image: ImageLike, method: str = ..., target: Target = ..., **options: Any
+) -> Explanation: ...
+
+
+def explain(
+    model: nn.Module | ModelView,
+    image: ImageLike | Sequence[ImageLike],
+    method: str = "contribution",
+    target: Target | Sequence[Target] = None,
+    *,
+    versus: int | str | None = None,
+    grad: Gradient = "exact",
+    activation: Activation | None = None,
+    class_names: Sequence[str] = (),
+    **options: Any,
+) -> Explanation | list[Explanation]:
+    """Explain a class score of a timm or MMPretrain classifier.
+
+    Args:
+        model: the classifier, which is left as it is; for several calls, build a :class:`ModelView` once. See
+            :meth:`ModelView.of` for the wrappers that are taken off.
+        image: a file; a picture; an array (H, W) or (H, W, C) of uint8, or of floats in [0, 1]; a tensor of uint8
+            (C, H, W); or a normalised input (C, H, W) or (1, C, H, W) in floating point. A model with one input channel
+            sees pictures in grey. A list, or a batch (B, ...) of arrays or tensors, gives a list of explanations, and
+            so does a clip (1, T, C, H, W): one for each frame by itself, as the model of clips averages them.
+        method: one of :func:`list_explanations`.
+        target: the class, by its number, from -1 down from the last, or by its name; the default is the one with the
+            highest score. A list has one for each image; of one image it gives an explanation of every class in it.
+        versus: explain by how much the score of ``target`` exceeds that of this class, instead of the score itself.
+        grad, activation, class_names: of :meth:`ModelView.of`; a view has its own.
+        options: options of the method, for example ``layer`` for ``grad_cam``.
+
+    Returns:
+        The explanation, or a list of them for several images or targets.
+
+    Raises:
+        UnknownNameError: for a method, layer or class that does not exist.
+        OptionError: for a target out of range, as many targets as there are not images, or an option that the method
+            does not take or that is out of range.
+        NotApplicableError: for a model that the method says nothing about, or values that are not finite.
+        ShapeError: for an array or tensor that is no image.
+        ValueError: for a picture that cannot be read.
+
+    Examples:
+        >>> model = covpool_plugins.create_model("test_resnet", num_classes=3, reduce_channels=8)
+        >>> explanation = explain(model, torch.randn(1, 3, 64, 64), "contribution", target=1)
+        >>> explanation.map.shape, explanation.completeness_gap < 1e-4
+        ((2, 2), True)
+        >>> [e.target for e in explain(model, torch.randn(2, 3, 64, 64), target=[0, -1])]
+        [0, 2]
+    """
+    check_options(method, options)  # before the model is copied
+    view = ModelView.of(model, grad, activation, class_names)
+    images, several = images_of(image)
+    inputs = [view.forward_pass(as_input(single, view.preprocessing)) for single in images]
+    targets: list[Any] = list(target) if isinstance(target, (list, tuple)) else [target] * len(inputs)
+    if isinstance(target, (list, tuple)) and not several:
+        inputs, several = inputs * len(targets), True
+    if not inputs or len(targets) != len(inputs):
+        raise OptionError(f"target must be one class or one for each of {len(inputs)} images, got {len(targets)}")
+    explanations = [
+        explain_input(view, passed, method, label, versus, **options)
+        for passed, label in zip(inputs, targets, strict=True)
+    ]
+    return explanations if several else explanations[0]
+
+
+def explain_input(
+    view: ModelView,
+    passed: ForwardPass,
+    method: str,
+    target: Target = None,
+    versus: int | str | None = None,
+    **options: Any,
+) -> Explanation:
+    """:func:`explain` for one input, by what the model computes of it, and one class."""
+    logits = passed.logits[0]
+    if not logits.isfinite().all():
+        raise NotApplicableError("the model's class scores for this picture are not finite")
+    label = int(logits.argmax()) if target is None else view.class_number(target)
+    other = None if versus is None else view.class_number(versus, "versus")
+    if other == label:
+        raise OptionError(f"versus must be another class than the target, got {versus!r} for both")
+    row = EXPLANATIONS[method]
+    if "versus" in row.options:
+        explanation = row.function(view, passed, label, versus=other, **options)
+    else:
+        with view.against(other):
+            explanation = row.function(view, passed.against(other), label, **options)
+    if not np.isfinite(explanation.map).all():
+        raise NotApplicableError(f"{method}: the map has values that are not finite")
+    return replace(
+        explanation,
+        method=method,
+        target=label,
+        probability=view.probabilities(logits)[label].item(),
+        image=view.preprocessing.picture(passed.x),
+        versus=other,
+        activation=view.activation,
+        class_names=view.class_names,
+    )
+
+
+def explain_over_picture(
+    view: ModelView, passed: ForwardPass, method: str, target: Target = None, **options: Any
+) -> Explanation:
+    """:func:`explain_input`, for what needs a map that lies over the picture.
+
+    Raises:
+        NotApplicableError: for a method without such a map, or whose extra is not installed.
+    """
+    try:
+        explanation = explain_input(view, passed, method, target, **options)
+    except MissingExtraError as error:
+        raise NotApplicableError(str(error)) from None
+    if explanation.space != "image":
+        raise NotApplicableError(f"{method} makes a {explanation.space}, no map of the picture")
+    return explanation

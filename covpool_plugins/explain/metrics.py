@@ -16,15 +16,14 @@ from ..checks import check_integer
 from ..errors import NotApplicableError, ShapeError
 from ..pooling import CovariancePool, Spectrum
 from .explanation import Explanation
-from .model_view import ModelView
+from .images import blur
+from .model_view import ForwardPass, ModelView
 from .spectral_maps import covariance_basis
 
 CELLS = 14  # positions along a side, at most, by which pixels are deleted
 STEPS = 10
 ORDERS = 3
-BLUR = 0.05  # standard deviation of the blur, as a part of the shorter side
 BATCH = 16
-SIGMAS = 3  # how far the Gaussian reaches
 
 
 class DeletionInsertion(NamedTuple):
@@ -103,22 +102,6 @@ def deletion_insertion(
     return DeletionInsertion(areas[0][0], areas[0][1], float(chance[0]), float(chance[1]))
 
 
-def blur(x: Tensor) -> Tensor:
-    """Pictures (B, C, H, W), smoothed by a Gaussian of 5 % of the shorter side."""
-    return gaussian(x, BLUR * min(x.shape[-2:]))
-
-
-def gaussian(x: Tensor, sigma: float) -> Tensor:
-    """Maps (B, C, H, W), smoothed by a Gaussian of that deviation in pixels; their edges are continued."""
-    reach = math.ceil(SIGMAS * sigma)
-    steps = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
-    weights = torch.exp(-0.5 * (steps / sigma).square())
-    weights = (weights / weights.sum()).view(1, 1, -1, 1)
-    rows = nn.functional.pad(x.flatten(0, 1)[:, None], (reach, reach, reach, reach), mode="replicate")
-    smooth = nn.functional.conv2d(nn.functional.conv2d(rows, weights), weights.mT)
-    return smooth.view(x.shape)
-
-
 def _deleted(order: Tensor, cells: tuple[int, int], steps: int) -> Iterator[Tensor]:
     """Masks (h, w), one where a position is among the first of ``order``: none of them, more and more, all."""
     for count in torch.linspace(0, len(order), steps + 1).round().long().tolist():
@@ -129,7 +112,7 @@ def _deleted(order: Tensor, cells: tuple[int, int], steps: int) -> Iterator[Tens
 
 def _area(view: ModelView, pictures: Tensor, target: int) -> float:
     logits = torch.cat([view.logits(part) for part in pictures.split(BATCH)])
-    probabilities = logits.double().softmax(dim=-1)[:, target]
+    probabilities = view.probabilities(logits)[:, target]
     return torch.trapezoid(probabilities, dx=1 / (len(pictures) - 1)).item()
 
 
@@ -148,7 +131,7 @@ CONDITIONING = ("condition_number", "normalized_condition_number", "effective_ra
 
 
 @torch.no_grad()
-def conditioning(view: ModelView, x: Tensor) -> dict[str, float | None]:
+def conditioning(view: ModelView, passed: ForwardPass) -> dict[str, float | None]:
     """How the covariance of an input is conditioned before and after the pool normalises it.
 
     Returns:
@@ -160,7 +143,7 @@ def conditioning(view: ModelView, x: Tensor) -> dict[str, float | None]:
     Raises:
         NotApplicableError: for a model without a pool that we know, or a pool that takes no covariance.
     """
-    pool, X = view.float64_pool, view.features(x)[0].double()
+    pool, X = view.float64_pool, view.features(passed)[0].double()
     before = Spectrum.of(covariance_basis(pool, X).values.flip(0)[None])
     after = None
     if isinstance(pool, CovariancePool):
@@ -171,7 +154,7 @@ def conditioning(view: ModelView, x: Tensor) -> dict[str, float | None]:
 
 def metrics(
     view: ModelView,
-    x: Tensor,
+    passed: ForwardPass,
     explanation: Explanation,
     *,
     steps: int = STEPS,
@@ -182,7 +165,7 @@ def metrics(
 
     Args:
         view: the model.
-        x: the input (1, C, H, W) that was explained.
+        passed: what it computes of the input that was explained.
         explanation: of that input.
         steps, orders, seed: of :func:`deletion_insertion`, whose deletion goes to a blurred picture and whose baseline
             are random orders; it takes 2 (steps + 1) (orders + 1) forward passes, and 0 steps leave it out.
@@ -190,15 +173,15 @@ def metrics(
     Examples:
         >>> view = ModelView.of(covpool_plugins.create_model("test_resnet", num_classes=3, reduce_channels=8))
         >>> x = torch.randn(1, 3, 64, 64)
-        >>> metrics(view, x, explain(view, x), steps=0)["completeness_gap"] < 1e-4
+        >>> metrics(view, view.forward_pass(x), explain(view, x), steps=0)["completeness_gap"] < 1e-4
         True
     """
     names = (*DeletionInsertion._fields, "completeness_gap", *CONDITIONING, "entropy")
     numbers: dict[str, float | None] = dict.fromkeys(names)
     if explanation.space == "image" and steps:
         options = {"steps": steps, "orders": orders, "seed": seed}
-        numbers |= deletion_insertion(view, x, explanation.map, explanation.target, **options)._asdict()
+        numbers |= deletion_insertion(view, passed.x, explanation.map, explanation.target, **options)._asdict()
     numbers |= {"completeness_gap": explanation.completeness_gap, "entropy": entropy(explanation.map)}
     with contextlib.suppress(NotApplicableError):
-        numbers |= conditioning(view, x)
+        numbers |= conditioning(view, passed)
     return numbers

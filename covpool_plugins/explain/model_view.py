@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import weakref
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -18,11 +18,14 @@ from ..errors import NotApplicableError, OptionError, UnknownNameError
 from ..linalg import EigenMethod, Exact
 from ..pooling import AveragePool, Pool
 from ..pooling.base import InputFormat
-from .images import Preprocessing, mmpretrain_preprocessing, timm_preprocessing
+from .images import Preprocessing, preprocessing_of
 from .stages import trace_stages
+from .wrappers import classifier_inside
 
 Gradient = Literal["exact", "training"]
 GRADIENTS: tuple[Gradient, ...] = ("exact", "training")
+Activation = Literal["softmax", "sigmoid"]
+ACTIVATIONS: tuple[Activation, ...] = ("softmax", "sigmoid")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +33,7 @@ class ForwardPass:
     """What a model computes of a batch, as far as explanations of its head need it.
 
     Args:
+        x: the input (B, C, H, W), as it was given.
         logits: class scores (B, num_classes).
         input: what the pool takes, in its layout.
         pooled: vectors (B, D) that the pool gives.
@@ -37,6 +41,7 @@ class ForwardPass:
         scores: what the classifier gives.
     """
 
+    x: Tensor
     logits: Tensor
     input: Tensor | None = None
     pooled: Tensor | None = None
@@ -52,6 +57,13 @@ class ForwardPass:
         same_shape = token.shape == self.input[:, 0].shape
         return token if same_shape and torch.equal(token, self.input[:, 0].to(token.dtype)) else None
 
+    def against(self, other: int | None) -> ForwardPass:
+        """With the score of class ``other`` taken off all class scores, as within :meth:`ModelView.against`."""
+        if other is None:
+            return self
+        scores = None if self.scores is None else self.scores - self.scores[:, [other]]
+        return replace(self, logits=self.logits - self.logits[:, [other]], scores=scores)
+
 
 @dataclass(frozen=True)
 class ModelView:
@@ -66,6 +78,9 @@ class ModelView:
         stages: modules whose output is a map of the whole picture and is not changed in place later, by name, in
             the order in which they finish. The last is the map in front of the pool.
         num_classes: how many class scores there are.
+        activation: what makes probabilities of the scores: ``softmax`` where one class of all is right, ``sigmoid``
+            where each class is or is not.
+        class_names: names of the classes, or none.
 
     Examples:
         >>> view = ModelView.of(covpool_plugins.create_model("test_resnet", num_classes=3, reduce_channels=8))
@@ -80,30 +95,48 @@ class ModelView:
     preprocessing: Preprocessing
     stages: dict[str, nn.Module]
     num_classes: int
+    activation: Activation = "softmax"
+    class_names: Sequence[str] = ()
 
     @classmethod
-    def of(cls, model: nn.Module | ModelView, grad: Gradient = "exact") -> ModelView:
+    def of(
+        cls,
+        model: nn.Module | ModelView,
+        grad: Gradient = "exact",
+        activation: Activation | None = None,
+        class_names: Sequence[str] = (),
+    ) -> ModelView:
         """View of a model; the model itself is neither changed nor kept.
 
         Args:
-            model: a timm model, an MMPretrain ``ImageClassifier``, or a module alike. A view is returned as it is.
+            model: a timm model, an MMPretrain ``ImageClassifier``, or a module alike; also compiled, averaged, in a
+                wrapper for parallel training, or as the only classifier in a module that gives its scores. A view is
+                returned as it is.
             grad: ``exact`` explains with the true gradient of eigen-decomposition methods, ``training`` with
                 the approximation the method trains with.
+            activation: ``softmax`` or ``sigmoid``; the default is ``sigmoid`` for one class score and for MMPretrain's
+                multi-label heads, else ``softmax``.
+            class_names: names of the classes, for captions and targets; the default are those that timm's
+                ``pretrained_cfg`` or MMPretrain's ``get_model`` know, if any.
 
         Raises:
-            OptionError: for a model without class scores or with other than one or three input channels, or an
-                unknown ``grad``.
+            OptionError: for a model without class scores or with other than one or three input channels, an unknown
+                ``grad`` or ``activation``, ``softmax`` of one score, another number of names than classes, or a module
+                that does more than the classifier in it, or a model whose pool joins the frames of a clip.
         """
         if isinstance(model, ModelView):
             return model
         check_choice("grad", grad, GRADIENTS)
-        from_mmpretrain = hasattr(model, "data_preprocessor")
-        preprocessing = (mmpretrain_preprocessing if from_mmpretrain else timm_preprocessing)(model)
+        if activation is not None:
+            check_choice("activation", activation, ACTIVATIONS)
+        model = classifier_inside(model)
+        preprocessing = preprocessing_of(model)
         private = copy.deepcopy(model).requires_grad_(False).eval()
         if next(private.parameters()).dtype in (torch.float16, torch.bfloat16):
             private.float()
         if grad == "exact":
             _use_exact_gradient(private)
+        _see_single_frames(private)
         classifier, site = _find_classifier(private), _find_pool_site(private)
         shape = (1, preprocessing.channels, *preprocessing.input_size)
         blank = torch.zeros(shape).to(next(private.parameters()))
@@ -116,7 +149,37 @@ class ModelView:
             pool, site, stages = None, None, {}
         elif pool is None:
             pool = AveragePool(maps.shape[1 if input_fmt == "NCHW" else -1], input_fmt=input_fmt)
-        return cls(private, pool, site, classifier, preprocessing, stages, classes)
+        activation = activation or ("sigmoid" if classes == 1 or _is_multi_label(private) else "softmax")
+        if classes == 1 and activation == "softmax":
+            raise OptionError("activation must be sigmoid for a model of one class score, got 'softmax'")
+        names = tuple(class_names) or _known_names(private, classes)
+        if names and len(names) != classes:
+            raise OptionError(f"class_names has {len(names)} names, the model has {classes} classes")
+        return cls(private, pool, site, classifier, preprocessing, stages, classes, activation, names)
+
+    def class_number(self, target: Any, option: str = "target") -> int:
+        """A class as a number from 0 on; it is given by that number, by one from -1 down, or by its name.
+
+        Raises:
+            OptionError: for a number that is no class of the model, or a name where none are known.
+            UnknownNameError: for a name that none of the classes has.
+        """
+        if isinstance(target, str) and self.class_names:
+            if target not in self.class_names:
+                raise UnknownNameError("class", target, self.class_names)
+            return self.class_names.index(target)
+        try:
+            number = self.num_classes if isinstance(target, (bool, str)) else operator.index(target)
+        except TypeError:
+            number = self.num_classes
+        if not -self.num_classes <= number < self.num_classes:
+            named = "; names need class_names" if isinstance(target, str) else ""
+            raise OptionError(f"{option} must be a class from 0 to {self.num_classes - 1}, got {target!r}{named}")
+        return number % self.num_classes
+
+    def class_name(self, number: int) -> str:
+        """Name of a class, or its number."""
+        return self.class_names[number] if self.class_names else str(number)
 
     def known_classifier(self) -> nn.Linear:
         """The linear layer of the class scores.
@@ -167,12 +230,13 @@ class ModelView:
         """Class scores (B, num_classes)."""
         return self.model(self.to_model(x))
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Probabilities (B, num_classes) of class scores, in float64."""
+        return logits.double().softmax(dim=-1) if self.activation == "softmax" else logits.double().sigmoid()
+
     @torch.no_grad()
     def forward_pass(self, x: Tensor) -> ForwardPass:
-        """One run of the model; it is kept, so the next call with the same input costs nothing."""
-        last = self._last_pass.get("x")
-        if last is not None and last[0]() is x and last[1] == _version(x):
-            return last[2]
+        """One run of the model."""
         tensors: dict[str, Tensor] = {}
 
         def at_classifier(module: nn.Module, args: Any, output: Tensor) -> None:
@@ -184,29 +248,22 @@ class ModelView:
         hooks = [(self.classifier, at_classifier), (self.pool_site, at_pool)]
         handles = [module.register_forward_hook(hook) for module, hook in hooks if module is not None]
         try:
-            forward_pass = ForwardPass(logits=self.logits(x), **tensors)
+            return ForwardPass(x, self.logits(x), **tensors)
         finally:
             for handle in handles:
                 handle.remove()
-        if not x.is_inference():
-            self._last_pass["x"] = (weakref.ref(x), _version(x), forward_pass)
-        return forward_pass
-
-    @cached_property
-    def _last_pass(self) -> dict[str, tuple[weakref.ref[Tensor], int, ForwardPass]]:
-        return {}
 
     @torch.no_grad()
-    def features(self, x: Tensor) -> tuple[Tensor, tuple[int, int], Tensor]:
-        """What the pool represents: features (B, C, M), their grid (H, W) with H W = M, and the class scores.
+    def features(self, passed: ForwardPass) -> tuple[Tensor, tuple[int, int]]:
+        """What the pool represents: features (B, C, M), and their grid (H, W) with H W = M.
 
         Raises:
             NotApplicableError: for a model without a pool that we know.
         """
-        pool, forward_pass = self.known_pool(), self.forward_pass(x)
-        assert forward_pass.input is not None
-        height, width = self.as_maps(forward_pass.input, x).shape[2:]
-        return pool.features(forward_pass.input), (height, width), forward_pass.logits
+        pool = self.known_pool()
+        assert passed.input is not None
+        height, width = self.as_maps(passed.input, passed.x).shape[2:]
+        return pool.features(passed.input), (height, width)
 
     def as_maps(self, output: Tensor, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) of what a stage gives for an input x (B, 3, height, width).
@@ -236,7 +293,6 @@ class ModelView:
             return
         parameters = list(self.known_classifier().parameters())
         before = [parameter.data for parameter in parameters]
-        self._last_pass.clear()
         try:
             for parameter in parameters:
                 parameter.data = parameter.data - parameter.data[other]
@@ -244,12 +300,6 @@ class ModelView:
         finally:
             for parameter, values in zip(parameters, before, strict=True):
                 parameter.data = values
-            self._last_pass.clear()
-
-
-def _version(x: Tensor) -> int:
-    """How often a tensor was changed in place."""
-    return -1 if x.is_inference() else x._version
 
 
 def token_grid(tokens: int, height: int, width: int) -> tuple[int, int]:
@@ -278,6 +328,20 @@ def _check_first_layer(model: nn.Module, blank: Tensor) -> None:
         ) from None
 
 
+def _see_single_frames(model: Any) -> None:
+    """Let a model of clips see one frame: the vectors of frames are averaged, so that each has its own share.
+
+    Raises:
+        OptionError: if the pool joins the frames of a clip.
+    """
+    for module in [model, *model.modules()] if getattr(model, "frames", None) else ():
+        if getattr(module, "frames_joined_by_pool", 1) > 1:
+            raise OptionError("the pool of this model joins the frames of a clip: no single frame has a class score")
+        for attribute in ("frames", "frames_averaged"):
+            if getattr(module, attribute, None):
+                setattr(module, attribute, 1)
+
+
 def _use_exact_gradient(model: nn.Module) -> None:
     pools: list[Any] = [m for m in model.modules() if isinstance(m, Pool)]
     for pool in pools:
@@ -285,6 +349,19 @@ def _use_exact_gradient(model: nn.Module) -> None:
         # What leaves eigenvalues out computes another root, and has the exact gradient of that one.
         if isinstance(method, EigenMethod) and type(method).truncate is EigenMethod.truncate:
             pool.method = Exact()
+
+
+def _known_names(model: Any, classes: int) -> tuple[str, ...]:
+    """The names of the classes in timm's ``pretrained_cfg`` or MMPretrain's ``_dataset_meta``, if there are as many."""
+    configured = getattr(model, "pretrained_cfg", None) or {}
+    names = configured.get("label_names") or (getattr(model, "_dataset_meta", None) or {}).get("classes") or ()
+    return tuple(map(str, names)) if len(names) == classes else ()
+
+
+def _is_multi_label(model: Any) -> bool:
+    """Whether it is one of MMPretrain's with a multi-label head; told by name, so that MMPretrain is not imported."""
+    kinds = type(getattr(model, "head", None)).__mro__
+    return any(kind.__name__ in ("MultiLabelClsHead", "MultiLabelLinearClsHead") for kind in kinds)
 
 
 def _find_classifier(model: Any) -> nn.Linear | None:

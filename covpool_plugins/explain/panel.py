@@ -87,11 +87,13 @@ def montage(explanations: Sequence[tuple[str, Explanation | str]]) -> Picture:
     rows = -(-len(explanations) // columns)
     shape = first.map.shape if first.space == "matrix" else (first.image.height, first.image.width)
     figure = _figure(columns * CELL, rows * (CELL * shape[0] / shape[1] + 0.6) + 0.3)
-    figure.suptitle(first.method + ("" if first.space == "picture" else f", {_scale(first, limit)}"), fontsize=11)
+    sign = "±" if first.signed else ""
+    scale = "" if first.space == "picture" else f", full colour at {sign}{limit:.2g}"
+    figure.suptitle(first.method + scale, fontsize=11)
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axis, (label, explanation) in zip(axes, explanations, strict=False):
         if isinstance(explanation, Explanation):
-            lines = explanation.caption()
+            lines = explanation.caption(limit)
             lines[0] = lines[0].removeprefix(explanation.method).lstrip(", ")
             _show(axis, explanation.overlay(limit, SIDE), label, lines)
         else:
@@ -141,11 +143,8 @@ def _shares(axis: Any, sigma: np.ndarray, whole: float, edges: np.ndarray) -> No
 def _show_band(axis: Any, explanation: Explanation, values: np.ndarray, title: str) -> None:
     limit = colour_limit(values)
     picture = overlay(at_least(explanation.image, SIDE), values, explanation.signed, limit)
-    _show(axis, picture, title, [f"{balance(values)} = {values.sum():+.3g}", _scale(explanation, limit)])
-
-
-def _scale(explanation: Explanation, limit: float) -> str:
-    return f"full colour at {'±' if explanation.signed else ''}{limit:.2g}"
+    scale = f"full colour at {'±' if explanation.signed else ''}{limit:.2g}"
+    _show(axis, picture, title, [f"{balance(values)} = {values.sum():+.3g}", scale])
 
 
 def _show(axis: Any, picture: Picture, title: str, lines: Sequence[str] = ()) -> None:

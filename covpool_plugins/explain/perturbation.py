@@ -1,4 +1,4 @@
-"""RISE and extremal perturbations, by TorchRay."""
+"""RISE, and extremal perturbations by TorchRay."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..errors import require_extra
-from .methods import EXPLANATIONS, MASKS_PER_DRAW, Attribution
-from .model_view import ModelView
+from ..checks import check_integer, check_number
+from ..errors import OptionError, require_extra
+from .explanation import Explanation
+from .methods import EXPLANATIONS, ExplanationMethod, at_most, check_seed, checked_with_the_model
+from .model_view import ForwardPass, ModelView
 
+# RISE draws this many masks at a time: up to this, the map does not depend on the batch size of the network.
+MASKS_PER_DRAW = 64
 # How often a cell of RISE's masks is seen, and how many cells a side has.
 SEEN = 0.5
-CERTAIN = 50.0  # whose sigmoid is 1
 CELLS = 7
 # TorchRay's grid of the mask in pixels, its smoothing and the strongest blur were chosen for inputs of this side.
 TUNED_SIDE = 224
@@ -27,51 +30,65 @@ STEP, SIGMA_STEPS, MAX_BLUR = 7, 3, 20.0
 
 def rise(
     view: ModelView,
-    x: Tensor,
+    passed: ForwardPass,
     target: int,
     *,
     masks: int = 1000,
     seed: int = 0,
     batch_size: int = 8,
     versus: int | None = None,
-) -> Attribution:
+) -> Explanation:
     """Mean probability of the class over random masks that show a pixel, (H, W).
 
     Σ_m p(target | x ∘ m) m / Σ_m m, divided by how often the masks did show each pixel: with few masks the expected
-    number would leave a pattern of its own. What a mask hides is the mean colour. Of the network's output only the
-    probability of one class is kept.
+    number would leave a pattern of its own. What a mask hides is the mean colour.
 
     Args:
-        masks: N; more give a smoother map.
+        masks: how many; more give a smoother map.
         seed: of the masks; the caller's random numbers are not touched.
         batch_size: masked inputs in one forward pass, at most 64; the map is the same for all.
         versus: take the probability of the class given that it is one of the two.
 
     Source: Petsiuk, Das & Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018.
     """
-    torchray = require_extra("torchray.attribution.rise", "explain")
-    x = view.to_model(x).float()
-    score = partial(log_odds, target=target, versus=versus)
-    devices = [x.device] if x.is_cuda else []
-    with torch.random.fork_rng(devices), _progress("rise", masks + 1) as bar:
-        maps = torchray.rise(
-            WithCoverage(OneOutput(view.model, score, bar, batch_size)),
-            x,
-            seed=seed,
-            num_masks=masks,
-            num_cells=min(CELLS, *x.shape[2:]),
-            batch_size=MASKS_PER_DRAW,
-            p=SEEN,
-        )
-    weighted, shown = maps[0, 0], maps[0, 1]
+    x = view.to_model(passed.x).float()
+    random = torch.Generator("cpu").manual_seed(seed)
+    weighted, shown = torch.zeros(x.shape[2:]).to(x), torch.zeros(x.shape[2:]).to(x)
+    with _progress("rise", masks) as bar:
+        for first in range(0, masks, MASKS_PER_DRAW):
+            drawn = random_masks(min(MASKS_PER_DRAW, masks - first), x.shape[2:], random).to(x)
+            for part in drawn.split(batch_size):
+                logits = view.logits(part.unsqueeze(1) * x)
+                p = _probability(view, logits, target, versus).to(x)
+                weighted += torch.einsum("b,bhw->hw", p, part)
+                shown += part.sum(dim=0)
+                bar.update(len(part))
     # With few masks no mask may have shown a pixel: nothing is known of it.
     mean = torch.where(shown > 0, weighted / shown, weighted.sum() / shown.sum().clamp_min(1e-12))
-    return Attribution(mean, signed=False, relative=True)
+    return Explanation(mean, signed=False, relative=True)
+
+
+def random_masks(count: int, size: Sequence[int], random: torch.Generator) -> Tensor:
+    """Smooth masks (B, H, W) in 0..1: a coarse grid of cells, half of them seen, enlarged and shifted at random."""
+    height, width = size
+    cells = min(CELLS, height, width)
+    step = (-(-height // cells), -(-width // cells))
+    grid = (torch.rand((count, 1, cells + 1, cells + 1), generator=random) < SEEN).float()
+    enlarged = nn.functional.interpolate(grid, [(cells + 1) * s for s in step], mode="bilinear", align_corners=False)
+    shifts = torch.stack([torch.randint(s, (count,), generator=random) for s in step], dim=1).tolist()
+    return torch.stack([mask[0, i : i + height, j : j + width] for mask, (i, j) in zip(enlarged, shifts, strict=True)])
+
+
+def _probability(view: ModelView, logits: Tensor, target: int, versus: int | None) -> Tensor:
+    """Of the class (B,); with ``versus``, given that it is one of the two."""
+    if versus is not None:
+        return (logits[:, target] - logits[:, versus]).double().sigmoid()
+    return view.probabilities(logits)[:, target]
 
 
 def extremal_perturbation(
-    view: ModelView, x: Tensor, target: int, *, iterations: int = 300, areas: Sequence[float] = (0.1,)
-) -> Attribution:
+    view: ModelView, passed: ForwardPass, target: int, *, iterations: int = 300, areas: Sequence[float] = (0.1,)
+) -> Explanation:
     """Mean of smooth masks (H, W) in 0..1 that keep the class score largest when all outside them is blurred.
 
     The network sees the picture as it is, never its mirror image. Nothing in it is random.
@@ -84,7 +101,7 @@ def extremal_perturbation(
     ICCV 2019.
     """
     torchray = require_extra("torchray.attribution.extremal_perturbation", "explain")
-    x = view.to_model(x).float()
+    x = view.to_model(passed.x).float()
     scale = min(x.shape[2:]) / TUNED_SIDE
     step = max(1, round(scale * STEP))
     score = partial(torch.select, dim=1, index=target)
@@ -97,30 +114,7 @@ def extremal_perturbation(
         masks, _ = torchray.extremal_perturbation(
             model, x, 0, areas=list(areas), max_iter=iterations, step=step, sigma=SIGMA_STEPS * step, jitter=False
         )
-    return Attribution(masks.mean(dim=0)[0], signed=False, relative=True)
-
-
-def log_odds(logits: Tensor, target: int, versus: int | None = None) -> Tensor:
-    """log p / (1 - p) of the class (B,), for scores (B, num_classes): its sigmoid is the probability.
-
-    With ``versus`` p is the probability of the class where it is one of the two.
-    """
-    if versus is not None:
-        return logits[:, target] - logits[:, versus]
-    others = torch.cat([logits[:, :target], logits[:, target + 1 :]], dim=1)
-    return logits[:, target] - others.logsumexp(dim=1)
-
-
-class WithCoverage(nn.Module):
-    """A second output that is certain whatever is hidden: its map counts how often a pixel is seen."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        scores = self.model(x)
-        return torch.cat([scores, torch.full_like(scores, CERTAIN)], dim=1)
+    return Explanation(masks.mean(dim=0)[0], signed=False, relative=True)
 
 
 class OneOutput(nn.Module):
@@ -162,5 +156,24 @@ def _strongest_blur(torchray: Any, max_blur: float) -> Iterator[None]:
         torchray.Perturbation = original
 
 
-EXPLANATIONS.add("rise", rise)
-EXPLANATIONS.add("extremal_perturbation", extremal_perturbation)
+def _check_shares(option: str, value: Any) -> None:
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise OptionError(f"{option} must be a list of numbers in (0, 1), got {value!r}")
+    for share in value:
+        check_number(option, share, "(0, 1)")
+
+
+EXPLANATIONS.add(
+    "rise",
+    ExplanationMethod(
+        rise,
+        masks=check_integer,
+        seed=check_seed,
+        batch_size=at_most(MASKS_PER_DRAW, least=1),
+        versus=checked_with_the_model,
+    ),
+)
+EXPLANATIONS.add(
+    "extremal_perturbation",
+    ExplanationMethod(extremal_perturbation, iterations=check_integer, areas=_check_shares),
+)

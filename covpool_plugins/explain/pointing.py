@@ -15,10 +15,8 @@ from tqdm import tqdm
 from ..checks import check_integer, check_number
 from ..errors import NotApplicableError, OptionError, ShapeError
 from .annotations import AnnotatedPicture
-from .explanation import check_target, explain_over_picture
-from .images import Preprocessing
-from .methods import with_options
-from .metrics import gaussian
+from .images import Preprocessing, gaussian
+from .methods import explain_over_picture, with_options
 from .model_view import Gradient, ModelView
 from .overlay import enlarge
 
@@ -126,17 +124,17 @@ def pointing_game(
     rows: dict[tuple[str, int], Pointing] = {}
     for annotated in tqdm(list(pictures), desc="pointing game", unit="picture", disable=None, leave=False):
         picture, regions = annotated.read()
-        x = view.preprocessing(picture)
+        passed = view.forward_pass(view.preprocessing(picture))
         for target, region in regions.items():
             try:
-                check_target(target, view)
+                view.class_number(target)
             except OptionError as error:
                 raise OptionError(f"{annotated.path}: {error}") from None
             seen = seen_region(region, view.preprocessing)
             for method in options if seen.any() else ():
                 row = rows.setdefault((method, target), Pointing(method, target))
                 try:
-                    explanation = explain_over_picture(view, x, method, target, **options[method])
+                    explanation = explain_over_picture(view, passed, method, target, **options[method])
                 except NotApplicableError as error:
                     row.note = str(error)
                 else:

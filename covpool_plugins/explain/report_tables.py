@@ -82,7 +82,7 @@ def pointing_table(job: Job, folder: Path, progress: Callable[[], object] = lamb
     Raises:
         ValueError: for a folder that does not have the form.
     """
-    pictures = read_annotations(folder, job.class_names or None)
+    pictures = read_annotations(folder, job.models[0].view.class_names or None)
     rows = []
     for model in job.models:
         for method in job.methods:

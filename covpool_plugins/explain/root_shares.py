@@ -18,9 +18,8 @@ from torch import Tensor
 
 from ..linalg import EigenMethod, Exact, Method
 from ..linalg.covariance import center
-from ..linalg.covariance_square_root import EigenCovarianceRoot
-from ..linalg.spectral import basis_derivative
-from ..pooling import CovariancePool, MatrixPower, MatrixRoot, Pool
+from ..linalg.feature_functions import Rule, decompose_features
+from ..pooling import CovariancePool, MatrixPower, MatrixRoot, Pool, Weighting
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +40,10 @@ class Eigenbasis:
     def of(cls, X: Tensor, centered: bool) -> Eigenbasis:
         """Of features (1, C, M) in float64."""
         with torch.no_grad():
-            _, s, U, _ = EigenCovarianceRoot.apply(X, Exact(), centered, True, True)
-            order = s[0].nonzero().squeeze(-1).flip(-1)  # ascending before
+            values, U, _ = decompose_features(X, Rule(Exact(), centered, True, True))
+            order = values[0].nonzero().squeeze(-1).flip(-1)  # ascending before
             vectors = U[0][:, order]
-            return cls(s[0][order].square(), vectors, vectors.mT @ center(X, centered)[0][0])
+            return cls(values[0][order], vectors, vectors.mT @ center(X, centered)[0][0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +67,7 @@ def root_method(pool: Pool) -> Method | None:
     """How a pool takes the square root of a covariance, if its vector is that root and nothing else."""
     if not isinstance(pool, CovariancePool):
         return None
-    if not all(isinstance(part, torch.nn.Identity) for part in (pool.weighting, pool.elementwise)):
+    if not all(type(part) in (Weighting, torch.nn.Identity) for part in (pool.weighting, pool.elementwise)):
         return None
     normalization = pool.normalization
     if isinstance(normalization, MatrixPower):
@@ -90,8 +89,9 @@ def root_shares(pool: Pool, X: Tensor, weight: Tensor) -> RootShares:
     assert isinstance(pool, CovariancePool) and isinstance(method, EigenMethod)
     basis = Eigenbasis.of(X, pool.centered)
     ascending = torch.cat([X.new_zeros(min(X.shape[1:]) - len(basis.values)), basis.values.flip(0)])
-    s = method.truncate(ascending).sqrt().flip(0)[: len(basis.values)]
+    kept = method.truncate(ascending).flip(0)[: len(basis.values)]
+    s = kept.sqrt()
     W = basis.vectors.mT @ pool.weight_matrix(weight) @ basis.vectors
     y = basis.coordinates * (s > 0).unsqueeze(-1)
-    shares = 2 / X.shape[-1] * y * (basis_derivative(W, s, method) @ y)
+    shares = 2 / X.shape[-1] * y * ((W * method.coefficients(kept, kept)) @ y)
     return RootShares(basis.values, s, shares, (W.diagonal() * s).sum().item())

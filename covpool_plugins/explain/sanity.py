@@ -16,10 +16,10 @@ from ..checks import check_integer
 from ..errors import NotApplicableError, ShapeError
 from ..pictures import Picture
 from .backprop import disposable
-from .explanation import Explanation, explain_over_picture
+from .explanation import Explanation
 from .images import as_input
-from .methods import explanation_options, with_options
-from .model_view import Gradient, ModelView
+from .methods import explain_over_picture, explanation_options, with_options
+from .model_view import ForwardPass, Gradient, ModelView
 
 THRESHOLD = 0.5
 STEPS = 6
@@ -89,11 +89,12 @@ def cascading_randomization(
     options = with_options(methods)
     view = ModelView.of(model, grad)
     x = as_input(image, view.preprocessing)
+    passed = view.forward_pass(x)
     originals: dict[str, Explanation] = {}
     rows: dict[str, list[Randomization]] = {method: [] for method in options}
     for method in options:
         try:
-            originals[method] = _varying(view, x, method, target, options[method])
+            originals[method] = _varying(view, passed, method, target, options[method])
         except NotApplicableError as error:
             rows[method].append(Randomization(method, (), None, str(error)))
             continue
@@ -103,8 +104,9 @@ def cascading_randomization(
     total = len(originals) * steps
     with tqdm(total=total, desc="randomize", unit="map", disable=None, leave=False) as bar:
         for step, (layers, random) in enumerate(randomized_views(view, x, seed, steps), start=1):
+            random_passed = random.forward_pass(x)
             for method, original in originals.items():
-                similarity, note = _compare(random, x, original, _reseeded(method, options[method], step))
+                similarity, note = _compare(random, random_passed, original, _reseeded(method, options[method], step))
                 rows[method].append(Randomization(method, layers, similarity, note))
                 bar.update()
     return [row for method in options for row in rows[method]]
@@ -148,21 +150,25 @@ def _ranks(values: Tensor) -> Tensor:
     return (last - (counts - 1) / 2)[place]
 
 
-def _varying(view: ModelView, x: Tensor, method: str, target: int | None, options: Mapping[str, Any]) -> Explanation:
+def _varying(
+    view: ModelView, passed: ForwardPass, method: str, target: int | None, options: Mapping[str, Any]
+) -> Explanation:
     """An explanation whose map has ranks.
 
     Raises:
         NotApplicableError: for one that has not.
     """
-    explanation = explain_over_picture(view, x, method, target, **options)
+    explanation = explain_over_picture(view, passed, method, target, **options)
     if np.ptp(_compared(explanation)) == 0:
         raise NotApplicableError("the map is the same everywhere")
     return explanation
 
 
-def _compare(view: ModelView, x: Tensor, original: Explanation, options: Mapping[str, Any]) -> tuple[float | None, str]:
+def _compare(
+    view: ModelView, passed: ForwardPass, original: Explanation, options: Mapping[str, Any]
+) -> tuple[float | None, str]:
     try:
-        explanation = _varying(view, x, original.method, original.target, options)
+        explanation = _varying(view, passed, original.method, original.target, options)
     except NotApplicableError as error:
         return None, str(error)
     return rank_correlation(_compared(original), _compared(explanation)), ""

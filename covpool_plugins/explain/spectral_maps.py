@@ -7,18 +7,20 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..checks import check_integer
 from ..errors import NotApplicableError
 from ..linalg import EigenMethod
 from ..pooling import CompactBilinearPool, CovariancePool, CrossCovariancePool, LowRankBilinearPool, Pool
 from .contribution import LinearHead, mean_gradient
-from .methods import EXPLANATIONS, Attribution
-from .model_view import ModelView
+from .explanation import Explanation
+from .methods import EXPLANATIONS, ExplanationMethod
+from .model_view import ForwardPass, ModelView
 from .root_shares import Eigenbasis, RootShares, root_method, root_shares
 
 BANDS = 4
 
 
-def eigen(view: ModelView, x: Tensor, target: int, *, bands: int = BANDS) -> Attribution:
+def eigen(view: ModelView, passed: ForwardPass, target: int, *, bands: int = BANDS) -> Explanation:
     """Shares of the score by position and by band of eigenvalues; their sum over the bands is the contribution map.
 
     A band is as many successive eigenvalues as the next one, the largest first: bands of equal energy would put nearly
@@ -38,7 +40,7 @@ def eigen(view: ModelView, x: Tensor, target: int, *, bands: int = BANDS) -> Att
     Source: the view of Song, Sebe & Wang, "On the Eigenvalues of Global Covariance Pooling for Fine-grained Visual
     Recognition", T-PAMI 2022, that small eigenvalues carry the details, made visible.
     """
-    head = LinearHead.of(view, x, target)
+    head = LinearHead.of(view, passed, target)
     root = shares_of_root(head)
     maps, edges = in_bands(root.shares.reshape(-1, *head.grid), bands)
     extras = {
@@ -52,7 +54,7 @@ def eigen(view: ModelView, x: Tensor, target: int, *, bands: int = BANDS) -> Att
     return head.attribution("eigen", root.shares.sum(0), root.score, extras=extras)
 
 
-def energy(view: ModelView, x: Tensor, target: int, *, bands: int = BANDS) -> Attribution:
+def energy(view: ModelView, passed: ForwardPass, target: int, *, bands: int = BANDS) -> Explanation:
     """Where the eigenvalues of the covariance come from: e_k(i) = y_ik² / M, which sums to λ_k over the positions.
 
     The map is Σ_k e_k(i), the energy of each position; it does not depend on the class. The extras are ``eigenvalues``
@@ -64,14 +66,14 @@ def energy(view: ModelView, x: Tensor, target: int, *, bands: int = BANDS) -> At
     Raises:
         NotApplicableError: for a pool that takes no such matrix.
     """
-    features, grid, _ = view.features(x)
+    features, grid = view.features(passed)
     basis = covariance_basis(view.float64_pool, features.double())
     maps, edges = in_bands((basis.coordinates.square() / features.shape[-1]).reshape(-1, *grid), bands)
     extras = {"eigenvalues": basis.values, "bands": maps, "band_edges": edges}
-    return Attribution(maps.sum(0), signed=False, extras=extras)
+    return Explanation(maps.sum(0), signed=False, extras=extras)
 
 
-def channel_pairs(view: ModelView, x: Tensor, target: int, *, strongest: int = 10) -> Attribution:
+def channel_pairs(view: ModelView, passed: ForwardPass, target: int, *, strongest: int = 10) -> Explanation:
     """Shares of the score by pair of channels, W ∘ Q (C, C), for the matrix Q that the pool makes.
 
     They sum to score minus bias. The extras are the ``strongest`` pairs by magnitude: ``pairs`` (n, 2), for a symmetric
@@ -83,7 +85,7 @@ def channel_pairs(view: ModelView, x: Tensor, target: int, *, strongest: int = 1
     Raises:
         NotApplicableError: for a pool whose vector is no such matrix, or more than a linear layer behind it.
     """
-    head = LinearHead.of(view, x, target)
+    head = LinearHead.of(view, passed, target)
     with torch.no_grad():
         products = head.pool.represent(head.X)[0] * head.weight
     shares, symmetric = _as_matrix(head.pool, products)
@@ -141,13 +143,14 @@ def in_bands(maps: Tensor, bands: int) -> tuple[Tensor, Tensor]:
 def _as_matrix(pool: Pool, entries: Tensor) -> tuple[Tensor, bool]:
     """The vector of a pool as a matrix with the same sum, and whether the matrix is symmetric."""
     if isinstance(pool, CrossCovariancePool):
-        return entries.view(pool.both_channels), False
+        rows, columns = (channels // pool.heads for channels in pool.both_channels)
+        return torch.block_diag(*entries.view(pool.heads, rows, columns)), False
     if isinstance(pool, CovariancePool):
         return pool.weight_matrix(entries), True
     reason = "its vector is not a matrix of channels by channels"
     raise NotApplicableError(f"channel_pairs: not applicable to pool {pool.pool_type!r}: {reason}")
 
 
-EXPLANATIONS.add("eigen", eigen)
-EXPLANATIONS.add("energy", energy)
-EXPLANATIONS.add("channel_pairs", channel_pairs)
+EXPLANATIONS.add("eigen", ExplanationMethod(eigen, bands=check_integer))
+EXPLANATIONS.add("energy", ExplanationMethod(energy, bands=check_integer))
+EXPLANATIONS.add("channel_pairs", ExplanationMethod(channel_pairs, strongest=check_integer))

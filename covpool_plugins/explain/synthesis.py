@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..checks import check_integer
 from .backprop import disposable
-from .methods import EXPLANATIONS, Attribution
-from .model_view import ModelView
+from .explanation import Explanation
+from .methods import EXPLANATIONS, ExplanationMethod, check_count, check_seed, check_weight
+from .model_view import ForwardPass, ModelView
 
 STEP = 0.1  # of Adam at first, on pixels before the sigmoid
 NOISE = 0.2  # standard deviation of the start, before the sigmoid
@@ -23,14 +25,14 @@ Loss = Callable[[Tensor], Tensor]
 
 def maximal_image(
     view: ModelView,
-    x: Tensor,
+    passed: ForwardPass,
     target: int,
     *,
     iterations: int = ITERATIONS,
     seed: int = 0,
     smoothness: float = CLASS_SMOOTHNESS,
     jitter: int = JITTER,
-) -> Attribution:
+) -> Explanation:
     """What the class looks like to the network: the picture that minimises ``smoothness`` · TV - logit.
 
     TV is the mean squared difference of neighbouring pixels. Of the input only the size is used. The extras are
@@ -50,20 +52,20 @@ def maximal_image(
     def loss(picture: Tensor) -> Tensor:
         return -view.model(picture)[0, target]
 
-    pixels = _descend(view, x, loss, iterations, seed, smoothness, jitter)
+    pixels = _descend(view, passed.x, loss, iterations, seed, smoothness, jitter)
     return _attribution(pixels, logit=view.logits(_as_input(view, pixels))[0, target])
 
 
 def inverse_image(
     view: ModelView,
-    x: Tensor,
+    passed: ForwardPass,
     target: int,
     *,
     iterations: int = ITERATIONS,
     seed: int = 0,
     smoothness: float = INVERSE_SMOOTHNESS,
     jitter: int = JITTER,
-) -> Attribution:
+) -> Explanation:
     """What the pooled vector φ knows of the picture: one with nearly the same vector, found from noise.
 
     It minimises ‖φ - φ₀‖² / ‖φ₀‖² + ``smoothness`` · TV, see :func:`maximal_image`. A covariance forgets places and
@@ -79,7 +81,7 @@ def inverse_image(
     Source: Mahendran & Vedaldi, IJCV 2016; Lin & Maji, CVPR 2016.
     """
     view.known_pool()
-    original, own = view.forward_pass(x).pooled, disposable(view)
+    original, own = passed.pooled, disposable(view)
     assert original is not None and own.pool_site is not None
     pooled: list[Tensor] = []
     own.pool_site.register_forward_hook(lambda module, args, output: pooled.append(output.flatten(1)))
@@ -89,7 +91,7 @@ def inverse_image(
         own.model(picture)
         return (pooled[-1] - original).square().sum() / original.square().sum().clamp_min(1e-12)
 
-    pixels = _descend(view, x, loss, iterations, seed, smoothness, jitter)
+    pixels = _descend(view, passed.x, loss, iterations, seed, smoothness, jitter)
     with torch.no_grad():
         distance = loss(_as_input(view, pixels)).sqrt()
     return _attribution(pixels, distance=distance)
@@ -130,10 +132,15 @@ def _as_input(view: ModelView, pixels: Tensor) -> Tensor:
     return x.flip(1) if view.preprocessing.bgr else x
 
 
-def _attribution(pixels: Tensor, **numbers: Tensor) -> Attribution:
+def _attribution(pixels: Tensor, **numbers: Tensor) -> Explanation:
     picture = pixels[0].double().expand(3, -1, -1)
-    return Attribution(picture.mean(0), signed=False, extras={"picture": picture, **numbers}, space="picture")
+    return Explanation(picture.mean(0), signed=False, extras={"picture": picture, **numbers}, space="picture")
 
 
-EXPLANATIONS.add("maximal_image", maximal_image)
-EXPLANATIONS.add("inverse_image", inverse_image)
+for function in (maximal_image, inverse_image):
+    EXPLANATIONS.add(
+        function.__name__,
+        ExplanationMethod(
+            function, iterations=check_integer, seed=check_seed, smoothness=check_weight, jitter=check_count
+        ),
+    )

@@ -4,11 +4,11 @@ Written in torch alone; but importing it imports ``covpool_plugins``, and with i
 """
 
 from .covariance import covariance, smaller_covariance
-from .covariance_power import covariance_powm
-from .covariance_square_root import Compute, Vectorize, check_root_options, covariance_sqrt
+from .covariance_power import covariance_log1p, covariance_powm
+from .covariance_square_root import Vectorize, check_root_options, covariance_sqrt
 from .logarithm import logm
 from .lyapunov import EigenLyapunov, NewtonSchulzLyapunov, lyapunov
-from .methods.base import EigenMethod, IterativeMethod, Method, list_methods, resolve_method
+from .methods.base import Compute, EigenMethod, IterativeMethod, Method, list_methods, resolve_method
 from .methods.denman_beavers import DenmanBeavers
 from .methods.eigen import SVDPI, Exact, ExactInverse, SVDOriginal, SVDPade, SVDTaylor, SVDTopN, SVDTrunc
 from .methods.minimax import Minimax
@@ -43,6 +43,7 @@ __all__ = [
     "Vectorize",
     "check_root_options",
     "covariance",
+    "covariance_log1p",
     "covariance_powm",
     "covariance_sqrt",
     "expm_neg",

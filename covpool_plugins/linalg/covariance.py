@@ -7,7 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .tensors import apply, autocast_off, check_features, symmetrize, trace, transpose, working_dtype
+from .tensors import (
+    apply,
+    autocast_off,
+    check_features,
+    exporting,
+    power_of_two,
+    product,
+    root_of,
+    save,
+    symmetrize,
+    trace,
+    transpose,
+    working_dtype,
+)
 
 
 def covariance(X: Tensor, centered: bool = True) -> Tensor:
@@ -59,10 +72,16 @@ def smaller_covariance(X: Tensor, centered: bool = True) -> Tensor:
         torch.Size([2, 9, 9])
     """
     check_features(X)
-    if X.shape[-1] > X.shape[-2]:
+    if not fewer_positions(X):
         return covariance(X, centered)
     Xc, mean = center(X.to(working_dtype(X.dtype)), centered)
-    return zero_where_constant(apply(Gram, Xc / X.shape[-1] ** 0.5), mean).to(X.dtype)
+    return zero_where_constant(apply(Gram, Xc / root_of(X.shape[-1])), mean).to(X.dtype)
+
+
+def fewer_positions(X: Tensor) -> bool:
+    """Whether features (..., C, M) have no more positions than channels; not where an export leaves M open."""
+    C, M = X.shape[-2:]
+    return not (exporting() and isinstance(M, torch.SymInt)) and M <= C
 
 
 def center(X: Tensor, centered: bool, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:
@@ -100,19 +119,26 @@ class Covariance(torch.autograd.Function):
     def forward(X: Tensor, centered: bool) -> Tensor:
         with autocast_off(X.device.type):
             Xc, mean = center(X, centered)
-            # Not div_: Dynamo of PyTorch 2.11 loses the gradient of a function whose output was changed in place.
-            return zero_where_constant((Xc @ transpose(Xc)) / X.shape[-1], mean)
+            # The sum of squares may leave the range of float32 where their mean does not.
+            unit = power_of_two(Xc)
+            Y = Xc / unit
+            return zero_where_constant((Y @ transpose(Y)) / X.shape[-1] * unit * unit, mean)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         X, ctx.centered = inputs
-        ctx.save_for_backward(X)
+        save(ctx, X)
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
         (X,) = ctx.saved_tensors
-        with autocast_off(G.device.type):
-            return (2 / X.shape[-1]) * symmetrize(G) @ center(X, ctx.centered)[0], None
+        return product(symmetrize(G) * (2 / X.shape[-1]), center(X, ctx.centered)[0]), None
+
+    @staticmethod
+    def tangent(ctx: Any, H: Tensor, _: None) -> Tensor:
+        (X,) = ctx.saved_tensors
+        along = product(center(H, ctx.centered)[0] / X.shape[-1], transpose(center(X, ctx.centered)[0]))
+        return along + transpose(along)
 
 
 class Gram(torch.autograd.Function):
@@ -127,10 +153,15 @@ class Gram(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        save(ctx, *inputs)
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> Tensor:
         (Y,) = ctx.saved_tensors
-        with autocast_off(G.device.type):
-            return Y @ (G + G.mT)
+        return product(Y, G + transpose(G))
+
+    @staticmethod
+    def tangent(ctx: Any, H: Tensor) -> Tensor:
+        (Y,) = ctx.saved_tensors
+        along = product(transpose(H), Y)
+        return along + transpose(along)

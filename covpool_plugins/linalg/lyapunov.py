@@ -10,22 +10,33 @@ from torch import Tensor
 
 from ..checks import check_integer
 from ..errors import ShapeError
+from .iterations import newton_schulz_solution
 from .methods.base import LYAPUNOV, Method, check_field, resolve_method
-from .spectral import null_threshold
 from .tensors import (
     apply,
     autocast_off,
     check_floating,
     check_square,
     guarded_eigh,
+    null_threshold,
+    product,
+    save,
     symmetrize,
     transpose,
     working_dtype,
 )
 
 
+class LyapunovMethod(Method):
+    """How the Lyapunov equation is solved."""
+
+    def solve(self, S: Tensor, G: Tensor) -> Tensor:
+        """R for symmetric S and any G of one shape and dtype, in that dtype."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class EigenLyapunov(Method):
+class EigenLyapunov(LyapunovMethod):
     """R = U [(Uᵀ G U)_ij / (s_i + s_j)] Uᵀ in the eigenbasis of S; zero where both eigenvalues are.
 
     Examples:
@@ -35,9 +46,16 @@ class EigenLyapunov(Method):
                 [1.0000, 0.0000]])
     """
 
+    def solve(self, S: Tensor, G: Tensor) -> Tensor:
+        dtype, S, G = S.dtype, S.double(), G.double()
+        with autocast_off(S.device.type):
+            s, U = guarded_eigh(S.detach())
+            s = torch.where(s <= null_threshold(s, dtype), 0.0, s)
+        return apply(LyapunovSolution, S, G, s, U).to(dtype)
+
 
 @dataclass(frozen=True)
-class NewtonSchulzLyapunov(Method):
+class NewtonSchulzLyapunov(LyapunovMethod):
     """Newton-Schulz steps for the sign of [[S, G], [0, -S]], whose corner tends to 2 R.
 
     With D = b c and Q = D - Dᵀ / 2 a step is c <- (3 c - b Q - (b Q)ᵀ) / 2, b <- (3 b - b³) / 2: four products, and two
@@ -63,6 +81,10 @@ class NewtonSchulzLyapunov(Method):
 
     def exportable(self, function: str) -> bool:
         return True
+
+    def solve(self, S: Tensor, G: Tensor) -> Tensor:
+        with autocast_off(S.device.type):
+            return newton_schulz_solution(S, symmetrize(G), self.iterations)
 
 
 LYAPUNOV.add("exact", EigenLyapunov())
@@ -103,48 +125,38 @@ def lyapunov(S: Tensor, G: Tensor, method: str | Method = "exact", **options: An
     chosen = resolve_method(method, "lyapunov", **options)
     dtype = torch.promote_types(working_dtype(S.dtype), working_dtype(G.dtype))
     work, right = symmetrize(S.to(dtype)), G.to(dtype)
-    if isinstance(chosen, NewtonSchulzLyapunov):
-        with autocast_off(S.device.type):
-            return newton_schulz_solution(work, symmetrize(right), chosen.iterations).to(G.dtype)
-    return apply(LyapunovSolution, work, right).to(G.dtype)
+    assert isinstance(chosen, LyapunovMethod)
+    return chosen.solve(work, right).to(G.dtype)
 
 
 class LyapunovSolution(torch.autograd.Function):
-    """R = lyap(S, G). With L = lyap(S, R̄) the gradients are L for G and -(L Rᵀ + Rᵀ L) for S."""
+    """R = lyap(S, G), from S = U diag(s) Uᵀ. It is its own adjoint in G, and along dS it is lyap(S, -(dS R + R dS))."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(S: Tensor, G: Tensor) -> Tensor:
+    def forward(S: Tensor, G: Tensor, s: Tensor, U: Tensor) -> Tensor:
         with autocast_off(S.device.type):
-            s, U = guarded_eigh(S)
-            s = torch.where(s <= null_threshold(s), 0.0, s)
             total = s.unsqueeze(-1) + s.unsqueeze(-2)
             null = total == 0
             return U @ torch.where(null, 0.0, (U.mT @ G @ U) / torch.where(null, 1.0, total)) @ U.mT
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0], output)
+        S, _, s, U = inputs
+        save(ctx, S, s, U, output)
 
     @staticmethod
-    def backward(ctx: Any, H: Tensor) -> tuple[Tensor, Tensor]:
-        S, R = ctx.saved_tensors
-        L = apply(LyapunovSolution, S, H)
-        with autocast_off(S.device.type):
-            return -symmetrize(L @ R.mT + R.mT @ L), L
+    def backward(ctx: Any, H: Tensor) -> tuple:
+        S, s, U, R = ctx.saved_tensors
+        L = apply(LyapunovSolution, S, H, s, U)
+        return -symmetrize(product(L, transpose(R)) + product(transpose(R), L)), L, None, None
 
-
-def newton_schulz_solution(S: Tensor, G: Tensor, iterations: int) -> Tensor:
-    """The iterative solution for symmetric G, in the precision of S; zero for a zero S."""
-    norm = torch.linalg.vector_norm(S, dim=(-2, -1), keepdim=True)
-    zero = norm == 0
-    norm = torch.where(zero, 1.0, norm)
-    b, c = S / norm, torch.where(zero, 0.0, G) / norm
-    for step in range(iterations):
-        D = b @ c
-        bQ = b @ (D - 0.5 * transpose(D))
-        c = 1.5 * c - 0.5 * (bQ + transpose(bQ))
-        if step < iterations - 1:
-            b = 1.5 * b - 0.5 * b @ (b @ b)
-    return 0.5 * c
+    @staticmethod
+    def tangent(ctx: Any, along_S: Tensor | None, along_G: Tensor | None, *_: Any) -> Tensor:
+        S, s, U, R = ctx.saved_tensors
+        right = torch.zeros_like(R) if along_G is None else along_G
+        if along_S is not None:
+            along_S = symmetrize(along_S)
+            right = right - product(along_S, R) - product(R, along_S)
+        return apply(LyapunovSolution, S, right, s, U)

@@ -81,8 +81,9 @@ def _cached(kind: str, rows: int, columns: int, device: torch.device) -> Tensor:
     if indices is None:
         with torch.inference_mode(False):
             indices = _upper(rows, columns, device) if kind == "upper" else _mirrored(rows, device)
-        # Fake and meta tensors of a tracing mode must not outlive it.
-        if type(indices) is Tensor and not torch.compiler.is_compiling():
+        # Fake and meta tensors of a tracing mode must not outlive it, nor those of a transform of torch.func.
+        recorded = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if type(indices) is Tensor and not recorded:
             _indices[key] = indices
     return indices
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -43,6 +44,11 @@ def autocast_off(device_type: str) -> AbstractContextManager:
     return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
+def exporting() -> bool:
+    """Whether a graph is being exported, to ONNX or by ``torch.export``."""
+    return torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting()
+
+
 def transpose(A: Tensor) -> Tensor:
     """Aᵀ for A (..., n, m), by an operation that both ONNX exporters know; ``.mT`` is none."""
     return A.transpose(-2, -1)
@@ -56,24 +62,40 @@ def trace(A: Tensor) -> Tensor:
     return A.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
 
 
+def root_of(count: Any) -> Any:
+    """√count, for the size of a dimension, which is a tensor of integers while ``torch.jit`` traces."""
+    return count.double().sqrt() if isinstance(count, Tensor) else count**0.5
+
+
 def symmetrize(G: Tensor) -> Tensor:
     """(G + Gᵀ) / 2 for G (..., C, C)."""
     return (G + transpose(G)).mul_(0.5)
 
 
-def power_of_two(X: Tensor) -> Tensor:
+def power_of_two(X: Tensor, multiple: int = 1) -> Tensor:
     """The power of two below the largest entry of each X (..., n, m), shape (..., 1, 1); one for zeros.
 
-    Dividing by it does not round, and keeps products in range; it is a constant to the gradient.
+    Its exponent is a multiple of ``multiple``. Dividing by it does not round, and keeps products in range; it is a
+    constant to the gradient.
     """
     largest = X.detach().abs().amax(dim=(-2, -1), keepdim=True)
-    return torch.where(largest > 0, 2.0 ** torch.floor(torch.log2(largest)), torch.ones_like(largest))
+    exponent = multiple * torch.floor(torch.log2(torch.where(largest > 0, largest, 1.0)) / multiple)
+    return 2.0**exponent
 
 
 def finite_matrices(A: Tensor) -> Tensor:
     """True for each matrix of A (..., n, n) that holds finite numbers only; shape (..., 1, 1)."""
     # The extremes carry NaN along, and take a tenth of the time of a test of every entry.
     return torch.isfinite(A.amax(dim=(-2, -1), keepdim=True)) & torch.isfinite(A.amin(dim=(-2, -1), keepdim=True))
+
+
+def null_threshold(eigenvalues: Tensor, dtype: torch.dtype) -> Tensor:
+    """The size below which an eigenvalue (..., n) of a matrix given in ``dtype`` cannot be told from zero; (..., 1).
+
+    A few roundings of the largest: those of a singular covariance are about two in size for n = 256, and grow like √n.
+    """
+    few = max(4.0, eigenvalues.shape[-1] ** 0.5 / 4) * torch.finfo(dtype).eps
+    return eigenvalues[..., -1:].clamp_min(0) * few
 
 
 def guarded_eigh(A: Tensor, finite: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -107,21 +129,42 @@ def apply(function: type[torch.autograd.Function], *inputs: Any) -> Any:
 
     That is where no gradient is recorded and no transform of ``torch.func`` is at work, and while ``torch.jit`` traces:
     such a graph can be saved, and whatever counts or replaces operations finds them.
+
+    For forward mode, a function has a method ``tangent`` with the arguments of ``jvp``, which Dynamo does not take.
     """
-    # Dynamo knows the function and not its forward alone.
-    if torch.jit.is_tracing() or not (torch.compiler.is_compiling() or _recorded(inputs) or _transformed()):
-        with_context = function.setup_context is torch.autograd.Function.setup_context
-        return function.forward(_NoContext(), *inputs) if with_context else function.forward(*inputs)
-    return function.apply(*inputs)
+    if torch.compiler.is_compiling():  # Dynamo sees into the function anyway.
+        return function.apply(*inputs)
+    if is_transformed():
+        return _with_forward_mode(function).apply(*inputs)
+    if not is_plain(*inputs):
+        return function.apply(*inputs)
+    with_context = function.setup_context is torch.autograd.Function.setup_context
+    return function.forward(_NoContext(), *inputs) if with_context else function.forward(*inputs)
 
 
-def _recorded(inputs: tuple) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+def is_plain(*inputs: Any) -> bool:
+    """Whether nobody will ask for a derivative along the inputs, or ``torch.jit`` traces."""
+    recorded = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+    return torch.jit.is_tracing() or not (recorded or is_transformed())
 
 
-def _transformed() -> bool:
+def is_transformed() -> bool:
     """Whether a transform of ``torch.func`` or forward mode is at work."""
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+@cache
+def _with_forward_mode(function: Any) -> Any:
+    if not hasattr(function, "tangent"):
+        return function
+    return type(function.__name__, (function,), {"jvp": staticmethod(function.tangent)})
+
+
+def save(ctx: Any, *tensors: Tensor) -> None:
+    """Keep tensors for ``backward`` and for ``tangent``."""
+    ctx.save_for_backward(*tensors)
+    if not torch.compiler.is_compiling():
+        ctx.save_for_forward(*tensors)
 
 
 class FirstDerivativeOnly(torch.autograd.Function):
@@ -141,6 +184,10 @@ class FirstDerivativeOnly(torch.autograd.Function):
     def backward(ctx: Any, H: Tensor) -> Any:
         raise no_further_derivative(ctx.method)
 
+    @staticmethod
+    def tangent(ctx: Any, along_gradient: Tensor, *_: Any) -> Any:
+        raise no_further_derivative(ctx.method)
+
 
 def no_further_derivative(method: object) -> RuntimeError:
     """For the backward of a gradient that has none; ``method`` is a text where no other one would do."""
@@ -152,7 +199,7 @@ def no_further_derivative(method: object) -> RuntimeError:
 
 def first_derivative_only(gradient: Tensor, method: object, *sources: Tensor) -> Tensor:
     """``gradient``, guarded against being differentiated when a graph of it is being recorded."""
-    return FirstDerivativeOnly.apply(gradient, method, *sources) if torch.is_grad_enabled() else gradient
+    return apply(FirstDerivativeOnly, gradient, method, *sources)
 
 
 class Product(torch.autograd.Function):
@@ -167,13 +214,19 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        save(ctx, *inputs)
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, Tensor | None]:
         A, B = ctx.saved_tensors
         of_A, of_B = ctx.needs_input_grad
         return product(G, transpose(B)) if of_A else None, product(transpose(A), G) if of_B else None
+
+    @staticmethod
+    def tangent(ctx: Any, along_A: Tensor | None, along_B: Tensor | None) -> Tensor:
+        A, B = ctx.saved_tensors
+        total = A.new_zeros(()) if along_B is None else product(A, along_B)
+        return total if along_A is None else product(along_A, B) + total
 
 
 def product(A: Tensor, B: Tensor) -> Tensor:

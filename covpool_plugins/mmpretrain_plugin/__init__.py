@@ -13,20 +13,19 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="Fail to import ``MultiScaleDeformableAttention``")
     require_extra("mmpretrain.models", "mmpretrain")
 
-from .alexnet_bn import AlexNetBN
 from .covariance_pooling import CovariancePooling
 from .matrix_sqrt import MatrixSqrt
 from .norm_layers import PCANorm1d, PCANorm2d, PCANorm3d, ZCANorm1d, ZCANorm2d, ZCANorm3d
 from .norm_swap import NormSwap
-from .second_order_cls_head import SecondOrderClsHead
-from .so_vit import SoViT, SoViTHead
+from .second_order_heads import SecondOrderClsHead, SecondOrderMultiLabelHead
+from .so_vit import SoViTHead
 from .spectrum_hook import SpectrumHook
 from .stanford_dogs import StanfordDogs
 from .switch_method_hook import SwitchMethodHook
+from .timm_backbone import TIMMBackbone
 from .whitening_error_hook import WhiteningErrorHook
 
 __all__ = [
-    "AlexNetBN",
     "CovariancePooling",
     "MatrixSqrt",
     "NormSwap",
@@ -34,11 +33,12 @@ __all__ = [
     "PCANorm2d",
     "PCANorm3d",
     "SecondOrderClsHead",
-    "SoViT",
+    "SecondOrderMultiLabelHead",
     "SoViTHead",
     "SpectrumHook",
     "StanfordDogs",
     "SwitchMethodHook",
+    "TIMMBackbone",
     "WhiteningErrorHook",
     "ZCANorm1d",
     "ZCANorm2d",

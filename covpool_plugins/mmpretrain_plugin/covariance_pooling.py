@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, overload
 
 import torch
+from mmengine.analysis.complexity_analysis import _DEFAULT_SUPPORTED_FLOP_OPS as FLOP_COUNTERS
 from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
@@ -14,6 +17,11 @@ from ..checks import check_flag, is_integer
 from ..errors import OptionError, ShapeError
 from ..pooling import Pool, create_pool, pool_options
 from .active_method import adopt_method
+
+MAPS_OF_BACKBONES = (
+    "a VisionTransformer gives tokens with out_type='raw', ConvNeXt maps with gap_before_final_norm=False, "
+    "VGG maps with num_classes=-1"
+)
 
 
 @MODELS.register_module()
@@ -39,7 +47,7 @@ class CovariancePooling(BaseModule):
 
     Attributes:
         pool: the pool, or an ``nn.ModuleList`` with one per stage.
-        out_channels: numbers in all output vectors together, the ``in_channels`` of the head.
+        out_channels: numbers in all output vectors together, the ``in_channels`` of the head; ``print(neck)`` shows it.
     """
 
     def __init__(
@@ -64,6 +72,7 @@ class CovariancePooling(BaseModule):
         self.pool: nn.Module = pools[0] if isinstance(in_channels, int) else nn.ModuleList(pools)
         self.out_channels = sum(pool.out_features for pool in pools) + cls_token * sum(stages)
         self.register_load_state_dict_pre_hook(adopt_method)  # of a run with SwitchMethodHook
+        _latest.set(weakref.ref(self))
 
     @overload
     def forward(self, inputs: Tensor) -> Tensor: ...
@@ -84,8 +93,30 @@ class CovariancePooling(BaseModule):
         return outputs[0] if isinstance(inputs, Tensor) else outputs
 
     def _vector(self, pool: nn.Module, features: Tensor) -> Tensor:
-        vector = pool(features)
+        if features.ndim == 2:
+            shape = tuple(features.shape)
+            raise ShapeError(f"CovariancePooling takes maps or tokens, the backbone gave {shape}; {MAPS_OF_BACKBONES}")
+        # A trace keeps no gradients; without them the pools are plain operations, which MMPretrain's get_flops counts.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not torch.jit.is_tracing()):
+            vector = pool(features)
         return torch.cat([vector, features[:, 0].to(vector.dtype)], dim=1) if self.cls_token else vector
+
+    def extra_repr(self) -> str:
+        return f"out_channels={self.out_channels}"
+
+
+# Of the neck that this thread has built last.
+_latest: ContextVar[weakref.ref[CovariancePooling] | None] = ContextVar("latest", default=None)
+
+
+def latest_width() -> int | None:
+    """``out_channels`` of the :class:`CovariancePooling` that was built last, if it still exists.
+
+    MMPretrain's models build their neck right before their head, and do not show it to the head.
+    """
+    reference = _latest.get()
+    neck = None if reference is None else reference()
+    return None if neck is None else neck.out_channels
 
 
 def check_method(pool: str, options: Mapping[str, Any]) -> None:
@@ -96,3 +127,15 @@ def check_method(pool: str, options: Mapping[str, Any]) -> None:
     """
     if "method" in options and "method" not in pool_options(pool):
         raise OptionError(f"pool {pool!r} has no option 'method'; the pool is chosen by pool={options['method']!r}")
+
+
+def count_eigh(inputs: list[Any], outputs: list[Any]) -> int:
+    """Multiplications of ``torch.linalg.eigh``, for MMEngine's counters.
+
+    9 n³ operations, half of them multiplications: Golub & Van Loan, "Matrix Computations", 4th edition, section 8.3.
+    """
+    *batch, n, _ = inputs[0].type().sizes()
+    return round(4.5 * n**3) * int(torch.tensor(batch).prod())
+
+
+FLOP_COUNTERS.setdefault("aten::linalg_eigh", count_eigh)

@@ -15,15 +15,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.optim import _ParamScheduler
 from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
 
-from ..checkpoint_file import bare_keys, find_weights, read_checkpoint
-from ..checkpoint_pickle import numpy_globals, shown
+from ..checkpoint_file import find_weights, read_checkpoint
+from ..checkpoint_pickle import MOST_OPCODES, MOST_TIMES, numpy_globals, shown
 from ..errors import OptionError
 
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+HUB = ("log_scalars", "runtime_info", "resumed_keys")
+MOST_NUMBER = 1 << 32  # the seeds that NumPy takes are below
 ADDRESS = "://"  # in https://, torchvision://, s3://, ..., which MMEngine would fetch
 
 
@@ -52,7 +56,7 @@ def weights_only_checkpoints() -> Iterator[None]:
             os.environ[FORCE] = before
 
 
-def read_mmengine_checkpoint(path: str | Path) -> Any:
+def read_mmengine_checkpoint(path: str | Path, mmap: bool = True) -> Any:
     """What a file holds that MMEngine has written, or any other file of weights.
 
     Raises:
@@ -65,7 +69,7 @@ def read_mmengine_checkpoint(path: str | Path) -> Any:
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {str(path)!r} does not exist")
-    return read_checkpoint(path, more=_log_globals())
+    return read_checkpoint(path, more=_log_globals(), mmap=mmap)
 
 
 def check_checkpoint(path: str | Path, *, resume: bool = False) -> dict[str, Any]:
@@ -84,7 +88,7 @@ def check_checkpoint(path: str | Path, *, resume: bool = False) -> dict[str, Any
             no run to resume.
     """
     checkpoint = read_mmengine_checkpoint(path)
-    bare_keys(find_weights(checkpoint, path)[1], path)
+    _check_weights(checkpoint, path)
     meta = checkpoint.get("meta")
     if not resume:
         return meta if isinstance(meta, dict) else {}
@@ -93,16 +97,68 @@ def check_checkpoint(path: str | Path, *, resume: bool = False) -> dict[str, Any
     if "config" in meta:
         # MMEngine would run this text as Python.
         raise OptionError(f"{path} carries a config to be executed (meta['config']) and is not resumed")
-    for name in ("epoch", "iter"):
-        if type(meta.get(name, 0)) is not int:
-            raise OptionError(f"{path}: meta[{name!r}] is no number, but {shown(meta[name])}")
+    for name in ("epoch", "iter", "seed"):
+        value = meta.get(name)
+        if not (_is_number(value) or (name == "seed" and value is None)):
+            raise OptionError(f"{path}: meta[{name!r}] is no number of a run, but {shown(value)}")
+    _check_parts_of_run(checkpoint, path)
+    _check_copies([checkpoint[name] for name in checkpoint if not name.endswith("state_dict")], path)
     return meta
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) is int and 0 <= value < MOST_NUMBER
+
+
+def _check_parts_of_run(checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Raise for a part that MMEngine would take into its objects, to fail when the run is under way."""
+    hub, schedulers = checkpoint["message_hub"], checkpoint.get("param_schedulers", [])
+    parts = [hub.get(name) if isinstance(hub, dict) else None for name in HUB]
+    if not all(isinstance(part, dict) for part in parts):
+        raise OptionError(f"{path}: message_hub has to hold the dictionaries {', '.join(HUB)}")
+    for name, history in hub["log_scalars"].items():
+        if not isinstance(history, HistoryBuffer) or not _is_history(vars(history)):
+            raise OptionError(f"{path}: message_hub holds no history of numbers for {shown(name)}")
+    lists = list(schedulers.values()) if isinstance(schedulers, dict) else [schedulers]
+    states = [state for part in lists for state in (part if isinstance(part, list) else [part])]
+    methods = {name for name in dir(_ParamScheduler) if callable(getattr(_ParamScheduler, name))} | {"optimizer"}
+    if not all(isinstance(state, dict) and not methods & {*state} for state in states):
+        raise OptionError(f"{path}: param_schedulers are no states of schedulers")
+    if not isinstance(checkpoint["optimizer"], dict):
+        raise OptionError(f"{path}: optimizer is no state of an optimizer, but {shown(checkpoint['optimizer'])}")
+
+
+def _is_history(state: dict[str, Any]) -> bool:
+    arrays = [state.get("_log_history"), state.get("_count_history")]
+    numbers = all(isinstance(array, np.ndarray) and array.ndim == 1 and array.dtype.kind in "biuf" for array in arrays)
+    return numbers and len({len(array) for array in arrays}) == 1 and _is_number(state.get("max_length"))  # type: ignore[arg-type]
+
+
+def _check_copies(parts: list[Any], path: str | Path) -> None:
+    """Raise if the parts are larger than the file when every reference in them is followed, as an optimizer does."""
+    left = MOST_TIMES * Path(path).expanduser().stat().st_size
+    for _ in range(MOST_OPCODES):
+        if not parts:
+            return
+        part = parts.pop()
+        left -= part.nbytes if isinstance(part, torch.Tensor) else 0
+        if left < 0:
+            break
+        parts += part.values() if isinstance(part, dict) else part if isinstance(part, (list, tuple)) else []
+    raise OptionError(f"{path} is damaged or hostile: the state of its run is larger than the file")
+
+
 def load_from_checked_file(filename: str, map_location: Any) -> Any:
-    """What MMEngine's loader of files gives, after a look at the file."""
-    check_checkpoint(filename)
-    return load_from_local(filename, map_location)
+    """In place of MMEngine's loader of files: what the package's reader gives, on the CPU."""
+    checkpoint = read_mmengine_checkpoint(filename, mmap=False)  # a run may write a file of this name
+    _check_weights(checkpoint, filename)
+    return checkpoint
+
+
+def _check_weights(checkpoint: Any, path: str | Path) -> None:
+    find_weights(checkpoint, path, averaged=False)
+    if "ema_state_dict" in checkpoint:  # which EMAHook takes
+        find_weights({"state_dict": checkpoint["ema_state_dict"]}, path)
 
 
 def _log_globals() -> dict[str, Callable[..., Any]]:

@@ -126,7 +126,7 @@ class Pool(nn.Module):
     default_channels: ClassVar[int | None] = None
     default_reductions: ClassVar[tuple[str, str]] = ("conv-bn-relu", "linear-ln")  # for maps, for tokens
     shared_options: ClassVar[tuple[str, ...]] = REDUCTION_OPTIONS
-    centered: bool = True  # whether the covariance is that of centred features
+    centered: Any = True  # whether the covariance is that of centred features
     in_range: bool = True  # whether float16 holds the vectors of features that it holds
 
     def __init__(
@@ -190,9 +190,16 @@ class Pool(nn.Module):
 
     def entries(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         """The vectors before an element-wise last step (signed root, length one), if the pool has one."""
-        return self.represent(X, mask)
+        return self.represent(X) if mask is None else self.represent(X, mask)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if isinstance(x, torch.fx.Proxy):  # what is drawn is the pool, as a leaf
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x, mask), {})
+        if torch.onnx.is_in_onnx_export() and not self.is_exportable:
+            able = ", ".join(list_pools(exportable=True))
+            raise ExportError(
+                f"the {self.pool_type} pool needs a matrix decomposition, which ONNX does not have; without one: {able}"
+            )
         X = self.features(x, mask)
         if self.training and self.needs_positions and not self.warned and is_one_position(X):
             self.warned = True
@@ -268,7 +275,7 @@ class Pool(nn.Module):
             torch.set_autocast_cache_enabled(cached)
             for module, buffers in kept:
                 module._buffers.update(buffers)
-        values, _ = guarded_eigh(smaller_covariance(X.double(), self.centered))
+        values, _ = guarded_eigh(smaller_covariance(X.double(), bool(self.centered)))
         return Spectrum.of(values)
 
     def __prepare_scriptable__(self) -> nn.Module:
@@ -296,7 +303,7 @@ def list_pools(exportable: bool = False) -> list[str]:
         exportable: only those that export to ONNX as they are by default.
 
     Examples:
-        >>> "svdtaylor" in list_pools(), "svdtaylor" in list_pools(exportable=True)
+        >>> "svdtopn" in list_pools(), "svdtopn" in list_pools(exportable=True)
         (True, False)
     """
     return [name for name in POOLS if not exportable or create_pool(name, 4, device="meta").is_exportable]

@@ -12,19 +12,20 @@ from ..errors import ShapeError
 from ..linalg.tensors import autocast_off, product
 from .base import InputFormat, Pool
 from .elementwise import SignedRootL2
+from .positions import count_positions
 
 
 class BilinearPool(Pool):
     """X Yᵀ / M of two feature maps with the same positions, signed square root, l2: C₁ C₂ numbers, row by row.
 
-    ``forward(x, y)`` takes (B, C₁, H, W) and (B, C₂, H, W), or any other layout. ``forward(x)`` is ``forward(x, x)``,
-    the pool ``bcnn``. It has no name in the table, where every pool takes one input.
+    ``forward(x, y)`` takes (B, C₁, H, W) and (B, C₂, H, W), or any other layout, and ``mask=`` as any pool.
+    ``forward(x)`` is ``forward(x, x)``, the pool ``bcnn``. It has no name in the table, where a pool takes one input.
 
     Args:
         in_channels: C₁, channels of the first input.
         second_channels: C₂, channels of the second; as many as of the first by default.
         eps: ε of the signed root, see :class:`SignedRootL2`.
-        input_fmt: layout of both inputs, ``NCHW``, ``NHWC`` or ``NLC``.
+        input_fmt: layout of both inputs, see :class:`Pool`.
         num_prefix_tokens: leading tokens to leave out of both, ``NLC`` only.
 
     Source: Lin, RoyChowdhury & Maji, "Bilinear CNN Models for Fine-grained Visual Recognition", ICCV 2015.
@@ -58,12 +59,13 @@ class BilinearPool(Pool):
         self.second_stream = Pool(second, pool_type="bilinear (second input)", **layout)
         self.elementwise = SignedRootL2(eps=eps)
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Vectors (B, C₁ C₂) for one input, or for two with the same positions."""
-        X = self.features(x)
-        return self.represent(X, None if y is None else self.second_stream.features(y))
+    def forward(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Vectors (B, C₁ C₂) for one input, or for two with the same positions, of which the mask (B, M) is true."""
+        X = self.features(x, mask)
+        vectors = self.represent(X, None if y is None else self.second_stream.features(y, mask), mask)
+        return vectors if mask is None else torch.where(mask.any(dim=-1, keepdim=True), vectors, 0.0)
 
-    def represent(self, X: Tensor, Y: Tensor | None = None) -> Tensor:
+    def represent(self, X: Tensor, Y: Tensor | None = None, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Vectors (B, C₁ C₂) for features (B, C₁, M) and (B, C₂, M); ``Y`` is ``X`` unless given."""
         if Y is None:
             if self.second_stream.in_channels != self.in_channels:
@@ -79,5 +81,5 @@ class BilinearPool(Pool):
             )
         with autocast_off(X.device.type):
             dtype = torch.promote_types(torch.promote_types(X.dtype, Y.dtype), torch.float32)
-            A = product(X.to(dtype), Y.to(dtype).transpose(1, 2)) / X.shape[-1]
+            A = product(X.to(dtype), Y.to(dtype).transpose(1, 2)) / count_positions(X, mask)
             return self.elementwise(A.flatten(1)).to(torch.promote_types(X.dtype, Y.dtype))

@@ -35,6 +35,8 @@ class BrownianDistance(Normalization):
         tensor([[-1.,  1.,  1., -1.]])
     """
 
+    in_range = False
+
     def __init__(self, *, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
         self.temperature = nn.Parameter(torch.zeros((), device=device, dtype=dtype))

@@ -67,8 +67,9 @@ class AdaptiveChannelDropout(Weighting):
         """ω (B, C), which sums to one, for features (B, C, M); in float32 at least."""
         means = mean_over_positions(widened(X), mask).squeeze(-1)
         with autocast_off(X.device.type):
-            weight = self.weight.to(means.dtype)
-            return nn.functional.conv1d(means.unsqueeze(1), weight, padding=TAPS // 2).squeeze(1).softmax(-1)
+            # Not as a convolution, whose backward pass may be autocast.
+            taps = nn.functional.pad(means, (TAPS // 2, TAPS // 2)).unfold(-1, TAPS, 1)
+            return (taps * self.weight.to(means.dtype).flatten()).sum(-1).softmax(-1)
 
     @torch.no_grad()
     def rate(self, X: Tensor, attention: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..checks import check_choice, check_integer, is_integer
 from ..errors import OptionError
-from ..linalg.tensors import autocast_off, power_of_two, product
+from ..linalg.tensors import autocast_off, exporting, power_of_two, product
 from ..tables import About
 from .base import POOLS, Pool, widened
 from .elementwise import SignedRootL2
@@ -32,7 +32,7 @@ class CompactBilinearPool(Pool):
     back once per image. The first handles C² numbers per image, the second 2 M D, and time and memory follow; ``auto``
     takes the smaller. (One CPU thread, D = 8192, forward and backward: for 512 channels at 28x28 ``matrix`` takes less
     than a tenth of the time and memory of ``fft``; for 2048 channels at 7x7 ``fft`` takes a quarter of the time of
-    ``matrix``.) An export to ONNX takes ``matrix``.
+    ``matrix``.) An export takes ``matrix``.
 
     As in the published code the sketch is a sum over the positions, not their mean; after the l2 norm only ``eps``
     tells the two apart. Hashes and signs are buffers, and so part of the state dict. Those of seed 1 are the ones that
@@ -134,8 +134,8 @@ class CompactBilinearPool(Pool):
             return sketch, scale.squeeze(-1).square()
 
     def _takes_matrix(self, X: Tensor) -> bool:
-        if self.route == "auto" and torch.onnx.is_in_onnx_export():
-            return True  # ONNX's older exporter has no rfft
+        if self.route == "auto" and exporting():
+            return True  # for any number of positions, and ONNX's older exporter has no rfft
         channels, positions = X.shape[1:]
         return self.route == "matrix" or (self.route == "auto" and channels**2 <= 2 * positions * self.out_features)
 

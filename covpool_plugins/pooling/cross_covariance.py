@@ -99,7 +99,8 @@ class CrossCovariancePool(Pool):
         self.heads = heads
         self.both_channels = (rows, columns)
         self.out_features = rows * columns // heads
-        self.centered = (heads == 1 or "head") if centered is None else centered
+        self.one_mean = centered == "head" or (centered is None and heads > 1)
+        self.centered = centered is not False and not self.one_mean
         reduced = () if reduce_channels is None else self.both_channels
         if heads > 1 and reduced:
             reduction = reduction or "projection"
@@ -114,7 +115,7 @@ class CrossCovariancePool(Pool):
 
     @property
     def needs_positions(self) -> bool:
-        return self.centered is True
+        return self.centered
 
     def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Both reductions (B, C₁ + C₂, M), or the input itself (B, C, M) without them."""
@@ -124,7 +125,10 @@ class CrossCovariancePool(Pool):
 
     def represent(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         Y, Z = X.split(self.both_channels, dim=1) if len(self.reductions) else (X, X)
-        Y, Z = (part.to(working_dtype(X.dtype)).unflatten(1, (self.heads, -1)) for part in (Y, Z))
+        Y, Z = (
+            part.to(working_dtype(X.dtype)).reshape(-1, self.heads, part.shape[1] // self.heads, part.shape[2])
+            for part in (Y, Z)
+        )
         with autocast_off(X.device.type):
             if self.training:
                 kept = self.token_dropout(torch.ones_like(Y[:, :, :1]))  # the same positions of both
@@ -142,21 +146,22 @@ class CrossCovariancePool(Pool):
     @staticmethod
     def _normalized(normalization: SingularValuePower, L: Tensor, R: Tensor) -> Tensor:
         """Of L Rᵀ, which is formed first where that is less work."""
-        if L.shape[-1] > min(normalization.shape):
+        if isinstance(L.shape[-1], torch.SymInt) or L.shape[-1] > min(normalization.shape):  # or if that is open
             return normalization.function(product(L, transpose(R)))
         return normalization.of_product(L, R)
 
     def _center(self, Y: Tensor, mask: Tensor | None) -> Tensor:
         """Heads (B, h, C/h, M), such that the products of their positions over M are the cross-covariances."""
-        if self.centered != "head":
-            return counted(Y.flatten(1, 2), mask, bool(self.centered)).view_as(Y)
+        if not self.one_mean:
+            return counted(Y.flatten(1, 2), mask, self.centered).view_as(Y)
         # All entries of a head are the positions of one channel.
         if mask is not None:
             mask = mask[:, None, None].expand_as(Y).flatten(0, 1).flatten(1)
         return counted(Y.flatten(0, 1).flatten(1).unsqueeze(1), mask, True).view_as(Y)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, channels={self.both_channels}, heads={self.heads}, centered={self.centered}"
+        centered = "head" if self.one_mean else self.centered
+        return f"{super().extra_repr()}, channels={self.both_channels}, heads={self.heads}, centered={centered!r}"
 
 
 def _channels(in_channels: int, reduce_channels: int | str | Sequence[int] | None) -> tuple[int, int]:

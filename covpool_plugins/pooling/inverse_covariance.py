@@ -8,19 +8,31 @@ import torch
 from torch import Tensor
 
 from ..checks import check_integer, check_number
-from ..linalg import covariance, inv_sqrtm
+from ..linalg import Compute, Vectorize, covariance, inv_sqrtm
 from ..linalg.tensors import power_of_two, product, symmetrize, trace, transpose
 from ..tables import About
 from .base import POOLS
+from .held_size import HeldSizePool, of_unit_size
 from .normalizations import Normalization
-from .scale_free import ScaleFreePool
 
 INVERSE_STEPS = 7
 # J: everywhere, and besides on the diagonal, where the released code draws from [0, 1e-9] in every call.
 JITTER, DIAGONAL_JITTER = 1e-10, 0.5e-9
 
 
-class Precision(Normalization):
+class IterativeInverse(Normalization):
+    """What takes products only: it needs float64 no more than the iterative roots do, and exports."""
+
+    @property
+    def is_exportable(self) -> bool:
+        return True
+
+    def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
+        wide = compute == "float64" or X.dtype == torch.float64
+        return super().forward(X, centered, "float64" if wide else "float32", vectorize)
+
+
+class Precision(IterativeInverse):
     """(A + J)⁻¹, the precision matrix, by Newton-Schulz steps; J is a fixed jitter of 1e-10 to 1e-9.
 
     A zero covariance gives zeros; in the released code the inverse of the jitter, 1e9.
@@ -41,14 +53,12 @@ class Precision(Normalization):
         tensor([[1.0000, 0.2500]])
     """
 
+    in_range = False
+
     def __init__(self, *, iterations: int = INVERSE_STEPS) -> None:
         super().__init__()
         check_integer("precision: iterations", iterations)
         self.iterations = iterations
-
-    @property
-    def is_exportable(self) -> bool:
-        return True
 
     def of_features(self, X: Tensor, centered: bool) -> Tensor:
         unit = power_of_two(X).clamp_min(1)  # (unit² A + J)⁻¹ in numbers that stay in range
@@ -61,7 +71,7 @@ class Precision(Normalization):
         return f"iterations={self.iterations}"
 
 
-class SparseInverse(Normalization):
+class SparseInverse(IterativeInverse):
     """Sparse inverse covariance Λ / √(tr Λ), by proximal gradient steps from the inverse Λ = A⁻¹ of A = Σ / tr Σ.
 
     For i = 0 ... n - 2, with G = A - Λ⁻¹ and η = step_size · (1 - i / (n - 1)):
@@ -97,12 +107,8 @@ class SparseInverse(Normalization):
         self.step_size = float(step_size)
         self.sparsity = float(sparsity)
 
-    @property
-    def is_exportable(self) -> bool:
-        return True
-
     def of_features(self, X: Tensor, centered: bool) -> Tensor:
-        S = covariance(X / power_of_two(X), centered)
+        S = covariance(of_unit_size(X), centered)
         zero = is_zero_covariance(S)
         A = torch.where(zero, identity(S), S)
         A = A / trace(A)
@@ -139,16 +145,16 @@ def is_zero_covariance(A: Tensor) -> Tensor:
     return trace(A.detach()) <= 0
 
 
-def precision(in_channels: int, *, iterations: int = INVERSE_STEPS, **shared: Any) -> ScaleFreePool:
+def precision(in_channels: int, *, iterations: int = INVERSE_STEPS, **shared: Any) -> HeldSizePool:
     normalization = Precision(iterations=iterations)
-    return ScaleFreePool(in_channels, pool_type="precision", normalization=normalization, degree=-2, **shared)
+    return HeldSizePool(in_channels, pool_type="precision", normalization=normalization, power=2, **shared)
 
 
 def isice(
     in_channels: int, *, iterations: int = 5, step_size: float = 5.0, sparsity: float = 0.01, **shared: Any
-) -> ScaleFreePool:
+) -> HeldSizePool:
     normalization = SparseInverse(iterations=iterations, step_size=step_size, sparsity=sparsity)
-    return ScaleFreePool(in_channels, pool_type="isice", normalization=normalization, **shared)
+    return HeldSizePool(in_channels, pool_type="isice", normalization=normalization, **shared)
 
 
 POOLS.add(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..checks import check_integer, is_integer
 from ..errors import OptionError
 from ..linalg import covariance
+from ..linalg.covariance import fewer_positions
 from ..linalg.tensors import autocast_off, power_of_two, product
 from ..tables import About
 from .base import POOLS, Pool, widened
@@ -83,7 +84,7 @@ class LowRankBilinearPool(Pool):
             unit = power_of_two(wide)
             wide = wide / unit
             directions = self.factors.to(wide.dtype).flatten(0, 2)
-            if wide.shape[1] < wide.shape[2]:
+            if not fewer_positions(wide):
                 A = covariance(wide, centered=False)
                 images = product(A.flatten(0, 1), directions.T).unflatten(0, A.shape[:2])
                 energies = (images * directions.T).sum(1)

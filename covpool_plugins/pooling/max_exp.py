@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from ..checks import check_integer
-from ..linalg import smaller_covariance
-from ..linalg.tensors import power_of_two, product, trace, transpose
+from ..linalg import covariance, smaller_covariance
+from ..linalg.covariance import fewer_positions
+from ..linalg.tensors import product, trace, transpose
 from ..tables import About
 from .base import POOLS
+from .held_size import HeldSizePool, of_unit_size
 from .normalizations import Normalization
 from .positions import counted
-from .scale_free import ScaleFreePool
 
 
 class MaxExp(Normalization):
@@ -48,13 +49,14 @@ class MaxExp(Normalization):
         return True
 
     def of_features(self, X: Tensor, centered: bool) -> Tensor:
-        Y = counted(X / power_of_two(X), None, centered)
-        A = smaller_covariance(Y, centered=False)
+        Y = counted(of_unit_size(X), None, centered)
+        few = fewer_positions(X)
+        A = smaller_covariance(Y, centered=False) if few else covariance(Y, centered=False)
         total = trace(A)
         total = torch.where(total > 0, total, torch.ones_like(total)) + 0 * total  # NaN stays NaN
         B = A / total
         S = geometric_series(B, self.eta)
-        if X.shape[-1] > X.shape[-2]:
+        if not few:
             return product(B, S)
         return product(product(Y / (total * X.shape[-1]), S), transpose(Y))
 
@@ -73,8 +75,8 @@ def geometric_series(B: Tensor, count: int) -> Tensor:
     return total
 
 
-def maxexp(in_channels: int, *, eta: int = 20, **shared: Any) -> ScaleFreePool:
-    return ScaleFreePool(in_channels, pool_type="maxexp", normalization=MaxExp(eta=eta), **shared)
+def maxexp(in_channels: int, *, eta: int = 20, **shared: Any) -> HeldSizePool:
+    return HeldSizePool(in_channels, pool_type="maxexp", normalization=MaxExp(eta=eta), **shared)
 
 
 POOLS.add("maxexp", maxexp, About("I - (I - A / tr A)^η of the covariance A, η = 20", "exact", "T-PAMI 2021"))

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from ..checks import check_choice, check_flag, check_integer, is_integer
 from ..errors import OptionError
-from ..linalg import smaller_covariance
-from ..linalg.tensors import autocast_off
+from ..linalg.tensors import autocast_off, product
 from ..tables import About
-from .base import POOLS, TOKEN_FORMATS, Pool, Spectrum, widened
+from .base import POOLS, TOKEN_FORMATS, Pool, widened
+from .held_size import squared_size
 from .positions import mean_over_positions, only, reduced_positions
 from .reduction import REDUCTIONS
 
@@ -127,6 +127,15 @@ class MomentPool(Pool):
         return torch.cat([first, reduced_positions(self.reduction, maps, mask)], dim=1)
 
     def represent(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
+        return torch.cat(self._moments(X, mask), dim=1).to(X.dtype)
+
+    def entries(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The second moment times the squared size of what it is made of, which its norms take away."""
+        first, second = self._moments(X, mask)
+        factor = squared_size(X[:, self.in_channels :], mask)
+        return torch.cat([first, second * factor], dim=1)
+
+    def _moments(self, X: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         wide = widened(X)
         first, projected = wide[:, : self.in_channels], wide[:, self.in_channels :]
         with autocast_off(X.device.type):
@@ -134,7 +143,7 @@ class MomentPool(Pool):
             if isinstance(self.first_norm, nn.LayerNorm):
                 mean = _layer_norm(mean, self.first_norm)
             Z = F.normalize(self.cross_covariances(projected, mask), dim=2, eps=EPS_OF_COLUMNS)
-            return torch.cat([mean, self.convolve(Z).flatten(1)], dim=1).to(X.dtype)
+            return mean, self.convolve(Z).flatten(1)
 
     def cross_covariances(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         """Z (B, h - 1, w, w) for features (B, d, M)."""
@@ -145,24 +154,25 @@ class MomentPool(Pool):
         heads = _layer_norm(heads, self.norm)  # (B, h, M, w)
         if mask is None:
             heads = heads - heads.mean((2, 3), keepdim=True)
-            return heads[:, :-1].transpose(2, 3) @ heads[:, 1:] / X.shape[-1]
+            return product(heads[:, :-1].transpose(2, 3), heads[:, 1:]) / X.shape[-1]
         hidden, count = ~mask[:, None, :, None], mask.sum(-1).clamp_min(1)[:, None, None, None]
         means = heads.masked_fill(hidden, 0.0).mean(3, keepdim=True).sum(2, keepdim=True) / count
         heads = (heads - means).masked_fill(hidden, 0.0)
-        return heads[:, :-1].transpose(2, 3) @ heads[:, 1:] / count
+        return product(heads[:, :-1].transpose(2, 3), heads[:, 1:]) / count
 
     def convolve(self, Z: Tensor) -> Tensor:
         """The cross-covariances (B, h - 1, w, w) after the convolutions, in the precision they come in."""
         for index, (weight,) in enumerate(conv.parameters() for conv in self.convolutions):
-            # The parameters may be of half precision; the covariances never are.
-            Z = F.conv2d(F.gelu(Z) if index else Z, weight.to(Z.dtype), stride=STRIDE)
+            # The parameters may be of half precision; the covariances never are. As a product, for the backward pass of
+            # a convolution may be autocast.
+            side = (Z.shape[-1] - KERNEL) // STRIDE + 1
+            patches = F.unfold(F.gelu(Z) if index else Z, KERNEL, stride=STRIDE).transpose(1, 2)
+            rows = product(patches.flatten(0, 1), weight.to(Z.dtype).flatten(1).T)
+            Z = rows.reshape(-1, side, side, len(weight)).permute(0, 3, 1, 2)
         return Z
 
-    @torch.no_grad()
-    def spectrum(self, x: Tensor) -> Spectrum:
-        """Eigenvalues of the covariance of the reduced features, and what they tell of its condition."""
-        X = self.features(x)[:, self.in_channels :]
-        return Spectrum.of(torch.linalg.eigvalsh(smaller_covariance(X.double())))
+    def varying(self, X: Tensor) -> Tensor:
+        return X[:, self.in_channels :]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, heads={self.heads}, first_order={self.first_order!r}"

@@ -25,15 +25,16 @@ from ..linalg import (
     Method,
     Vectorize,
     covariance,
+    covariance_log1p,
     covariance_powm,
     covariance_sqrt,
-    logm,
     pack_triu,
     resolve_method,
-    smaller_covariance,
 )
+from ..linalg.exports import is_product_of_roots
 from ..linalg.spectral import damped
-from ..linalg.tensors import autocast_off, working_dtype
+from ..linalg.tensors import autocast_off, exporting, trace, working_dtype
+from .damped_sum import root_and_damped_sum
 
 
 class Normalization(nn.Module):
@@ -155,8 +156,12 @@ class MatrixPower(Normalization):
         """The exponent; a 0-dimensional tensor with gradient if it is learned."""
         return self.fixed_p if self.logit_p is None else self.logit_p.sigmoid()
 
-    def of_features(self, X: Tensor, centered: bool) -> Tensor:
-        return covariance_powm(X, self.p, centered)
+    @property
+    def is_exportable(self) -> bool:
+        return self.logit_p is None and is_product_of_roots(self.fixed_p)
+
+    def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
+        return covariance_powm(X, self.p, centered, compute=compute, vectorize=vectorize).flatten(1)
 
     def extra_repr(self) -> str:
         learned = self.logit_p is not None and not self.logit_p.is_meta
@@ -189,8 +194,8 @@ class MatrixLogarithm(Normalization):
         check_number("logcov: eps", eps, "(0, inf)")
         self.eps = float(eps)
 
-    def function(self, A: Tensor) -> Tensor:
-        return logm(A / self.eps + torch.eye(A.shape[-1], dtype=A.dtype, device=A.device))
+    def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
+        return covariance_log1p(X, self.eps, centered, compute=compute, vectorize=vectorize).flatten(1)
 
     def extra_repr(self) -> str:
         return f"eps={self.eps:g}"
@@ -199,9 +204,8 @@ class MatrixLogarithm(Normalization):
 class ScalingEigenBranch(Normalization):
     """(1 + ‖A^(1/2) exp(-A)‖_F) A^(1/2): the root, scaled by a branch that small eigenvalues drive.
 
-    The released layer is NaN where an entry of the root is zero; elsewhere it computes this closed form.
-
-    With fewer positions than channels a centred covariance is singular, and the second derivative is refused.
+    The released layer is NaN where an entry of the root is zero; elsewhere it computes this closed form. The norm needs
+    the eigenvalues alone, which the root has: ‖A^(1/2) exp(-A)‖² = Σ λ exp(-2 λ).
 
     Source: Song, Sebe & Wang, "On the Eigenvalues of Global Covariance Pooling for Fine-grained Visual Recognition",
     T-PAMI 2022, section 4.
@@ -211,16 +215,20 @@ class ScalingEigenBranch(Normalization):
         torch.Size([2, 36])
     """
 
+    @property
+    def is_exportable(self) -> bool:
+        return True
+
     def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
-        root = covariance_sqrt(X, "exact", centered=centered, compute=compute, vectorize=vectorize).flatten(1)
-        with autocast_off(X.device.type):
-            A = smaller_covariance(_working(X, compute), centered)
-            # ‖A^(1/2) exp(-A)‖² = tr(A exp(-2 A)), which the eigenvalues determine. As one function: a product with the
-            # exponential would be the rounding of A wherever that is large.
-            squared = damped(A).diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
-            zero = squared <= 0
-            scale = 1 + torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
-        return root * scale.to(X.dtype)
+        if exporting():
+            root = covariance_sqrt(X, "exact", centered=centered, compute=compute, vectorize=vectorize)
+            squared = trace(damped(covariance(_working(X, compute), centered))).squeeze(-1)
+        else:
+            work = X.double() if compute == "float64" else X.to(working_dtype(X.dtype))
+            root, squared = root_and_damped_sum(work, centered, compute == "mixed", vectorize == "triu")
+        zero = squared <= 0
+        scale = 1 + torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
+        return (root.flatten(1) * scale.to(root.dtype)).to(working_dtype(X.dtype))
 
 
 def _working(X: Tensor, compute: Compute) -> Tensor:

@@ -1,6 +1,6 @@
 """Which positions count: masks of ragged samples, and what depends on how many positions a sample has.
 
-Features X are (B, C, M), masks (B, M), true where a position counts. Features are zero where it does not.
+Features X are (..., C, M), masks (..., M), true where a position counts. Features are zero where it does not.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def check_mask(mask: Tensor, batch: int, positions: int) -> None:
 
 
 def only(X: Tensor, mask: Tensor | None) -> Tensor:
-    """X (B, C, M) where the mask is true; zero, without gradient, elsewhere."""
-    return X if mask is None else X.masked_fill(~mask.unsqueeze(1), 0.0)
+    """X (..., C, M) where the mask is true; zero, without gradient, elsewhere."""
+    return X if mask is None else X.masked_fill(~mask.unsqueeze(-2), 0.0)
 
 
 def reduced_positions(reduction: nn.Module, maps: Tensor, mask: Tensor | None) -> Tensor:
@@ -65,12 +65,12 @@ def is_one_position(X: Tensor) -> bool:
 
 
 def count_positions(X: Tensor, mask: Tensor | None) -> Tensor | int:
-    """How many positions of features (B, C, M) count, for the division of sums: M, or (B, 1, 1), at least one."""
-    return X.shape[-1] if mask is None else mask.sum(-1).clamp_min(1)[:, None, None].to(X.dtype)
+    """How many positions of features (..., C, M) count, for the division of sums: M, or (..., 1, 1), at least one."""
+    return X.shape[-1] if mask is None else mask.sum(-1).clamp_min(1)[..., None, None].to(X.dtype)
 
 
 def mean_over_positions(X: Tensor, mask: Tensor | None) -> Tensor:
-    """The means (B, C, 1) of features (B, C, M) over the positions that count."""
+    """The means (..., C, 1) of features (..., C, M) over the positions that count."""
     return X.mean(-1, keepdim=True) if mask is None else only(X, mask).sum(-1, keepdim=True) / count_positions(X, mask)
 
 
@@ -87,4 +87,6 @@ def counted(X: Tensor, mask: Tensor | None, centered: bool) -> Tensor:
         wide = only(wide - mean, mask)
         variance = (wide.detach().square().sum(-1, keepdim=True) / count).sum(1)
         wide = wide * (~(variance <= rounding_of_mean(mean))).to(wide.dtype).unsqueeze(-1)
-    return (wide * (X.shape[-1] / count) ** 0.5).to(working_dtype(X.dtype))
+    if mask is not None:
+        wide = wide * (X.shape[-1] / count) ** 0.5
+    return wide.to(working_dtype(X.dtype))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..checks import check_choice, check_integer, check_number, is_integer
 from ..errors import OptionError, ShapeError
 from ..linalg import Compute, Vectorize, covariance, pack_triu
+from ..linalg.covariance import fewer_positions
 from ..linalg.tensors import autocast_off, power_of_two, product, transpose, working_dtype
 from ..tables import About
 from .base import POOLS, widened
@@ -117,7 +118,7 @@ class SingularValuePower(Normalization):
         """Vectors (B, width) in float32 at least; ``mixed`` needs no float64 here, there is no decomposition."""
         wide = X.double() if compute == "float64" else widened(X)
         with autocast_off(X.device.type):
-            if X.shape[-1] > X.shape[-2]:
+            if not fewer_positions(X):
                 F = self.function(covariance(wide, centered))
             else:
                 Xc = counted(wide, None, centered)

@@ -38,6 +38,8 @@ class ScaledPower(Normalization):
         tensor([[0., 0., 2.]])
     """
 
+    in_range = False
+
     def __init__(
         self, method: str | Method = "isqrt", *, theta: float = 0.5, tangent: bool = False, **options: Any
     ) -> None:

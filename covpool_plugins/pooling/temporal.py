@@ -100,7 +100,8 @@ class TemporalPool(CovariancePool):
         """Calibrated features (B, C, T M), or (B T, C, M) at the frame level, for frames (B T, ...) of the layout."""
         maps = self.to_maps(x)
         check_whole_clips(maps.shape[0], self.frames)
-        clips = reduced_positions(self.reduction, maps, mask).unflatten(0, (-1, self.frames))
+        X = reduced_positions(self.reduction, maps, mask)
+        clips = X.reshape(-1, self.frames, X.shape[1], X.shape[2])
         if self.attention is not None:
             clips = self.attention(clips, None if mask is None else mask.unflatten(0, (-1, self.frames)))
         return clips.flatten(0, 1) if self.level == "frame" else clips.transpose(1, 2).flatten(2)

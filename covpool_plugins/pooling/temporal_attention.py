@@ -51,7 +51,7 @@ class ChannelAttention(nn.Module):
         self.excite = nn.Linear(gate_channels, channels, **factory)
 
     def forward(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
-        means = mean_over_positions(X.flatten(0, 1), _flat(mask)).reshape(X.shape[:3])
+        means = mean_over_positions(X, mask).squeeze(-1)
         one_back, two_back = (means - torch.roll(means, step, dims=1) for step in (1, 2))
         return (self._gate(one_back) + self._gate(two_back / 2)) / 2
 
@@ -112,7 +112,7 @@ class TemporalConvolution(nn.Module):
         around = [X.roll(steps // 2 - step, dims=1) for step in range(steps)]
         rows = torch.cat(around, dim=2).transpose(2, 3)
         kernel = weight.squeeze(-1).permute(0, 2, 1).flatten(1)
-        return (product(rows.flatten(0, 2), kernel.T) + bias).reshape(rows.shape[:3] + bias.shape).transpose(2, 3)
+        return (_product(rows, kernel) + bias).transpose(2, 3)
 
 
 class TemporalAttention(nn.Module):
@@ -153,18 +153,17 @@ class TemporalAttention(nn.Module):
                 calibrated = calibrated * self.channel(features, mask).unsqueeze(-1)
             if self.convolution is not None:
                 calibrated = (features + self.convolution(calibrated)).relu()
-            return only(calibrated.to(X.dtype).flatten(0, 1), _flat(mask)).reshape(X.shape)
-
-
-def _flat(mask: Tensor | None) -> Tensor | None:
-    """The mask (B, T, M) of clips as that of their frames (B T, M)."""
-    return None if mask is None else mask.flatten(0, 1)
+            return only(calibrated.to(X.dtype), mask)
 
 
 def _linear(layer: nn.Linear, rows: Tensor) -> Tensor:
     """The layer in the precision of its input."""
-    result = product(rows.flatten(0, -2), layer.weight.to(rows.dtype).T) + layer.bias.to(rows.dtype)
-    return result.unflatten(0, rows.shape[:-1])
+    return _product(rows, layer.weight) + layer.bias.to(rows.dtype)
+
+
+def _product(rows: Tensor, weight: Tensor) -> Tensor:
+    """rows (B, ..., n) times the transpose of the weight (m, n), (B, ..., m)."""
+    return product(rows.flatten(0, -2), weight.to(rows.dtype).T).reshape(-1, *rows.shape[1:-1], weight.shape[0])
 
 
 def _frames_before(rows: Tensor, steps: int) -> Tensor:

@@ -76,7 +76,7 @@ def packaged_weights(model_name: str, folder: Path | str | None = None) -> dict[
     name = model_name.split(".")[0]
     package = PACKAGES[name]
     path = _weight_file(package, folder)
-    _, weights = find_weights(read_checkpoint(path), path)
+    weights = find_weights(read_checkpoint(path), path).tensors
     with torch.device("meta"):
         expected = timm.create_model(name).state_dict()
     if len(weights) != len(expected):

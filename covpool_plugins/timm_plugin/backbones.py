@@ -77,7 +77,7 @@ def head_input(model: nn.Module, name: str, in_chans: int | None = None) -> Head
     own = getattr(model, "head", None)
     own = own if isinstance(own, nn.Module) and not isinstance(own, nn.Identity) else None
     pooling_head = own is not None and (hasattr(own, "global_pool") or isinstance(own, ClNormMlpClassifierHead))
-    features, unpooled, head_was_called = _outputs(model, own, input_size(model, in_chans), not pooling_head)
+    features, unpooled, untouched, head_was_called = _outputs(model, own, input_size(model, in_chans), not pooling_head)
     shape = features if pooling_head else unpooled
     if _layout(model, shape) is None:
         shape, pooling_head = features, True
@@ -85,15 +85,15 @@ def head_input(model: nn.Module, name: str, in_chans: int | None = None) -> Head
     if layout is None:
         raise ShapeError(f"backbone {name!r} {_described(shape)}; a second-order head takes maps or tokens of an image")
     channels, input_fmt, prefix = layout
-    place: Place = "beside" if head_was_called else "instead" if pooling_head else "after"
+    place: Place = "beside" if head_was_called else "instead" if pooling_head or untouched else "after"
     norm = getattr(own, "norm", None) if pooling_head and isinstance(own, NORM_FIRST) else None
     class_token = prefix > 0 and getattr(model, "cls_token", None) is not None
     return HeadInput(place, channels, input_fmt, prefix, class_token, norm)
 
 
-def _outputs(model: Any, own: nn.Module | None, size: Size, head_too: bool) -> tuple[Any, Any, bool]:
-    """Shapes of what ``forward_features`` gives and of what ``forward_head`` leaves of it, from one run; and whether
-    ``forward_features`` calls the module named ``head``."""
+def _outputs(model: Any, own: nn.Module | None, size: Size, head_too: bool) -> tuple[Any, Any, bool, bool]:
+    """Shapes of what ``forward_features`` gives and of what ``forward_head`` makes of it, from one run; whether the two
+    are the same tensor; and whether ``forward_features`` calls the module named ``head``."""
     called: list[bool] = []
     hook = own.register_forward_hook(lambda *_: called.append(True)) if own is not None else None
 
@@ -105,7 +105,7 @@ def _outputs(model: Any, own: nn.Module | None, size: Size, head_too: bool) -> t
         return features, model.forward_head(features, pre_logits=True) if head_too and is_tensor else features
 
     features, unpooled = without_data(model, size, run)
-    return _shapes(features), _shapes(unpooled), bool(called)
+    return _shapes(features), _shapes(unpooled), unpooled is features, bool(called)
 
 
 def without_data(model: nn.Module, size: Size, run: Callable[[torch.Tensor], Any]) -> Any:
@@ -114,6 +114,9 @@ def without_data(model: nn.Module, size: Size, run: Callable[[torch.Tensor], Any
     # Some models keep what they compute, here tensors without data, in buffers and attributes.
     before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
     model.eval()
+    if parameter.is_meta:  # and buffers need not be, as under Accelerate's init_empty_weights
+        for module in model.modules():
+            module._buffers.update({name: None if b is None else b.to("meta") for name, b in module._buffers.items()})
     try:
         with torch.no_grad():
             try:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+import inspect
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -13,17 +18,18 @@ from timm.models import (
     resolve_pretrained_cfg,
     split_model_name_tag,
 )
-from torch import Tensor, nn
+from torch import nn
 
 from ..checks import check_choice, check_flag, check_number
 from ..errors import OptionError, UnknownNameError
-from ..pooling import POOLS
+from ..pooling import pool_options
 from .backbones import HeadInput, head_input
-from .head import SecondOrderHead, takes_frames
+from .head import SecondOrderHead, check_pool, takes_frames
+from .layer_groups import LAYER_GROUPS
+from .refusals import suggest_spelling
 from .strides import build_with_last_stride
-from .subclass import attach_head, head_name
+from .subclass import SECOND_ORDER_NAMES, attach_head, describe, head_name
 from .weights import (
-    ask_to_convert,
     check_backbone_is_loaded,
     load_head,
     one_line_errors,
@@ -35,16 +41,13 @@ CLASSIFIER = "head.fc"
 DEFAULT_CLASSES = 1000
 # Options of the pool that follow from the backbone.
 SET_BY_BACKBONE = ("in_channels", "input_fmt", "num_prefix_tokens", "device", "dtype")
-# Registered names that are no backbones.
-SECOND_ORDER_NAMES: set[str] = set()
-LAYER_GROUPS = (None, "head")
 
 
 def create_model(
     backbone: str,
     head: str = "svdpade",
     *,
-    pretrained: bool = False,
+    pretrained: bool | str | Path = False,
     num_classes: int | None = None,
     head_kwargs: dict[str, Any] | None = None,
     reduce_channels: int | str | None = "default",
@@ -65,8 +68,9 @@ def create_model(
     Args:
         backbone: name of a timm model, with or without a tag.
         head: one of :func:`list_heads`.
-        pretrained: load weights: timm's for the backbone, or those that ``pretrained_cfg_overlay`` names (a plain
-            backbone's or a whole second-order model's; what fits of the head is loaded).
+        pretrained: load weights: timm's for the backbone, or those of a file or folder (short for
+            ``pretrained_cfg_overlay=dict(file=...)``), a plain backbone's or a whole second-order model's; what fits of
+            the head is loaded.
         num_classes: outputs; 0 returns the pooled vector. The default is 1000, or that of a given description.
         head_kwargs: options of the pool and its matrix method, for example ``dict(vectorize='full', iterations=7)``.
         reduce_channels: short for ``head_kwargs=dict(reduce_channels=...)``; ``None`` or, because ``timm.create_model``
@@ -74,8 +78,9 @@ def create_model(
         last_stride: 1 removes the stride of the last stage (14x14 positions at 224, as in CVPR 2018); the default
             keeps timm's (7x7, as in ICCV 2021).
         fuse_class_token: add the logits of the backbone's class token to the second-order ones, as in So-ViT.
-        layer_groups: ``head`` makes two groups for timm's layer decay, the classifier and all the rest, so that
-            ``layer_decay=0.05`` gives the classifier 20 times the learning rate of the rest; by default timm's groups.
+        layer_groups: two groups for timm's layer decay, so that ``layer_decay=0.05`` gives the first 20 times the
+            learning rate of the second: ``head``, the classifier and all the rest; ``new``, what
+            ``model.new_parameters()`` gives, and all that is pretrained. By default timm's groups.
         hidden_features: widths of hidden layers between vector and classifier, ``(4096, 4096)`` for AlexNet and VGG
             trained from scratch in CVPR 2018.
         frames: T of clips: the model takes (B, T, C, H, W), or the frames of clips one after another, (B T, C, H, W),
@@ -100,10 +105,16 @@ def create_model(
         torch.Size([2, 3])
     """
     name, tag = _known_backbone(backbone)
-    POOLS[head]  # a typo is reported before the backbone is built
+    if isinstance(pretrained, (str, Path)):
+        pretrained_cfg_overlay = {**(pretrained_cfg_overlay or {}), "file": str(pretrained)}
+    check_pool(head)  # a typo is reported before the backbone is built
+    if global_pool:
+        check_pool(global_pool)
     check_choice("layer_groups", layer_groups, LAYER_GROUPS)
     saved = timm_kwargs.get("pretrained_model_args") or {}
     options = _head_options(head_kwargs, saved.get("head_kwargs"), reduce_channels)
+    if saved and num_classes and not global_pool:
+        global_pool = None  # timm's save_for_hf has written that of the backbone
     pool_type = head if global_pool is None else global_pool
     frames = _frames(frames, options, pool_type or head)
     check_number("drop_rate", drop_rate, "[0, 1)")
@@ -115,10 +126,19 @@ def create_model(
     if has_description and not cfg.has_weights:
         # timm's scripts hand over the description of our model, which has no weights: then the backbone's are meant.
         cfg = resolve_pretrained_cfg(name, tag or None, pretrained_cfg_overlay)
-    source = dict(pretrained=pretrained, pretrained_cfg=cfg, cache_dir=timm_kwargs.pop("cache_dir", None))
-    if features_only:
-        return model_entrypoint(name)(features_only=True, **source, **timm_kwargs)
-    model, weights = _build_backbone(name, last_stride, own_weights, {**source, **timm_kwargs})
+    source = dict(pretrained=bool(pretrained), pretrained_cfg=cfg, cache_dir=timm_kwargs.pop("cache_dir", None))
+    weights = read_weights(cfg, source["cache_dir"]) if own_weights else None
+    if weights is not None:
+        # timm is strict about the keys if the numbers of classes agree, and a backbone without classifier has none.
+        classes = cfg.num_classes or DEFAULT_CLASSES
+        changes: dict[str, Any] = dict(num_classes=classes, state_dict=without_head(weights), source=None)
+        source["pretrained_cfg"] = replace(cfg, **changes)
+    with _readable_options(timm_kwargs, name, pool_type or head), one_line_errors(cfg if own_weights else None):
+        if features_only:
+            model = model_entrypoint(name)(features_only=True, **source, **timm_kwargs)
+            model.pretrained_cfg |= dict(state_dict=cfg.state_dict, source=cfg.source)
+            return model
+        model = build_with_last_stride(model_entrypoint(name), name, last_stride, {**source, **timm_kwargs})
     features = head_input(model, name, timm_kwargs.get("in_chans"))
     parameter = next(model.parameters())
     new_head = SecondOrderHead(
@@ -137,8 +157,7 @@ def create_model(
         device=parameter.device,
         dtype=parameter.dtype,
     )
-    attach_head(model, new_head, num_classes, features.place)
-    ask_to_convert(model)
+    attach_head(model, name, new_head, features.place)
     model.layer_groups = layer_groups  # type: ignore[assignment]
     model.second_order_arguments = dict(  # type: ignore[assignment]
         backbone=name,
@@ -149,7 +168,8 @@ def create_model(
         frames=frames,
         **timm_kwargs,
     )
-    model.pretrained_cfg = model.default_cfg = _description(model, f"{name}_{head}", cfg)  # type: ignore[assignment]
+    model.pretrained_cfg = model.default_cfg = _description(model, cfg)  # type: ignore[assignment]
+    describe(model)
     if pretrained:
         place = str(cfg.file or cfg.hf_hub_id or cfg.url or name)
         if weights is not None:
@@ -158,19 +178,21 @@ def create_model(
     return model
 
 
-def _build_backbone(
-    name: str, last_stride: int | None, own_weights: bool, arguments: dict[str, Any]
-) -> tuple[nn.Module, dict[str, Tensor] | None]:
-    """The unpooled backbone, and with ``own_weights`` the tensors of its description, which may have a head's too."""
-    cfg = arguments["pretrained_cfg"]
-    weights = read_weights(cfg, arguments["cache_dir"]) if own_weights else None
-    if weights is not None:
-        # timm is strict about the keys if the numbers of classes agree, and a backbone without classifier has none.
-        classes = cfg.num_classes or DEFAULT_CLASSES
-        changes = dict(num_classes=classes, state_dict=without_head(weights), source=None)
-        arguments["pretrained_cfg"] = replace(cfg, **changes)
-    with one_line_errors(cfg if own_weights else None):
-        return build_with_last_stride(model_entrypoint(name), name, last_stride, arguments), weights
+@contextmanager
+def _readable_options(given: Collection[str], name: str, pool_type: str) -> Iterator[None]:
+    """An error that names the option, and the one that was probably meant, for what the backbone does not take."""
+    try:
+        yield
+    except TypeError as error:
+        found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if found is None or found[1] not in given:
+            raise
+        option, of_pool = found[1], pool_options(pool_type)
+        close = difflib.get_close_matches(option, [*inspect.signature(create_model).parameters, *of_pool], n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        if option in of_pool:
+            hint = f"; of pool {pool_type!r} it is one: head_kwargs=dict({option}=...)"
+        raise OptionError(f"backbone {name!r} has no option {option!r}{hint}") from None
 
 
 def _known_backbone(backbone: str) -> tuple[str, str]:
@@ -179,6 +201,7 @@ def _known_backbone(backbone: str) -> tuple[str, str]:
         raise OptionError(f"create_model takes the name of a backbone; use timm.create_model for {backbone!r}")
     name, tag = split_model_name_tag(str(backbone))
     if not timm.is_model(name) or name in SECOND_ORDER_NAMES:
+        suggest_spelling(name)
         plain = [known for known in timm.list_models() if known not in SECOND_ORDER_NAMES]
         raise UnknownNameError("timm backbone", name, plain)
     weights = get_arch_pretrained_cfgs(name)
@@ -226,6 +249,6 @@ def _class_token(fuse: bool, features: HeadInput, name: str) -> bool:
     return fuse
 
 
-def _description(model: nn.Module, architecture: str, cfg: Any) -> dict[str, Any]:
-    own = dict(architecture=architecture, classifier=f"{head_name(model)}.fc", num_classes=cfg.num_classes)
+def _description(model: nn.Module, cfg: Any) -> dict[str, Any]:
+    own = dict(classifier=f"{head_name(model)}.fc", num_classes=cfg.num_classes)
     return {**model.pretrained_cfg, "state_dict": cfg.state_dict, "source": cfg.source, **own}  # type: ignore[dict-item]

@@ -7,17 +7,22 @@ from typing import Any
 
 import torch
 from timm.models import register_notrace_module
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from ..architectures.clips import mean_over_frames
-from ..architectures.two_stream import Unpooled
 from ..checks import check_classes, check_integer
-from ..pooling import create_pool, list_pools, pool_options
+from ..errors import OptionError
+from ..pooling import POOLS, create_pool, list_pools, pool_options
 from ..pooling.base import InputFormat, pool_classes
+from .clips import mean_over_frames
+from .streams import Unpooled
 
-# For torch.fx a pool is a leaf: its custom gradients cannot be traced.
+# For torch.fx a pool is a leaf, also where models of timm's classes have it outside a SecondOrderHead.
 for _pool in pool_classes():
     register_notrace_module(_pool)
+
+
+# What the heads of timm's families call their classifiers, for lines like ``model.head.l = nn.Linear(...)``.
+NAMES_OF_CLASSIFIERS = ("linear", "l", "fc2", "proj")
 
 
 def list_heads() -> list[str]:
@@ -28,6 +33,18 @@ def list_heads() -> list[str]:
         (True, True)
     """
     return list_pools()
+
+
+def check_pool(name: str) -> None:
+    """Raise unless there is such a pool.
+
+    Raises:
+        UnknownNameError: naming those that there are.
+        OptionError: for timm's name of one that is called differently here.
+    """
+    if name == "avg":
+        raise OptionError("global_pool='avg' is no pool of a second-order head; average pooling is called 'gap' here")
+    POOLS[name]
 
 
 class SecondOrderHead(nn.Module):
@@ -116,6 +133,8 @@ class SecondOrderHead(nn.Module):
         if pool_type is None and num_classes and not self.pool_type:
             pool_type = self.own_pool_type
         check_classes(num_classes, self.pool_type if pool_type is None else pool_type)
+        if pool_type:
+            check_pool(pool_type)
         if pool_type is not None and pool_type != self.pool_type:
             self._build_pool(pool_type, device, dtype)
         self._build_classifier(num_classes, device, dtype)
@@ -160,15 +179,30 @@ class SecondOrderHead(nn.Module):
         if num_classes:
             self.fc = nn.Linear(self.num_features, num_classes, device=device, dtype=dtype)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__("fc" if name in NAMES_OF_CLASSIFIERS else name, value)
+
+    linear = l = fc2 = proj = property(lambda self: self.fc)
+
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = self.norm(x)
         if not self.pool_type:
             return x
-        vector = self.global_pool(x)
+        vector = _as_one_node(self.global_pool, x)
         if self.fuse_token:
             vector = torch.cat([vector, mean_over_frames(x[:, 0], self.frames_joined_by_pool)], dim=1)
+        if next((p.dtype for layers in (self.hidden, self.fc) for p in layers.parameters()), None) == torch.float16:
+            vector = vector.half()  # pools give float32 where float16 may not hold their vectors
         vector = self.dropout(mean_over_frames(self.hidden(vector), self.frames_averaged))
         return vector if pre_logits else self.fc(vector)
+
+
+def _as_one_node(pool: nn.Module, x: Any) -> Any:
+    """The pool of x; one node for torch.fx, whoever traces (quantisation, torchvision, ...)."""
+    if isinstance(x, fx.Proxy):
+        tracer: Any = x.tracer
+        return tracer.create_proxy("call_module", tracer.path_of_module(pool), (x,), {})
+    return pool(x)
 
 
 def takes_frames(pool_type: str) -> bool:

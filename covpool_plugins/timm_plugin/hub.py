@@ -12,17 +12,14 @@ import safetensors.torch
 import timm
 from timm.models import register_model
 from timm.models._hub import save_config_for_hf
+from timm.utils import unwrap_model
 from torch import nn
 
 from ..errors import OptionError
 from ..files import write_file_atomically, write_json
-from .builder import SECOND_ORDER_NAMES, create_model
-from .second_order_models import default_cfgs
-from .subclass import SecondOrderModel, head_name
-
-# Arguments that do not describe the network, but its place, its weights or its classifier.
-NOT_SAVED = ("device", "dtype", "pretrained_model_args", "pretrained_strict", "num_classes", "global_pool")
-
+from .builder import create_model
+from .second_order_models import default_cfgs  # noqa: F401  register_model looks for it
+from .subclass import SECOND_ORDER_NAMES, SecondOrderModel, reconstruction
 
 SECOND_ORDER_NAMES.add("second_order")
 
@@ -31,7 +28,10 @@ SECOND_ORDER_NAMES.add("second_order")
 def second_order(
     pretrained: bool = False, backbone: str = "resnet18", head: str = "svdpade", **kwargs: Any
 ) -> nn.Module:
-    """Any timm backbone with any head, for ``local-dir:`` folders of combinations that have no name of their own."""
+    """Any timm backbone with any head, for scripts and hub folders: most combinations have no name of their own.
+
+    ``--model second_order --model-kwargs backbone=resnet10t head=isqrt reduce_channels=128``
+    """
     return create_model(backbone, head, pretrained=pretrained, **kwargs)
 
 
@@ -40,15 +40,16 @@ def save_for_hub(model: nn.Module, directory: Path | str) -> Path:
 
     ``timm.create_model('local-dir:DIR', pretrained=True)`` gives the model with the same logits. The folder can be
     loaded with another number of classes or of input channels too, and pushed to a hub as it is. Dropout rates are not
-    kept, and a model of another dtype than float32 needs ``dtype=`` when it is loaded.
+    kept, and a model of another dtype than float32 needs ``dtype=`` when it is loaded. It is what timm's
+    ``save_for_hf`` writes, after a check that the folder will load.
 
     Args:
-        model: of :func:`covpool_plugins.create_model` or a registered name.
+        model: of timm or of this package, compiled or in a wrapper for several processes too.
         directory: created as needed; files of these names in it are replaced.
 
     Raises:
-        OptionError: for another model, one that its arguments do not build again (reparameterized, or with an argument
-            that JSON cannot express), one on the meta device, or a ``directory`` that is a file.
+        OptionError: for another model, one that its arguments do not build again (changed by hand, reparameterized, or
+            with an argument that JSON cannot express), one on the meta device, or a ``directory`` that is a file.
 
     Examples:
         >>> model = create_model("test_resnet", "svdpade", num_classes=5, reduce_channels=16).eval()
@@ -59,17 +60,21 @@ def save_for_hub(model: nn.Module, directory: Path | str) -> Path:
         >>> torch.equal(again(x), model(x))
         True
     """
-    if not isinstance(model, SecondOrderModel):
-        kind = type(model).__name__
-        raise OptionError(f"save_for_hub takes models of create_model and of names <backbone>_<head>, got {kind}")
+    model = unwrap_model(model)
+    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    if name is None or not timm.is_model(name):
+        raise OptionError(f"save_for_hub takes models of timm and of this package, got {type(model).__name__}")
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
         raise OptionError(f"save_for_hub: {str(directory)!r} is no folder")
-    if any(tensor.is_meta for tensor in model.state_dict().values()):  # type: ignore[attr-defined]
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise OptionError("save_for_hub: the model is on the meta device and has no data")
-    architecture, arguments = _reconstruction(model)
-    _check_that_it_builds_again(model, architecture, arguments)
-    return write_hub_folder(model, directory, architecture, arguments)
+    if isinstance(model, SecondOrderModel):
+        name, arguments = reconstruction(model)
+    else:
+        arguments = _config(model, name).get("model_args", {})
+    _check_that_it_builds_again(model, name, arguments)
+    return write_hub_folder(model, directory, name, arguments)
 
 
 def write_hub_folder(model: nn.Module, directory: Path, architecture: str, arguments: dict[str, Any]) -> Path:
@@ -85,34 +90,24 @@ def write_hub_folder(model: nn.Module, directory: Path, architecture: str, argum
     return directory
 
 
-def _reconstruction(model: Any) -> tuple[str, dict[str, Any]]:
-    """The registered name to build the model by, and its arguments."""
-    head = getattr(model, head_name(model))
-    pool_type = head.pool_type or head.own_pool_type
-    arguments = {k: v for k, v in model.second_order_arguments.items() if k not in NOT_SAVED}
-    backbone = arguments.pop("backbone")
-    arguments["head_kwargs"] = head.options_for(pool_type)
-    if not head.pool_type:
-        arguments["global_pool"] = ""
-    arguments = {k: v for k, v in arguments.items() if v is not None and v is not False and v not in ({}, [])}
-    name = f"{backbone}_{pool_type}"
-    if name in default_cfgs and timm.is_model(name):
-        return name, arguments
-    return "second_order", {"backbone": backbone, "head": pool_type, **arguments}
-
-
 def _check_that_it_builds_again(model: Any, architecture: str, arguments: dict[str, Any]) -> None:
-    again = timm.create_model(architecture, num_classes=model.num_classes, device="meta", **arguments)
+    arguments = {"num_classes": model.num_classes, **arguments}
+    again = timm.create_model(architecture, device="meta", **arguments)
     saved, built = ({k: v.shape for k, v in m.state_dict().items()} for m in (model, again))
     for key in [*saved, *built]:
         if saved.get(key) != built.get(key):
-            raise OptionError(f"save_for_hub: {architecture!r} builds another model than this one, see {key!r}")
+            raise OptionError(
+                f"save_for_hub: {architecture!r} with the arguments of this model builds another, see {key!r}; build "
+                "it as it has to be by timm.create_model and load the state_dict of this one, or save that"
+            )
 
 
-def _config(model: Any, architecture: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def _config(model: nn.Module, architecture: str, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What timm writes into ``config.json``; with other arguments than timm knows of."""
     described = copy.copy(model)
-    described._model_args = {}
-    described.pretrained_cfg = {**model.pretrained_cfg, "architecture": architecture}
+    described.pretrained_cfg = {**model.pretrained_cfg, "architecture": architecture}  # type: ignore[dict-item, assignment]
+    if arguments is not None:
+        described._model_args = {}  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
         try:
@@ -120,5 +115,6 @@ def _config(model: Any, architecture: str, arguments: dict[str, Any]) -> dict[st
         except ValueError as error:
             raise OptionError(f"save_for_hub: {error}") from None
         config = json.loads(path.read_text())
-    config["model_args"] = arguments  # timm adds the backbone's own pooling, which is switched off
+    if arguments is not None:
+        config["model_args"] = arguments  # timm adds the backbone's own pooling, which is switched off
     return config

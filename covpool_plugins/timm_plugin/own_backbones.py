@@ -7,7 +7,9 @@ from typing import Any
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
-from ..architectures import SO_VITS, AlexNet, CifarResNet, SoViT
+from .alexnet import AlexNet
+from .resnet_cifar import CifarResNet
+from .so_vit import SO_VITS, SoViT
 
 __all__ = ["alexnet", "resnet18_cifar", "resnet50_cifar", "so_vit_7", "so_vit_10", "so_vit_14", "so_vit_19"]
 
@@ -48,19 +50,19 @@ def _feature_cfg() -> dict[str, Any]:
 
 @register_model
 def alexnet(pretrained: bool = False, **kwargs: Any) -> AlexNet:
-    """AlexNet with batch norm; see :class:`covpool_plugins.architectures.AlexNet`."""
+    """AlexNet with batch norm; see :class:`covpool_plugins.timm_plugin.alexnet.AlexNet`."""
     return build_model_with_cfg(AlexNet, "alexnet", pretrained, feature_cfg=_feature_cfg(), **kwargs)
 
 
 @register_model
 def resnet18_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNet-18 for pictures of 32x32; see :class:`covpool_plugins.architectures.CifarResNet`."""
+    """ResNet-18 for pictures of 32x32; see :class:`covpool_plugins.timm_plugin.resnet_cifar.CifarResNet`."""
     return build_model_with_cfg(CifarResNet, "resnet18_cifar", pretrained, feature_cfg=_feature_cfg(), **kwargs)
 
 
 @register_model
 def resnet50_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNet-50 for pictures of 32x32; see :class:`covpool_plugins.architectures.CifarResNet`."""
+    """ResNet-50 for pictures of 32x32; see :class:`covpool_plugins.timm_plugin.resnet_cifar.CifarResNet`."""
     arguments = dict(layers=(3, 4, 6, 3), block="bottleneck", **kwargs)
     return build_model_with_cfg(CifarResNet, "resnet50_cifar", pretrained, feature_cfg=_feature_cfg(), **arguments)
 
@@ -77,23 +79,23 @@ def _so_vit(arch: str, pretrained: bool, **kwargs: Any) -> SoViT:
 
 @register_model
 def so_vit_7(pretrained: bool = False, **kwargs: Any) -> SoViT:
-    """So-ViT-7; see :class:`covpool_plugins.architectures.SoViT`."""
+    """So-ViT-7; see :class:`covpool_plugins.timm_plugin.so_vit.SoViT`."""
     return _so_vit("7", pretrained, **kwargs)
 
 
 @register_model
 def so_vit_10(pretrained: bool = False, **kwargs: Any) -> SoViT:
-    """So-ViT-10; see :class:`covpool_plugins.architectures.SoViT`."""
+    """So-ViT-10; see :class:`covpool_plugins.timm_plugin.so_vit.SoViT`."""
     return _so_vit("10", pretrained, **kwargs)
 
 
 @register_model
 def so_vit_14(pretrained: bool = False, **kwargs: Any) -> SoViT:
-    """So-ViT-14; see :class:`covpool_plugins.architectures.SoViT`."""
+    """So-ViT-14; see :class:`covpool_plugins.timm_plugin.so_vit.SoViT`."""
     return _so_vit("14", pretrained, **kwargs)
 
 
 @register_model
 def so_vit_19(pretrained: bool = False, **kwargs: Any) -> SoViT:
-    """So-ViT-19; see :class:`covpool_plugins.architectures.SoViT`."""
+    """So-ViT-19; see :class:`covpool_plugins.timm_plugin.so_vit.SoViT`."""
     return _so_vit("19", pretrained, **kwargs)

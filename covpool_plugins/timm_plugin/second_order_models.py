@@ -9,8 +9,9 @@ from timm.models import register_model
 from torch import nn
 
 from . import own_backbones  # noqa: F401  registered before they are looked up
-from .builder import CLASSIFIER, SECOND_ORDER_NAMES, create_model
+from .builder import CLASSIFIER, create_model
 from .head import list_heads
+from .subclass import SECOND_ORDER_NAMES
 from .weights import description_without_weights
 
 BACKBONES_WITH_EVERY_HEAD = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")

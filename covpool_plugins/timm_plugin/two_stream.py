@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from timm.models import register_notrace_module
+from timm.models import (
+    generate_default_cfgs,
+    load_pretrained,
+    register_model,
+    register_notrace_module,
+    resolve_pretrained_cfg,
+)
+from torch import nn
 
-from ..architectures.two_stream import SideBySide, Stream, TwoStreamNet, TwoStreamPool
 from ..checks import check_flag, check_known
 from ..errors import OptionError
 from .builder import create_model
-from .layer_groups import head_and_rest
-from .subclass import head_name
+from .layer_groups import apart_from_rest
+from .streams import SideBySide, Stream, TwoStreamNet, TwoStreamPool
+from .subclass import NOT_SAVED, SECOND_ORDER_NAMES, head_name
 
 POOL_OPTIONS = ("reduce_channels", "eps")
 NORMALISATION = ("mean", "std")
@@ -27,7 +34,11 @@ class TwoStreamModel(TwoStreamNet):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """For timm's layer decay: the classifier, and all the rest."""
-        return head_and_rest("fc")
+        return apart_from_rest(r"fc\.")
+
+    def new_parameters(self) -> list[nn.Parameter]:
+        """The parameters that no pretrained backbone has: those of reductions and classifier."""
+        return [*self.global_pool.parameters(), *self.fc.parameters()]
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that the backbones want without weight decay."""
@@ -106,6 +117,48 @@ def create_two_stream_model(
         _check_normalisation(cfgs)
     model = TwoStreamModel(*streams, num_classes=num_classes, drop_rate=drop_rate, pool_options=options)
     model.pretrained_cfg = model.default_cfg = _described(cfgs, num_classes)  # type: ignore[assignment]
+    model._model_args = dict(  # type: ignore[assignment]  # timm saves them for hubs
+        backbone_a=architectures[0],
+        backbone_b=architectures[-1],
+        shared=shared,
+        head_kwargs=options,
+        second_kwargs=dict(second_kwargs or {}),
+        **{name: value for name, value in timm_kwargs.items() if name not in NOT_SAVED},
+    )
+    return model
+
+
+SECOND_ORDER_NAMES.add("two_stream")
+default_cfgs = generate_default_cfgs({"two_stream": dict(input_size=(3, 224, 224), num_classes=1000, classifier="fc")})
+
+
+@register_model
+def two_stream(
+    pretrained: bool = False,
+    backbone_a: str = "resnet18",
+    backbone_b: str | None = None,
+    global_pool: str | None = None,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    pretrained_model_args: dict[str, Any] | None = None,
+    cache_dir: str | None = None,
+    **kwargs: Any,
+) -> TwoStreamModel:
+    """A model of two timm backbones, for scripts and hub folders; see :func:`create_two_stream_model`.
+
+    ``pretrained`` loads the backbones' weights, or those of the whole model where a description names them.
+    """
+    cfg = resolve_pretrained_cfg("two_stream", pretrained_cfg, pretrained_cfg_overlay)
+    if not kwargs.get("num_classes") and cfg.has_weights:
+        kwargs.setdefault("num_classes", cfg.num_classes)
+    model = create_two_stream_model(backbone_a, backbone_b, pretrained=pretrained and not cfg.has_weights, **kwargs)
+    if global_pool is not None:
+        model.reset_classifier(model.num_classes, global_pool)
+    if pretrained and cfg.has_weights:
+        own: Any = model.pretrained_cfg
+        names = {key: own[key] for key in ("classifier", "first_conv")}
+        described = {**own, **cfg.to_dict(remove_null=True), **names}
+        load_pretrained(model, described, model.num_classes, kwargs.get("in_chans") or 3, cache_dir=cache_dir)
     return model
 
 
@@ -132,6 +185,5 @@ def _described(cfgs: list[dict[str, Any]], num_classes: int) -> dict[str, Any]:
     for letter, cfg in zip("ab", cfgs, strict=False):
         names = cfg.get("first_conv") or ()
         first_convs += [f"stream_{letter}.{name}" for name in ((names,) if isinstance(names, str) else names)]
-    architecture = "_".join([*(cfg["architecture"] for cfg in cfgs), "bilinear"])
-    names = {"architecture": architecture, "classifier": "fc", "first_conv": tuple(first_convs) or None}
+    names = {"architecture": "two_stream", "classifier": "fc", "first_conv": tuple(first_convs) or None}
     return {**cfgs[0], **names, "num_classes": num_classes}

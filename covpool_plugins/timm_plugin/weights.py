@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,27 +14,25 @@ import torch
 from timm.models import generate_default_cfgs, get_pretrained_cfg, load_pretrained
 from torch import Tensor, nn
 
-from ..checkpoint_file import find_weights, read_checkpoint
-from ..checkpoint_pickle import MOST_TIMES
+from ..checkpoint_file import check_numpy, check_real_numbers, find_weights, read_checkpoint, weights_file
 from ..errors import OptionError, one_line
 from .subclass import HEAD_NAMES, head_name
 
 _logger = logging.getLogger(__name__)
 # What torch and timm raise for files that are no weights, or those of another network.
-UNREADABLE = (OSError, EOFError, KeyError, AttributeError, RuntimeError, ValueError, pickle.UnpicklingError)
+UNREADABLE = (
+    OSError,
+    EOFError,
+    MemoryError,
+    KeyError,
+    AttributeError,
+    RuntimeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
 # Parts of a second-order head that no backbone has under the head's name, but for a classifier that is replaced.
 HEAD_PARTS = ("global_pool", "hidden", "fc")
-WEIGHT_FILES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".tar")
 NUMPY_FILES = (".npz", ".npy")  # read by timm, without pickles
-# How keys begin in the original repositories' checkpoints, and in no model here.
-ORIGINAL_PARTS = (
-    "features.",
-    "module.",
-    "representation.",
-    "layer_reduce",
-    "visual_tokens.",
-    "bn1.running_subspace0",
-)
 
 
 def description_without_weights(name: str, backbone: str, **changes: Any) -> Any:
@@ -49,13 +46,24 @@ def description_without_weights(name: str, backbone: str, **changes: Any) -> Any
 def read_weights(cfg: Any, cache_dir: Any) -> dict[str, Tensor] | None:
     """The tensors at the place that a timm description names: a file, a folder, a URL or a hub.
 
+    Files and folders are read by the package's own reader, what has to be fetched by timm.
+
     Returns:
         The tensors; ``None`` for JAX's files (``.npz``), which timm's models read themselves.
 
     Raises:
         OptionError: for a place where nothing is, or nothing that can be read.
     """
-    if str(cfg.file or cfg.url).endswith(".npz"):
+    place = Path(cfg.file) if cfg.file else None
+    if place is not None and not place.exists():
+        raise OptionError(f"no weights at {str(place)!r}")
+    of_jax = cfg.custom_load and str(cfg.file or cfg.url).endswith(NUMPY_FILES)
+    if place is not None and not of_jax:
+        file = weights_file(place) if place.is_dir() else place
+        return find_weights(read_checkpoint(file), file).tensors
+    if of_jax:
+        if place is not None:
+            check_numpy(place)
         return None
     weights: dict[str, Tensor] = {}
 
@@ -64,9 +72,9 @@ def read_weights(cfg: Any, cache_dir: Any) -> dict[str, Tensor] | None:
         return {}
 
     with one_line_errors(cfg):
-        # An empty network: timm reads the file, and has nothing to load it into.
-        place = cfg.to_dict() | {"classifier": None, "first_conv": None, "custom_load": False}
-        load_pretrained(nn.Module(), place, filter_fn=keep, cache_dir=cache_dir)
+        # An empty network: timm fetches the file, and has nothing to load it into.
+        source = cfg.to_dict() | {"classifier": None, "first_conv": None, "custom_load": False}
+        load_pretrained(nn.Module(), source, filter_fn=keep, cache_dir=cache_dir)
     return weights
 
 
@@ -110,10 +118,11 @@ def check_backbone_is_loaded(model: nn.Module, weights: dict[str, Tensor], sourc
     """Raise unless a tensor of the backbone is one of the weights, whatever timm has called it in between.
 
     Raises:
-        OptionError: naming the source and the backbone's first tensor.
+        OptionError: naming the source and the backbone's first tensor, or one with integers for real numbers.
     """
     head = head_name(model)
     backbone = {key: value for key, value in model.state_dict().items() if not key.startswith(f"{head}.")}
+    check_real_numbers(weights, backbone, source)
     for tensor in backbone.values():
         same_shape = [value for value in _tensors(weights) if value.shape == tensor.shape]
         if tensor.ndim > 1 and any(torch.equal(value.to(tensor), tensor) for value in same_shape):
@@ -129,42 +138,6 @@ def _tensors(weights: dict[str, Any]) -> Iterator[Tensor]:
             yield value
 
 
-def ask_to_convert(model: nn.Module) -> None:
-    """Make ``load_state_dict`` refuse integers for weights, and say how to convert an original repository's."""
-    model.register_load_state_dict_pre_hook(_refuse_other_weights)
-
-
-def _refuse_other_weights(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    own = model.state_dict()
-    for key, value in state_dict.items():
-        weight = own.get(key.removeprefix(prefix))
-        if weight is not None and weight.is_floating_point() and not value.is_floating_point():
-            raise OptionError(f"{key!r} is of {value.dtype}, the model needs {weight.dtype}")
-        if key.startswith(tuple(prefix + part for part in ORIGINAL_PARTS)) and key.removeprefix(prefix) not in own:
-            raise OptionError(
-                f"these are weights of an original repository (there is {key!r}); convert them: "
-                "python tools/convert.py FILE --to timm --out FOLDER"
-            )
-
-
-def _check_file(path: Path) -> None:
-    """Have the package's reader look at a file, or at that in a folder, before timm reads it."""
-    if path.is_dir():
-        files = [file for file in path.iterdir() if file.suffix in WEIGHT_FILES]
-        for file in [file for file in files if file.stem == "model"] or files:
-            _check_file(file)
-    elif path.suffix not in NUMPY_FILES:
-        find_weights(read_checkpoint(path), path)
-    elif zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                unpacked = sum(part.file_size for part in archive.infolist())
-        except (zipfile.BadZipFile, NotImplementedError) as error:
-            raise OptionError(f"{path} is damaged ({one_line(error)})") from None
-        if unpacked > MOST_TIMES * path.stat().st_size:
-            raise OptionError(f"{path} is damaged or hostile: unpacked it has {unpacked} bytes")
-
-
 @contextmanager
 def one_line_errors(cfg: Any) -> Iterator[None]:
     """Errors of loading the weights of a description as one line that names the file; for ``None`` errors as they are.
@@ -172,10 +145,6 @@ def one_line_errors(cfg: Any) -> Iterator[None]:
     Raises:
         OptionError: instead of what a missing or unreadable file raises.
     """
-    if cfg is not None and cfg.file and not Path(cfg.file).exists():
-        raise OptionError(f"no weights at {str(cfg.file)!r}")
-    if cfg is not None and cfg.file:
-        _check_file(Path(cfg.file))
     try:
         yield
     except UNREADABLE as error:

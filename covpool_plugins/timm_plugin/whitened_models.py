@@ -18,9 +18,9 @@ from timm.models import build_model_with_cfg, register_model
 from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
-from ..architectures import CifarResNet
 from ..whitening import PCANorm2d, ZCANorm2d, swap_norm
 from . import own_backbones  # noqa: F401  registered before they are looked up
+from .resnet_cifar import CifarResNet
 from .weights import description_without_weights
 
 FIRST_NORM = r"layer1\.0\.bn1"

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from ..checks import check_integer, check_number
 from ..errors import OptionError, ShapeError, UnknownNameError
-from ..linalg import EigenMethod, Method, covariance, inv_sqrtm, list_methods, resolve_method, sqrtm
-from ..linalg.methods.base import SpectralMethod
+from ..linalg import Method, covariance, inv_sqrtm, list_methods, resolve_method, sqrtm
+from ..linalg.covariance import zero_where_constant
+from ..linalg.methods.base import is_method
 from ..linalg.tensors import check_floating, product, working_dtype
+from .grouped import wide_dtype
 
 
 def whitening_coloring(
@@ -27,7 +29,8 @@ def whitening_coloring(
         Z = (Σ_Y)^½ (Σ_X + eps I)^-½ (X - mean(X)) + mean(Y),      result = alpha Z + (1 - alpha) X.
 
     Each covariance is divided by its own number of positions, so that the statistics of Z are the style's whatever the
-    two sizes are; the released code of ICLR 2022 divides both by that of the content.
+    two sizes are; the released code of ICLR 2022 divides both by that of the content. All is computed in float64:
+    whitening multiplies the smallest deviations of the content by the most.
 
     Directions in which the content does not vary stay constant: constant content, or content at one position, takes
     the mean of the style. A constant style, or a style at one position, gives its mean everywhere.
@@ -67,12 +70,15 @@ def whitening_coloring(
     if channels % groups:
         raise OptionError(f"groups must divide the {channels} channels, got {groups}")
     root, inverse = both_roots(method)
-    dtype = working_dtype(torch.promote_types(content.dtype, style.dtype))
+    dtype = wide_dtype(content.device)
     share = _share_of_style(alpha, content, dtype)
 
     X, Y = _grouped(content.to(dtype), groups), _grouped(style.to(dtype), groups)
     content_mean, style_mean = X.mean(-1, keepdim=True), Y.mean(-1, keepdim=True)
-    S, W = sqrtm(covariance(Y), root), inv_sqrtm(covariance(X), inverse, eps=eps)
+    # What is constant up to the rounding of its own precision is constant.
+    of_content = zero_where_constant(covariance(X), content_mean.to(working_dtype(content.dtype)))
+    of_style = zero_where_constant(covariance(Y), style_mean.to(working_dtype(style.dtype)))
+    S, W = sqrtm(of_style, root), inv_sqrtm(of_content, inverse, eps=eps)
     transfer = product(S.expand_as(W), W)
     # The blend costs nothing on the matrices and the means.
     blended = share * transfer + (1 - share) * torch.eye(transfer.shape[-1], dtype=dtype, device=transfer.device)
@@ -99,13 +105,16 @@ def both_roots(method: str | Method) -> tuple[Method, Method]:
 
 def _counterpart(method: Method, function: str) -> Method:
     """A method as it is, if it does for ``function``; the exact one instead of eigenvalues of the other function."""
-    wrong_root = isinstance(method, SpectralMethod) and isinstance(method, EigenMethod) != (function == "sqrtm")
+    other = {"sqrtm": "inv_sqrtm", "inv_sqrtm": "sqrtm"}[function]
+    wrong_root = is_method(method, other) and not is_method(method, function)
     return resolve_method("exact" if wrong_root else method, function)
 
 
 def _grouped(maps: Tensor, groups: int) -> Tensor:
     """(B, C, H, W) as (B, groups, C / groups, H W)."""
-    return maps.flatten(2).unflatten(1, (groups, -1))
+    X = maps.flatten(2)
+    # Not by unflatten, whose sizes are constants to the older ONNX exporter.
+    return X.view(X.shape[0], groups, X.shape[1] // groups, X.shape[2])
 
 
 def _check_maps(content: Tensor, style: Tensor) -> None:

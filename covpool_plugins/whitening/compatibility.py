@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 
 from ..linalg import MPA
+from ..linalg.eigenbasis import spectral_function
 from ..linalg.methods.leading import Leading, LeadingInverseRoot, LeadingProjector
-from ..linalg.spectral import SpectralFunction
 from ..linalg.tensors import symmetrize
 from ..tables import Table
 from .matrices import WHITENING_METHODS, EigenvectorMethod
@@ -95,7 +95,7 @@ class ReleasedSVDPI(EigenvectorMethod):
             released: Leading = ReleasedProjector(function.energy, function.components, iterations=self.iterations)
         else:
             released = ReleasedInverseRoot(eps=function.eps, iterations=self.iterations)
-        return SpectralFunction.apply(symmetrize(covariance), released)[0]
+        return spectral_function(symmetrize(covariance), released)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class ReleasedSVD(EigenvectorMethod):
     """eigh and the exact gradient, for too few eigenvectors."""
 
     def apply(self, covariance: Tensor, function: Leading) -> Tensor:
-        return SpectralFunction.apply(symmetrize(covariance), ReleasedSVDInverseRoot(eps=function.eps))[0]
+        return spectral_function(symmetrize(covariance), ReleasedSVDInverseRoot(eps=function.eps))
 
 
 WHITENING_METHODS.add("svdpi_released", ReleasedSVDPI())

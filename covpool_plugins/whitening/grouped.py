@@ -1,8 +1,8 @@
 """Statistics of channel groups and a linear map per group, over all groups at once.
 
-A layer is three steps: :class:`GroupStatistics` gives the mean μ and the covariance Σ of each group; a matrix A and a
-shift b = β - A μ are computed from them, which are small; :class:`GroupedMap` gives A x + b. Together they take two
-products with the features forward and three backward, and keep nothing but the features.
+In training a layer is three steps: :class:`GroupStatistics` gives the mean μ and the covariance Σ of each group; a
+matrix W is computed from Σ, which is small; :class:`GroupedMap` gives γ W (x - μ) + β. Together they take two products
+with the features forward and three backward, and keep nothing but the features. Evaluation is :func:`mapped`.
 
 The functions have no ``setup_context``, which would make each call take longer than some of the products.
 """
@@ -15,12 +15,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..linalg.tensors import autocast_off, first_derivative_only, symmetrize, working_dtype
+from ..linalg.tensors import (
+    autocast_off,
+    first_derivative_only,
+    product,
+    symmetrize,
+    working_dtype,
+)
 
 # With fewer positions, one product over all samples is faster than one for each image, for all the copying it takes.
 FEW_POSITIONS = 32
 # Where the channels of a sample lie side by side, narrower groups are copied: their products take longer than that.
 WIDTH = 16
+# Features are squared in this unit: squares of 1e18 leave the range of float32, and their sum before.
+UNIT = 64.0
 # Numbers that are centred at a time on a CPU: they stay in its cache, and no memory is taken for all features.
 AT_A_TIME = 1 << 17
 
@@ -47,7 +55,7 @@ class GroupStatistics(torch.autograd.Function):
 
     Returns:
         Features (K, G, d, M), see :func:`to_groups`, in float32 or float64; mean (G, d, 1) and covariance (G, d, d) in
-        float64; the number of samples, of all processes, as a 0-dimensional tensor.
+        float64; the factor that makes the covariance unbiased (one for a single sample), as a 0-dimensional tensor.
     """
 
     @staticmethod
@@ -65,17 +73,18 @@ class GroupStatistics(torch.autograd.Function):
                 total, count = message.split([C, 1])
             mean = (total / count).view(groups, -1, 1)
             features = to_groups(x, groups, work)
-            covariance = centred_products(features, mean.to(work)).to(wide)
+            covariance = centred_products(features, mean.to(work), wide)
             if process_group is not None:
                 dist.all_reduce(covariance, group=process_group)
             count = count.view(()).clone()
+            unbiased = count / (count - 1).clamp_min(1)
         ctx.process_group, ctx.like = process_group, like(x)
-        ctx.mark_non_differentiable(count)
+        ctx.mark_non_differentiable(unbiased)
         ctx.save_for_backward(features, mean, count)
-        return features, mean, covariance / count, count
+        return features, mean, covariance / count, unbiased
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, along_mean: Tensor, along_covariance: Tensor, _count: Tensor) -> tuple:
+    def backward(ctx: Any, grad: Tensor, along_mean: Tensor, along_covariance: Tensor, _: Tensor) -> tuple:
         features, mean, count = ctx.saved_tensors
         with autocast_off(grad.device.type):
             if ctx.process_group is not None:
@@ -84,29 +93,33 @@ class GroupStatistics(torch.autograd.Function):
                 along_covariance, along_mean = message.split([message.shape[1], 1], dim=2)
             factor = symmetrize(along_covariance) * (2 / count)
             shift = (along_mean / count - factor @ mean).to(grad.dtype)
-            factor = repeated(factor.to(grad.dtype), features)
+            factor = repeated((factor * UNIT).to(grad.dtype), features)
             if torch.is_grad_enabled():
-                grad = torch.baddbmm(flat(grad), factor, flat(features)).view(grad.shape) + shift
+                grad = torch.baddbmm(flat(grad), factor, flat(features), alpha=1 / UNIT).view(grad.shape) + shift
                 sources = (features, mean, along_covariance, along_mean)
                 grad = first_derivative_only(grad, "synchronised statistics", *sources) if ctx.process_group else grad
             else:  # in place: it comes from GroupedMap, and nobody else has it
                 grad = grad if by_rows(grad) else grad.contiguous()
-                flat(grad).baddbmm_(factor, flat(features))
+                flat(grad).baddbmm_(factor, flat(features), alpha=1 / UNIT)
                 grad.add_(shift)
             return to_features(grad, *ctx.like), None, None
 
 
 class GroupedMap(torch.autograd.Function):
-    """A x + b for features (K, G, d, M), matrices (G, d, d) and shifts (G, d, 1) in their precision.
+    """γ W (x - μ) + β for features (K, G, d, M), and the rest as :func:`affine_map` takes it.
 
     The result has the (shape, dtype, memory format) ``like``.
     """
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, A: Tensor, b: Tensor, like: tuple) -> Tensor:
-        ctx.save_for_backward(features, A)
+    def forward(
+        ctx: Any, features: Tensor, W: Tensor, mean: Tensor, weight: Tensor | None, bias: Tensor | None, like: tuple
+    ) -> Tensor:
+        ctx.save_for_backward(features, W, mean, weight)
+        ctx.bias_dtype = None if bias is None else bias.dtype
         with autocast_off(features.device.type):
-            if by_rows(features):
+            A, b = affine_map(W, mean, weight, bias, features.dtype)
+            if by_rows(features) and not torch.jit.is_tracing():
                 shape, dtype, memory_format = like
                 y = torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=memory_format)
                 torch.baddbmm(b, A, flat(features), out=flat(to_groups(y, A.shape[0], y.dtype)))
@@ -115,58 +128,69 @@ class GroupedMap(torch.autograd.Function):
             return to_features(y, *like)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        features, A = ctx.saved_tensors
-        to_features_, to_A, to_b = ctx.needs_input_grad[:3]
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        features, W, mean, weight = ctx.saved_tensors
+        along_features = along_W = along_mean = along_weight = along_bias = None
         with autocast_off(grad.device.type):
-            G = to_groups(grad, A.shape[0], features.dtype, parts=features.shape[0])
-            along_A = products(G, features) if to_A else None
-            along_b = G.sum(dim=(0, 3)).unsqueeze(-1) if to_b else None
-            along_features = None
-            if to_features_:
+            gamma = None if weight is None else weight.view(mean.shape).to(W.dtype)
+            G = to_groups(grad, W.shape[0], features.dtype, parts=features.shape[0])
+            if ctx.needs_input_grad[0]:
                 in_place = by_rows(features) and not torch.is_grad_enabled()
                 out = flat(torch.empty_like(features)) if in_place else None
+                A = (W if gamma is None else gamma * W).to(features.dtype)
                 along_features = torch.bmm(repeated(A.transpose(1, 2), features), flat(G), out=out)
                 along_features = along_features.view(features.shape)
-            return along_features, along_A, along_b, None
+            if any(ctx.needs_input_grad[1:5]):
+                shift = G.sum(dim=(0, 3)).unsqueeze(-1).to(W.dtype)
+                along_A = torch.baddbmm(products(G, features).to(W.dtype), shift, mean.transpose(1, 2), alpha=-1)
+                along_W = along_A if gamma is None else gamma * along_A
+                along_mean = -torch.bmm(W.transpose(1, 2), shift if gamma is None else gamma * shift)
+                along_weight = None if weight is None else (along_A * W).sum(-1).flatten().to(weight.dtype)
+                along_bias = None if ctx.bias_dtype is None else shift.flatten().to(ctx.bias_dtype)
+        return along_features, along_W, along_mean, along_weight, along_bias, None
 
 
-class AffineMap(torch.autograd.Function):
+def affine_map(
+    W: Tensor, mean: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """γ W and β - γ W μ in a lower precision, for W (G, d, d), μ (G, d, 1), and γ, β (C,) or ``None`` for one and zero.
 
-    One function instead of a dozen operations, whose calls would take longer than the work.
+    No matrix product, which autocast would take for its own in a backward pass.
     """
+    A = W if weight is None else W * weight.view(mean.shape)
+    A = A.to(dtype)
+    b = -(A.to(mean.dtype) * mean.transpose(1, 2)).sum(-1, keepdim=True)
+    return A, (b if bias is None else bias.view(b.shape) + b).to(dtype)
 
-    @staticmethod
-    def forward(
-        ctx: Any, W: Tensor, mean: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(W, mean, weight)
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        A = W.to(dtype, copy=True) if weight is None else (W * weight.view(mean.shape)).to(dtype)
-        b = torch.bmm(A.to(mean.dtype), mean)
-        return A, (-b if bias is None else bias.view(b.shape) - b).to(dtype)
 
-    @staticmethod
-    def backward(ctx: Any, along_A: Tensor, along_b: Tensor) -> tuple:
-        W, mean, weight = ctx.saved_tensors
-        with autocast_off(W.device.type):
-            wide = along_b.to(W.dtype)
-            G = torch.baddbmm(along_A.to(W.dtype), wide, mean.transpose(1, 2), alpha=-1)
-            along_weight = None
-            if weight is not None:
-                gamma = weight.view(mean.shape).to(W.dtype)
-                along_weight = (G * W).sum(-1).flatten().to(weight.dtype)
-                G, wide = gamma * G, gamma * wide
-            along_mean = -torch.bmm(W.transpose(1, 2), wide)
-            along_bias = None if ctx.bias_dtype is None else along_b.flatten().to(ctx.bias_dtype)
-            return G, along_mean, along_weight, along_bias, None
+def mapped(x: Tensor, W: Tensor, mean: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """γ W (x - μ) + β for features (B, C, ...), by operations that all transforms, tracers and exporters know.
+
+    Args:
+        x: features of any floating point type.
+        W, mean: matrices (G, d, d) and means (G, d, 1) in float64.
+        weight, bias: γ and β (C,), or ``None`` for one and zero.
+    """
+    with autocast_off(x.device.type):
+        dtype = working_dtype(x.dtype)
+        A, b = affine_map(W, mean, weight, bias, dtype)
+        # Vectors are positions of one image.
+        features, batch = (x.flatten(2), x.shape[0]) if x.ndim > 2 else (x.transpose(0, 1).unsqueeze(0), 1)
+        X = features.to(dtype).unflatten(1, (W.shape[0], -1))
+        A, b = A.expand(batch, -1, -1, -1), b.expand(batch, -1, -1, -1)
+        if torch.is_grad_enabled() or torch.jit.is_tracing():
+            y = (product(A, X) + b).flatten(1, 2)
+        else:  # in one pass
+            y = torch.baddbmm(flat(b), flat(A), flat(X)).view(X.shape).flatten(1, 2)
+        y = y.view(x.shape) if x.ndim > 2 else y.squeeze(0).transpose(0, 1)
+        return y.to(x.dtype).contiguous(memory_format=like(x)[2])
 
 
 def like(x: Tensor) -> tuple[torch.Size, torch.dtype, torch.memory_format]:
     """Shape, dtype and memory format; channels last where x is that and not also contiguous."""
     memory_format = torch.contiguous_format
-    if x.ndim in (4, 5) and not x.is_contiguous():
+    # Under vmap a tensor does not know its layout.
+    if x.ndim in (4, 5) and not x.is_contiguous() and not torch._C._are_functorch_transforms_active():
         last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
         if x.is_contiguous(memory_format=last):
             memory_format = last
@@ -187,12 +211,7 @@ def to_groups(x: Tensor, groups: int, dtype: torch.dtype, parts: int | None = No
     """
     features = as_features(x)
     B, C, M = features.shape
-    if parts is not None:
-        by_batch = parts == B
-    elif torch.compiler.is_exporting():  # a layout for all sizes that the program may meet
-        by_batch = x.ndim > 2
-    else:
-        by_batch = features.is_contiguous() and M >= FEW_POSITIONS
+    by_batch = parts == B if parts is not None else features.is_contiguous() and M >= FEW_POSITIONS
     last = like(x)[2] != torch.contiguous_format and parts in (None, 1) and C // groups >= WIDTH
     if last and x.device.type == "cpu" and not torch.compiler.is_compiling():
         return features.to(dtype).transpose(0, 1).reshape(1, groups, C // groups, B * M)
@@ -233,14 +252,14 @@ def products(X: Tensor, Y: Tensor) -> Tensor:
     return parts[0] if X.shape[0] == 1 else parts.sum(0)
 
 
-def centred_products(X: Tensor, mean: Tensor) -> Tensor:
-    """(X - μ) (X - μ)ᵀ (G, d, d) for features (K, G, d, M), a part after the other on a CPU."""
-    if X.device.type != "cpu" or torch.compiler.is_compiling() or X.numel() <= AT_A_TIME:
-        centred = X - mean
-        return products(centred, centred)
+def centred_products(X: Tensor, mean: Tensor, dtype: torch.dtype) -> Tensor:
+    """(X - μ) (X - μ)ᵀ (G, d, d) in ``dtype`` for features (K, G, d, M), a part after the other on a CPU."""
+    whole = X.device.type != "cpu" or torch.compiler.is_compiling() or X.numel() <= AT_A_TIME
     axis = 0 if X.shape[0] > 1 else 3
-    total = torch.zeros(())
-    for part in X.split(max(1, AT_A_TIME * X.shape[axis] // X.numel()), dim=axis):
-        centred = part - mean
-        total = total + products(centred, centred)
-    return total
+    total: Tensor | None = None
+    for part in (X,) if whole else X.split(max(1, AT_A_TIME * X.shape[axis] // X.numel()), dim=axis):
+        centred = (part - mean).mul_(1 / UNIT)
+        of_part = products(centred, centred).to(dtype)
+        total = of_part if total is None else total + of_part
+    assert total is not None
+    return total * UNIT**2

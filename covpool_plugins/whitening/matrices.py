@@ -26,11 +26,11 @@ from torch import Tensor
 from ..checks import check_integer
 from ..errors import OptionError, UnknownNameError
 from ..linalg import MPA, MTP, IterativeMethod, Method, NewtonSchulz
+from ..linalg.eigenbasis import PlainSpectralFunction, compose
 from ..linalg.methods.base import check_field
 from ..linalg.methods.leading import Leading, LeadingInverseRoot, LeadingProjector
-from ..linalg.spectral import PlainSpectralFunction
 from ..linalg.square_root import root_of_symmetric
-from ..linalg.tensors import autocast_off, symmetrize
+from ..linalg.tensors import apply, autocast_off, guarded_eigh, symmetrize
 from ..tables import Table
 
 RELEASED = "_released"  # how names of methods end that are for compatibility only
@@ -64,7 +64,7 @@ class Decomposition(EigenvectorMethod):
     def apply(self, covariance: Tensor, function: Leading) -> Tensor:
         if self.iterations is not None:
             function = replace(function, iterations=self.iterations)
-        return PlainSpectralFunction.apply(covariance, function)
+        return apply(PlainSpectralFunction, covariance, function)
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,27 @@ def whitening_matrix(covariance: Tensor, method: Method, eps: float, energy: flo
     assert isinstance(method, IterativeMethod)
     eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
     return root_of_symmetric(symmetrize(covariance) + eps * eye, method, "inverse")
+
+
+def whitened_covariance(W: Tensor, method: Method, eps: float, energy: float = 1.0) -> Tensor:
+    """The covariances Σ = W⁻² - eps I (G, d, d), at least zero, that matrices W = (Σ + eps I)^(-1/2) whiten.
+
+    Raises:
+        OptionError: for a method, or an ``energy``, that gives another function of Σ; for a W that has no inverse.
+    """
+    if energy < 1 or not isinstance(method, Decomposition):
+        raise no_covariance(f"matrices of energy={energy}, method={method}")
+    values, U = guarded_eigh(symmetrize(W.to(torch.float64)))
+    if not bool((values > 16 * torch.finfo(W.dtype).eps * values[..., -1:]).all()):
+        raise no_covariance("singular matrices")
+    return compose((values**-2 - eps).clamp_min(0), U).to(W.dtype)
+
+
+def no_covariance(what: str) -> OptionError:
+    """For a checkpoint of averaged matrices from which no covariance follows."""
+    return OptionError(
+        f"average='covariance' cannot go on from a checkpoint of averaged {what}; use average='inverse_root'"
+    )
 
 
 def projector(covariance: Tensor, method: Method, components: int | None, energy: float = 1.0) -> Tensor:

@@ -2,78 +2,90 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from torch import Tensor
-from torch.nn.modules.batchnorm import _NormBase
+from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
-from ..checks import check_flag, check_integer, check_number
-from ..errors import OptionError, ShapeError
+from ..checks import check_choice, check_flag, check_integer, check_number
+from ..errors import ExportError, OptionError, ShapeError
 from ..linalg import Method
-from ..linalg.tensors import autocast_off, check_floating, working_dtype
-from .grouped import AffineMap, GroupedMap, GroupStatistics, like, synchronized_group, to_groups, wide_dtype
-from .matrices import EigenvectorMethod, projector, resolve_whitening_method, whitening_matrix
+from ..linalg.tensors import apply, autocast_off, check_floating, working_dtype
+from . import matrices
+from .grouped import GroupedMap, GroupStatistics, like, mapped, synchronized_group, wide_dtype
+
+Average = Literal["inverse_root", "covariance"]
 
 
-class WhiteningNorm(_NormBase):
+class WhiteningNorm(_InstanceNorm):
     """What all layers of this module share: options, statistics, and a linear map of each group of channels.
 
-    In training the map is computed from the covariance of the batch, and its running average kept in
-    ``running_subspace``; in evaluation the averages are used. A subclass says what the map is.
+    In training the map is computed from the covariance of the batch, and ``running_subspace`` follows; evaluation uses
+    that. A batch whose statistics are not finite in a group leaves this group's running statistics as they are. A
+    subclass says what the map is.
 
-    Derived from the base of PyTorch's batch normalisations and not from their common class, which MMEngine and PyTorch
-    turn into a ``SyncBatchNorm`` and fuse into convolutions.
+    Derived from PyTorch's instance normalisations, so that MMEngine sees a norm layer (``norm_decay_mult``), and not
+    from its batch normalisations, which MMEngine and PyTorch turn into a ``SyncBatchNorm`` and fuse into convolutions.
     """
 
     _abbr_ = "bn"  # MMEngine names the layer's attribute so: keys are those of a batch normalisation
-    dimensions: tuple[int, ...] = ()
+    _keeps_variance: ClassVar[bool] = False
+    dimensions: ClassVar[tuple[int, ...]] = ()
+    running_mean: Tensor
+    running_var: Tensor
     running_subspace: Tensor
+    running_covariance: Tensor
+    num_batches_tracked: Tensor
 
     def __init__(
         self,
         num_features: int,
-        groups: int,
-        eps: float,
-        momentum: float | None,
-        affine: bool,
-        method: str | Method,
-        energy: float,
-        sync: bool,
-        track_running_stats: bool,
-        device: Any,
-        dtype: Any,
+        groups: int = 1,
+        eps: float = 1e-4,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        method: str | Method = "exact",
+        energy: float = 1.0,
+        average: Average = "inverse_root",
+        sync: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         check_integer("num_features", num_features)
         check_integer("groups", groups)
         check_number("eps", eps, "(0, inf)")
         check_number("energy", energy, "(0, 1]")
+        check_choice("average", average, get_args(Average))
         if momentum is not None:
             check_number("momentum", momentum, "[0, 1]")
         for option, flag in (("affine", affine), ("sync", sync), ("track_running_stats", track_running_stats)):
             check_flag(option, flag)
         if num_features % groups:
             raise OptionError(f"groups must divide num_features {num_features}, got {groups}")
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
-        self.groups, self.method, self.energy, self.sync = groups, method, energy, sync
-        self._chosen = resolve_whitening_method(method, self._needs_eigenvectors())
-        d = num_features // groups
-        eye = torch.eye(d, device=device, dtype=dtype).repeat(groups, 1, 1) if track_running_stats else None
-        self.register_buffer("running_subspace", eye)
+        kind: dict[str, Any] = dict(momentum=momentum, device=device, dtype=dtype)
+        super().__init__(num_features, eps, affine=affine, track_running_stats=track_running_stats, **kind)
+        self.groups, self.method, self.energy, self.average, self.sync = groups, method, energy, average, sync
+        self._chosen = matrices.resolve_whitening_method(method, self._needs_eigenvectors())
+        if not self._keeps_variance:
+            del self.running_var
+        shape = (groups, num_features // groups, num_features // groups)
+        for name in ("running_subspace", *["running_covariance"] * (average == "covariance")):
+            running = torch.empty(shape, device=device, dtype=dtype) if track_running_stats else None
+            self.register_buffer(name, running)
+        self.reset_running_stats()
 
     def _needs_eigenvectors(self) -> str:
         return "energy below one" if self.energy < 1 else ""
 
     def reset_running_stats(self) -> None:
         """As new: no mean, variance one, the identity, no batches."""
-        if not self.track_running_stats:
-            return
-        for running in (self.running_mean, self.num_batches_tracked):
-            running.zero_()  # type: ignore[union-attr]
-        if self._buffers.get("running_var") is not None:
-            self.running_var.fill_(1)  # type: ignore[union-attr]
-        if "running_subspace" in self._buffers:  # not yet while the base class is being made
-            self.running_subspace.copy_(torch.eye(self.running_subspace.shape[-1]))
+        for name, running in self._buffers.items():
+            if running is not None:
+                running.fill_(name == "running_var")
+                if running.ndim == 3:
+                    running.diagonal(dim1=1, dim2=2).fill_(1)
 
     def forward(self, input: Tensor) -> Tensor:
         """Whiten (B, C, ...); the result has the shape, dtype and memory format of ``input``.
@@ -81,11 +93,18 @@ class WhiteningNorm(_NormBase):
         Raises:
             ShapeError: for another number of dimensions or channels, and in training for a single sample per channel.
         """
+        if isinstance(input, torch.fx.Proxy):  # a leaf for all that trace with torch.fx, quantisation among them
+            name = input.tracer.path_of_module(self)  # type: ignore[attr-defined]
+            if name:
+                return input.tracer.create_proxy("call_module", name, (input,), {})  # type: ignore[return-value]
         self._check_input(input)
-        use_batch = self.training or not self.track_running_stats
-        if use_batch and not (input.numel() == 0 and self.track_running_stats and not self._process_group()):
+        by_batch = self.training or not self.track_running_stats
+        if by_batch and (input.numel() or not self.track_running_stats or self._process_group()):
             return self._by_batch(input)
-        return self._by_running_statistics(input)
+        return mapped(input, *self._running_map(), self.weight, self.bias)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise ExportError(f"torch.jit.script cannot take a {type(self).__name__}; use torch.jit.trace or torch.export")
 
     def _process_group(self) -> torch.distributed.ProcessGroup | None:
         return synchronized_group(self.sync and self.training)
@@ -102,48 +121,48 @@ class WhiteningNorm(_NormBase):
             raise ShapeError(f"{name} needs more than one sample per channel in training, got shape {tuple(x.shape)}")
 
     def _by_batch(self, x: Tensor) -> Tensor:
-        features, mean, covariance, count = GroupStatistics.apply(x, self.groups, self._process_group())
+        features, mean, covariance, unbiased = apply(GroupStatistics, x, self.groups, self._process_group())
         with autocast_off(x.device.type):
-            matrix = self._matrix(covariance, count)
+            matrix, complete = self._matrices(covariance, unbiased)
             if self.training and self.track_running_stats:
                 with torch.no_grad():
-                    self._update(mean, covariance, matrix, count)
-            A, b = AffineMap.apply(
-                self._complete(matrix, covariance, count), mean, self.weight, self.bias, features.dtype
-            )
-        return GroupedMap.apply(features, A, b, like(x))
+                    self._update(mean, covariance, matrix, unbiased)
+        return apply(GroupedMap, features, complete, mean, self.weight, self.bias, like(x))
 
-    def _by_running_statistics(self, x: Tensor) -> Tensor:
-        with autocast_off(x.device.type):
-            wide, dtype = wide_dtype(x.device), working_dtype(x.dtype)
-            mean = self.running_mean.to(wide).view(self.groups, -1, 1)  # type: ignore[union-attr]
-            A, b = AffineMap.apply(self._running_map().to(wide), mean, self.weight, self.bias, dtype)
-            return GroupedMap.apply(to_groups(x, self.groups, dtype), A, b, like(x))
-
-    def _update(self, mean: Tensor, covariance: Tensor, matrix: Tensor, count: Tensor) -> None:
-        """Move the running averages towards the batch: by ``momentum``, or as far as makes all batches count alike."""
-        self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-        for running, batch in self._averages(mean, covariance, matrix, count):
-            batch = batch.view(running.shape).to(running.dtype)
-            if self.momentum is None:
-                running.lerp_(batch, self.num_batches_tracked.to(running.dtype).reciprocal())  # type: ignore[union-attr]
-            else:
-                running.lerp_(batch, self.momentum)
-
-    def _averages(self, mean: Tensor, covariance: Tensor, matrix: Tensor, count: Tensor) -> list[tuple[Tensor, Tensor]]:
-        return [(self.running_mean, mean), (self.running_subspace, matrix)]  # type: ignore[list-item]
-
-    def _matrix(self, covariance: Tensor, count: Tensor) -> Tensor:
-        """The matrix (G, d, d) whose running average is kept."""
+    def _matrices(self, covariance: Tensor, unbiased: Tensor | float) -> tuple[Tensor, Tensor]:
+        """The ``running_subspace`` of covariances, which that factor makes unbiased, and the whole map, (G, d, d)."""
         raise NotImplementedError
 
-    def _complete(self, matrix: Tensor, covariance: Tensor, count: Tensor) -> Tensor:
-        """The map of the features, given that matrix and the covariance of the batch."""
-        return matrix
+    def _running_map(self) -> tuple[Tensor, Tensor]:
+        """The whole map (G, d, d) and the mean (G, d, 1) of the running statistics."""
+        wide = wide_dtype(self.running_mean.device)
+        return self.running_subspace.to(wide), self.running_mean.to(wide).view(self.groups, -1, 1)
 
-    def _running_map(self) -> Tensor:
-        """The same from the running averages."""
-        return self.running_subspace
+    def _update(self, mean: Tensor, covariance: Tensor, matrix: Tensor, unbiased: Tensor) -> None:
+        """Move the running averages towards the batch: by ``momentum``, or as far as makes all batches count alike."""
+        self.num_batches_tracked.add_(1)
+        moved = {"running_mean": self._moved("running_mean", mean)}
+        if self._keeps_variance:
+            variance = covariance.diagonal(dim1=1, dim2=2) * unbiased
+            moved["running_var"] = self._moved("running_var", variance)
+        if self.average == "covariance":
+            average = self._moved("running_covariance", covariance * unbiased)
+            matrix = self._matrices(average.to(covariance.dtype), 1.0)[0]
+            moved |= {"running_covariance": average, "running_subspace": matrix.to(average.dtype)}
+        else:
+            moved["running_subspace"] = self._moved("running_subspace", matrix)
+        values = {name: value.reshape(self.groups, -1) for name, value in moved.items()}
+        finite = torch.cat(list(values.values()), dim=1).isfinite().all(dim=1, keepdim=True)
+        for name, value in values.items():
+            running = getattr(self, name).view(value.shape)
+            running.copy_(torch.where(finite, value, running))
+
+    def _moved(self, name: str, batch: Any) -> Any:
+        running: Any = getattr(self, name)
+        weight: Any = self.momentum
+        if weight is None:
+            weight = self.num_batches_tracked.to(running.dtype).reciprocal()
+        return running.lerp(batch.reshape(running.shape).to(running.dtype), weight)
 
     @torch.no_grad()
     def whitening_error(self, x: Tensor) -> Tensor:
@@ -158,21 +177,48 @@ class WhiteningNorm(_NormBase):
             ‖Σ - I‖_F / ‖I‖_F for each group, shape (G,).
         """
         self._check_input(x)
-        _, _, covariance, count = GroupStatistics.apply(x, self.groups, None)
-        with autocast_off(x.device.type):
-            if self.training or not self.track_running_stats:
-                A = self._complete(self._matrix(covariance, count), covariance, count)
-            else:
-                A = self._running_map().to(covariance.dtype)
-            eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-            deviation = A @ covariance @ A.transpose(1, 2) - eye
-            return torch.linalg.matrix_norm(deviation).div(A.shape[-1] ** 0.5).to(working_dtype(x.dtype))
+        if self.training or not self.track_running_stats:
+            _, mean, covariance, unbiased = apply(GroupStatistics, x, self.groups, None)
+            with autocast_off(x.device.type):
+                complete = self._matrices(covariance, unbiased)[1]
+        else:
+            complete, mean = self._running_map()
+        y = mapped(x, complete, mean, None, None)
+        _, _, covariance, _ = apply(GroupStatistics, y.to(mean.dtype), self.groups, None)
+        covariance.diagonal(dim1=1, dim2=2).sub_(1)
+        return torch.linalg.matrix_norm(covariance).div(covariance.shape[-1] ** 0.5).to(working_dtype(x.dtype))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Entries of a batch normalisation, or of a layer with the other ``average``, become this layer's."""
+        names = ("running_var", "running_subspace", "running_covariance")
+        variance, matrix, covariance = (state_dict.get(prefix + name) for name in names)
+        if self.track_running_stats and (variance is None or variance.shape == (self.num_features,)):
+            if variance is not None and matrix is None:
+                variances = variance.view(self.groups, -1)
+                matrix, covariance = self._matrix_of_variance(variances), torch.diag_embed(variances.clamp_min(0))
+            elif matrix is not None and covariance is None and self.average == "covariance":
+                try:
+                    covariance = self._covariance(matrix, variance)
+                except OptionError as error:
+                    raise OptionError(f"{prefix}running_subspace: {error}") from None
+            for name, value in zip(names, (variance, matrix, covariance), strict=True):
+                state_dict.pop(prefix + name, None)
+                if value is not None and name in self._buffers:
+                    state_dict[prefix + name] = value
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _matrix_of_variance(self, variance: Tensor) -> Tensor:
+        """``running_subspace`` with which the layer evaluates as the batch normalisation of variances (G, d)."""
+        raise NotImplementedError
+
+    def _covariance(self, matrix: Tensor, variance: Tensor | None) -> Tensor:
+        """``running_covariance`` that belongs to the ``running_subspace`` of a checkpoint; raises if there is none."""
+        raise NotImplementedError
 
     def extra_repr(self) -> str:
         """The options, as in the call that makes the layer."""
-        options = [f"groups={self.groups}", f"eps={self.eps}", f"momentum={self.momentum}", f"affine={self.affine}"]
-        options += [f"method={self.method!r}"] + ([f"energy={self.energy}"] if self.energy < 1 else [])
-        options += [f"sync={self.sync}", f"track_running_stats={self.track_running_stats}"]
+        names = ["groups", "eps", "momentum", "affine", "method", *["energy"] * (self.energy < 1), "average", "sync"]
+        options = [f"{name}={getattr(self, name)!r}" for name in (*names, "track_running_stats")]
         return ", ".join([str(self.num_features), *options])
 
 
@@ -180,15 +226,12 @@ class ZCANorm(WhiteningNorm):
     """ZCA whitening: y = γ (Σ + eps I)^(-1/2) (x - μ) + β, with μ and Σ over batch and positions of each group.
 
     A batch normalisation that also removes the correlation of channels: the output of a group has the identity for a
-    covariance. Of all whitening maps it is the one that changes the features least.
+    covariance. Of all whitening maps it is the one that changes the features least. Checkpoints of a batch
+    normalisation (with the same ``eps``, 1e-5 there) and of the other ``average`` evaluate as they did, or are refused.
 
     Statistics are computed in float32 at least (matrices in float64), also under autocast. With fewer samples than
-    channels, Σ is singular and the output has the identity on its range only. The running average is that of the
-    whitening matrix, as published: where a batch has few samples for each channel of a group, the matrices of the
-    batches differ so much that their average does not whiten; take smaller groups or a larger ``eps`` there.
-
-    A batch normalisation's checkpoint loads: its variances become the diagonal whitening matrix, which with the same
-    ``eps`` (1e-5 by default there) evaluates as the batch normalisation did. Not for ``torch.func`` transforms.
+    channels, Σ is singular and the output has the identity on its range only. Of float32 features, eigenvalues of Σ
+    below 1e-7 of the largest are rounding: ``eps`` should be above that. ``torch.func`` works in evaluation.
 
     Args:
         num_features: C.
@@ -199,6 +242,9 @@ class ZCANorm(WhiteningNorm):
         method: how the inverse root and its gradient are computed, a name or an object of ``whitening.matrices``.
         energy: keep the leading eigenvectors of Σ until their eigenvalues have this share of the total; the output
             has no variance along the others.
+        average: what evaluation uses. ``inverse_root`` is the running average of the whitening matrices, as published:
+            where a batch has few samples for each channel of a group, it does not whiten. ``covariance`` is the
+            matrix of the running average of the unbiased covariances, a second root in each step of training.
         sync: with several processes, use the statistics of their joined batch.
         track_running_stats: as of a batch normalisation.
 
@@ -216,56 +262,32 @@ class ZCANorm(WhiteningNorm):
         (torch.Size([8, 16, 5, 5]), True)
     """
 
-    def __init__(
-        self,
-        num_features: int,
-        groups: int = 1,
-        eps: float = 1e-4,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        method: str | Method = "exact",
-        energy: float = 1.0,
-        sync: bool = True,
-        track_running_stats: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(
-            num_features, groups, eps, momentum, affine, method, energy, sync, track_running_stats, device, dtype
-        )
-        del self.running_var
+    def _matrices(self, covariance: Tensor, unbiased: Tensor | float) -> tuple[Tensor, Tensor]:
+        matrix = matrices.whitening_matrix(covariance, self._chosen, self.eps, self.energy)
+        return matrix, matrix
 
-    def _matrix(self, covariance: Tensor, count: Tensor) -> Tensor:
-        return whitening_matrix(covariance, self._chosen, self.eps, self.energy)
+    def _matrix_of_variance(self, variance: Tensor) -> Tensor:
+        return torch.diag_embed((variance + self.eps).rsqrt())
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        variance = state_dict.pop(prefix + "running_var", None)
-        if variance is not None and prefix + "running_subspace" not in state_dict and self.track_running_stats:
-            diagonal = (variance + self.eps).rsqrt().view(self.groups, -1)
-            state_dict[prefix + "running_subspace"] = torch.diag_embed(diagonal)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+    def _covariance(self, matrix: Tensor, variance: Tensor | None) -> Tensor:
+        return matrices.whitened_covariance(matrix, self._chosen, self.eps, self.energy)
 
 
 class PCANorm(WhiteningNorm):
     """PCA denoising: y = γ P x̂ + β, with x̂ the batch-normalised features and P a projector of each group.
 
     P projects on the leading eigenvectors of the covariance of x̂, that is of the channels' correlations. With all
-    components, the default, P is the identity and the layer a batch normalisation.
-
-    Statistics and running averages (the mean and the unbiased variance of the channels, and P) are as in
-    :class:`ZCANorm`. A batch normalisation's checkpoint has all but ``running_subspace``, which is then the identity.
+    components, the default, and with a batch normalisation's checkpoint, P is the identity. Statistics and running
+    averages (the mean and the unbiased variance of the channels, and P) are as in :class:`ZCANorm`.
 
     Args:
         num_features: C.
         n_components: how many eigenvectors of each group are kept; ``None`` for all.
-        groups: into how many the channels are divided.
+        groups, momentum, affine, sync, track_running_stats: as of :class:`ZCANorm`.
         eps: added to the variances.
-        momentum: of the running averages, ``None`` for averages in which all batches count alike.
-        affine: whether there are γ and β.
         method: how the eigenvectors and their gradients are computed: ``exact``, ``svdpi`` or ``power_iteration``.
         energy: keep eigenvectors only until their eigenvalues have this share of the total.
-        sync: with several processes, use the statistics of their joined batch.
-        track_running_stats: as of a batch normalisation.
+        average: of the projectors P (``inverse_root``), or of the covariances that a projector is made of.
 
     Raises:
         OptionError: for an option out of its range, ``groups`` that do not divide the channels, a method without
@@ -281,6 +303,8 @@ class PCANorm(WhiteningNorm):
         (torch.Size([8, 16, 5, 5]), 4)
     """
 
+    _keeps_variance = True
+
     def __init__(
         self,
         num_features: int,
@@ -291,14 +315,14 @@ class PCANorm(WhiteningNorm):
         affine: bool = True,
         method: str | Method = "exact",
         energy: float = 1.0,
+        average: Average = "inverse_root",
         sync: bool = True,
         track_running_stats: bool = True,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__(
-            num_features, groups, eps, momentum, affine, method, energy, sync, track_running_stats, device, dtype
-        )
+        options = (groups, eps, momentum, affine, method, energy, average, sync, track_running_stats, device, dtype)
+        super().__init__(num_features, *options)
         if n_components is not None:
             check_integer("n_components", n_components)
             if n_components > num_features // groups:
@@ -308,49 +332,34 @@ class PCANorm(WhiteningNorm):
     def _needs_eigenvectors(self) -> str:
         return "PCA"
 
-    def _scale(self, covariance: Tensor, count: Tensor) -> Tensor:
-        """One over what divides the channels, shape (G, d)."""
+    def _matrices(self, covariance: Tensor, unbiased: Tensor | float) -> tuple[Tensor, Tensor]:
+        assert isinstance(self._chosen, matrices.EigenvectorMethod)
         variance = covariance.diagonal(dim1=1, dim2=2)
-        assert isinstance(self._chosen, EigenvectorMethod)
-        if self._chosen.unbiased:
-            variance = variance * _unbiased(count)
-        return (variance + self.eps).rsqrt()
-
-    def _matrix(self, covariance: Tensor, count: Tensor) -> Tensor:
+        scale = (variance * unbiased if self._chosen.unbiased else variance).add(self.eps).rsqrt()
         if self.n_components is None and self.energy == 1:
-            return torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device).expand_as(
-                covariance
-            )
-        scale = self._scale(covariance, count)
-        correlation = scale.unsqueeze(-1) * covariance * scale.unsqueeze(-2)
-        return projector(correlation, self._chosen, self.n_components, self.energy)
+            P = torch.eye(variance.shape[-1], dtype=scale.dtype, device=scale.device).expand_as(covariance)
+        else:
+            correlation = scale.unsqueeze(-1) * covariance * scale.unsqueeze(-2)
+            P = matrices.projector(correlation, self._chosen, self.n_components, self.energy)
+        return P, P * scale.unsqueeze(-2)
 
-    def _complete(self, matrix: Tensor, covariance: Tensor, count: Tensor) -> Tensor:
-        return matrix * self._scale(covariance, count).unsqueeze(-2)
+    def _running_map(self) -> tuple[Tensor, Tensor]:
+        P, mean = super()._running_map()
+        return P * (self.running_var.to(P.dtype) + self.eps).rsqrt().view(self.groups, 1, -1), mean
 
-    def _running_map(self) -> Tensor:
-        variance = self.running_var.to(wide_dtype(self.running_var.device))  # type: ignore[union-attr]
-        scale = (variance + self.eps).rsqrt().view(self.groups, 1, -1)
-        return self.running_subspace.to(scale.dtype) * scale
+    def _matrix_of_variance(self, variance: Tensor) -> Tensor:
+        return torch.diag_embed(torch.ones_like(variance))
 
-    def _averages(self, mean: Tensor, covariance: Tensor, matrix: Tensor, count: Tensor) -> list[tuple[Tensor, Tensor]]:
-        unbiased = covariance.diagonal(dim1=1, dim2=2) * _unbiased(count)
-        return [*super()._averages(mean, covariance, matrix, count), (self.running_var, unbiased)]  # type: ignore[list-item]
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        if prefix + "running_var" in state_dict and self.track_running_stats:
-            eye = torch.eye(self.running_subspace.shape[-1]).expand_as(self.running_subspace)
-            state_dict.setdefault(prefix + "running_subspace", eye)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+    def _covariance(self, matrix: Tensor, variance: Tensor | None) -> Tensor:
+        variances = self.running_var if variance is None else variance
+        variances = variances.view(self.groups, -1)
+        if not torch.equal(matrix, self._matrix_of_variance(variances)):
+            raise matrices.no_covariance("projectors")
+        return torch.diag_embed(variances)
 
     def extra_repr(self) -> str:
         """The options, as in the call that makes the layer."""
         return f"{super().extra_repr()}, n_components={self.n_components}"
-
-
-def _unbiased(count: Tensor) -> Tensor:
-    """The factor that makes a variance unbiased; one for a single sample."""
-    return count / (count - 1).clamp_min(1)
 
 
 class ZCANorm1d(ZCANorm):

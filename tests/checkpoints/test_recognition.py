@@ -152,6 +152,17 @@ def lower(state):
     return {**state, "fc.weight": state["fc.weight"][:, matrix[column, row]]}
 
 
+def test_columns_of_a_triangle():
+    """The numbers of a symmetric matrix in both orders, and the way back."""
+    A = torch.arange(16).reshape(4, 4)
+    A = A + A.mT
+    rows, cols = torch.tril_indices(4, 4)
+    lower_vector, upper_vector = A[rows, cols], A[tuple(torch.triu_indices(4, 4))]
+    assert torch.equal(lower_vector[columns(10, "lower")], upper_vector)
+    assert torch.equal(upper_vector[columns(10, "upper")], lower_vector)
+
+
+@pytest.mark.slow
 def test_the_order_of_the_triangle(tmp_path):
     model, state = mpncov()
     path = saved(lower(state), tmp_path)
@@ -171,7 +182,8 @@ def test_the_order_of_the_triangle(tmp_path):
         load_original(path, triangle="left")
 
 
-@pytest.mark.parametrize("order", ["lower", pytest.param("upper", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["lower", "upper"])
 def test_the_network_is_asked_for_the_order(order, tmp_path):
     """One that tells four photographs apart in the right order, and is undecided in the wrong one."""
     model, state = mpncov(1000)
@@ -191,6 +203,7 @@ def test_the_network_is_asked_for_the_order(order, tmp_path):
     assert torch.equal(converted.state_dict["head.fc.weight"], model.head.fc.weight)
 
 
+@pytest.mark.slow
 def test_photographs_may_be_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage.data", None)
     notes = load_original(saved(mpncov(1000)[1], tmp_path)).notes
@@ -291,6 +304,7 @@ def test_a_plain_resnet_with_another_head(tmp_path):
     assert torch.equal(first.state_dict["layer4.1.conv2.weight"], model.layer4[1].conv2.weight)
 
 
+@pytest.mark.slow
 def test_our_own_models_as_timm_saves_them(tmp_path):
     model = timm.create_model("resnet18_seb", num_classes=5, reduce_channels=64).eval()
     settings = argparse.Namespace(model="resnet18_seb", model_kwargs={"reduce_channels": 64})
@@ -325,6 +339,7 @@ def test_our_own_models_with_their_arguments(name, tmp_path):
         torch.testing.assert_close(converted.create_model()(images), model(images))
 
 
+@pytest.mark.slow
 def test_our_own_resnet_without_its_name(tmp_path):
     state = timm.create_model("resnet18_isqrt", num_classes=5).state_dict()
     converted = load_original(saved(state, tmp_path))
@@ -335,20 +350,23 @@ def test_our_own_resnet_without_its_name(tmp_path):
     assert load_original(saved({"arch": "resnet18_isqrt", "net": state}, tmp_path)).model_name == "resnet18_isqrt"
 
 
+@pytest.mark.slow
 def test_hints_are_not_passed_over(tmp_path):
     state = timm.create_model("resnet18_mpa", num_classes=5).state_dict()
     with pytest.raises(OptionError, match="--head seb"):
         load_original(saved({"arch": "resnet18_mpa", "state_dict": state}, tmp_path), head="seb")
     plain = saved(timm.create_model("resnet18").state_dict(), tmp_path)
     assert load_original(plain, arch="mpncovresnet18").network.last_stride == 1
+    (tmp_path / "empty").mkdir()
     with pytest.raises(OptionError, match="no folder of weights"):
-        load_original(tmp_path, head="isqrt")
+        load_original(tmp_path / "empty", head="isqrt")
     (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
     with pytest.raises(OptionError, match="says itself"):
         load_original(tmp_path, head="isqrt")
 
 
-@pytest.mark.parametrize("name", ["resnext50_32x4d", pytest.param("wide_resnet50_2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnext50_32x4d", "wide_resnet50_2"])
 def test_other_residual_networks_are_no_resnets(name, tmp_path):
     path = saved(timm.create_model(name, num_classes=3).state_dict(), tmp_path)
     with pytest.raises(OptionError, match="no known kind"):
@@ -362,6 +380,7 @@ def test_halved_weights(resnet18, tmp_path):
     assert converted.state_dict["bn1.num_batches_tracked"].dtype == torch.int64
 
 
+@pytest.mark.slow
 def test_the_head_is_known_again_after_a_round_trip(resnet18, tmp_path):
     settings = argparse.Namespace(representation="SVD_Taylor")
     first = load_original(saved({"state_dict": resnet18, "args": settings}, tmp_path))

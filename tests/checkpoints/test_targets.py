@@ -131,6 +131,7 @@ def test_damaged_records(field, timm_folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_record_makes_no_more_than_the_weights(timm_folder, tmp_path):
     """Each part is cloned: 16 MB of rows would take gigabytes."""
     folder = shutil.copytree(timm_folder, tmp_path / "timm")
@@ -269,6 +270,7 @@ def test_an_unknown_target(converted, tmp_path):
         write(converted, "onnx", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_only_what_was_converted_has_an_original(tmp_path):
     model = timm.create_model("resnet18_isqrt", num_classes=3)
     from covpool_plugins.timm_plugin import save_for_hub
@@ -354,6 +356,7 @@ def test_killed_at_any_moment(original, tmp_path):
             break
 
 
+@pytest.mark.slow
 def test_original_weights_without_conversion_say_how(original, tmp_path):
     with pytest.raises((OptionError, RuntimeError), match=r"convert\.py"):
         timm.create_model(

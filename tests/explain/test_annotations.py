@@ -188,3 +188,14 @@ def test_bad_files(file: str, content: str | np.ndarray | Image.Image | None, me
 def test_boxes_across_the_edge_are_cut(folder: Path) -> None:
     (folder / "annotations.json").write_text(of_one(bbox=[-5, 15, 10, 99]))
     assert np.array_equal(the_only(read_annotations(folder), "a.png")[1], box_region(0, 15, 5, 20))
+
+
+def test_a_mask_in_a_format_that_starts_programs_is_refused(tmp_path: Path) -> None:
+    """Pillow gives EPS to Ghostscript, whatever the file is called."""
+    for folder in ("pictures", "masks"):
+        (tmp_path / folder).mkdir()
+    Image.new("L", (8, 4)).save(tmp_path / "pictures" / "a.png")
+    Image.new("L", (8, 4)).save(tmp_path / "masks" / "a.png", format="EPS")
+    (annotated,) = read_annotations(tmp_path)
+    with pytest.raises(ValueError, match="not a picture that can be read"):
+        annotated.read()

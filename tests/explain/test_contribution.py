@@ -17,6 +17,7 @@ import covpool_plugins
 from covpool_plugins.errors import NotApplicableError, OptionError
 from covpool_plugins.explain import ModelView, explain
 from covpool_plugins.explain.contribution import COMPLETE, by_entries, contributions
+from covpool_plugins.explain.methods import explain_input
 from covpool_plugins.explain.model_view import _use_exact_gradient
 from covpool_plugins.linalg import Exact, unpack_symmetric
 from covpool_plugins.pooling import CovariancePool, Pool, create_pool, list_pools
@@ -110,7 +111,10 @@ class PatchNet(nn.Module):
         return self.head.fc(self.head.global_pool(self.backbone(x)))
 
 
-@heads(fast=["svdpade", "isqrt", "logcov", "cbp", "democratic", "gap"])
+# The inverse of a covariance has less of what is in the picture.
+@heads(
+    [name for name in list_pools() if name != "precision"], ["svdpade", "isqrt", "logcov", "cbp", "democratic", "gap"]
+)
 def test_the_map_points_at_a_planted_patch(name: str) -> None:
     view = ModelView.of(PatchNet(name).eval())
     places = [(0, 0), (8, 40), (24, 24), (44, 4), (48, 48)]  # each 6 % of the picture
@@ -301,13 +305,11 @@ def test_more_than_a_linear_layer_is_still_refused(fused_net: nn.Module, picture
             explain(view, picture, method)
 
 
-def test_one_forward_pass_for_one_input(fused_net: nn.Module, picture: Tensor) -> None:
+def test_several_classes_and_methods_share_one_forward_pass(fused_net: nn.Module, picture: Tensor) -> None:
     view, count = ModelView.of(fused_net), []
     view.classifier.register_forward_hook(lambda *_: count.append(1))
-    first, *_ = (explain(view, picture, method, target=0).map for method in WITH_TOKEN)
-    assert len(count) == 1
-    picture[..., :80] *= 0.5  # the same tensor with other values
-    assert np.abs(explain(view, picture, "contribution", target=0).map - first).max() > 1e-3 * np.abs(first).max()
-    assert len(count) == 2
+    passed = view.forward_pass(picture)
+    maps = [explain_input(view, passed, method, 0).map for method in WITH_TOKEN]
+    assert len(count) == 1 and all(np.isfinite(map).all() for map in maps)
     with torch.inference_mode():
         assert explain(view, picture.clone(), "energy", target=0).map.shape == (10, 10)

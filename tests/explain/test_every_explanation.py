@@ -27,6 +27,7 @@ from torch.nn import functional as F
 import covpool_plugins
 from covpool_plugins.errors import NotApplicableError, ShapeError
 from covpool_plugins.explain import EXPLANATIONS, ModelView, explain, load_mmpretrain_model
+from covpool_plugins.explain.methods import explain_input
 from covpool_plugins.pooling import create_pool, list_pools
 
 EVERY = pytest.mark.parametrize("method", EXPLANATIONS)
@@ -48,7 +49,7 @@ def test_files(method: str, small_net, image: Tensor, tmp_path: Path) -> None:
         np.testing.assert_array_equal(arrays["map"], explanation.map)
         complete = explanation.contributions is not None
         assert ("contributions" in arrays) == ("completeness_target" in arrays) == complete
-        if complete:
+        if complete and method != "integrated_gradients":  # complete with many points, see test_gradients
             assert np.isclose(arrays["contributions"].sum(), arrays["completeness_target"], rtol=1e-4, atol=0)
     assert method in explanation.caption()[0] and "class 3" in explanation.caption()[0]
 
@@ -99,10 +100,10 @@ class Broken(nn.Module):
 def test_nothing_is_left_behind_by_an_error(method: str, small_net, image: Tensor) -> None:
     view = ModelView.of(small_net())
     before, head = state(view.model), view.model.head
-    view.forward_pass(image)
+    passed = view.forward_pass(image)
     dropout, head.dropout = head.dropout, Broken()
     with pytest.raises(RuntimeError, match="broken in the middle") as caught:
-        explain(view, image, method, target=1, **CHEAP.get(method, {}))
+        explain_input(view, passed, method, 1, **CHEAP.get(method, {}))
     head.dropout = dropout
     assert caught.traceback  # which holds the frames of TorchRay, and what is in them
     assert state(view.model) == before
@@ -196,7 +197,7 @@ def test_a_map_or_a_reason(pool: str, build, tmp_path: Path) -> None:
     x = torch.nn.functional.interpolate(torch.randn(1, 3, 12, 12), view.preprocessing.input_size, mode="bilinear")
     for method in EXPLANATIONS:
         try:
-            map = torch.as_tensor(explain(view, x, method, target=1, **CHEAP.get(method, {})).map)
+            map = torch.as_tensor(explain(view, x, method, **CHEAP.get(method, {})).map)  # of the class that is seen
             assert map.isfinite().all() and map.any(), method
         except NotApplicableError as error:
             assert str(error) and "\n" not in str(error)

@@ -91,9 +91,36 @@ def test_files_pictures_and_arrays_are_what_the_network_sees(small_net, tmp_path
     expected = (torch.from_numpy(pixels[4, 5]) / 255 - torch.tensor([0.5, 0.4, 0.3])) / torch.tensor([0.2, 0.25, 0.3])
     torch.testing.assert_close(x[0, :, 4, 5], expected)
     np.testing.assert_array_equal(np.asarray(view.preprocessing.picture(x)), pixels)
-    first, *others = (explain(view, image, "gradient", 0).map for image in (x, tmp_path / "a.png", picture, pixels))
+    opaque = np.concatenate([pixels, np.full((32, 32, 1), 255, np.uint8)], axis=2)
+    chw = torch.from_numpy(pixels).movedim(-1, 0)
+    images = [x, tmp_path / "a.png", str(tmp_path / "a.png"), picture, pixels, pixels / 255, opaque, chw, chw[None]]
+    first, *others = explain(view, images, "gradient", 0)
     for other in others:
-        np.testing.assert_array_equal(other, first)
+        np.testing.assert_array_equal(other.map, first.map)
+    grey = pixels[:, :, :1]
+    for same in (grey[:, :, 0], grey, grey / 255, torch.from_numpy(grey).movedim(-1, 0)):
+        expected = explain(view, Image.fromarray(grey[:, :, 0]), "gradient", 0).map
+        np.testing.assert_array_equal(explain(view, same, "gradient", 0).map, expected)
+
+
+def test_lists_and_batches_of_images_and_classes(small_net, image: Tensor) -> None:
+    view = ModelView.of(small_net(), class_names=["cat", "dog", "eel", "fox", "gnu"])
+    batch = torch.cat([image, image.flip(3)])
+    alone = [explain(view, x[None], target=1).map for x in batch]
+    for images in (batch, list(batch), [x[None] for x in batch]):
+        for expected, explanation in zip(alone, explain(view, images, target="dog"), strict=True):
+            np.testing.assert_array_equal(explanation.map, expected)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    assert len(explain(view, pixels)) == 2
+    assert [e.target for e in explain(view, batch, target=["eel", -1])] == [2, 4]
+    several = explain(view, image, target=["eel", 0, None])
+    assert [e.target for e in several[:2]] == [2, 0] and len(several) == 3
+    assert "class eel versus gnu" in explain(view, image, target="eel", versus="gnu").caption()[0]
+
+
+def test_pixels_that_are_taken_for_a_normalised_input_are_warned_of(small_net) -> None:
+    with pytest.warns(UserWarning, match=r"all values of the tensor lie in \[0, 1\]"):
+        explain(small_net(), torch.rand(1, 3, 32, 32))
 
 
 def test_targets_are_integers_of_any_kind_and_by_default_the_top_class(small_net, image: Tensor) -> None:
@@ -140,17 +167,26 @@ def test_half_precision_models_are_explained_in_float32(small_net, image: Tensor
 
 BAD_INPUT = [
     (dict(target=5), OptionError, "target must be a class from 0 to 4, got 5"),
-    (dict(target=-1), OptionError, "from 0 to 4, got -1"),
-    (dict(target="cat"), OptionError, "from 0 to 4, got 'cat'"),
+    (dict(target=-6), OptionError, "from 0 to 4, got -6"),
+    (dict(target="cat"), OptionError, "from 0 to 4, got 'cat'; names need class_names"),
+    (dict(target="cat", class_names=list("abcde")), UnknownNameError, "unknown class 'cat'; available: c, a, b, d, e"),
+    (dict(class_names=["cat"]), OptionError, "class_names has 1 names, the model has 5 classes"),
+    (dict(target=[]), OptionError, "one for each of 0 images, got 0"),
+    (dict(image=[torch.zeros(3, 32, 32)] * 2, target=[0]), OptionError, "one for each of 2 images, got 1"),
+    (dict(image=[]), OptionError, "an empty list"),
     (dict(target=True), OptionError, "from 0 to 4, got True"),
     (dict(method="gradcam"), UnknownNameError, "unknown explanation method 'gradcam'; available: grad_cam"),
     (dict(method="gradient", layer="stage1"), OptionError, "'gradient' has no option 'layer'"),
     *((dict(method=method, layer="stage3"), UnknownNameError, "unknown layer 'stage3'; ava") for method in LAYERED),
     (dict(grad="none"), OptionError, "grad must be one of exact, training, got 'none'"),
-    (dict(image=np.zeros((8, 8), dtype=np.uint8)), ShapeError, r"\(H, W, 3\) of uint8, got uint8 \(8, 8\)"),
+    (dict(image=np.zeros((8, 8), dtype=np.int64)), ShapeError, r"of uint8 or floats in \[0, 1\], got int64 \(8, 8\)"),
+    (dict(image=np.zeros((8, 8, 2), dtype=np.uint8)), ShapeError, r"got uint8 \(8, 8, 2\)"),
     (dict(image=np.zeros((0, 0, 3), dtype=np.uint8)), ShapeError, r"got uint8 \(0, 0, 3\)"),
+    (dict(image=np.full((8, 8), 255.0)), ShapeError, r"must lie in \[0, 1\], got 255 to 255"),
+    (dict(image=np.full((8, 8), np.nan)), ShapeError, r"must lie in \[0, 1\], got nan"),
     (dict(image=torch.zeros(1, 3, 0, 8)), ShapeError, r"\(1, 3, H, W\) .* \(1, 3, 0, 8\)"),
-    (dict(image=torch.zeros(2, 3, 8, 8)), ShapeError, r"\(2, 3, 8, 8\)"),
+    (dict(image=torch.zeros(2, 4, 8, 8)), ShapeError, r"\(4, 8, 8\)"),
+    (dict(image=torch.zeros(3, 8, 8, dtype=torch.int64)), ShapeError, "int64"),
     (dict(image=Image.new("RGB", (0, 4))), OptionError, "0x4 pixels"),
     (dict(image=Image.new("F", (8, 8))), OptionError, "mode 'F'"),
     (dict(image=Image.new("I", (8, 8))), OptionError, "mode 'I'"),
@@ -243,7 +279,7 @@ OUT_OF_RANGE = [
     ("integrated_head", "points", (0,), "a positive integer"),
     ("eigen", "bands", (2.5,), "a positive integer"),
     ("channel_pairs", "strongest", (True,), "a positive integer"),
-    ("contrastive_excitation_backprop", "versus", (5, -1, "cat"), "a class from 0 to 4"),
+    ("contrastive_excitation_backprop", "versus", (5, -6, "cat"), "a class from 0 to 4"),
     ("contrastive_excitation_backprop", "versus", (1,), "another class than the target"),
 ]
 

@@ -17,6 +17,7 @@ import covpool_plugins
 from covpool_plugins.errors import NotApplicableError
 from covpool_plugins.explain import ModelView, explain
 from covpool_plugins.explain.deconvolution import Rectifiers
+from covpool_plugins.explain.images import blur
 from covpool_plugins.pooling import create_pool, list_pools
 
 RECTIFIED = ["deconvnet", "guided_backprop"]
@@ -216,8 +217,8 @@ def test_rise_is_the_mean_probability_over_masks() -> None:
     np.testing.assert_allclose(explain(view, x, "rise", 2, masks=20, batch_size=5).map, map, rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["rise", "extremal_perturbation"])
-def test_one_class_is_kept_of_the_output(method: str, monkeypatch) -> None:
+def test_extremal_perturbations_keep_one_class_of_the_output(monkeypatch) -> None:
+    method = "extremal_perturbation"
     torchray = pytest.importorskip(f"torchray.attribution.{method}")
     original, outputs = getattr(torchray, method), []
 
@@ -235,12 +236,6 @@ def test_one_class_is_kept_of_the_output(method: str, monkeypatch) -> None:
 def test_inputs_of_any_size(method: str, size: tuple[int, int]) -> None:
     map = explain(TwoLayers(F.relu), torch.randn(1, 3, *size), method, target=0, **CHEAP[method])
     assert map.map.shape == size and np.isfinite(map.map).all()
-
-
-def test_rise_of_one_class_is_certain() -> None:
-    net = TwoLayers(F.relu)
-    net.fc = nn.Linear(4, 1)
-    np.testing.assert_allclose(explain(net, torch.randn(1, 3, 8, 8), "rise", 0, masks=8).map, 1, rtol=1e-6)
 
 
 @heads()
@@ -290,3 +285,43 @@ def test_linear_approximation_is_activation_times_gradient(name: str, small_net,
         assert explanation.signed and explanation.layer == layer and np.abs(expected).max() > 0
         np.testing.assert_allclose(explanation.map, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
     assert explain(net, image, "linear_approx").layer == "stage2"
+
+
+@pytest.mark.parametrize("name", ["svdpade", "gap"])
+def test_layer_cam_and_grad_cam_plus_plus_by_definition(name: str, small_net, image: Tensor) -> None:
+    net = small_net(name)
+    maps = net.stage1(net.stem(image)).detach().requires_grad_(True)
+    (grad,) = torch.autograd.grad(net.head(net.stage2(maps * 1.0))[0, 2], maps)
+    maps = maps.detach()
+    alpha = grad**2 / (2 * grad**2 + maps.sum((2, 3), keepdim=True) * grad**3)
+    weights = (alpha.nan_to_num(0) * grad.relu()).sum((2, 3), keepdim=True)
+    expected = {"layer_cam": (grad.relu() * maps).sum(1)[0], "grad_cam_plus_plus": (weights * maps).sum(1).relu()[0]}
+    for method, values in expected.items():
+        explanation = explain(net, image, method, target=2, grad="training", layer="stage1")
+        np.testing.assert_allclose(explanation.map, values, rtol=1e-3, atol=1e-4 * values.max())
+        assert explain(net, image, method).layer == "stage2" and not explanation.signed
+
+
+@pytest.mark.parametrize("baseline", ["mean", "black", "blur"])
+def test_integrated_gradients_sum_to_the_difference_of_two_scores(baseline: str, small_net, image: Tensor) -> None:
+    view = ModelView.of(small_net("gap"))
+    black = -torch.tensor([0.5, 0.4, 0.3]) / torch.tensor([0.2, 0.25, 0.3])
+    start = {
+        "mean": torch.zeros_like(image),
+        "black": black.view(3, 1, 1).expand_as(image),
+        "blur": blur(image),
+    }[baseline]
+    explanation = explain(view, image, "integrated_gradients", 2, points=200, baseline=baseline)
+    expected = (view.logits(image) - view.logits(start))[0, 2].item()
+    assert explanation.completeness_target == pytest.approx(expected, rel=1e-5)
+    assert explanation.completeness_gap < 0.01 and explanation.signed and explanation.map.shape == (32, 32)
+
+
+def test_smooth_grad_is_the_mean_over_noise(small_net, image: Tensor) -> None:
+    net = small_net()
+    plain = explain(net, image, "gradient", 1)
+    still = explain(net, image, "smooth_grad", 1, samples=3, noise=0.0)
+    np.testing.assert_allclose(still.map, plain.map, rtol=1e-4, atol=1e-5 * plain.map.max())
+    noisy = [explain(net, image, "smooth_grad", 1, samples=20, seed=seed).map for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(noisy[0], noisy[1])
+    assert np.abs(noisy[0] - noisy[2]).max() > 0 and np.abs(noisy[0] - plain.map).max() > 0

@@ -22,7 +22,7 @@ from covpool_plugins.explain.metrics import (
     entropy,
     metrics,
 )
-from covpool_plugins.linalg import covariance, unpack_symmetric
+from covpool_plugins.linalg import covariance
 from covpool_plugins.pooling import CovariancePool, create_pool, list_pools
 
 WITH_COVARIANCE = [n for n in list_pools() if n in ("cbp", "lrbp") or isinstance(create_pool(n, 4), CovariancePool)]
@@ -129,15 +129,14 @@ def condition_number(values: Tensor) -> tuple[Tensor, float]:
 @heads(WITH_COVARIANCE, fast=[*FAMILIES, "exact"])
 def test_conditioning_before_and_after(name: str, small_net, image: Tensor) -> None:
     view = ModelView.of(small_net(name).double())
-    numbers, pool = conditioning(view, image.double()), view.pool
+    numbers, pool = conditioning(view, view.forward_pass(image.double())), view.pool
     with torch.no_grad():
-        features = view.features(image.double())[0]
+        features = view.features(view.forward_pass(image.double()))[0]
         X = pool.weighting(features) if isinstance(pool, CovariancePool) else features
         values, before = condition_number(torch.linalg.eigvalsh(covariance(X, getattr(pool, "centered", False)))[0])
         after = None
         if isinstance(pool, CovariancePool):
-            vector, C = pool.represent(X if name != "democratic" else features), pool.channels
-            Q = unpack_symmetric(vector, C) if pool.vectorize == "triu" else vector.view(1, C, C)
+            Q = pool.matrix(pool.represent(features))
             after = pytest.approx(condition_number(torch.linalg.svdvals(Q)[0])[1], rel=1e-6)
     shares = values / values.sum()
     assert numbers["normalized_condition_number"] == after
@@ -156,12 +155,12 @@ def test_conditioning_before_and_after(name: str, small_net, image: Tensor) -> N
 def test_all_numbers_of_an_explanation(name: str, method: str, small_net, image: Tensor) -> None:
     view = ModelView.of(small_net(name))
     explanation = explain(view, image, method, 2)
-    numbers = metrics(view, image, explanation, **SMALL)
+    numbers = metrics(view, view.forward_pass(image), explanation, **SMALL)
     assert list(numbers) == [*DeletionInsertion._fields, "completeness_gap", *CONDITIONING, "entropy"]
     assert numbers["completeness_gap"] == explanation.completeness_gap
     assert numbers["entropy"] == entropy(explanation.map)
     assert (numbers["deletion"] is None) == (explanation.space == "matrix")
-    expected = conditioning(view, image) if name == "svdpade" else dict.fromkeys(CONDITIONING)
+    expected = conditioning(view, view.forward_pass(image)) if name == "svdpade" else dict.fromkeys(CONDITIONING)
     assert {key: numbers[key] for key in CONDITIONING} == expected
     assert all(value is None or isinstance(value, float) for value in numbers.values())
 

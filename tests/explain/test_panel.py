@@ -71,7 +71,7 @@ def test_extras_are_saved_under_their_names_and_numbers_are_shown(tmp_path: Path
     with np.load(explanation.save(tmp_path, "a")[1]) as arrays:
         assert arrays["bands"].shape == (2, 2, 3) and arrays["some_number"] == 0.125
         np.testing.assert_array_equal(arrays["map"], np.ones((2, 3)))  # an extra cannot take the place of the map
-    assert explanation.caption()[1:] == ["some number 0.125"]
+    assert explanation.caption()[1:] == ["full colour at ±1", "some number 0.125"]
 
 
 def test_eigen_panel(small_net, image: Tensor) -> None:

@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from support.explanations import AVERAGE, CHEAP, mmpretrain_config
-from torch import Tensor
 
 from covpool_plugins.errors import OptionError, ShapeError
 from covpool_plugins.explain import ModelView, load_mmpretrain_model
 from covpool_plugins.explain.annotations import read_annotations
-from covpool_plugins.explain.methods import EXPLANATIONS, Attribution
+from covpool_plugins.explain.methods import EXPLANATIONS, Explanation, ExplanationMethod, checked_with_the_model
+from covpool_plugins.explain.model_view import ForwardPass
 from covpool_plugins.explain.pointing import (
     Pointing,
     energy_inside,
@@ -148,10 +148,12 @@ def annotate(folder: Path, *boxes: tuple[int, int, list[int]]) -> None:
     (folder / "annotations.json").write_text(json.dumps(content))
 
 
-def upper_left(view: ModelView, x: Tensor, target: int, *, scale: float = 1.0, other: float = 0.25) -> Attribution:
+def upper_left(
+    view: ModelView, passed: ForwardPass, target: int, *, scale: float = 1.0, other: float = 0.25
+) -> Explanation:
     map = torch.zeros(8, 8)
     map[1, 1], map[6, 6] = scale, other
-    return Attribution(map, signed=True)
+    return Explanation(map, signed=True)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +165,8 @@ def upper_left(view: ModelView, x: Tensor, target: int, *, scale: float = 1.0, o
     ],
 )
 def test_hits_misses_and_energy(options: dict, expected: list, folder: Path, view: ModelView, monkeypatch) -> None:
-    monkeypatch.setitem(EXPLANATIONS._entries, "upper_left", upper_left)
+    row = ExplanationMethod(upper_left, scale=checked_with_the_model, other=checked_with_the_model)
+    monkeypatch.setitem(EXPLANATIONS._entries, "upper_left", row)
     rows = pointing_game(view, read_annotations(folder), {"upper_left": options}, tolerance=0)
     assert [row.target for row in rows] == [0, 3]
     for row, (*counts, energy) in zip(rows, expected, strict=True):

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 import covpool_plugins
 from covpool_plugins.errors import OptionError, ShapeError, UnknownNameError
-from covpool_plugins.explain import ModelView, explain
-from covpool_plugins.explain.methods import EXPLANATIONS, Attribution
+from covpool_plugins.explain import EXPLANATIONS, Explanation, ExplanationMethod, ModelView, explain
+from covpool_plugins.explain.methods import check_seed
+from covpool_plugins.explain.model_view import ForwardPass
 from covpool_plugins.explain.sanity import (
     Randomization,
     cascading_randomization,
@@ -124,17 +125,17 @@ def test_a_method_keeps_its_layer(image: Tensor) -> None:
     assert len(rows) == 3 and all((row.similarity is None) == bool(row.note) for row in rows)
 
 
-def noise(view: ModelView, x: Tensor, target: int, *, seed: int = 0) -> Attribution:
-    return Attribution(torch.rand(8, 8, generator=torch.Generator().manual_seed(seed)), signed=False)
+def noise(view: ModelView, passed: ForwardPass, target: int, *, seed: int = 0) -> Explanation:
+    return Explanation(torch.rand(8, 8, generator=torch.Generator().manual_seed(seed)), signed=False)
 
 
-def edges(view: ModelView, x: Tensor, target: int) -> Attribution:
-    return Attribution(x[0].diff(dim=1).square().sum(0), signed=False)
+def edges(view: ModelView, passed: ForwardPass, target: int) -> Explanation:
+    return Explanation(passed.x[0].diff(dim=1).square().sum(0), signed=False)
 
 
 def test_maps_are_not_alike_by_their_random_numbers_but_by_the_picture_alone(small_net, image, monkeypatch) -> None:
-    monkeypatch.setitem(EXPLANATIONS._entries, "noise", noise)
-    monkeypatch.setitem(EXPLANATIONS._entries, "edges", edges)
+    monkeypatch.setitem(EXPLANATIONS._entries, "noise", ExplanationMethod(noise, seed=check_seed))
+    monkeypatch.setitem(EXPLANATIONS._entries, "edges", ExplanationMethod(edges))
     for options in ({}, {"seed": 5}):
         rows = cascading_randomization(small_net(), image, {"noise": options, "edges": {}}, 0)
         of_noise, of_edges = ([row.similarity for row in rows if row.method == name] for name in ("noise", "edges"))
@@ -148,11 +149,11 @@ def test_maps_are_not_alike_by_their_random_numbers_but_by_the_picture_alone(sma
         ("maximal_image", "maximal_image makes a picture, no map of the picture"),
         ("channel_pairs", "channel_pairs makes a matrix, no map of the picture"),
         ("democratic_weights", "democratic"),
-        ("grad_cam", "pip install 'covpool_plugins[explain]'"),
+        ("deconvnet", "pip install 'covpool_plugins[explain]'"),
     ],
 )
 def test_what_has_no_map_is_said(method: str, note: str, small_net, image: Tensor, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchray.attribution.grad_cam", None)
+    monkeypatch.setitem(sys.modules, "torchray.attribution.deconvnet", None)
     methods = {method: CHEAP.get(method, {}), "contribution": {}}
     row, other = cascading_randomization(small_net(), image, methods, 0, steps=1)
     assert row.layers == () and row.similarity is None and note in row.note and other.similarity is not None
@@ -163,12 +164,12 @@ def test_what_has_no_map_is_said(method: str, note: str, small_net, image: Tenso
 def test_degenerate_maps_are_said(value: float, note: str, small_net, image: Tensor, monkeypatch) -> None:
     original: list[ModelView] = []
 
-    def once(view: ModelView, x: Tensor, target: int) -> Attribution:
+    def once(view: ModelView, passed: ForwardPass, target: int) -> Explanation:
         original.append(view)
         map = torch.rand(4, 4) if len(original) == 1 else torch.full((4, 4), value)
-        return Attribution(map, signed=True)
+        return Explanation(map, signed=True)
 
-    monkeypatch.setitem(EXPLANATIONS._entries, "once", once)
+    monkeypatch.setitem(EXPLANATIONS._entries, "once", ExplanationMethod(once))
     rows = cascading_randomization(small_net(), image, ["once"], 0, steps=2)
     assert [row.similarity for row in rows] == [None, None] and all(note in row.note for row in rows)
     assert depends_on_weights(rows) == {"once": None}

@@ -34,7 +34,7 @@ def score(net: nn.Module, image: Tensor, target: int) -> float:
 def weighted_features(view: ModelView, image: Tensor) -> Tensor:
     """What the pool takes the covariance of."""
     with torch.no_grad():
-        X = view.features(image)[0]
+        X = view.features(view.forward_pass(image))[0]
         return view.pool.weighting(X) if isinstance(view.pool, CovariancePool) else X
 
 
@@ -147,6 +147,13 @@ def test_energy_sums_to_the_eigenvalues(name: str, small_net, image: Tensor) -> 
         assert band.min() >= 0 and band.sum() == pytest.approx(values[first:last].sum(), rel=1e-8)
     assert explanation.map.sum() == pytest.approx(A.trace().item(), rel=1e-8) and not explanation.signed
     assert explanation.contributions is None
+
+
+def test_heads_of_a_cross_covariance_are_blocks_of_channel_pairs(small_net, image: Tensor) -> None:
+    net, image = small_net("crosscov", heads=2, reduce_channels=(8, 6)).double(), image.double()
+    map = explain(net, image, "channel_pairs", 1).map
+    assert map.shape == (8, 6) and not map[:4, 3:].any() and not map[4:, :3].any()
+    assert abs(map.sum() - score(net, image, 1)) < 1e-8 * np.abs(map).sum()
 
 
 @heads(MATRICES)

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -23,8 +24,9 @@ from support.explanations import NARROW, SECOND_ORDER
 
 from covpool_plugins.command_line import run_tool
 from covpool_plugins.errors import OptionError
-from covpool_plugins.explain import explain, list_explanations
+from covpool_plugins.explain import list_explanations
 from covpool_plugins.explain.batch import find_pictures, unique_stems
+from covpool_plugins.explain.methods import explain_input
 
 TOOL = Path(__file__).parents[2] / "tools" / "explain.py"
 BROWSER = Path(__file__).parents[1] / "support" / "browser.py"
@@ -138,7 +140,7 @@ def bad_calls(tmp_path: Path, picture: Path) -> list[tuple[str, str]]:
         ("MODEL IMAGE --versus 1000", "got 1000"),
         ("MODEL IMAGE --target 3 --versus 3", "another class"),
         ("MODEL IMAGE --target 1000", "from 0 to 999, got 1000"),
-        ("MODEL IMAGE --classes HERE/names.txt", "2 names"),
+        ("MODEL IMAGE --classes HERE/names.txt", "class_names has 2 names"),
         ("MODEL IMAGE --classes HERE/no.txt", "no.txt"),
         ("MODEL IMAGE --classes HERE/in/noise.png", "not a text of names"),
         ("MODEL IMAGE --method rise --masks 3 --option masks=5", "--option masks and --masks are the same"),
@@ -222,9 +224,9 @@ def interrupted(monkeypatch) -> None:
         calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return explain(*arguments, **options)
+        return explain_input(*arguments, **options)
 
-    monkeypatch.setattr("covpool_plugins.explain.batch.explain", interrupt)
+    monkeypatch.setattr("covpool_plugins.explain.batch.explain_input", interrupt)
 
 
 def test_an_interrupted_run_leaves_whole_files(run, tmp_path: Path, interrupted) -> None:
@@ -241,7 +243,7 @@ def test_what_ends_early_has_a_page_of_what_is_done(run, picture: Path, tmp_path
     with pytest.raises(KeyboardInterrupt):
         run(*SMALL, images=(picture, tmp_path / "second.png"))
     (row,) = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert row["image"] == picture.name and "data:image/png" in (tmp_path / "out" / "index.html").read_text()
+    assert row["image"] == picture.name and "data:image/webp" in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_the_top_class_versus_itself_is_left_out(run, tmp_path: Path) -> None:
@@ -272,8 +274,13 @@ def test_without_torchray(picture: Path, tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "out" / "metrics.json").read_text())
     works = {row["method"] for row in rows if "not_applicable" not in row}
     assert {"contribution", "eigen", "energy", "channel_pairs", "gradient", "integrated_head"} <= works
-    assert {row["method"] for row in rows} - works >= {"rise", "grad_cam", "deconvnet", "extremal_perturbation"}
-    done = subprocess.run([*command, "grad_cam"], capture_output=True, text=True)
+    assert {row["method"] for row in rows} - works == {
+        "deconvnet",
+        "guided_backprop",
+        "extremal_perturbation",
+        "democratic_weights",
+    }
+    done = subprocess.run([*command, "deconvnet"], capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "covpool_plugins[explain]" in done.stderr
 
@@ -317,12 +324,77 @@ def test_page(page: Path, width: int, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     seen = json.loads(done.stdout)
     assert seen["console"] == [] and seen["requests"] == []
-    assert len(seen["pictures"]) == 6  # three maps, two montages, one panel
+    assert len(seen["pictures"]) == 5  # the picture, two maps, a montage, a panel; the map of eigen is in the panel
     assert all(natural > 0 and 0 < shown <= width for natural, shown in seen["pictures"])
     assert seen["page"] <= seen["window"] and seen["words"] > 200
 
 
-def test_page_needs_no_other_file(page: Path) -> None:
+def test_page_needs_no_network_and_links_to_full_sizes(page: Path) -> None:
     text = page.read_text()
-    assert "://" not in text and text.count("data:image/png") == 6
-    assert "n/a" in text and 'name="viewport"' in text
+    assert "://" not in text and text.count("data:image/webp") == 5 and len(text) < 300_000
+    assert "n/a" in text and 'name="viewport"' in text and 'alt="astro.png: contribution, class 1' in text
+    links = re.findall(r'<a href="([^"]+)">', text)
+    assert len(links) == 4 and all((page.parent / link).is_file() for link in links)
+
+
+def test_odd_values_are_one_line(tool, picture: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    base = [*SMALL, "--image", str(picture), "--out", str(tmp_path / "out")]
+    deep = "[" * 3000 + "]" * 3000
+    for odd in (["--option", f"masks={deep}", "--method", "rise"], ["--target", "9" * 5000], ["--method", "x" * 9000]):
+        monkeypatch.setattr(sys, "argv", ["explain.py", *base, *odd])
+        with pytest.raises(SystemExit) as caught:
+            run_tool(tool.main)
+        errors = capsys.readouterr().err.splitlines()
+        assert caught.value.code == 2 and len(errors[-1]) < 1200
+
+
+def test_names_that_no_file_can_have_are_refused_before_anything_is_computed(run, tmp_path: Path, picture) -> None:
+    long = picture.with_name("n" * 240 + ".png")
+    picture.rename(long)
+    with pytest.raises(OptionError, match="is too long for its files"):
+        run(*SMALL, images=(long,))
+    odd = Path(str(tmp_path) + "/in/\udcff.png")
+    long.rename(odd)
+    with pytest.raises(OptionError, match="is not UTF-8"):
+        run(*SMALL, images=(odd,))
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_that_cannot_be_read_are_skipped_and_said(run, picture: Path, tmp_path: Path, capsys) -> None:
+    (text := tmp_path / "text.png").write_text("nothing")
+    (half := tmp_path / "half.png").write_bytes(picture.read_bytes()[:2000])
+    out = run(*SMALL, "--skip-unreadable", images=(text, half, picture))
+    assert [row["image"] for row in json.loads((out / "metrics.json").read_text())] == ["noise.png"]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped: ")]
+    assert ["text.png" in lines[0], "half.png" in lines[1]] == [True, True]
+    for images in ((text,), (half,)):
+        with pytest.raises(OptionError, match="none of the pictures can be read"):
+            run(*SMALL, "--skip-unreadable", images=images)
+
+
+def test_models_are_called_by_their_labels(run, capsys) -> None:
+    models = ["--model", "resnet18_svdpade", "--model", "resnet18_svdpade", *NARROW, "--num-classes", "2"]
+    out = run(*models, "--label", "trained", "--label", "new", "--target", "-1")
+    assert {path.name for path in out.glob("*_contribution.png")} == {
+        "noise_trained_contribution.png",
+        "noise_new_contribution.png",
+    }
+    assert "| trained |" in capsys.readouterr().out
+    assert {row["target"] for row in json.loads((out / "metrics.json").read_text())} == {1}
+
+
+def test_without_jinja_nothing_is_computed(run, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(ImportError, match=r"pip install 'covpool_plugins\[explain\]'"):
+        run(*SMALL)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("redirect", "status"), [("| head -c 1", 141), (">&-", 0), ("> /dev/full", 2)])
+@pytest.mark.slow
+def test_output_that_cannot_be_written_ends_in_a_line(redirect: str, status: int, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m covpool_plugins.explain --model resnet18_svdpade --list-layers {redirect}"
+    script = f"set -o pipefail; {command}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=TOOL.parents[1])
+    lines = [line for line in done.stderr.splitlines() if "no --checkpoint" not in line]
+    assert done.returncode in (status, 0) and len(lines) <= 1 and "Traceback" not in done.stderr

@@ -47,12 +47,14 @@ def test_auto_takes_products_on_a_gpu_and_in_an_export(is_cuda, onnx, exporting,
         is_cuda = False
 
     exact = resolve_method("exact")
-    others = [resolve_method("exact", route="eigh"), resolve_method("svdpi"), ExactInverse()]
+    others = [resolve_method("exact", route="eigh"), resolve_method("svdtopn"), ExactInverse()]
     assert not uses_products(exact, X)
     monkeypatch.setattr(X, "is_cuda", is_cuda)
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: onnx)
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: exporting)
     assert uses_products(exact, X)
+    # Their forward is the same root; a GPU keeps their gradients.
+    assert uses_products(resolve_method("svdpi"), X) != is_cuda
     # The inverse root of a singular matrix is the pseudo-inverse by eigh alone.
     assert not any(uses_products(method, X) for method in others)
 

@@ -6,11 +6,12 @@ import sys
 import pytest
 import torch
 from support.exporting import parametrize_names, run_onnx, to_onnx
-from support.matrices import features, relative_error
+from support.matrices import features, orthogonal, relative_error
 
 from covpool_plugins import linalg
 from covpool_plugins.errors import ExportError
-from covpool_plugins.linalg import covariance, covariance_sqrt, inv_sqrtm, list_methods, sqrtm
+from covpool_plugins.linalg import covariance, covariance_sqrt, inv_sqrtm, list_methods, resolve_method, sqrtm
+from covpool_plugins.linalg.spectral import damped
 
 REGULAR, WIDE = (4, 6), (6, 4)  # features whose covariance has full rank, and features with fewer positions
 
@@ -28,9 +29,13 @@ FUNCTIONS = {
     "powm": (lambda X: linalg.powm(covariance(X), 0.3), REGULAR, False),
     "covariance_powm": (lambda X: linalg.covariance_powm(X, 0.3), WIDE, False),
     "logm": (lambda X: linalg.logm(covariance(X)), REGULAR, False),
-    "expm_neg": (lambda X: linalg.expm_neg(covariance(X)), REGULAR, False),
+    "powm-half": (lambda X: linalg.powm(covariance(X), 1.5), REGULAR, True),
+    "covariance_powm-half": (lambda X: linalg.covariance_powm(X, 0.5), WIDE, True),
+    "expm_neg": (lambda X: linalg.expm_neg(covariance(X)), REGULAR, True),
+    "damped": (lambda X: damped(covariance(X)), REGULAR, True),
     "lyapunov-exact": (lambda X: _lyapunov(X, "exact"), REGULAR, False),
     "lyapunov-newton_schulz": (lambda X: _lyapunov(X, "newton_schulz"), REGULAR, True),
+    "covariance_log1p": (lambda X: linalg.covariance_log1p(X, 0.1), WIDE, False),
     "by-eigh": (lambda X: covariance_sqrt(X, "svdpade", route="eigh"), REGULAR, False),
     "float32-products": (lambda X: covariance_sqrt(X, "svdpade", route="products", compute="float32"), REGULAR, True),
 }
@@ -94,15 +99,102 @@ def test_traces_can_be_saved_and_show_the_products(name, tmp_path):
     assert any(node.kind() in ("aten::matmul", "aten::bmm", "aten::mm") for node in traced.inlined_graph.nodes())
 
 
+def _loss(function):
+    return lambda X: function(X).sin().sum()
+
+
 @every_function(*FUNCTIONS)
-def test_vmap_and_jacobian(name):
+def test_vmap_and_gradients(name):
     function, shape, _ = FUNCTIONS[name]
-    X = features(*shape, batch=6).view(2, 3, *shape)
+    X = features(*shape, batch=6).view(2, 3, *shape).requires_grad_()
+    out = function(X)
+    (grad,) = torch.autograd.grad(out.sin().sum(), X)
+    X = X.detach()
     for dim in (0, 1):
-        assert relative_error(torch.func.vmap(function, dim, dim)(X), function(X)) < 1e-13
-    if name != "covariance_sqrt-denman_beavers-6x4":  # magnifies rounding in the null space
-        expected = torch.autograd.functional.jacobian(function, X[0, 0])
-        assert relative_error(torch.func.jacrev(function)(X[0, 0]), expected) < 1e-11
+        assert relative_error(torch.func.vmap(function, dim, dim)(X), out) < 1e-13
+    tolerance = 1e-6 if name == "covariance_sqrt-denman_beavers-6x4" else 1e-11  # magnifies rounding in the null space
+    of_each = torch.func.vmap(torch.func.grad(_loss(function)))(X)
+    of_all = torch.func.grad(lambda X: torch.func.vmap(_loss(function))(X).sum())(X)
+    assert relative_error(of_each, grad) < tolerance and relative_error(of_all, grad) < tolerance
+
+
+@every_function(*FUNCTIONS)
+def test_forward_mode(name):
+    function, shape, _ = FUNCTIONS[name]
+    X, H = features(*shape, batch=2), features(*shape, batch=2, seed=1)
+    tolerance = 1e-5 if name == "covariance_sqrt-denman_beavers-6x4" else 1e-11
+    forward, backward = torch.func.jacfwd(function)(X[0]), torch.func.jacrev(function)(X[0])
+    assert relative_error(forward, backward) < tolerance
+    _, tangent = torch.func.jvp(function, (X,), (H,))
+    assert relative_error(tangent[0], torch.tensordot(backward, H[0], 2)) < tolerance
+    _, mapped = torch.func.jvp(torch.func.vmap(function), (X,), (H,))
+    assert relative_error(mapped, tangent) < tolerance
+    with torch.autograd.forward_ad.dual_level():
+        dual = function(torch.autograd.forward_ad.make_dual(X, H))
+        assert relative_error(torch.autograd.forward_ad.unpack_dual(dual).tangent, tangent) < tolerance
+
+
+SECOND = [name for name in FUNCTIONS if not any(f"-svd{other}" in name for other in ("t", "pi", "original"))]
+
+
+@every_function("powm", "lyapunov-exact", "covariance_sqrt-svdpade-4x6", "covariance_sqrt-svdpade-6x4", among=SECOND)
+def test_hessian(name):
+    function, shape, _ = FUNCTIONS[name]
+    X = features(*shape, batch=2)
+    of, _, method = name.partition("-")
+    if of.endswith("sqrtm") and getattr(resolve_method(method, of), "gradient", "exact") == "auto":
+        with pytest.raises(RuntimeError, match="no further derivative"):
+            torch.func.hessian(_loss(function))(X[0])
+        return
+    expected = torch.autograd.functional.hessian(_loss(function), X[1])
+    result = torch.func.vmap(torch.func.hessian(_loss(function)))(X)[1]
+    assert relative_error(result, expected) < (1e-3 if "denman_beavers-6x4" in name else 1e-9)
+
+
+def _decaying(channels, height, width):
+    """Maps (1, C, H, W) like those of a trained network: singular values that fall to 1e-4 of the largest."""
+    basis = orthogonal(channels)[:, : min(channels, height * width - 1)]
+    X = torch.randn(height * width, basis.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    V = torch.linalg.qr(X - X.mean(0))[0]
+    X = basis * torch.logspace(0, -4, basis.shape[1], dtype=torch.float64) @ V.mT
+    return X.view(1, channels, height, width).float()
+
+
+ACROSS = {
+    "svdtaylor": lambda X: covariance_sqrt(X, "svdtaylor", vectorize="triu"),
+    "svdpade": covariance_sqrt,
+    "svdnewton": lambda X: covariance_sqrt(X, "svdnewton"),
+    "isqrt": lambda X: covariance_sqrt(X, "isqrt"),
+    "powm": lambda X: linalg.covariance_powm(X, 0.5),
+    "damped": lambda X: damped(linalg.smaller_covariance(X)).diagonal(dim1=-2, dim2=-1).sum(-1),
+}
+
+
+class OfMaps(torch.nn.Module):
+    def __init__(self, name):
+        super().__init__()
+        self.function = ACROSS[name]
+
+    def forward(self, maps):
+        return self.function(maps.flatten(2))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [n if n == "svdtaylor" else pytest.param(n, marks=pytest.mark.slow) for n in ACROSS])
+def test_export_with_height_and_width_across_the_number_of_channels(name, tmp_path):
+    """With more positions than channels and with fewer, whichever the example had."""
+    module, maps = OfMaps(name).eval(), [_decaying(8, *size) for size in ((4, 5), (2, 3), (2, 4))]
+    program = torch.export.export(module, (maps[0].repeat(2, 1, 1, 1),), dynamic_shapes=(_open(0, 2, 3),))
+    torch.onnx.export(
+        module, (maps[0],), tmp_path / "m.onnx", dynamo=False, input_names=["x"], dynamic_axes={"x": [0, 2, 3]}
+    )
+    for X, by_onnx in zip(maps, run_onnx(tmp_path / "m.onnx", *maps), strict=True):
+        expected = module(X)
+        assert relative_error(program.module()(X), expected) < 1e-3 and relative_error(by_onnx, expected) < 1e-3
+
+
+def _open(*dimensions):
+    return {dimension: torch.export.Dim(f"d{dimension}") for dimension in dimensions}
 
 
 def _to_onnx(name, exporter, path):
@@ -135,7 +227,7 @@ def test_onnx_is_refused_and_what_would_do_is_named(name, tmp_path):
 def test_the_newer_exporter_names_the_decomposition(tmp_path):
     # It tries other ways of recording the graph when one raises, so what is left is its own message.
     with pytest.raises(torch.onnx.errors.OnnxExporterError, match="eigh"):
-        _to_onnx("sqrtm-svdtaylor", "dynamo", tmp_path / "function.onnx")
+        _to_onnx("logm", "dynamo", tmp_path / "function.onnx")
 
 
 @pytest.mark.slow

@@ -1,39 +1,21 @@
-"""AlexNet with batch norm and So-ViT as MMPretrain's backbones, and So-ViT's head."""
+"""timm's networks as MMPretrain's backbones, those that timm lacks among them, and So-ViT's head."""
 
 import pytest
 import timm
 import torch
-from mmengine.runner import load_checkpoint
+from mmengine.optim import build_optim_wrapper
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
-from covpool_plugins import AlexNetBN, SoViT, SoViTHead
-from covpool_plugins.errors import OptionError, ShapeError, UnknownNameError
+import covpool_plugins  # noqa: F401  registers alexnet and so_vit_7 with timm
+from covpool_plugins import SoViTHead, TIMMBackbone
+from covpool_plugins.errors import OptionError, ShapeError
 
-TINY = dict(embed_dim=24, depth=2, num_heads=3, mlp_ratio=2.0)
+TINY = dict(embed_dim=24, depth=2, num_heads=3, mlp_ratio=2.0, img_size=64)
 
 
 def images(count=2):
     return torch.randn(count, 3, 64, 64)
-
-
-def test_alexnet_is_timms():
-    ours = MODELS.build(dict(type="covpool_plugins.AlexNetBN")).eval()
-    plain = timm.create_model("alexnet", num_classes=0, global_pool="").eval()
-    plain.load_state_dict(ours.state_dict())
-    x = images()
-    (last,) = ours(x)
-    assert torch.equal(last, plain(x)) and last.shape == (2, 256, 3, 3)
-
-
-def test_stages_and_freezing():
-    model = AlexNetBN(out_indices=(1, -1), frozen_stages=1)
-    assert [m.shape[1] for m in model(images())] == [192, 256]
-    model.train()
-    assert not model.layer1.training and not model.layer2.norm.training and model.layer3.training
-    trained = {name.partition(".")[0] for name, p in model.named_parameters() if p.requires_grad}
-    assert trained == {"layer3", "layer4", "layer5"}
-    assert not AlexNetBN(norm_eval=True).train().layer5.norm.training
 
 
 def so_vit(pool="mpa", reduce_channels=6, **backbone):
@@ -41,24 +23,38 @@ def so_vit(pool="mpa", reduce_channels=6, **backbone):
     return MODELS.build(
         dict(
             type="mmpretrain.ImageClassifier",
-            backbone=dict(type="covpool_plugins.SoViT", arch=TINY, img_size=64, **backbone),
+            backbone=dict(type="covpool_plugins.TIMMBackbone", model_name="so_vit_7", **TINY, **backbone),
             head=dict(type="covpool_plugins.SoViTHead", **head),
         )
     )
 
 
-@pytest.mark.parametrize("pool, reduced", [("mpa", 6), ("isqrt", 6), ("svpn", 6), ("crosscov", [6, 4])])
+@pytest.mark.parametrize("kind", ["covpool_plugins.TIMMBackbone", "mmpretrain.TIMMBackbone"])
+@pytest.mark.parametrize("name", ["alexnet", "resnet10t"])
+def test_a_backbone_is_timms(name, kind):
+    ours = MODELS.build(dict(type=kind, model_name=name))
+    ours.eval()
+    plain = timm.create_model(name, num_classes=0, global_pool="").eval()
+    ours.timm_model.load_state_dict(plain.state_dict())
+    x = images()
+    assert torch.equal(ours(x)[0], plain(x))
+
+
+@pytest.mark.parametrize("pool, reduced", [("mpa", 6), ("isqrt", (6, 4)), ("svpn", 6), ("crosscov", [6, 4])])
 def test_so_vit_is_timms(pool, reduced):
-    plain = timm.create_model("so_vit_7", num_classes=3, img_size=64, global_pool=pool, reduce_channels=reduced, **TINY)
+    plain = timm.create_model("so_vit_7", num_classes=3, global_pool=pool, reduce_channels=reduced, **TINY)
     ours = so_vit(pool, reduced).eval()
     state = plain.eval().state_dict()
-    ours.load_state_dict({key if key.startswith("head.") else f"backbone.{key}": state[key] for key in state})
+    ours.load_state_dict(
+        {key if key.startswith("head.") else f"backbone.timm_model.{key}": state[key] for key in state}
+    )
     x = images()
     assert torch.equal(ours.head(ours.extract_feat(x)), plain(x))
 
 
 def test_loss_reaches_every_parameter():
-    model = so_vit(drop_path_rate=0.1).train()
+    model = so_vit(drop_path_rate=0.1, with_cp=True).train()
+    assert model.backbone.timm_model.grad_checkpointing
     samples = [DataSample().set_gt_label(index % 3) for index in range(4)]
     model(images(4), samples, mode="loss")["loss"].backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
@@ -66,50 +62,80 @@ def test_loss_reaches_every_parameter():
     torch.testing.assert_close(torch.stack([sample.pred_score for sample in predicted]).sum(1), torch.ones(4))
 
 
-def test_outputs():
-    x, source = images(), SoViT(TINY, img_size=64).eval()
-    (raw,) = source(x)
-    assert raw.shape == (2, 17, 24)
-    tokens = raw[:, 1:]
-    expected = dict(cls_token=raw[:, 0], featmap=tokens.mT.reshape(2, 24, 4, 4), avg_featmap=tokens.mean(1))
-    for out_type, values in expected.items():
-        model = SoViT(TINY, img_size=64, out_type=out_type).eval()
-        model.load_state_dict(source.state_dict())
-        torch.testing.assert_close(model(x), (values,))
+FROZEN = {
+    ("so_vit_7", 0): {"blocks.0", "blocks.1", "norm", "patch_embed.stages"},
+    ("so_vit_7", 1): {"blocks.1", "norm"},
+    ("resnet10t", 2): {"layer3", "layer4"},
+    ("alexnet", 0): {"layer2", "layer3", "layer4", "layer5"},
+    ("alexnet", -1): {"layer1", "layer2", "layer3", "layer4", "layer5"},
+}
 
 
-@pytest.mark.parametrize("arch", ["7", "19"])
-def test_architectures(arch):
-    with torch.device("meta"):
-        model = SoViT(arch, with_cp=True)
-    assert model.grad_checkpointing and len(model.blocks) == int(arch)
-    assert not any(key.startswith("head") for key in model.state_dict())
+@pytest.mark.parametrize("name, stages", FROZEN)
+def test_frozen_stages_keep_weights_and_statistics(name, stages):
+    options = TINY if name == "so_vit_7" else {}
+    model = TIMMBackbone(name, frozen_stages=stages, **options)
+    model.eval()
+    model.train()
+    network = model.timm_model
+    trained = {key for key, parameter in network.named_parameters() if parameter.requires_grad}
+    expected = FROZEN[name, stages] - {"patch_embed.stages"}
+    assert {key for key, _ in network.named_parameters() if key.startswith(tuple(expected))} <= trained
+    if (name, stages) != ("so_vit_7", 0):
+        assert all(key.startswith(tuple(expected)) for key in trained)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    sum(output.square().mean() for output in model(images(3))).backward()
+    changed = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
+    assert all(key.startswith(tuple(FROZEN[name, stages])) for key in changed)
+    norms = [m for m in TIMMBackbone(name, norm_eval=True, **options).train().modules() if "BatchNorm" in str(type(m))]
+    assert norms and not any(norm.training for norm in norms)
+
+
+@pytest.mark.parametrize("name, depth", [("so_vit_7", 3), ("resnet10t", None), ("vit_tiny_patch16_224", 3)])
+def test_layer_wise_learning_rates(name, depth):
+    """As timm's own optimizer factory has them; the head's is the whole rate."""
+    options = TINY if name == "so_vit_7" else dict(img_size=64, depth=2) if depth else {}
+    backbone = dict(type="covpool_plugins.TIMMBackbone", model_name=name, **options)
+    head = dict(type="mmpretrain.LinearClsHead", num_classes=2, in_channels=4)
+    model = MODELS.build(dict(type="mmpretrain.ImageClassifier", backbone=backbone, head=head))
+    cfg = dict(
+        type="mmengine.OptimWrapper",
+        constructor="mmpretrain.LearningRateDecayOptimWrapperConstructor",
+        optimizer=dict(type="SGD", lr=1.0, weight_decay=0.1),
+        paramwise_cfg=dict(layer_decay_rate=0.5),
+    )
+    rates = {group["param_name"]: group["lr"] for group in build_optim_wrapper(model, cfg).optimizer.param_groups}
+    assert rates["head.fc.weight"] == 1.0
+    network = model.backbone.timm_model
+    layers = timm.models.group_parameters(network, network.group_matcher(coarse=False), reverse=True)
+    last = max(layers.values())
+    assert depth in (None, last + 1)
+    for key, layer in layers.items():
+        assert rates[f"backbone.timm_model.{key}"] == 0.5 ** (last + 1 - layer)
 
 
 def test_initialisation(tmp_path):
-    """By a checkpoint of another picture size; without init_cfg weights are left alone."""
-    source = SoViT(TINY, img_size=128)
+    source = TIMMBackbone("so_vit_7", **TINY)
     torch.save({f"backbone.{key}": value for key, value in source.state_dict().items()}, tmp_path / "weights.pth")
     model = so_vit(init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "weights.pth"), prefix="backbone."))
     model.init_weights()
-    assert torch.equal(model.backbone.cls_token, source.cls_token)
-    load_checkpoint(model, str(tmp_path / "weights.pth"))
-    assert model.backbone.pos_embed.shape == (1, 17, 24)
-    plain = so_vit()
-    before = plain.backbone.blocks[0].mlp.fc1.weight.clone()
-    plain.init_weights()
-    assert torch.equal(plain.backbone.blocks[0].mlp.fc1.weight, before)
+    assert torch.equal(model.backbone.timm_model.cls_token, source.timm_model.cls_token)
 
 
 @pytest.mark.parametrize(
     "build, error, message",
     [
-        (lambda: AlexNetBN(out_indices=5), OptionError, "out_indices must be stages from -5 to 4, got 5"),
-        (lambda: AlexNetBN(frozen_stages=7), OptionError, "frozen_stages must be a stage from -1 to 4, got 7"),
-        (lambda: AlexNetBN(norm_eval="no"), OptionError, "norm_eval must be True or False, got 'no'"),
-        (lambda: SoViT("8"), UnknownNameError, "unknown So-ViT '8'; available: "),
-        (lambda: SoViT(dict(width=3)), OptionError, "SoViT: arch has no option 'width'"),
-        (lambda: SoViT(TINY, out_type="map"), OptionError, "out_type must be one of raw, cls_token"),
+        (
+            lambda: TIMMBackbone("alexnet", frozen_stages=7),
+            OptionError,
+            "frozen_stages of alexnet is from -1 to 4, got 7",
+        ),
+        (lambda: TIMMBackbone("alexnet", norm_eval="no"), OptionError, "norm_eval must be True or False, got 'no'"),
+        (
+            lambda: TIMMBackbone("resnet10t", features_only=True).get_layer_depth("x"),
+            OptionError,
+            "FeatureListNet has no layers to count: use features_only=False",
+        ),
         (lambda: SoViTHead(0, 24), OptionError, "num_classes must be a positive integer, got 0"),
         (lambda: SoViTHead(3, 24, method="isqrt"), OptionError, "is chosen by pool=.isqrt."),
         (

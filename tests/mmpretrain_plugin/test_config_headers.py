@@ -14,11 +14,34 @@ from covpool_plugins import list_pools
 from covpool_plugins.whitening.swap import layer_types
 
 FOLDERS = sorted({header.path.parent for header in headers()})
-BACKBONES = ["alexnet", "vgg16bn", "resnet18", "resnet50", "resnet101", "densenet121", "inception-v3"]
-BACKBONES += ["convnext-tiny", "swin-tiny", "vit-small-p16"]
-FINE_GRAINED = ["svdpade", "isqrt", "mpa", "seb", "bcnn", "cbp", "dropcov"]
-SO_VITS = ["so-vit-7_isqrt", "so-vit-7_svpn", *(f"so-vit-{depth}_mpa" for depth in (7, 10, 14, 19))]
-WHITENING = ["zca-svdpi", "zca-exact", "pca-svdpi", "pca-exact"]
+EXPECTED = {
+    "svdpade": (
+        "alexnet in1k",
+        "resnet18 in1k",
+        "resnet50 in1k",
+        "resnet101 in1k",
+        "densenet121 in1k",
+        "swin-tiny in1k",
+    ),
+    "svdpade, other networks": ("inception-v3 in1k", "convnext-tiny in1k", "vit-small-p16 in1k"),
+    "svdpade, fine-grained": ("resnet50 cub", "resnet50 cars", "resnet50 dogs"),
+    "svdpade-hybrid": ("resnet50 in1k", "resnet101 in1k"),
+    "isqrt": ("resnet50-stride1 in1k", "resnet101-stride1 in1k", "vgg16bn in1k"),
+    "isqrt, fine-grained": ("resnet50 cub", "resnet50 cars", "resnet50 aircraft"),
+    "seb": ("resnet50 cub", "resnet50 cars", "resnet50 aircraft"),
+    "mpa": tuple(f"so-vit-{depth} in1k" for depth in (7, 10, 14, 19)),
+    "dropcov": tuple(f"resnet{depth}-stride1 in1k" for depth in (34, 50, 101)),
+    "moment": ("vit-base-p16 in1k", "vit-base-p16 cub"),
+    "isqrt, VGG": ("vgg16bn cub",),
+    "bcnn": ("vgg16-frozen cub", "vgg16 cub"),
+    "gaussian": ("vgg16 cub",),
+    "isice": ("vgg16bn cub",),
+    "cholesky": ("resnet50 aircraft",),
+    "scalepow": ("resnet50 cub", "resnet50 cars"),
+    "zca-svdpi": ("resnet18 cifar10", "resnet18 cifar100"),
+    "pca-svdpi": ("resnet18 cifar10",),
+    "zca-mpa": ("resnet18-stem cifar10", "resnet50-stem cifar100"),
+}
 WRITE = bool(os.environ.get("COVPOOL_WRITE_CONFIG_TABLES"))
 
 
@@ -75,12 +98,14 @@ def test_a_header_is_true(header):
 
 
 def test_the_networks_and_heads_of_the_papers_are_there():
-    names = {header.name.rsplit("_", 2)[0] + "_" + header.name.rsplit("_", 1)[1] for header in headers()}
-    expected = {f"{backbone}_{head}_in1k" for backbone in BACKBONES for head in ("svdpade", "isqrt", "mpa")}
-    expected |= {f"resnet50_{head}_{data}" for head in FINE_GRAINED for data in ("cub", "cars", "aircraft", "dogs")}
-    expected |= {f"resnet18_{layer}_{data}" for layer in WHITENING for data in ("cifar10", "cifar100")}
-    expected |= {f"{network}_in1k" for network in SO_VITS}
-    assert expected - names == set()
+    expected = {
+        (network.split()[0], head.partition(",")[0], network.split()[1])
+        for head, networks in EXPECTED.items()
+        for network in networks
+    }
+    names = [(parts[0], parts[1], parts[3]) for parts in (header.name.split("_") for header in headers())]
+    assert expected - set(names) == set()
+    assert len(set(names)) == len(names)  # one for a head, a network and a data set
     assert len({path.stem for path in PATHS}) == len(PATHS)
 
 

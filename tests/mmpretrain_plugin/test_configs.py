@@ -16,12 +16,13 @@ NARROW = 4  # how many times as wide a ResNet is as the one trained here
 # One of every kind of network and of every kind of head; the others are slow.
 FAST = (
     "resnet18_svdpade_textures",
-    *(f"resnet50_{head}_8xb32_in1k" for head in ("svdpade", "isqrt", "mpa", "dropcov", "svdpade-hybrid")),
-    "resnet50_cbp_1xb10_cub",
+    *(f"resnet50{head}_8xb32_in1k" for head in ("_svdpade", "-stride1_dropcov", "_svdpade-hybrid")),
+    "resnet50_seb_1xb10_cub",
+    "resnet50_cholesky_1xb8_aircraft",
     "resnet18_zca-svdpi_1xb128_cifar10",
     "alexnet_svdpade_1xb128_in1k",
     "convnext-tiny_svdpade_32xb128_in1k",
-    "vit-base-p16_moment_16xb64_in1k",
+    "vit-base-p16_moment_4xb16_cub",
     "so-vit-7_mpa_8xb64_in1k",
 )
 
@@ -39,9 +40,9 @@ def shrunk(path):
     if pooling.get("pool", "cbp") != "cbp" and "reduce_channels" not in pooling:
         pooling.reduce_channels = 32
     preprocessor = dict(cfg.data_preprocessor, num_classes=cfg.model.head.num_classes)
-    size = 160 if cfg.model.backbone.type == "TIMMBackbone" else 96  # Inception would leave a single position
+    size = 160 if cfg.model.backbone.get("model_name") == "inception_v3" else 96  # which would leave a single position
     size = 32 if "cifar" in path.stem else size
-    if cfg.model.backbone.type == "covpool_plugins.SoViT":
+    if cfg.model.backbone.get("model_name", "").startswith("so_vit"):
         cfg.model.backbone.img_size = size
     return cfg, MODELS.build(dict(cfg.model, data_preprocessor=preprocessor, _scope_="mmpretrain")), size
 

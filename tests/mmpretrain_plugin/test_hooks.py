@@ -145,6 +145,44 @@ def test_methods_as_text():
             decode(stored)
 
 
+BY_ITERATION = dict(
+    train_cfg=dict(by_epoch=False, max_iters=6, val_interval=3),
+    default_hooks=dict(
+        logger=dict(type="LoggerHook", interval=1), checkpoint=dict(type="CheckpointHook", interval=2, by_epoch=False)
+    ),
+)
+
+
+class MethodOfIteration(MethodOfEpoch):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.methods[runner.iter] = {pool.method for pool in pools(runner.model)}
+
+
+@pytest.mark.parametrize("loop", [BY_ITERATION, {}], ids=["iterations", "epochs"])
+def test_the_method_changes_with_the_iteration(loop, tmp_path):
+    hook = dict(SWITCH, begin=4, by_epoch=False)
+    full, resumed = MethodOfIteration(), MethodOfIteration()
+    a_runner(tmp_path / "full", hook, EMA, full, **loop).train()
+    assert full.methods == {n: {AFTER if n >= 4 else BEFORE} for n in range(len(full.methods))}
+    assert len(full.methods) == (6 if loop else EPOCHS * BATCHES)
+    name = "iter_{}.pth" if loop else "epoch_{}.pth"
+    first, last, done = (4, 6, 4) if loop else (1, 3, 3)
+    runner = a_runner(
+        tmp_path / "resumed",
+        hook,
+        EMA,
+        resumed,
+        load_from=str(tmp_path / "full" / name.format(first)),
+        resume=True,
+        **loop,
+    )
+    with weights_only_checkpoints():
+        runner.train()
+    assert resumed.methods == {n: full.methods[n] for n in full.methods if n >= done}
+    checkpoint = load(tmp_path / "resumed" / name.format(last))
+    assert decode(checkpoint["ema_state_dict"][f"module.neck.{KEY}"]) == AFTER
+
+
 class Nameless(EigenMethod):
     pass
 
@@ -153,6 +191,7 @@ class Nameless(EigenMethod):
     "options, error, message",
     [
         (dict(begin=-1, method="svdpade"), OptionError, "begin must be an integer >= 0, got -1"),
+        (dict(begin=1, method="svdpade", by_epoch="no"), OptionError, "by_epoch must be True or False, got 'no'"),
         (dict(begin=1, method="svdpad"), UnknownNameError, "'svdpad'; available: svdpade"),
         (dict(begin=1, method="isqrt", options=dict(iteration=3)), OptionError, "no option 'iteration'"),
         (dict(begin=1, method=Nameless()), OptionError, "a checkpoint cannot hold Nameless"),
@@ -175,7 +214,7 @@ ITERATIONS = dict(train_cfg=dict(by_epoch=False, max_iters=3))
         (dict(SWITCH, neck=""), {}, {}, "the model has no ''"),
         (dict(SWITCH, neck="head"), {}, {}, "the model's 'head' is a SecondOrderClsHead and has no pool"),
         (dict(type=SpectrumHook, neck="nek"), {}, {}, "the model has no 'nek'"),
-        (SWITCH, {}, ITERATIONS, "SwitchMethodHook counts epochs"),
+        (SWITCH, {}, ITERATIONS, "SwitchMethodHook counts epochs, the training iterations; set by_epoch=False"),
         (dict(type=SpectrumHook, by_epoch=True), {}, ITERATIONS, "SpectrumHook: by_epoch=True needs"),
     ],
 )

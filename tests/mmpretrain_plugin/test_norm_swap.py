@@ -8,6 +8,8 @@ import torch
 from mmcv.cnn.bricks.norm import build_norm_layer
 from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
+from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import save_checkpoint
 from mmpretrain.models.utils.norm import build_norm_layer as build_norm_layer_of_mmpretrain
@@ -93,7 +95,6 @@ backbone = dict(plain, norm_cfg=dict(type="BN"))
 rules = {r"layer1\\.0\\.bn1": dict(norm_cfg, type="covpool_plugins.PCANorm2d")}
 assert not any(name.startswith("covpool_plugins") for name in sys.modules)
 print(type(MODELS.build(plain).bn1).__name__)
-assert not any(name.startswith("covpool_plugins.mmpretrain") for name in sys.modules)
 swapped = MODELS.build(dict(type="covpool_plugins.NormSwap", backbone=backbone, rules=rules, _scope_="mmpretrain"))
 print(type(swapped.bn1).__name__, type(swapped.layer1[0].bn1).__name__)
 """
@@ -155,6 +156,34 @@ def test_sync_bn_and_fusion_leave_the_layers_alone():
     fused = fuse_conv_bn(revert_sync_batchnorm(synchronized))
     assert (whitened(fused), batch_norms(fused)) == (layers, set())
     assert relative_error(mapped(fused, images), expected) < 1e-5
+
+
+@pytest.mark.parametrize("constructor", ["DefaultOptimWrapperConstructor", "LearningRateDecayOptimWrapperConstructor"])
+@pytest.mark.parametrize("layer", layer_types())
+def test_norm_decay_mult_is_that_of_the_layers_too(layer, constructor):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), build_norm_layer(dict(type=layer), 4)[1], nn.Linear(4, 4))
+    model.get_layer_depth = lambda name: (0, 1)
+    cfg = dict(
+        type="mmengine.OptimWrapper",
+        constructor=f"mmpretrain.{constructor}",
+        optimizer=dict(type="SGD", lr=0.1, weight_decay=0.5),
+        paramwise_cfg=dict(norm_decay_mult=0.0),
+    )
+    groups = build_optim_wrapper(model, cfg).optimizer.param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decays = {names[id(parameter)]: group["weight_decay"] for group in groups for parameter in group["params"]}
+    assert decays == {name: 0.0 if name.startswith("1.") else 0.5 for name in names.values()}
+
+
+def test_efficient_conv_bn_eval():
+    """As the config's ``efficient_conv_bn_eval``: batch norms become one with convolutions, whitening layers stay."""
+    model, images = swapped(), torch.randn(2, 3, 32, 32)
+    mapped(model, images, training=True)
+    expected = mapped(model, images)
+    turn_on_efficient_conv_bn_eval(nn.ModuleDict(dict(backbone=model)), ["backbone"])
+    code = model.forward.__self__.code
+    assert "efficient_conv_bn_eval" in code and 'getattr(self.layer1, "0").bn1(' in code
+    assert relative_error(mapped(model, images), expected) < 1e-5
 
 
 @pytest.mark.parametrize(

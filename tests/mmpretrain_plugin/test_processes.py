@@ -14,7 +14,7 @@ from support.small_configs import seen, small_config
 from support.small_runs import load
 
 from covpool_plugins.errors import OptionError
-from covpool_plugins.mmpretrain_plugin import processes, runner
+from covpool_plugins.mmpretrain_plugin import runner
 
 ROOT = Path(__file__).parents[2]
 BATCH = 6
@@ -84,28 +84,32 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_of_several_processes_reports_an_error(tmp_path):
-    """In one line; torchrun adds a report of its own."""
+def test_an_error_of_several_processes_is_a_line_of_each(tmp_path):
+    """torchrun adds a report of its own."""
     arguments = [small_config(tmp_path / "config.py"), "--launcher", "pytorch", "--work-dir", tmp_path / "run"]
     tool = ROOT / "tools" / "train.py"
     status, stderr = two_processes(tool, *arguments, "--cfg-options", "model.neck.pool=svdpad")
     assert status == 1
-    assert stderr.count("unknown pool 'svdpad'") == 1
+    assert 1 <= stderr.count("unknown pool 'svdpad'") <= 2  # torchrun may end the second before it comes to it
     assert "covpool_plugins/" not in stderr  # no traceback of ours
 
 
 @pytest.mark.parametrize("gpu", [False, True])
 def test_how_a_model_is_wrapped(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    cfg = Config(dict(find_unused_parameters=True))
-    processes.wrap_model(cfg)
     without_device = dict(type="MMDistributedDataParallel", find_unused_parameters=True, broadcast_buffers=False)
-    # With a GPU MMEngine wraps the model for the device of each process.
-    assert cfg.get("model_wrapper_cfg") == (None if gpu else dict(without_device, device_ids=None))
     own = dict(type="MMDistributedDataParallel", broadcast_buffers=True)
-    cfg = Config(dict(model_wrapper_cfg=own))
-    processes.wrap_model(cfg)
-    assert cfg.model_wrapper_cfg == (own if gpu else dict(own, device_ids=None))
+    # With a GPU MMEngine wraps the model for the device of each process.
+    for given, expected in (
+        ({}, None if gpu else dict(without_device, device_ids=None)),
+        (
+            dict(model_wrapper_cfg=own),
+            own if gpu else dict(own, device_ids=None),
+        ),
+    ):
+        cfg = Config(dict(given, find_unused_parameters=True))
+        runner._prepare("config.py", cfg, None, "pytorch")
+        assert cfg.get("model_wrapper_cfg") == expected
 
 
 @pytest.mark.parametrize("gpu", [False, True])
@@ -114,11 +118,11 @@ def test_which_group_the_processes_form(gpu, monkeypatch):
     for name, value in dict(RANK=0, WORLD_SIZE=1, MASTER_ADDR="localhost", MASTER_PORT=0).items():
         monkeypatch.setenv(name, str(value))
     for _ in range(2):
-        with processes.process_group("pytorch"):
+        with runner.process_group("pytorch"):
             assert dist.is_initialized() == (not gpu)  # with a GPU MMEngine is to find none, and takes nccl
             assert gpu or dist.get_backend() == "gloo"
         assert not dist.is_initialized()
-    with processes.process_group("none"):
+    with runner.process_group("none"):
         assert not dist.is_initialized()
 
 

@@ -110,6 +110,7 @@ BAD_OPTIONS = {
     "train_cfg.max_epoch=1": "config.py: EpochBasedTrainLoop.__init__() got an unexpected keyword argument 'max_epoch'",
     "compile.backend=indctor": "config.py: Invalid backend: 'indctor'",
     "model.head.num_classes=1": "2 classes (a, b), the model has 1; set model.head.num_classes=2",
+    "model.head.in_channels=7": "the neck gives 21 numbers per image, model.head.in_channels is 7",
     "modle.neck.pool=isqrt": "unknown config key 'modle'; available: model",
     "model.neck.pool": "KEY=VALUE, got 'model.neck.pool'",
     "custom_hooks=[dict(begin=1,end=2)]": "--cfg-options cannot read 'custom_hooks=[dict(begin=1,end=2)]'; values are ",
@@ -157,6 +158,25 @@ def test_where_the_metrics_cannot_go_is_said_first(tmp_path, refused):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is allowed there")
 def test_mixed_precision_needs_a_gpu(tmp_path, refused):
     assert "--amp needs a GPU" in refused("train", CONFIG, "--work-dir", tmp_path, "--amp")
+
+
+def test_the_learning_rate_is_scaled_and_nothing_validated(tmp_path, run_tool, refused):
+    config = small_config(tmp_path / "config.py", auto_scale_lr=dict(base_batch_size=8))
+    options = [
+        "--work-dir",
+        tmp_path / "run",
+        "--auto-scale-lr",
+        "--no-validate",
+        "--cfg-options",
+        "train_cfg.max_epochs=1",
+    ]
+    assert run_tool("train", config, *options) == (0, "")
+    (optimizer,) = load(tmp_path / "run" / "epoch_1.pth")["optimizer"]["param_groups"]
+    assert optimizer["lr"] == pytest.approx(0.1 * 4 / 8)  # of batches of four
+    (log,) = (tmp_path / "run").glob("*/vis_data/scalars.json")
+    assert "accuracy" not in log.read_text()
+    plain = small_config(tmp_path / "plain.py")
+    assert "--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=" in refused("train", plain, "--auto-scale-lr")
 
 
 class RunsCode:

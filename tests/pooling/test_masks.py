@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.matrices import relative_error
 
-from covpool_plugins.pooling import create_pool, list_pools, pool_options
+from covpool_plugins.pooling import BilinearPool, create_pool, list_pools, pool_options
 
 LENGTHS = (9, 4, 0)  # more positions than channels, fewer, none
 CHANNELS = 6
@@ -72,6 +72,15 @@ def test_a_masked_clip_is_the_shorter_one(options):
     mask = torch.arange(7).expand(6, 7) < 5
     assert relative_error(pool(x, mask), pool(x[..., :5])) < 1e-9
     assert relative_error(pool.eval()(x, mask), pool(x[..., :5])) < 1e-9
+
+
+def test_two_streams_share_a_mask():
+    pool = BilinearPool(CHANNELS, 2, input_fmt="NLC").double()
+    tokens, mask = ragged()
+    vectors = pool(tokens, tokens[..., :2], mask=mask)
+    assert not vectors[2].any()
+    short = tokens[1:2, mask[1]]
+    assert relative_error(vectors[1:2], pool(short, short[..., :2])) < 1e-12
 
 
 @pytest.mark.parametrize("name", list_pools())

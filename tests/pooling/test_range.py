@@ -26,14 +26,15 @@ def test_float16_neither_overflows_nor_vanishes(name, scale):
     assert relative_error(vectors, expected) < 4 * torch.finfo(torch.float16).eps
 
 
-@pytest.mark.parametrize("name", [name for name in POOLS if name != "moment"])
+@pytest.mark.parametrize("name", POOLS)
 def test_backward_inside_autocast_is_in_full_precision(name):
-    pool, X = whole_pool(name), torch.randn(2, 8, 20).relu()
+    pool, x = whole_pool(name), torch.randn(2, 8, 4, 5).relu()
 
     def gradients(inside):
-        leaf = X.clone().requires_grad_()
+        leaf = x.clone().requires_grad_()
+        X = pool.features(leaf)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = pool.represent(leaf).float().sin().sum()
+            loss = pool.represent(X).float().sin().sum()
             if inside:
                 loss.backward()
         if not inside:
@@ -43,10 +44,10 @@ def test_backward_inside_autocast_is_in_full_precision(name):
         return [leaf.grad, *of_parameters]
 
     for inside, outside in zip(gradients(True), gradients(False), strict=True):
-        assert relative_error(inside, outside) < 1e-6
+        assert (inside - outside).norm() <= 1e-6 * outside.norm()
 
 
-@pytest.mark.parametrize("name", [name for name in POOLS if name != "ibcnn"])
+@pytest.mark.parametrize("name", POOLS)
 def test_the_largest_features_whose_vectors_are_finite(name):
     """As many as make sums of squares leave the range of float32 before their mean does."""
     pool, x = whole_pool(name), torch.randn(1, 8, 28, 28).relu()

@@ -20,6 +20,8 @@ CHEAP: dict[str, dict[str, Any]] = {
     "extremal_perturbation": {"iterations": 5},
     "maximal_image": {"iterations": 3},
     "inverse_image": {"iterations": 3},
+    "smooth_grad": {"samples": 3},
+    "integrated_gradients": {"points": 3},
 }
 # The pool that a method has a meaning for, where that is not every square root of a covariance.
 POOL_OF = {"democratic_weights": "democratic"}

@@ -18,12 +18,16 @@ def parametrize_names(fast: Iterable[str], among: Iterable[str]) -> Any:
     return pytest.mark.parametrize("name", [pytest.param(name, marks=mark) for name, mark in marks.items()])
 
 
-def to_onnx(module: nn.Module, inputs: Sequence[Tensor], exporter: str, path: Path) -> None:
-    """Export with a dynamic batch by the ``dynamo`` or the ``legacy`` exporter; the input is named x."""
+def to_onnx(
+    module: nn.Module, inputs: Sequence[Tensor], exporter: str, path: Path, dynamic: Sequence[int] = (0,)
+) -> None:
+    """Export with a dynamic batch, or other axes, by the ``dynamo`` or ``legacy`` exporter; the input is named x."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    options: dict[str, Any] = {"dynamo": False, "input_names": ["x"], "dynamic_axes": {"x": {0: "batch"}}}
+    axes = {"x": {axis: f"size_{axis}" for axis in dynamic}}
+    options: dict[str, Any] = {"dynamo": False, "input_names": ["x"], "dynamic_axes": axes}
     if exporter == "dynamo":
-        options = {"dynamo": True, "dynamic_shapes": ({0: torch.export.Dim("batch")},), "verbose": False}
+        sizes = {axis: torch.export.Dim.DYNAMIC for axis in dynamic}
+        options = {"dynamo": True, "dynamic_shapes": (sizes,), "verbose": False}
     torch.onnx.export(module.eval(), tuple(inputs), path, **options)
 
 

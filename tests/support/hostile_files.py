@@ -232,6 +232,9 @@ def _add_references() -> None:
     kind = called("numpy.dtype", text("f8"))
     sizes = tupled(number(3), text("<"), b"NNN", number(1 << 30), number(1), number(0))
     add("a type of numbers of 1 GB", whole(kind + sizes + b"b"))
+    add("a dictionary in itself", whole(b"}q\x01" + text("state_dict") + b"h\x01s"))
+    add("a list in itself", whole(b"]q\x01h\x01a"))
+    add("weights in themselves", archive(b"\x80\x02}q\x01" + text("state_dict") + b"h\x01s."))
     add("an id that is a number", whole(number(3) + b"Q"))
     add("an id that is a list", whole(b"]Q"))
     add("an id without an end", whole(b")Q"))
@@ -325,6 +328,41 @@ def _add_archives() -> None:
     add("zip without storages", archive(program(tensor())))
     add("zip with an order of bytes", archive(program(tensor()), {"0": bytes(16)}).replace(b"little", b"middle"))
     add("zip without a pickle", archive(b""))
+    _add_lies(directory, end)
+
+
+def _add_lies(directory: int, end: int) -> None:
+    """Archives whose directory says one thing and whose parts say another."""
+
+    def with_extra(extra: bytes, sizes: bytes = b"\xff" * 8) -> bytes:
+        """The first entry of the directory with an extra field of zip64."""
+        data = bytearray(HONEST)
+        data[directory + 20 : directory + 28] = sizes
+        name = struct.unpack("<H", data[directory + 28 : directory + 30])[0]
+        data[directory + 30 : directory + 32] = struct.pack("<H", len(extra))
+        place = directory + 46 + name
+        data[place:place] = extra
+        size = struct.unpack("<I", data[end + len(extra) + 12 : end + len(extra) + 16])[0]
+        data[end + len(extra) + 12 : end + len(extra) + 16] = struct.pack("<I", size + len(extra))
+        return bytes(data)
+
+    for name, sizes in {"1 TB": (1 << 40, 1 << 40), "2^63": (1 << 63, 1 << 63), "other sizes": (4, 4)}.items():
+        add(f"zip64 that claims {name}", with_extra(struct.pack("<2H2Q", 1, 16, *sizes)))
+    add("zip64 without its field", with_extra(b""))
+    add("zip64 cut", with_extra(struct.pack("<2HI", 1, 4, 7)))
+    second = HONEST.index(b"PK\x01\x02", directory + 1)
+    first = HONEST[directory + 42 : directory + 46]
+    add("zip with two entries in one place", HONEST[: second + 42] + first + HONEST[second + 46 :])
+    add("zip with an entry twice", HONEST.replace(b"archive/byteorder", b"archive/data.pkl\0"))
+    add("zip with other names in its parts", HONEST.replace(b"archive/version", b"archive/versioN", 1))
+    inner = archive(program(called("os.system", text("touch HACKED"))))
+    add("zip in a zip", archive(program(tensor()), {"0": inner}))
+    for name, part in {
+        "a backslash": "archive\\data.pkl",
+        "a name that is not ASCII": "archivé/data.pkl",
+        "a name of dots": "archive/../../HACKED",
+    }.items():
+        add(f"zip with {name}", archive(program(tensor()), {"0": bytes(16)}, **{part: b"x"}))
 
 
 def _tar(header: Callable[[tarfile.TarInfo], object] = lambda info: None) -> bytes:
@@ -357,6 +395,7 @@ def _add_tars_and_legacy() -> None:
     add("legacy with a buffer of 1 TB", magic + b"\x80\x02\x96\0\0\0\0\0\1\0\0.")
     add("legacy that runs", magic + b"\x80\x02cos\nsystem\n" + text("touch HACKED") + b"\x85R.")
     add("legacy without its storages", magic * 1)
+    add("tar that begins as safetensors", struct.pack("<Q", 504) + b"{}" + bytes(502) + _tar())
     for name, data in {
         "a pickle": b"\x80\x04}.",
         "text": b"<html>",
@@ -389,6 +428,11 @@ def _add_safetensors() -> None:
         "no JSON": b"{" + bytes(40),
         "no UTF-8": b'{"\xff": 3}',
         "integers": dict(**{"fc.weight": {**good, "dtype": "I32"}}),
+        "complex numbers": dict(**{"fc.weight": {**good, "dtype": "C64", "shape": [2]}}),
+        "numbers of 4 bits": dict(**{"fc.weight": {**good, "dtype": "F4", "shape": [32]}}),
+        "sizes of its own kind": dict(w={**good, "shape": [2.5, True]}),
+        "a key twice": b'{"w":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},"w":{"dtype":"F32"}}',
+        "a tensor of no numbers and no more": dict(w=dict(dtype="F32", shape=[0, 1 << 62], data_offsets=[0, 0])),
     }.items():
         add(f"safetensors with {name}.safetensors", _safetensors(header))
     add("safetensors with a header of 2^63 bytes.safetensors", struct.pack("<Q", 1 << 63) + b"{}")
@@ -422,7 +466,7 @@ def _add_weights() -> None:
         "a container of text": {"state_dict": {"fc.weight": "text"}},
         "the same twice": {"module.fc.weight": ones, "fc.weight": ones},
         "a whole module": torch.nn.Linear(2, 2),
-        "aliases": {f"{i}.weight": large for i in range(50)},
+        "overlapping tensors": {f"{i}.weight": large.flatten()[i:] for i in range(50)},
     }.items():
         for kind in (True, False):
             add(f"{name} ({'archive' if kind else 'legacy'})", saved(content, kind))

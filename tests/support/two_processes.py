@@ -15,6 +15,8 @@ LAYERS = {
     "average": lambda: ZCANorm2d(8, momentum=None, energy=0.9),
     "newton_schulz": lambda: ZCANorm2d(8, 2, method="newton_schulz"),
     "pca": lambda: PCANorm2d(8, 3, groups=2),
+    "covariance": lambda: ZCANorm2d(8, 2, average="covariance"),
+    "pca covariance": lambda: PCANorm2d(8, 3, groups=2, average="covariance"),
     "float64": lambda: ZCANorm2d(8, dtype=torch.float64),
     "apart": lambda: ZCANorm2d(8, 2, sync=False),
     "vectors": lambda: ZCANorm1d(8, 4),

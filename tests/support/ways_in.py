@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import covpool_plugins
-from covpool_plugins.checkpoint_file import bare_keys, find_weights, read_checkpoint
+from covpool_plugins.checkpoint_file import find_weights, read_checkpoint
 from support.hostile_files import write_all
 
 MODEL = "test_resnet"
@@ -33,8 +33,7 @@ class HangError(BaseException):
 
 
 def read(path: Path) -> Any:
-    weights = find_weights(read_checkpoint(path), path)[1]
-    return bare_keys(weights, path)
+    return find_weights(read_checkpoint(path), path)
 
 
 def convert(path: Path) -> Any:

@@ -10,8 +10,8 @@ from support.matrices import relative_error
 from torch import nn
 
 import covpool_plugins
-from covpool_plugins.architectures.clips import sample_frames
 from covpool_plugins.errors import OptionError, ShapeError
+from covpool_plugins.timm_plugin.clips import sample_frames
 
 FRAMES = 4
 # What is pooled over the frames of a clip together, and what is averaged over them.

@@ -10,6 +10,9 @@ import torch
 from support.matrices import relative_error
 from timm.models import get_notrace_functions, get_notrace_modules
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch.ao.quantization import get_default_qconfig_mapping
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import covpool_plugins
@@ -145,6 +148,41 @@ def test_traces(backbone, built):
         assert torch.equal(graph(x)[nodes[-1]], model(x))
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("head", ["isqrt", pytest.param("cbp", marks=pytest.mark.slow)])
+def test_static_quantisation(head):
+    """Any tracer of torch.fx takes the pool as one module, which stays in float32."""
+    model, x = build("resnet10t", head).eval(), torch.randn(4, 3, 64, 64)
+    prepared = prepare_fx(model, get_default_qconfig_mapping("x86"), (x,))
+    prepared(x)
+    quantised = convert_fx(prepared)
+    assert quantised.conv1.get_submodule("0").weight().dtype == torch.qint8
+    assert relative_error(quantised(x), model(x)) < 0.1
+
+
+def test_operations_are_counted():
+    model = build("resnet10t")
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randn(2, 3, 64, 64))
+    of_pool = sum(counter.get_flop_counts()["SecondOrderResNet.head.global_pool"].values())
+    assert 0 < of_pool < counter.get_total_flops()
+
+
+def test_parameters_without_data_beside_buffers_with(monkeypatch):
+    """As Accelerate's init_empty_weights builds models."""
+    register = torch.nn.Module.register_parameter
+
+    def without_data(module, name, parameter):
+        register(module, name, parameter)
+        if parameter is not None:
+            module._parameters[name] = torch.nn.Parameter(parameter.to("meta"))
+
+    monkeypatch.setattr(torch.nn.Module, "register_parameter", without_data)
+    model = build("resnet10t")
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert not model.bn1.running_mean.is_meta
+
+
 @pytest.mark.slow
 def test_compiles(backbone, built):
     model, x = built(backbone)
@@ -160,7 +198,7 @@ def test_exports_with_a_dynamic_batch(backbone, built):
     example, other = images(model, 3), images(model, 4)
     if backbone in ("resnet10t", "test_efficientnet"):
         sizes |= {2: 32 * torch.export.Dim("rows", min=2, max=8), 3: 32 * torch.export.Dim("columns", min=2, max=8)}
-        example, other = torch.randn(3, 3, 96, 128), torch.randn(4, 3, 128, 96)
+        example, other = torch.randn(3, 3, 96, 128), torch.randn(4, 3, 64, 64)  # more and fewer positions than channels
     program = torch.export.export(model, (example,), dynamic_shapes=(sizes,)).module()
     assert relative_error(program(other), model(other)) < 1e-4
 

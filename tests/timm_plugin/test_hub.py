@@ -6,6 +6,8 @@ import logging
 import pytest
 import timm
 import torch
+from timm.models import save_for_hf
+from timm.utils import unwrap_model
 from torch import nn
 
 import covpool_plugins
@@ -17,6 +19,23 @@ NARROW = {"channels": (4, 4, 4, 16), "stem_width": 8}
 def small(head, *, backbone="resnet10t", **options):
     options = (NARROW if backbone == "resnet10t" else {}) | {"num_classes": 5} | options
     return covpool_plugins.create_model(backbone, head, **options)
+
+
+def two_streams():
+    options = {"num_classes": 5, "head_kwargs": {"reduce_channels": 8}} | NARROW
+    return covpool_plugins.create_two_stream_model("resnet10t", second_kwargs={"last_stride": 1}, **options)
+
+
+def of_another_size():
+    model = small("isqrt", backbone="test_vit", reduce_channels=8, img_size=96)
+    model.set_input_size(64)
+    return model
+
+
+def with_the_users_classifier():
+    model = small("isqrt", reduce_channels=8)
+    model.fc = nn.Linear(model.fc.in_features, 3)
+    return model
 
 
 def with_another_head():
@@ -36,6 +55,13 @@ CASES = {
     "beside": lambda: small("isqrt", backbone="selecsls42", reduce_channels=8),
     "no classifier": lambda: small("isqrt", num_classes=0, reduce_channels=8),
     "another head": with_another_head,
+    "the user's classifier": with_the_users_classifier,
+    "another size": of_another_size,
+    "compiled": lambda: torch.compile(small("isqrt", reduce_channels=8), backend="eager"),
+    "two streams": two_streams,
+    "So-ViT": lambda: timm.create_model("so_vit_7", num_classes=5, img_size=64, depth=1, global_pool="isqrt"),
+    "whitened": lambda: timm.create_model("resnet18_cifar_zca", num_classes=5, norm_kwargs={"groups": 8}),
+    "timm's own": lambda: timm.create_model("resnet10t", num_classes=5, **NARROW),
 }
 
 
@@ -66,9 +92,22 @@ def test_the_same_logits(case, saved, caplog):
         again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert caplog.text == ""
     x = photos()
-    assert torch.equal(again(x), model(x)) and list(again.state_dict()) == list(model.state_dict())
-    if case == "another head":
-        assert json.loads((folder / "config.json").read_text())["model_args"]["head"] == "mpa"
+    assert torch.equal(again(x), model(x)) and list(again.state_dict()) == list(unwrap_model(model).state_dict())
+    if case in ("another head", "two streams"):
+        name = {"another head": "head", "two streams": "backbone_a"}[case]
+        assert json.loads((folder / "config.json").read_text())["model_args"][name] in ("mpa", "resnet10t")
+
+
+@pytest.mark.parametrize("case", ["registered", *(case for case in CASES if case not in ("registered", "beside"))])
+def test_timms_own_way_to_save(case, saved, tmp_path):
+    model, _ = saved(case)
+    if case == "compiled":
+        pytest.skip("timm cannot save the config of a compiled model, of its own neither")
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    again, x = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval(), photos()
+    assert torch.equal(again(x), model(x)) and type(again) is type(model)
+    architecture = json.loads((tmp_path / "config.json").read_text())["architecture"]
+    assert timm.is_model(architecture) and architecture == again.pretrained_cfg["architecture"]
 
 
 @pytest.mark.parametrize("case", ["options", pytest.param("tokens", marks=pytest.mark.slow)])
@@ -98,9 +137,13 @@ def test_what_cannot_be_built_again_is_refused(tmp_path):
     on_meta = covpool_plugins.create_model("resnet10t", device="meta")
     (tmp_path / "file").touch()
     for refused, name, message in [
-        (model, "folder", "'second_order' builds another model than this one"),
+        (
+            model,
+            "folder",
+            "'second_order' with the arguments of this model builds another, see 'other.weight'; build it",
+        ),
         (on_meta, "folder", "on the meta device"),
-        (nn.Linear(2, 2), "folder", "takes models of create_model and of names <backbone>_<head>, got Linear"),
+        (nn.Linear(2, 2), "folder", "takes models of timm and of this package, got Linear"),
         (model, "file", "file' is no folder"),
     ]:
         with pytest.raises(OptionError, match=message):

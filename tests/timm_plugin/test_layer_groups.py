@@ -8,7 +8,7 @@ import torch
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 
-from covpool_plugins.timm_plugin.layer_groups import head_and_rest
+from covpool_plugins.timm_plugin.layer_groups import apart_from_rest
 
 RATE, WEIGHT_DECAY = 6e-2, 1e-4
 
@@ -16,7 +16,7 @@ RATE, WEIGHT_DECAY = 6e-2, 1e-4
 @pytest.fixture
 def model(monkeypatch):
     network = timm.create_model("resnet10t", num_classes=3, channels=(4, 4, 4, 8), stem_width=4)
-    monkeypatch.setattr(network, "group_matcher", lambda coarse=False: head_and_rest("fc"))
+    monkeypatch.setattr(network, "group_matcher", lambda coarse=False: apart_from_rest(r"fc\."))
     return network
 
 
@@ -32,7 +32,7 @@ def test_only_the_classifier_itself_is_the_last_group():
     names = ["head.fc.weight", "head.fc.bias", "head.fc_norm.weight", "headxfc.weight", "blocks.0.head.fc.weight"]
     module = torch.nn.Module()
     module.named_parameters = lambda: [(name, None) for name in names]  # type: ignore[method-assign]
-    assert group_parameters(module, head_and_rest("head.fc")) == {0: names[2:], 1: names[:2]}
+    assert group_parameters(module, apart_from_rest(r"head\.fc\.")) == {0: names[2:], 1: names[:2]}
 
 
 def test_scales_and_weight_decay(model, caplog):

@@ -11,6 +11,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from support.matrices import relative_error
+from timm.layers import apply_test_time_pool
 from timm.models.resnet import ResNet
 from torch import nn
 
@@ -148,7 +149,7 @@ def test_in_chans_and_options():
     assert small(in_chans=1)(photos(channels=1)).shape == (2, 5)
     model = small("isqrt", head_kwargs={"iterations": 3, "vectorize": "full"}, drop_rate=0.4)
     assert model.head_hidden_size == 256 and model.head.global_pool.method.iterations == 3
-    assert model.head.dropout.p == 0.4 and not model.drop_rate  # dropped out once, behind the pool
+    assert model.head.dropout.p == 0.4 == model.drop_rate
 
 
 def test_last_stride_is_the_stock_network_with_one_stride_removed():
@@ -237,7 +238,18 @@ def test_copies_and_pickles(tmp_path, monkeypatch):
     [
         ({"head": "svdpad"}, "unknown pool 'svdpad'; available: svdpade, "),
         ({"backbone": "resnet81"}, "unknown timm backbone 'resnet81'; available: resnet18, "),
-        ({"backbone": "resnet18_isqrt"}, "unknown timm backbone 'resnet18_isqrt'"),
+        (
+            {"backbone": "resnet18_isqrt"},
+            r"is a backbone with a head already: .*create_model\('resnet18', head='isqrt'\)",
+        ),
+        ({"backbone": "resnet10t_mpa"}, "is not registered: .*--model-kwargs backbone=resnet10t head=mpa"),
+        ({"reduce_channel": 8}, "backbone 'resnet10t' has no option 'reduce_channel'; did you mean 'reduce_channels'?"),
+        ({"head": "isqrt", "iterations": 8}, r"'iterations'; of pool 'isqrt' it is one: head_kwargs=dict\(iterations"),
+        ({"nonsense": 8}, "backbone 'resnet10t' has no option 'nonsense'$"),
+        (
+            {"global_pool": "avg"},
+            "global_pool='avg' is no pool of a second-order head; average pooling is called 'gap'",
+        ),
         ({"backbone": "resnet18.nope"}, "unknown timm weights 'resnet18.nope'; available: "),
         ({"backbone": "local-dir:hub"}, "use timm.create_model for 'local-dir:hub'"),
         ({"backbone": "pit_ti_224"}, r"'pit_ti_224' hands its head the shape \(B, 1, 256\)"),
@@ -250,7 +262,7 @@ def test_copies_and_pickles(tmp_path, monkeypatch):
         ({"fuse_class_token": True}, "fuse_class_token needs a backbone with a class token, got 'resnet10t'"),
         ({"fuse_class_token": "yes"}, "fuse_class_token must be True or False, got 'yes'"),
         ({"drop_rate": 1.5}, r"drop_rate must be a number in \[0, 1\), got 1.5"),
-        ({"layer_groups": "all"}, "layer_groups must be one of None, head, got 'all'"),
+        ({"layer_groups": "all"}, "layer_groups must be one of None, head, new, got 'all'"),
         ({"hidden_features": (0,)}, "hidden_features"),
         ({"hidden_features": (2.5,)}, "hidden_features"),
         ({"head_kwargs": 3}, "head_kwargs must be a dictionary of options, got 3"),
@@ -267,6 +279,40 @@ def test_bad_input(options, message):
     with pytest.raises(ValueError, match=message) as caught:
         covpool_plugins.create_model(options.pop("backbone"), options.pop("head"), **options, **where)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("resnet10t_isqrt", "--model second_order --model-kwargs backbone=resnet10t head=isqrt"),
+        ("vit_tiny_patch16_224_newton_schulz_lyapunov", "backbone=vit_tiny_patch16_224 head=newton_schulz_lyapunov"),
+        ("resnet18_isqt", "unknown model 'resnet18_isqt'; did you mean 'resnet18_isqrt'"),
+        ("resnet18_isqrt_", "did you mean 'resnet18_isqrt'"),
+        ("second_ordr", "did you mean 'second_order'"),
+        ("nothing_like_it", r"Unknown model \(nothing_like_it\)"),  # timm's own words
+    ],
+)
+def test_names_that_are_not_registered(name, message):
+    with pytest.raises(RuntimeError, match=message):
+        timm.create_model(name)
+
+
+def test_any_combination_from_a_script():
+    arguments = dict(backbone="resnet10t", head="isqrt", reduce_channels=8, num_classes=5)
+    assert timm.create_model("second_order", **arguments)(photos()).shape == (2, 5)
+    arguments = dict(backbone_a="resnet10t", head_kwargs={"reduce_channels": 8}, num_classes=5)
+    assert timm.create_model("two_stream", **arguments)(photos()).shape == (2, 5)
+    with pytest.raises(ValueError, match="average pooling is called 'gap'"):
+        small().reset_classifier(3, "avg")
+
+
+def test_pooling_at_test_time_is_refused_for_vectors_and_left_to_timm_for_averages():
+    model, larger = timm.create_model("resnet18_isqrt", num_classes=5, reduce_channels=8), {"input_size": (3, 288, 288)}
+    with pytest.raises(ValueError, match="vectors of 36: leave it out, for the model takes pictures of any size"):
+        apply_test_time_pool(model, larger)
+    assert apply_test_time_pool(model, {"input_size": (3, 224, 224)}) == (model, False)
+    plain, pooled = apply_test_time_pool(timm.create_model("resnet18", num_classes=5), larger)
+    assert pooled and plain.eval()(photos(288)).shape == (2, 5)
 
 
 @pytest.mark.parametrize("family", ["mobilenetv3_small_050", "test_convnext", "test_vit", "renamed test_convnext"])

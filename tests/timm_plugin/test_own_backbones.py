@@ -9,7 +9,9 @@ from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 
 import covpool_plugins.timm_plugin.own_backbones as own_backbones
-from covpool_plugins.architectures import AlexNet, CifarResNet, SoViT
+from covpool_plugins.timm_plugin.alexnet import AlexNet
+from covpool_plugins.timm_plugin.resnet_cifar import CifarResNet
+from covpool_plugins.timm_plugin.so_vit import SoViT
 
 KINDS = {"alexnet": AlexNet, "resnet18": CifarResNet, "resnet50": CifarResNet, "so": SoViT}
 # name -> height of the images, options that make it smaller

@@ -44,7 +44,7 @@ PUBLISHED = {
     "cub_resnet50_seb": Published(200, 448, 10, 3e-3, 200, (50, 100), 1e-4, 20),
     "cars_resnet50_seb": Published(196, 448, 10, 3e-3, 200, (50, 100), 1e-4, 10),
     "aircraft_resnet50_seb": Published(100, 448, 8, 3e-3, 50, (21, 40), 1e-3, 5),
-    "cub_resnet50_isqrt": Published(200, 448, 10, 1.2e-3, 100, (), 1e-3, 5, None),
+    "cub_resnet50_isqrt": Published(200, 448, 10, 1.2e-3, 100, (), 1e-4, 5, None),
     "cub_vgg16_bn_isqrt": Published(200, 448, 10, 3e-3, 40, (20,), 1e-4, 20, None),
     "cub_vgg16_bcnn_stage1": Published(200, 448, 40, 1e-3, 100, (), 5e-4, 1000, None, True),
     "cub_vgg16_bcnn_stage2": Published(200, 448, 10, 1e-3, 200, (), 5e-4, 1, None),

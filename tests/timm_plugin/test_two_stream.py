@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import covpool_plugins
-from covpool_plugins.architectures.two_stream import Stream, TwoStreamNet
 from covpool_plugins.errors import OptionError, ShapeError, UnknownNameError
 from covpool_plugins.pooling import BilinearPool
+from covpool_plugins.timm_plugin.streams import Stream, TwoStreamNet
 from covpool_plugins.timm_plugin.two_stream import create_two_stream_model
 
 SMALL = {"channels": (4, 4, 4, 8), "stem_width": 4}
@@ -89,13 +89,15 @@ def test_every_weight_learns_and_checkpointing_changes_nothing(pair, shared_mode
 
 
 def test_shared_is_bcnn_and_two_networks_give_their_outer_product():
-    model = create_two_stream_model("resnet10t", shared=True, num_classes=5, **SMALL).eval()
-    plain = covpool_plugins.create_model("resnet10t", "bcnn", num_classes=5, **SMALL).eval()
+    torch.manual_seed(0)
+    narrow = {"channels": (16, 16, 16, 8), "stem_width": 16}  # all features of narrower ones may be zero
+    model = create_two_stream_model("resnet10t", shared=True, num_classes=5, **narrow).eval()
+    plain = covpool_plugins.create_model("resnet10t", "bcnn", num_classes=5, **narrow).eval()
     plain.load_state_dict({k.removeprefix("stream_a."): v for k, v in model.state_dict().items()}, strict=False)
     plain.head.fc.load_state_dict(model.fc.state_dict())
     x = images(size=96)
     assert relative_error(model(x), plain(x)) < 1e-5 and len(model.streams) == 1
-    model = create_two_stream_model("resnet10t", num_classes=5, head_kwargs={"eps": 1e-6}, **SMALL).eval()
+    model = create_two_stream_model("resnet10t", num_classes=5, head_kwargs={"eps": 1e-6}, **narrow).eval()
     assert not torch.equal(*(stream.layer4[0].conv1.weight for stream in model.streams))  # nothing is shared
     expected = BilinearPool(8, eps=1e-6)(*(stream(x) for stream in model.streams))
     assert relative_error(model.forward_head(model.forward_features(x), pre_logits=True), expected) < 1e-6

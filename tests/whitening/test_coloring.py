@@ -43,6 +43,21 @@ def test_wide_ranges_of_the_features(scale):
     check_statistics(whitening_coloring(content, style), style)
 
 
+def conditioned(condition, channels=256, side=28):
+    """Features whose covariance has this condition number, in float32."""
+    basis = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64))[0]
+    deviations = torch.logspace(0, -torch.tensor(condition).log10().item() / 2, channels, dtype=torch.float64)
+    X = (basis * deviations) @ torch.randn(channels, side * side, dtype=torch.float64)
+    return X.view(1, channels, side, side).float()
+
+
+@pytest.mark.parametrize("condition", [1e5, 1e10])
+@pytest.mark.parametrize("scales", [(1.0, 1.0), (1e18, 1.0), (1.0, 1e18), (1e-18, 1e18), (1e18, 1e-18)], ids=str)
+def test_float32_features_of_any_condition_and_scale(condition, scales):
+    content, style = (scale * conditioned(condition, 64, 20) for scale in scales)
+    check_statistics(whitening_coloring(content, style), style, tolerance=1e-6)
+
+
 def test_one_style_for_all_images():
     content, style = maps(8, 6, 6, batch=3), maps(8, 4, 4, batch=1, seed=1)
     result = whitening_coloring(content, style)
@@ -205,7 +220,7 @@ def test_the_original(name):
         (dict(groups=0), OptionError, "groups must be a positive integer, got 0"),
         (dict(eps=-1.0), OptionError, "eps must be a number in .*got -1.0"),
         (dict(method="mpaa"), UnknownNameError, "unknown method 'mpaa'; available: mpa"),
-        (dict(method=Logarithm()), OptionError, "Logarithm.* is no method for inv_sqrtm"),
+        (dict(method=Logarithm()), OptionError, "Logarithm.* is no method for sqrtm"),
     ],
 )
 def test_bad_input_is_named(change, error, words):

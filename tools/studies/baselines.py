@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from math import comb
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from covpool_plugins.linalg.methods.taylor_pade import pade_coefficients
 from covpool_plugins.tables import Table
 
 PADE_DEGREE = 50
@@ -269,3 +271,22 @@ if hasattr(torch.linalg, "matrix_sqrth"):
     BASELINES.add("torch.linalg.matrix_sqrth, autograd (f64)", Baseline(torch.linalg.matrix_sqrth, torch.float64))
 BASELINES.add("torch.linalg.eigh, autograd (f64)", Baseline(_eigh_root, torch.float64))
 BASELINES.add("torch.linalg.eigh, autograd (f32)", Baseline(_eigh_root, torch.float32))
+
+
+@cache
+def pade_coefficients(degree: int) -> tuple[tuple[Fraction, ...], tuple[Fraction, ...]]:
+    """Numerator and denominator of the [degree/degree] Padé approximant of √(1 - z), ascending, exact.
+
+    From ((1 + r)^(2 d + 1) ± (1 - r)^(2 d + 1)) with r = √(1 - z): their quotient, times r, is the approximant.
+    """
+    order = 2 * degree + 1
+
+    def even_part(offset: int) -> tuple[Fraction, ...]:
+        # Σ binom(order, 2 k + offset) (1 - z)^k, expanded in z and normalised to one at z = 0.
+        total = [Fraction(0)] * (degree + 1)
+        for k in range(degree + 1):
+            for j in range(k + 1):
+                total[j] += comb(order, 2 * k + offset) * comb(k, j) * (-1) ** j
+        return tuple(c / total[0] for c in total)
+
+    return even_part(0), even_part(1)

@@ -15,10 +15,10 @@ from timm.optim import create_optimizer_v2
 from timm.utils import random_seed
 from torch import Tensor, nn
 
-from covpool_plugins.architectures.two_stream import Stream, TwoStreamNet
 from covpool_plugins.linalg import resolve_method
 from covpool_plugins.pooling import CovariancePool
 from covpool_plugins.timm_plugin import SecondOrderHead
+from covpool_plugins.timm_plugin.streams import Stream, TwoStreamNet
 
 from .baselines import BASELINES
 from .measure import bytes_saved, correlated_features, seeded_gradient, time_interleaved

@@ -13,6 +13,7 @@ from torch import Tensor
 from covpool_plugins.linalg import (
     Compute,
     EigenMethod,
+    Exact,
     Method,
     covariance,
     covariance_sqrt,
@@ -77,7 +78,7 @@ def features_section(
 
 def _is_root(method: Method) -> bool:
     """Whether it is the square root with its own gradient, whose second derivative then exists as well."""
-    return isinstance(method, EigenMethod) and method.derivative(torch.ones(1), 2) is not None
+    return isinstance(method, Exact)
 
 
 def given_root_section(C: int, batch: int, device: torch.device | str = "cpu") -> Section:

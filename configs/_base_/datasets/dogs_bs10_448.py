@@ -1,5 +1,5 @@
-# Stanford Dogs at 448, as the birds.
-_base_ = "./cub_bs10_448.py"
+# Stanford Dogs, cut as the aircraft.
+_base_ = "./aircraft_bs10_448.py"
 
 dataset_type = "covpool_plugins.StanfordDogs"
 data_root = "data/stanford_dogs"

@@ -14,11 +14,17 @@ from ...checks import check_choice, check_integer, check_known
 from ...errors import ExportError, OptionError
 from ...tables import Table
 from .._dual import Matrix
+from ..eigenbasis import second_differences, spectral_function
+from ..feature_functions import Rule, function_of_features
+from ..iterations import iterative_root, iterative_root_of_features
+from ..tensors import exporting
 
 Wanted = Literal["root", "inverse", "factor"]
 Scaling = Literal["trace", "frobenius", "spectral"]
 Gradient = Literal["auto", "exact", "lyapunov"]
 Route = Literal["auto", "eigh", "products"]
+Compute = Literal["mixed", "float32", "float64"]
+COMPUTES: tuple[str, ...] = get_args(Compute)
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class Method:
     """How a function of symmetric positive semi-definite matrices and its gradient are computed.
 
     Examples:
-        >>> resolve_method("isqrt").exportable("sqrtm"), resolve_method("svdtaylor").exportable("sqrtm")
+        >>> resolve_method("isqrt").exportable("sqrtm"), resolve_method("svdtopn").exportable("sqrtm")
         (True, False)
     """
 
@@ -34,13 +40,31 @@ class Method:
         """Whether it exports to ONNX, which has no decompositions: it can do with matrix products alone."""
         return False
 
+    def by_products(self, X: Tensor) -> bool:
+        """Whether another method computes in its place for this input, by matrix products."""
+        return False
+
+    def of_matrix(self, A: Tensor, wanted: Wanted, compute: Compute, shift: float = 0.0) -> Tensor:
+        """The root or the inverse root of A + shift I, for symmetric matrices A (..., n, n) in float32 or float64."""
+        raise NotImplementedError
+
+    def of_features(self, X: Tensor, centered: bool, compute: Compute, packed: bool) -> Tensor:
+        """The root of the covariance of features (..., C, M) in float32 or float64, in that precision.
+
+        ``packed`` asks for the upper triangle as a vector.
+        """
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class SpectralMethod(Method):
-    """A function of the eigenvalues: eigh forward; backward U [K ∘ (Uᵀ G U)] Uᵀ with its divided differences K."""
+    """A function f of the eigenvalues λ: eigh forward; backward U [K ∘ (Uᵀ G U)] Uᵀ with its divided differences K.
+
+    Eigenvalues are never negative here, and zero where they cannot be told from zero.
+    """
 
     def values(self, eigenvalues: Tensor) -> Tensor:
-        """f(λ) for the eigenvalues (..., n) of a matrix, ascending; those that count as zero are zero."""
+        """f(λ) for the eigenvalues (..., n) of a matrix, ascending."""
         raise NotImplementedError
 
     def divided_differences(self, first: Tensor, second: Tensor) -> Tensor:
@@ -51,7 +75,7 @@ class SpectralMethod(Method):
         raise NotImplementedError
 
     def coefficients(self, values: Tensor, others: Tensor) -> Tensor:
-        """K for all pairs of ``values`` (..., n) and ``others`` (..., m), shape (..., n, m).
+        """K for all pairs of the eigenvalues ``values`` (..., n) and ``others`` (..., m), shape (..., n, m).
 
         Zero for two zeros, unless the function has a derivative there.
         """
@@ -63,6 +87,10 @@ class SpectralMethod(Method):
             both_zero, 0.0, self.divided_differences(torch.where(both_zero, torch.ones_like(first), first), second)
         )
 
+    def truncate(self, eigenvalues: Tensor) -> Tensor:
+        """The eigenvalues (..., n), ascending, with those set to zero that the method leaves out."""
+        return eigenvalues
+
     @property
     def derivatives_at_zero(self) -> float:
         """How many finite derivatives the function has where the eigenvalue is zero."""
@@ -72,12 +100,29 @@ class SpectralMethod(Method):
         """The second or fourth derivative of f; ``None`` for a gradient that is no derivative of f."""
         return None
 
+    def curvature(self, values: Tensor, E: Tensor, D: Tensor) -> Tensor | None:
+        """The second derivative of f(A) along E and D, all in the eigenbasis; ``None`` as of :meth:`derivative`."""
+        if self.derivative(values[..., -1:], 2) is None:
+            return None
+        return second_differences(values, E, D, self)
+
+    def of_matrix(self, A: Tensor, wanted: Wanted, compute: Compute, shift: float = 0.0) -> Tensor:
+        work = A if compute == "float32" else A.double()
+        return spectral_function(work, self, A.dtype, shift).to(A.dtype)
+
+    def of_features(self, X: Tensor, centered: bool, compute: Compute, packed: bool) -> Tensor:
+        work = X.double() if compute == "float64" else X
+        return function_of_features(work, Rule(self, centered, compute == "mixed", packed)).to(X.dtype)
+
+    @property
+    def quotient(self) -> SpectralMethod | None:
+        """f(λ) / λ, zero for zero: f(Y Yᵀ) is Y times that of Yᵀ Y times Yᵀ. ``None`` if f has no second derivative."""
+        return None
+
 
 @dataclass(frozen=True)
 class EigenMethod(SpectralMethod):
     """A square root by eigh; K is all that distinguishes one published method from another.
-
-    K is written in the roots s = √λ, whose range is that of the features; their squares may leave it.
 
     Examples:
         >>> class Damped(EigenMethod):
@@ -91,43 +136,36 @@ class EigenMethod(SpectralMethod):
                 [0.1667, 0.5000]])
     """
 
+    def exportable(self, function: str) -> bool:
+        return True
+
+    def by_products(self, X: Tensor) -> bool:
+        return exporting()
+
     def values(self, eigenvalues: Tensor) -> Tensor:
         return eigenvalues.sqrt()
 
     def divided_differences(self, first: Tensor, second: Tensor) -> Tensor:
-        return (first.sqrt() + second.sqrt()).reciprocal()
-
-    def truncate(self, eigenvalues: Tensor) -> Tensor:
-        """The eigenvalues (..., n), ascending, with those set to zero that the method leaves out."""
-        return eigenvalues
-
-    def leaves_out(self, count: int) -> bool:
-        """Whether :meth:`truncate` sets any of ``count`` eigenvalues to zero that are not."""
-        return False
+        K = (first.sqrt() + second.sqrt()).reciprocal()
+        factor = self.factor(first, second)
+        return K if factor is None else K * factor
 
     def coefficients(self, values: Tensor, others: Tensor) -> Tensor:
-        """K for all pairs of the roots ``values`` (..., n) and ``others`` (..., m), shape (..., n, m).
+        """K for all pairs of the eigenvalues ``values`` (..., n) and ``others`` (..., m), shape (..., n, m).
 
         Zero for two zeros, where the exact K is infinite. On the covariance of features that block meets only
         directions in which the features do not vary, and the gradient that reaches the features is zero there for any
         finite K.
         """
-        first, second = values.unsqueeze(-1), others.unsqueeze(-2)
-        K = sum_or_infinity(first, second).reciprocal_()
-        factor = self.factor(first, second)
+        K = sum_or_infinity(values.sqrt().unsqueeze(-1), others.sqrt().unsqueeze(-2)).reciprocal_()
+        factor = self.factor(values.unsqueeze(-1), others.unsqueeze(-2))
         return K if factor is None else K * factor
 
     def factor(self, first: Tensor, second: Tensor) -> Tensor | None:
-        """K as a multiple of the exact 1 / (s_i + s_j); ``None`` for one. The roots broadcast against each other."""
-        return None
+        """K as a multiple of the exact 1 / (√λ_i + √λ_j); ``None`` for one.
 
-    def towards_null(self, values: Tensor) -> Tensor | float:
-        """s K(s, 0) for the roots ``values`` (..., n), shape (..., 1, n) or one number; any where the root is zero."""
-        factor = self.factor(values.unsqueeze(-2), torch.zeros_like(values[..., :1]).unsqueeze(-1))
-        return 1.0 if factor is None else factor
-
-    def along_identity(self, values: Tensor, diagonal: Tensor) -> Tensor | None:
-        """A multiple of the identity (..., 1) that the gradient has besides, for ``diagonal`` (..., n) of Uᵀ G U."""
+        The eigenvalues λ_i and λ_j broadcast against each other.
+        """
         return None
 
 
@@ -172,6 +210,16 @@ class IterativeMethod(Method):
         check_field(self, "gradient", check_choice, get_args(Gradient))
         check_field(self, "lyapunov_iterations", check_integer, 1)
 
+    def of_matrix(self, A: Tensor, wanted: Wanted, compute: Compute, shift: float = 0.0) -> Tensor:
+        work = A.double() if compute == "float64" else A
+        if shift:
+            work = work + shift * torch.eye(A.shape[-1], dtype=work.dtype, device=A.device)
+        return iterative_root(work, self, wanted).to(A.dtype)
+
+    def of_features(self, X: Tensor, centered: bool, compute: Compute, packed: bool) -> Tensor:
+        work = X.double() if compute == "float64" else X
+        return iterative_root_of_features(work, self, centered, packed).to(X.dtype)
+
     def evaluate(self, B: Matrix, wanted: Wanted) -> Matrix:
         """The root of B, its inverse, or the factor F with root = at_zero I + B F; eigenvalues of B in [0, 1]."""
         raise NotImplementedError
@@ -197,7 +245,7 @@ def list_methods(function: str = "sqrtm", exportable: bool = False) -> list[str]
         UnknownNameError: for another function.
 
     Examples:
-        >>> "svdtaylor" in list_methods(), "svdtaylor" in list_methods(exportable=True)
+        >>> "svdtopn" in list_methods(), "svdtopn" in list_methods(exportable=True)
         (True, False)
     """
     methods = MATRIX_FUNCTIONS[function].items()
@@ -218,7 +266,7 @@ def resolve_method(method: str | Method, function: str = "sqrtm", **options: Any
     """
     if not isinstance(method, Method):
         chosen, label = MATRIX_FUNCTIONS[function][method], repr(method)
-    elif isinstance(method, _accepted(function)):
+    elif is_method(method, function):
         chosen, label = method, type(method).__name__
     else:
         raise OptionError(f"{method} is no method for {function}; available: {', '.join(list_methods(function))}")
@@ -229,13 +277,14 @@ def resolve_method(method: str | Method, function: str = "sqrtm", **options: Any
     return chosen
 
 
-def _accepted(function: str) -> tuple[type[Method], ...]:
-    """The classes whose objects a matrix function takes: those in its table, and users' own of the same kind."""
+def is_method(method: object, function: str) -> bool:
+    """Whether a matrix function takes that method: of a class in its table, or a user's own of the same kind."""
     kinds: dict[str, tuple[type[Method], ...]] = {
         "sqrtm": (EigenMethod, IterativeMethod),
         "inv_sqrtm": (IterativeMethod,),
     }
-    return kinds.get(function, ()) + tuple(type(method) for _, method in MATRIX_FUNCTIONS[function].items())
+    known = tuple(type(method) for _, method in MATRIX_FUNCTIONS[function].items())
+    return isinstance(method, kinds.get(function, ()) + known)
 
 
 def check_exportable(method: Method, function: str) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ...checks import check_choice, check_integer, check_number
 from ...tables import About
+from ..tensors import exporting
 from .base import (
     INVERSE_ROOTS,
     SQUARE_ROOTS,
@@ -40,10 +41,10 @@ BY_EIGH = "square root of the covariance, by eigen-decomposition"
 
 
 def partial_sum(first: Tensor, second: Tensor, last: int) -> Tensor:
-    """1 - x^(last + 1), the share of the geometric series up to x^last; one for ties, which are not divided by."""
+    """1 - x^(last + 1), x = λ_min / λ_max, the share of the geometric series up to x^last; one for exact ties."""
     largest = torch.maximum(first, second)
     ratio = torch.minimum(first, second) / torch.where(largest == 0, 1.0, largest)
-    return torch.where(ratio == 1, 1.0, 1 - ratio ** (2 * (last + 1)))
+    return torch.where(ratio == 1, 1.0, 1 - ratio ** (last + 1))
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Exact(EigenMethod):
 
     Args:
         route: ``eigh``; ``products``, the same root by matrix products alone (``minimax`` with enough steps for the
-            precision; eigenvalues below 1e-8 of the norm, in float32 1e-4, come out too small); or ``auto``: products
-            on a GPU and while a graph is exported (``torch.export``, ONNX), elsewhere eigh.
+            precision; eigenvalues below 1e-8 of the norm, computed in float32 1e-4, come out too small); or ``auto``:
+            products on a GPU and while a graph is exported (``torch.export``, ONNX), elsewhere eigh.
 
     Source: Lin & Maji, "Improved Bilinear Pooling with CNNs", BMVC 2017, eq. 9.
 
@@ -75,8 +76,18 @@ class Exact(EigenMethod):
     def exportable(self, function: str) -> bool:
         return self.route != "eigh"
 
-    def derivative(self, eigenvalues: Tensor, order: int) -> Tensor | None:
-        return -0.25 * eigenvalues**-1.5 if order == 2 else -(15 / 16) * eigenvalues**-3.5
+    def by_products(self, X: Tensor) -> bool:
+        return self.route == "products" or (self.route == "auto" and (X.is_cuda or exporting()))
+
+    def curvature(self, values: Tensor, E: Tensor, D: Tensor) -> Tensor:
+        """S S'' + S'' S = -(R L + L R) with the solutions R and L for E and D."""
+        K = self.coefficients(values, values)
+        mixed = (K * E) @ (K * D)
+        return -K * (mixed + mixed.mT)
+
+    @property
+    def quotient(self) -> SpectralMethod:
+        return ExactInverse()
 
 
 @dataclass(frozen=True)
@@ -106,13 +117,16 @@ class SVDPade(Exact):
 class SVDTaylor(EigenMethod):
     """The geometric series cut off after a power of x.
 
+    Close to a tie the gradient tends to zero off the diagonal. At an exact tie it jumps to the exact one, which alone
+    does not depend on the choice of eigenvectors.
+
     Args:
         degree: the last power, the paper's K.
 
     Source: Song, Sebe & Wang, ICCV 2021, eq. 14.
 
     Examples:
-        >>> SVDTaylor().factor(torch.ones(1), torch.tensor([0.99]).sqrt())  # of the exact K for λ = 1 and 0.99
+        >>> SVDTaylor().factor(torch.ones(1), torch.tensor([0.99]))  # of the exact K for λ = 1 and 0.99
         tensor([0.6376])
     """
 
@@ -129,7 +143,8 @@ class SVDTaylor(EigenMethod):
 class SVDPI(EigenMethod):
     """The gradient of the power iteration that would find each eigenvector from itself.
 
-    It is the geometric series (1 / λ_i) Σ_k (λ_j / λ_i)^k cut off after as many powers as there are iterations.
+    It is the geometric series (1 / λ_i) Σ_k (λ_j / λ_i)^k cut off after as many powers as there are iterations. At
+    exact ties it jumps like that of :class:`SVDTaylor`.
 
     Args:
         iterations: number of power iterations.
@@ -137,7 +152,7 @@ class SVDPI(EigenMethod):
     Source: Wang et al., "Backpropagation-Friendly Eigendecomposition", NeurIPS 2019, eq. 9-12.
 
     Examples:
-        >>> SVDPI().factor(torch.ones(1), torch.tensor([0.99]).sqrt())  # of the exact K for λ = 1 and 0.99
+        >>> SVDPI().factor(torch.ones(1), torch.tensor([0.99]))  # of the exact K for λ = 1 and 0.99
         tensor([0.1821])
     """
 
@@ -160,7 +175,7 @@ class SVDTrunc(EigenMethod):
     Source: Song, Sebe & Wang, ICCV 2021, section 3.3.
 
     Examples:
-        >>> SVDTrunc(cap=10.0).factor(torch.ones(1), torch.tensor([0.99]).sqrt())  # of the exact K for λ = 1 and 0.99
+        >>> SVDTrunc(cap=10.0).factor(torch.ones(1), torch.tensor([0.99]))  # of the exact K for λ = 1 and 0.99
         tensor([0.1000])
     """
 
@@ -170,7 +185,7 @@ class SVDTrunc(EigenMethod):
         check_field(self, "cap", check_number, "(0, inf)")
 
     def factor(self, first: Tensor, second: Tensor) -> Tensor:
-        gap = (first - second).abs() * (first + second)
+        gap = (first - second).abs()
         return torch.where(gap == 0, 1.0, (self.cap * gap).clamp_max(1.0))
 
 
@@ -195,14 +210,17 @@ class SVDTopN(EigenMethod):
     def __post_init__(self) -> None:
         check_field(self, "n", check_integer, 1)
 
-    def truncate(self, eigenvalues: Tensor) -> Tensor:
-        if not self.leaves_out(eigenvalues.shape[-1]):
-            return eigenvalues
-        dropped = eigenvalues.shape[-1] - self.n
-        return torch.cat([torch.zeros_like(eigenvalues[..., :dropped]), eigenvalues[..., dropped:]], dim=-1)
+    def exportable(self, function: str) -> bool:
+        return False
 
-    def leaves_out(self, count: int) -> bool:
-        return count > self.n
+    def by_products(self, X: Tensor) -> bool:
+        return False
+
+    def truncate(self, eigenvalues: Tensor) -> Tensor:
+        dropped = eigenvalues.shape[-1] - self.n
+        if dropped <= 0:
+            return eigenvalues
+        return torch.cat([torch.zeros_like(eigenvalues[..., :dropped]), eigenvalues[..., dropped:]], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -223,12 +241,10 @@ class SVDOriginal(EigenMethod):
     """
 
     def factor(self, first: Tensor, second: Tensor) -> Tensor:
-        # With the difference of the squares, whose rounding is the point; in float64 they stay in range.
-        wide = first.double()
-        gap = wide.square() - second.double().square()
+        gap = first - second
         largest = torch.finfo(gap.dtype).max
-        share = (wide - second) * (wide + second) * gap.reciprocal().clamp(-largest, largest)
-        return torch.where(gap == 0, 1.0, share).to(first.dtype)
+        share = (first.sqrt() - second.sqrt()) * (first.sqrt() + second.sqrt())
+        return torch.where(gap == 0, 1.0, share * gap.reciprocal().clamp(-largest, largest))
 
 
 @dataclass(frozen=True)
@@ -253,6 +269,9 @@ class ExactInverse(SpectralMethod):
     def exportable(self, function: str) -> bool:
         return self.route != "eigh"
 
+    def by_products(self, X: Tensor) -> bool:
+        return self.route == "products" or (self.route == "auto" and (X.is_cuda or exporting()))
+
     def values(self, eigenvalues: Tensor) -> Tensor:
         zero = eigenvalues == 0
         return torch.where(zero, 0.0, torch.where(zero, 1.0, eigenvalues).rsqrt())
@@ -272,8 +291,14 @@ class ExactInverse(SpectralMethod):
         one_zero = torch.stack([p**3, (a == 0).to(p)], -1) @ torch.stack([(b == 0).to(q), q**3], -2)
         return one_zero.sub_(regular)
 
-    def derivative(self, eigenvalues: Tensor, order: int) -> Tensor | None:
-        return 0.75 * eigenvalues**-2.5 if order == 2 else (105 / 16) * eigenvalues**-4.5
+    def curvature(self, values: Tensor, E: Tensor, D: Tensor) -> Tensor:
+        """Of Z = S⁻¹: Z' = -Z S' Z, so Z'' = Z (S'_E Z S'_D + S'_D Z S'_E - S'') Z with the root's S' and S''."""
+        root = Exact()
+        K, z = root.coefficients(values, values), self.values(values)
+        along_E, along_D = K * E, K * D
+        mixed = (along_E * z.unsqueeze(-2)) @ along_D
+        inner = mixed + mixed.mT - root.curvature(values, E, D)
+        return z.unsqueeze(-1) * inner * z.unsqueeze(-2)
 
 
 SQUARE_ROOTS.add("exact", Exact(), About(BY_EIGH, "exact", "BMVC 2017"))

@@ -83,7 +83,7 @@ class Leading(SpectralMethod):
             gap = (first - second).abs()
             across = (dropped.unsqueeze(-1) ^ dropped.unsqueeze(-2)) & (gap > 0)
             K = torch.where(across, (f.unsqueeze(-1) + f.unsqueeze(-2)) / torch.where(across, gap, 1.0), K)
-        return K if self.iterations is None else K * partial_sum(first.sqrt(), second.sqrt(), self.iterations)
+        return K if self.iterations is None else K * partial_sum(first, second, self.iterations)
 
     @property
     def derivatives_at_zero(self) -> float:

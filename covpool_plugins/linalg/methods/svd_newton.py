@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ...checks import check_integer
 from ...tables import About
-from .base import SQUARE_ROOTS, EigenMethod, check_field
-from .eigen import BY_EIGH
+from ..tensors import exporting, is_plain
+from .base import SQUARE_ROOTS, Compute, Method, Wanted, check_field
+from .eigen import BY_EIGH, Exact
+from .newton_schulz import NewtonSchulz
 
 
 @dataclass(frozen=True)
-class SVDNewton(EigenMethod):
+class SVDNewton(Method):
     """The exact root forward, and backward the gradient of Newton-Schulz steps with trace scaling.
 
-    On the eigenvalues those steps are a recursion of numbers; so are their divided differences. The trace, which the
-    scaling depends on, adds a multiple of the identity to the gradient.
+    The steps are taken beside the eigen-decomposition, in its precision, and only if there is a gradient.
 
     Args:
         iterations: number of steps.
@@ -38,48 +38,33 @@ class SVDNewton(EigenMethod):
     def __post_init__(self) -> None:
         check_field(self, "iterations", check_integer, 1)
 
-    def coefficients(self, values: Tensor, others: Tensor) -> Tensor:
-        b, unit = _shares(values)
-        c = (others / unit).square()
-        K = _differences(b, c, self.iterations) / unit.unsqueeze(-1)
-        return torch.where((values == 0).all(-1)[..., None, None], 0.0, K)
+    def exportable(self, function: str) -> bool:
+        return True
 
-    def towards_null(self, values: Tensor) -> Tensor | float:
-        return self.coefficients(values, torch.zeros_like(values[..., :1])).mT * values.unsqueeze(-2)
+    def by_products(self, X: Tensor) -> bool:
+        return exporting()
 
-    def along_identity(self, values: Tensor, diagonal: Tensor) -> Tensor | None:
-        b, unit = _shares(values)
-        y = _steps(b, self.iterations)[-1][0]
-        slope = _differences(b, b, self.iterations).diagonal(dim1=-2, dim2=-1)
-        return ((0.5 * y - b * slope) * diagonal).sum(-1, keepdim=True) / unit
+    def of_matrix(self, A: Tensor, wanted: Wanted, compute: Compute, shift: float = 0.0) -> Tensor:
+        root = Exact().of_matrix(A.detach(), wanted, compute, shift)
+        return root if is_plain(A) else _straight_through(root, self._steps.of_matrix(A, wanted, _wide(compute), shift))
 
+    def of_features(self, X: Tensor, centered: bool, compute: Compute, packed: bool) -> Tensor:
+        root = Exact().of_features(X.detach(), centered, compute, packed)
+        steps = self._steps
+        return root if is_plain(X) else _straight_through(root, steps.of_features(X, centered, _wide(compute), packed))
 
-def _shares(roots: Tensor) -> tuple[Tensor, Tensor]:
-    """The eigenvalues as shares of the trace, and its root (..., 1)."""
-    unit = torch.linalg.vector_norm(roots, dim=-1, keepdim=True)
-    unit = torch.where(unit == 0, 1.0, unit)
-    return (roots / unit).square(), unit
+    @property
+    def _steps(self) -> NewtonSchulz:
+        return NewtonSchulz(iterations=self.iterations)
 
 
-def _steps(b: Tensor, iterations: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(y, z, t) before every step y <- y t, z <- t z, t = (3 - z y) / 2, and after the last."""
-    y, z, states = b, torch.ones_like(b), []
-    for _ in range(iterations + 1):
-        t = 1.5 - 0.5 * z * y
-        states.append((y, z, t))
-        y, z = y * t, t * z
-    return states
+def _wide(compute: Compute) -> Compute:
+    return "float64" if compute == "mixed" else compute
 
 
-def _differences(b: Tensor, c: Tensor, iterations: int) -> Tensor:
-    """Divided differences y[b_i, c_j] after the steps: (u v)[b, c] = u(b) v[b, c] + u[b, c] v(c)."""
-    rows, columns = _steps(b.unsqueeze(-1), iterations), _steps(c.unsqueeze(-2), iterations)
-    Y = torch.ones_like(rows[0][0] * columns[0][0])
-    Z = torch.zeros_like(Y)
-    for (y, z, t), (y2, z2, t2) in zip(rows[:-1], columns[:-1], strict=True):
-        T = -0.5 * (z * Y + Z * y2)
-        Y, Z = y * T + Y * t2, t * Z + T * z2
-    return Y
+def _straight_through(value: Tensor, differentiated: Tensor) -> Tensor:
+    """The value of one with the derivatives of the other."""
+    return value + (differentiated - differentiated.detach())
 
 
 SQUARE_ROOTS.add("svdnewton", SVDNewton(), About(BY_EIGH, "that of 10 Newton-Schulz steps", "ICCV 2021"))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from itertools import accumulate
-from math import comb
 
 import torch
 
 from ...checks import check_integer
 from ...tables import About
-from .._dual import Matrix, affine, inverse_positive, polynomials, solve_positive
+from .._dual import Matrix, affine, combination, inverse_positive, polynomials, product
 from .base import INVERSE_ROOTS, SQUARE_ROOTS, Gradient, IterativeMethod, Wanted, check_field
 
 Coefficients = tuple[Fraction, ...]
@@ -27,25 +27,6 @@ def taylor_coefficients(degree: int) -> Coefficients:
     return tuple(coefficients)
 
 
-@cache
-def pade_coefficients(degree: int) -> tuple[Coefficients, Coefficients]:
-    """Numerator and denominator of the [degree/degree] Padé approximant of √(1 - z), ascending, exact.
-
-    From ((1 + r)^(2 d + 1) ± (1 - r)^(2 d + 1)) with r = √(1 - z): their quotient, times r, is the approximant.
-    """
-    order = 2 * degree + 1
-
-    def even_part(offset: int) -> Coefficients:
-        # Σ binom(order, 2 k + offset) (1 - z)^k, expanded in z and normalised to one at z = 0.
-        total = [Fraction(0)] * (degree + 1)
-        for k in range(degree + 1):
-            for j in range(k + 1):
-                total[j] += comb(order, 2 * k + offset) * comb(k, j) * (-1) ** j
-        return tuple(c / total[0] for c in total)
-
-    return even_part(0), even_part(1)
-
-
 @torch.compiler.assume_constant_result
 def _taylor_row(degree: int, wanted: Wanted) -> list[float]:
     """Coefficients of the polynomial, or of its ``factor``."""
@@ -53,18 +34,6 @@ def _taylor_row(degree: int, wanted: Wanted) -> list[float]:
     if wanted == "factor":
         coefficients = _divide_by_b((coefficients[0] - sum(coefficients), *coefficients[1:]))
     return [float(c) for c in coefficients]
-
-
-@torch.compiler.assume_constant_result
-def _pade_rows(degree: int, wanted: Wanted) -> list[list[float]]:
-    """Coefficients of the numerator and of the denominator for the root, its inverse or its factor."""
-    P, Q = pade_coefficients(degree)
-    if wanted == "inverse":
-        P, Q = Q, P
-    elif wanted == "factor":
-        at_one = sum(P, Fraction(0)) / sum(Q, Fraction(0))
-        P = (*_divide_by_b(tuple(p - at_one * q for p, q in zip(P, Q, strict=True))), Fraction(0))
-    return [[float(c) for c in row] for row in (P, Q)]
 
 
 def _divide_by_b(coefficients: Coefficients) -> Coefficients:
@@ -130,12 +99,17 @@ class MPA(IterativeMethod):
     degree 5             0.010   0.030   0.048   0.054
     ==================  ======  ======  ======  ======
 
-    The denominator is positive definite, so one Cholesky factorisation solves for the quotient.
+    In partial fractions, with d the degree and θ_j = π j / (2 d + 1), it is
+
+        (I + 2 Σ_j B (sin² θ_j I + cos² θ_j B)⁻¹) / (2 d + 1),      B = A / ‖A‖_F,      j = 1 ... d,
+
+    a sum of positive terms, each with a Cholesky factorisation; numerator over denominator would cancel.
 
     Args:
         degree: of numerator and denominator, the paper's M = N.
 
-    Source: Song, Sebe & Wang, "Fast Differentiable Matrix Square Root", ICLR 2022, eq. 7-11.
+    Source: Song, Sebe & Wang, "Fast Differentiable Matrix Square Root", ICLR 2022, eq. 7-11; partial fractions:
+    Higham, "Functions of Matrices", 2008, section 6.
 
     Examples:
         >>> sqrtm(torch.diag(torch.tensor([100.0, 1.0])), MPA(degree=5)).diagonal()  # too large for the smaller
@@ -154,8 +128,13 @@ class MPA(IterativeMethod):
         return 1 / (2 * self.degree + 1)
 
     def evaluate(self, B: Matrix, wanted: Wanted) -> Matrix:
-        numerator, denominator = polynomials(_pade_rows(self.degree, wanted), affine(B, 1.0, -1.0))
-        return solve_positive(denominator, numerator)
+        angles = [math.pi * j / (2 * self.degree + 1) for j in range(1, self.degree + 1)]
+        terms = [inverse_positive(affine(B, math.sin(x) ** 2, math.cos(x) ** 2)) for x in angles]
+        factor = combination(0.0, [2 * self.at_zero] * len(terms), terms)
+        if wanted == "factor":
+            return factor
+        root = affine(product(B, factor), self.at_zero, 1.0)
+        return inverse_positive(root) if wanted == "inverse" else root
 
 
 SQUARE_ROOTS.add("mtp", MTP(), About("Taylor polynomial of degree 10", "exact for this polynomial", "ICLR 2022"))

@@ -1,9 +1,0 @@
-# AlexNet with batch norm with Newton-Schulz iteration (iSQRT), on ImageNet.
-# Paper: "Towards Faster Training of Global Covariance Pooling Networks by Iterative Matrix Square Root Normalization",
-#   CVPR 2018
-# Published: none for this network
-# Recipe: ICCV 2021 (batch 128, learning rate 0.0794, 30 epochs, divided by 10 after 10 and 20)
-# Train: python tools/train.py configs/alexnet/alexnet_isqrt_1xb128_in1k.py
-_base_ = "./alexnet_svdpade_1xb128_in1k.py"
-
-model = dict(neck=dict(pool="isqrt"))

@@ -1,8 +1,0 @@
-# ResNet-50 with compact bilinear pooling (CBP), on Stanford Cars.
-# Paper: "Compact Bilinear Pooling", CVPR 2016
-# Published: none for this network
-# Recipe: that of fine-tuning of CVPR 2018 (batch 10, learning rate 1.2e-3, 5 times that for the classifier, 100 epochs)
-# Train: python tools/train.py configs/fine_grained/resnet50_cbp_1xb10_cars.py
-_base_ = "./resnet50_svdpade_1xb10_cars.py"
-
-model = dict(neck=dict(pool="cbp"))

@@ -1,9 +1,0 @@
-# ResNet-18 with matrix Padé approximants (MPA), on ImageNet.
-# Paper: "Fast Differentiable Matrix Square Root", ICLR 2022
-# Published: none for this network
-# Recipe: that of the SVD heads for ResNet-50 in ICCV 2021 (batch 256, learning rate 0.0794, 60 epochs, divided by 10
-#   after 30 and 45)
-# Train: torchrun --nproc-per-node 8 tools/train.py configs/resnet/resnet18_mpa_8xb32_in1k.py --launcher pytorch
-_base_ = "./resnet18_svdpade_8xb32_in1k.py"
-
-model = dict(neck=dict(pool="mpa"))

@@ -1,9 +1,0 @@
-# Swin-T with Newton-Schulz iteration (iSQRT), on ImageNet.
-# Paper: "Towards Faster Training of Global Covariance Pooling Networks by Iterative Matrix Square Root Normalization",
-#   CVPR 2018
-# Published: none for this network
-# Recipe: MMPretrain's for this network
-# Train: torchrun --nnodes 2 --nproc-per-node 8 tools/train.py configs/swin_transformer/swin-tiny_isqrt_16xb64_in1k.py --launcher pytorch
-_base_ = "./swin-tiny_svdpade_16xb64_in1k.py"
-
-model = dict(neck=dict(pool="isqrt"))

@@ -1,9 +1,0 @@
-# ResNet-18 with decorrelated batch norm behind its first convolution, matrix Taylor polynomials (MTP), on CIFAR-10.
-# Paper: "Fast Differentiable Matrix Square Root", ICLR 2022
-# Published: top-1 error 4.49
-# Recipe: batch 128, learning rate 0.1 as released; the epochs are those of NeurIPS 2019 (350 epochs, divided by 10 after
-#   100, 200 and 300)
-# Train: python tools/train.py configs/whitening/resnet18-stem_zca-mtp_1xb128_cifar10.py
-_base_ = "./resnet18-stem_zca-mpa_1xb128_cifar10.py"
-
-model = dict(backbone=dict(rules=dict(bn1=dict(method="mtp"))))

@@ -1,9 +1,0 @@
-# ResNet-50 with decorrelated batch norm behind its first convolution, Newton-Schulz iteration, on CIFAR-100.
-# Paper: "Fast Differentiable Matrix Square Root", ICLR 2022
-# Published: top-1 error 19.39
-# Recipe: batch 128, learning rate 0.1 as released; the epochs are those of NeurIPS 2019 (350 epochs, divided by 10 after
-#   100, 200 and 300)
-# Train: python tools/train.py configs/whitening/resnet50-stem_zca-newton-schulz_1xb128_cifar100.py
-_base_ = "./resnet50-stem_zca-mpa_1xb128_cifar100.py"
-
-model = dict(backbone=dict(rules=dict(bn1=dict(method="newton_schulz"))))

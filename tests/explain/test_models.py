@@ -1,0 +1,135 @@
+"""Which models are explained: what training wraps around them, and what makes probabilities of their scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import timm
+import torch
+from support.explanations import CHEAP
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+import covpool_plugins
+from covpool_plugins.errors import OptionError
+from covpool_plugins.explain import ModelView, deletion_insertion, explain, metrics
+
+
+class Trainer(nn.Module):
+    """As a Lightning module holds its model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.criterion = model, nn.CrossEntropyLoss()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+class Scaled(Trainer):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * self.model(x)
+
+
+class WithoutForward(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.net = model
+
+
+class OwnHead(nn.Module):
+    """A backbone of timm's with a classifier of one's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.fc = timm.create_model("test_resnet", num_classes=0), nn.Linear(64, 3)
+        self.fc = nn.Linear(self.backbone.num_features, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.backbone(x))
+
+
+WRAPPERS = {
+    "compiled": torch.compile,
+    "parallel": nn.DataParallel,
+    "averaged": AveragedModel,
+    "ema": ModelEmaV3,
+    "trainer": Trainer,
+    "two layers": lambda model: nn.DataParallel(Trainer(torch.compile(model))),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_what_training_wraps_around_a_model_is_taken_off(name: str, small_net, image: Tensor) -> None:
+    net = small_net()
+    wrapped = WRAPPERS[name](net.train())
+    np.testing.assert_array_equal(explain(wrapped, image, target=1).map, explain(net, image, target=1).map)
+    assert net.training and net.head.training
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (Scaled, r"Scaled does not give the scores of the SmallNet in it: pass model\.model"),
+        (WithoutForward, r"WithoutForward does not give the scores of the SmallNet in it: pass model\.net"),
+        (lambda net: torch.jit.trace(net, torch.zeros(1, 3, 32, 32)), "scripted or traced"),
+        (lambda net: net.state_dict(), "must be a torch.nn.Module or a ModelView, got OrderedDict"),
+    ],
+)
+def test_what_does_more_is_named(wrap, message: str, small_net, image: Tensor) -> None:
+    with torch.no_grad(), pytest.raises(OptionError, match=message):
+        explain(wrap(small_net("gap")), image)
+
+
+def test_a_classifier_of_ones_own_on_a_backbone(image: Tensor) -> None:
+    assert explain(OwnHead().eval(), torch.randn(1, 3, 64, 64), "gradient", 2).map.any()
+
+
+@pytest.fixture
+def binary() -> nn.Module:
+    torch.manual_seed(0)
+    model = covpool_plugins.create_model("test_resnet", num_classes=1, reduce_channels=8)
+    return model.eval()
+
+
+def test_one_score_has_the_probability_of_its_sigmoid(binary: nn.Module) -> None:
+    x = torch.randn(1, 3, 64, 64)
+    score = binary(x).item()
+    view = ModelView.of(binary)
+    explanation = explain(view, x, "rise", masks=200)
+    assert view.activation == explanation.activation == "sigmoid"
+    assert explanation.probability == pytest.approx(torch.tensor(score).sigmoid().item())
+    assert "(sigmoid)" in explanation.caption()[0]
+    assert np.ptp(explanation.map) > 0
+    areas = deletion_insertion(view, x, explanation.map, 0, steps=2, orders=1)
+    assert all(0 < area < 1 for area in areas) and areas.deletion != areas.random_deletion
+    assert metrics(view, view.forward_pass(x), explanation, steps=0)["entropy"] is not None
+    with pytest.raises(OptionError, match="activation must be sigmoid for a model of one class score, got 'softmax'"):
+        explain(binary, x, activation="softmax")
+
+
+def test_labels_that_do_not_exclude_each_other(small_net, image: Tensor) -> None:
+    """Two labels can both be there: each probability is its own sigmoid, and RISE follows it."""
+    net = small_net()
+    with torch.no_grad():
+        net.head.fc.bias[:] = torch.tensor([6.0, 6.0, -6.0, -6.0, -6.0])
+    softmax, sigmoid = (explain(net, image, "rise", 0, activation=name, **CHEAP["rise"]) for name in (None, "sigmoid"))
+    assert softmax.probability < 0.9 and sigmoid.probability > 0.95
+    assert sigmoid.map.min() > softmax.map.max()
+    with pytest.raises(OptionError, match="activation must be one of softmax, sigmoid, got 'relu'"):
+        explain(net, image, activation="relu")
+
+
+def test_clips_frame_by_frame() -> None:
+    """The vectors of frames are averaged: the clip's score without its bias is the mean of the frames' sums."""
+    torch.manual_seed(0)
+    options = dict(num_classes=3, reduce_channels=8)
+    model = covpool_plugins.create_model("test_resnet", frames=4, **options).eval()
+    clip = torch.randn(1, 4, 3, 64, 64)
+    explanations = explain(model, clip, target=1)
+    assert len(explanations) == 4 and model.frames == 4
+    score = model(clip)[0, 1] - model.get_classifier().bias[1]
+    assert np.mean([e.map.sum() for e in explanations]) == pytest.approx(score.item(), rel=1e-4)
+    with pytest.raises(OptionError, match="joins the frames of a clip"):
+        explain(covpool_plugins.create_model("test_resnet", "temporal", frames=4, **options), clip)
