@@ -173,5 +173,5 @@ def newton_schulz_solution(S: Tensor, G: Tensor, iterations: int) -> Tensor:
         bQ = product(b, D - 0.5 * transpose(D))
         c = 1.5 * c - 0.5 * (bQ + transpose(bQ))
         if step < iterations - 1:
-            b = 1.5 * b - 0.5 * product(b, product(b, b))
+            b = 1.5 * b - 0.5 * product(b, product(b, transpose(b)))  # symmetric; Dynamo takes no tensor twice
     return 0.5 * c

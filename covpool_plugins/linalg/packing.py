@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 64  # rows; a block of the largest usual matrices still fits into a core's cache
+KEPT = 32  # index tensors; a pool of 256 channels takes four for its blocks and one for its gradient
 
 _indices: dict[tuple[str, int, int, torch.device], Tensor] = {}
 
@@ -84,6 +85,8 @@ def _cached(kind: str, rows: int, columns: int, device: torch.device) -> Tensor:
         # Fake and meta tensors of a tracing mode must not outlive it, nor those of a transform of torch.func.
         recorded = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
         if type(indices) is Tensor and not recorded:
+            if len(_indices) >= KEPT:
+                _indices.pop(next(iter(_indices)))
             _indices[key] = indices
     return indices
 

@@ -199,7 +199,7 @@ def no_further_derivative(method: object) -> RuntimeError:
 
 def first_derivative_only(gradient: Tensor, method: object, *sources: Tensor) -> Tensor:
     """``gradient``, guarded against being differentiated when a graph of it is being recorded."""
-    return apply(FirstDerivativeOnly, gradient, method, *sources)
+    return apply(FirstDerivativeOnly, gradient, method, *sources) if torch.is_grad_enabled() else gradient
 
 
 class Product(torch.autograd.Function):

@@ -65,6 +65,8 @@ class WidthOfNeck(BaseModule):
             shapes = ", ".join(str(tuple(stage.shape)) for stage in stages)
             raise ShapeError(f"{name}: expected vectors (B, D) from a neck, got {shapes}")
         vectors = torch.cat(stages, dim=1)
+        if self.fc.weight.dtype == torch.float16:
+            vectors = vectors.half()  # pools give float32 where float16 may not hold their vectors
         width = vectors.shape[1]
         if self.in_channels is None:
             self._take(vectors)

@@ -126,7 +126,7 @@ class Pool(nn.Module):
     default_channels: ClassVar[int | None] = None
     default_reductions: ClassVar[tuple[str, str]] = ("conv-bn-relu", "linear-ln")  # for maps, for tokens
     shared_options: ClassVar[tuple[str, ...]] = REDUCTION_OPTIONS
-    centered: Any = True  # whether the covariance is that of centred features
+    centered: bool = True  # whether the covariance is that of centred features
     in_range: bool = True  # whether float16 holds the vectors of features that it holds
 
     def __init__(
@@ -275,7 +275,7 @@ class Pool(nn.Module):
             torch.set_autocast_cache_enabled(cached)
             for module, buffers in kept:
                 module._buffers.update(buffers)
-        values, _ = guarded_eigh(smaller_covariance(X.double(), bool(self.centered)))
+        values, _ = guarded_eigh(smaller_covariance(X.double(), self.centered))
         return Spectrum.of(values)
 
     def __prepare_scriptable__(self) -> nn.Module:

@@ -53,9 +53,6 @@ class Normalization(nn.Module):
 
     in_range: bool = True  # see Pool
 
-    def __init__(self) -> None:
-        super().__init__()
-
     @property
     def is_exportable(self) -> bool:
         """Whether it takes no matrix decomposition."""

@@ -222,7 +222,7 @@ def attach_head(model: nn.Module, backbone: str, head: SecondOrderHead, place: P
     model.__class__ = second_order_class(type(model), place, head.frames is not None, classifier)
     if head.frames is not None:
         model.frames = head.frames  # type: ignore[assignment]
-    model.add_module(head_name(model), head)
+    setattr(model, head_name(model), head)
     model.register_load_state_dict_pre_hook(prepare)
 
 

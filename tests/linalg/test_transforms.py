@@ -67,7 +67,7 @@ class Module(torch.nn.Module):
 
 # An eigen-decomposition, and matrix products with a Cholesky factorisation.
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@every_function("second_moment", "covariance_sqrt-svdpade-6x4", "covariance_sqrt-mpa-6x4")
+@every_function("second_moment", "covariance_sqrt-svdpade-6x4", "covariance_sqrt-mpa-6x4", "sqrtm-mpa")
 def test_compiles_without_graph_breaks(name, backend):
     torch.compiler.reset()
     function, shape, _ = FUNCTIONS[name]

@@ -150,6 +150,7 @@ def test_gradients(name, shape):
         assert torch.autograd.gradcheck(call, parameters[key])
 
 
+@pytest.mark.filterwarnings("ignore:.* 1 position")
 @pytest.mark.parametrize("positions", [1, 4, 20])
 @pytest.mark.parametrize("name", [*NEWER, "dropcov", "moment", "crosscov"])
 def test_bad_samples_are_finite_or_spoil_themselves(name, positions):

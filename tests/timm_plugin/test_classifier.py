@@ -24,6 +24,7 @@ BACKBONES = {
     "shvit_s1": "head.l",
     "legacy_seresnet18": "last_linear",
     "selecsls42": "fc",
+    "hrnet_w18_small": "classifier",
     "deit_tiny_distilled_patch16_224": "head",
 }
 pytestmark = pytest.mark.fast_for("resnet10t", "test_efficientnet", "test_vit", "test_convnext", "levit_128s")

@@ -17,7 +17,7 @@ import covpool_plugins
 from covpool_plugins.timm_plugin.backbones import input_size
 
 TABLE = Path(__file__).with_name("sweep.md")
-OURS = ("second_order_models", "own_backbones", "whitened_models", "hub")
+OURS = ("second_order_models", "own_backbones", "whitened_models", "hub", "two_stream")
 TRAINED_BELOW = 45e6  # larger ones are built, and their shapes checked without data
 FEWEST = 90
 
