@@ -248,7 +248,8 @@ def draw(rows: Sequence[ProbeRow], path: Path) -> None:
     layers = list(dict.fromkeys(row.layer for row in rows))
     pools = list(dict.fromkeys(row.pool for row in rows))[::-1]
     figure = new_figure(1.8 + 2.4 * len(layers), 1.2 + 0.3 * len(pools))
-    for axis, layer in zip(figure.subplots(1, len(layers), sharex=True, sharey=True, squeeze=False)[0], layers, strict=True):
+    axes = figure.subplots(1, len(layers), sharex=True, sharey=True, squeeze=False)[0]
+    for axis, layer in zip(axes, layers, strict=True):
         for row in rows:
             if row.layer == layer and row.accuracies:
                 spread = statistics.stdev(row.accuracies) if len(row.accuracies) > 1 else 0.0
