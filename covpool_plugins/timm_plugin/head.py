@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from timm.models import register_notrace_module
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ..checks import check_classes, check_integer
 from ..errors import OptionError
@@ -188,21 +188,13 @@ class SecondOrderHead(nn.Module):
         x = self.norm(x)
         if not self.pool_type:
             return x
-        vector = _as_one_node(self.global_pool, x)
+        vector = self.global_pool(x)
         if self.fuse_token:
             vector = torch.cat([vector, mean_over_frames(x[:, 0], self.frames_joined_by_pool)], dim=1)
         if next((p.dtype for layers in (self.hidden, self.fc) for p in layers.parameters()), None) == torch.float16:
             vector = vector.half()  # pools give float32 where float16 may not hold their vectors
         vector = self.dropout(mean_over_frames(self.hidden(vector), self.frames_averaged))
         return vector if pre_logits else self.fc(vector)
-
-
-def _as_one_node(pool: nn.Module, x: Any) -> Any:
-    """The pool of x; one node for torch.fx, whoever traces (quantisation, torchvision, ...)."""
-    if isinstance(x, fx.Proxy):
-        tracer: Any = x.tracer
-        return tracer.create_proxy("call_module", tracer.path_of_module(pool), (x,), {})
-    return pool(x)
 
 
 def takes_frames(pool_type: str) -> bool:
