@@ -9,6 +9,8 @@ from ..checks import check_number
 from ..linalg.tensors import autocast_off
 from .base import widened
 
+LARGEST_FLOOR = 1e30
+
 
 class SignedRootL2(nn.Module):
     """sign(v) √(|v| + ε), then v / ‖v‖₂, for vectors (B, D); computed in float32 at least.
@@ -35,7 +37,13 @@ class SignedRootL2(nn.Module):
         """The result for the vectors ``unit`` ``v``, which may leave the range where ``v`` does not; (B, 1)."""
         with autocast_off(v.device.type):
             wide = widened(v)
-            signed = wide.sign() * (wide.abs() + (self.eps if unit is None else self.eps / unit)).sqrt()
+            if unit is None:
+                signed = wide.sign() * (wide.abs() + self.eps).sqrt()
+            else:
+                # Beside a floor beyond the precision of any entry all are alike, and have no gradient.
+                floor = self.eps / unit
+                alike = floor > LARGEST_FLOOR
+                signed = wide.sign() * torch.where(alike, 1.0, (wide.abs() + torch.where(alike, 1.0, floor)).sqrt())
             # The squares in the length of a vector leave the range before its entries do.
             largest = signed.detach().abs().amax(dim=-1, keepdim=True)
             return nn.functional.normalize(signed / torch.where(largest > 0, largest, 1.0), dim=-1).to(v.dtype)

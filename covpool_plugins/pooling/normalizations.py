@@ -36,6 +36,8 @@ from ..linalg.spectral import damped
 from ..linalg.tensors import autocast_off, exporting, trace, working_dtype
 from .damped_sum import root_and_damped_sum
 
+NEGLIGIBLE = 1e-60  # of the branch's square: its root is far below the rounding of one, and has a steep gradient
+
 
 class Normalization(nn.Module):
     """Features (B, C, M) to vectors: a function of their covariance.
@@ -223,7 +225,7 @@ class ScalingEigenBranch(Normalization):
         else:
             work = X.double() if compute == "float64" else X.to(working_dtype(X.dtype))
             root, squared = root_and_damped_sum(work, centered, compute == "mixed", vectorize == "triu")
-        zero = squared <= 0
+        zero = squared <= NEGLIGIBLE
         scale = 1 + torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
         return (root.flatten(1) * scale.to(root.dtype)).to(working_dtype(X.dtype))
 

@@ -34,9 +34,16 @@ except ImportError as error:
 # Pools of one number for each channel: they take all channels.
 FIRST_ORDER = ("gap", "attention")
 REDUCTIONS = ("pca", "linear", None)
+
+
+def logistic(strength: float = 1.0) -> Any:
+    """A logistic classifier of standardised vectors; ``strength`` is its C, whose inverse weighs the penalty."""
+    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
+
+
 CLASSIFIERS: Table[Callable[[], Any]] = Table("classifier of a probe")
-CLASSIFIERS.add("logistic", lambda: make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000)))
-CLASSIFIERS.add("ridge", lambda: make_pipeline(StandardScaler(), RidgeClassifierCV(np.logspace(0, 6, 13))))
+CLASSIFIERS.add("logistic", logistic)
+CLASSIFIERS.add("ridge", lambda: make_pipeline(StandardScaler(), RidgeClassifierCV(np.logspace(-1, 5, 13))))
 
 
 def list_probe_pools() -> list[str]:

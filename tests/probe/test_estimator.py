@@ -31,6 +31,7 @@ def data():
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.fast_for("gap", "svdpade")
 @pytest.mark.parametrize("pool", EXPECTED_FAILURES)
 def test_check_estimator(pool):
     results = check_estimator(
@@ -115,6 +116,7 @@ def test_probabilities_follow_the_classes(data):
     assert ridge.score(X, y) == (ridge.predict(X) == y).mean()
 
 
+@pytest.mark.slow
 def test_a_learned_projection_beats_a_random_guess_of_the_principal_one():
     """The classes differ in channels of small variance, which the principal directions miss."""
     generator = np.random.default_rng(0)

@@ -16,7 +16,7 @@ from studies.finetune_training import (
     five_crops,
     random_crops,
 )
-from studies.finetuning import RATES, best_rates, difference
+from studies.finetuning import RATES, best_rates, counted, difference, of_all_rows
 from studies.modes import COMPARISONS, run_mode
 from studies.rows import head_and_options
 
@@ -92,6 +92,18 @@ def test_rates_are_chosen_on_the_first_fold_only():
     assert best_rates([*runs, made_run("gap", 1, 0, 100.0, RATES[0])], ["gap"]) == RATES[-1]
 
 
+def test_rows_are_compared_on_the_folds_and_seeds_that_all_have():
+    runs = [made_run("gap", fold, seed) for seed in (0, 1) for fold in (1, 2)]
+    runs += [made_run("isqrt", fold, 0) for fold in (1, 2, 3)] + [made_run("isqrt", 2, 1)]
+    kept = of_all_rows(runs, ["gap", "isqrt"])
+    assert {(run.row, run.fold, run.seed) for run in kept} == {
+        (row, *place) for row in ("gap", "isqrt") for place in ((1, 0), (2, 0), (2, 1))
+    }
+    assert counted(kept) == "seed 0 on 2 folds, seed 1 on 1 folds"
+    with pytest.raises(OptionError, match="first fold"):
+        best_rates(runs, ["gap"])
+
+
 @pytest.fixture
 def command(tmp_path, without_packages):
     """The arguments of a comparison that takes a second."""
@@ -114,9 +126,16 @@ def test_an_interrupted_comparison_goes_on(command, capsys, monkeypatch):
     json_file.write_text(json.dumps({**complete, "runs": complete["runs"][:3]}))
     trained = []
     monkeypatch.setattr(finetuning, "train", lambda recipe, *job: trained.append(job) or made_run(*job[:3], 50.0))
+    run_mode(COMPARISONS, "", "", [*arguments, *rows, "--report", "--against=svdpade"])
+    assert not trained and "2 trainings: seed 0 on 1 folds" in capsys.readouterr().out
     run_mode(COMPARISONS, "", "", [*arguments, *rows])
     assert [job[:3] for job in trained] == [("svdpade", 2, 0)]
     assert len(json.loads(json_file.read_text())["runs"]) == 4
+
+
+def test_a_row_to_compare_with_is_one_of_the_rows(command):
+    with pytest.raises(OptionError, match="--against 'isqrt' is not among the rows: gap, svdpade"):
+        run_mode(COMPARISONS, "", "", [*command[0], "--rows", "gap", "svdpade", "--against", "isqrt"])
 
 
 def test_numbers_of_other_trainings_are_not_mixed(command):

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from studies.probing import SHIPPED, write_tiles
+from studies.probing import SHIPPED, STRENGTHS, write_tiles
 
 from covpool_plugins.errors import MissingExtraError, OptionError, UnknownNameError
 from covpool_plugins.explain import ModelView, explain
@@ -59,6 +59,16 @@ def test_all_that_is_written(arguments, tmp_path, capsys):
     assert explain(view, Image.new("RGB", (64, 64), "red"), "contribution").map.ndim == 2
 
 
+def test_the_first_fold_chooses_the_strength_and_is_not_counted(arguments, tmp_path, capsys):
+    tool.main([*arguments, "--folds=3", "--choose", "--pools", "gap", "svdpade"])
+    rows = json.loads((tmp_path / "out" / "numbers.json").read_text())["rows"]
+    assert all(len(row["accuracies"]) == 2 and row["strength"] in STRENGTHS for row in rows)
+    counted = [np.array(row["predicted"]) >= 0 for row in rows]
+    assert (counted[0] == counted[1]).all() and 0 < counted[0].sum() < 18
+    assert f"mistakes of {counted[0].sum()}" in (tmp_path / "out" / "index.html").read_text()
+    assert "The first fold chose the strengths" in capsys.readouterr().out
+
+
 def test_photographs_that_ship_are_the_default(tmp_path, capsys):
     out = tmp_path / "out"
     tool.main(["--model=resnet10t", "--untrained", "--size=32", "--folds=3", f"--out={out}", "--pools", "gap", "ibcnn"])
@@ -81,6 +91,7 @@ def test_tiles_do_not_overlap(tmp_path):
         (["--pools", "svd"], UnknownNameError, "unknown pool 'svd'.*svdpade"),
         (["--pools", "gap(", "svdpade"], OptionError, "a row is a name with options"),
         (["--layers", "layer9"], UnknownNameError, "layer9"),
+        (["--choose", "--classifier", "ridge"], OptionError, "--choose is for --classifier logistic"),
         (["--folds", "7"], OptionError, "class 'lying' has 5 groups"),
         (["--groups", "x(y)"], OptionError, "does not match"),
         (["--pools", "svdpade(size=3)"], OptionError, "no option 'size'"),

@@ -167,6 +167,10 @@ def _module(name: str, arguments: list[str], patch: pytest.MonkeyPatch, folder: 
         from _pytest.config import get_config
 
         get_config()._parser.parse(arguments)  # without its plugins and the tests' own settings
+    elif name.startswith("covpool_plugins."):
+        main = importlib.import_module(f"{name}.__main__").main
+        if arguments:
+            _parse(main, name, arguments, patch)
     else:
         assert name.startswith("studies."), f"no check for module {name!r}"
         _parse(importlib.import_module(name).main, name, arguments, patch)

@@ -28,6 +28,22 @@ def mean_and_spread(values: Sequence[float], sign: str = "") -> str:
     return f"{statistics.mean(values):{sign}.1f}{spread}" if values else "-"
 
 
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Mean, and half the width of its 95 % interval (t distribution); nothing for fewer than two values.
+
+    Of differences over folds the interval is a guide: folds share training pictures.
+    """
+    if len(values) < 2:
+        return None
+    quantile = float(require_extra("scipy.stats", "probe").t.ppf(0.975, len(values) - 1))
+    return statistics.mean(values), quantile * statistics.stdev(values) / len(values) ** 0.5
+
+
+def shown_interval(pair: tuple[float, float] | None) -> str:
+    """A mean and its interval, with a sign and one digit."""
+    return "-" if pair is None else f"{pair[0]:+.1f} ± {pair[1]:.1f}"
+
+
 def new_figure(width: float, height: float) -> Any:
     """A matplotlib figure.
 

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from covpool_plugins.command_line import available_device, markdown_table
-from covpool_plugins.errors import OptionError, require_extra
+from covpool_plugins.errors import OptionError
 
-from .figures import mean_and_spread, new_figure, save_figure
+from .figures import mean_and_interval, mean_and_spread, new_figure, save_figure, shown_interval
 from .finetune_training import BASELINE, FinetuneRecipe, FinetuneRun, train, weights_of
 from .labelled import folds, labelled_files
 from .modes import COMPARISONS, Mode, add_numbers, add_training_arguments, environment, existing_folder, plot_file
@@ -58,6 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rates", type=float, nargs=2, default=RATES[0], metavar="X", help="network's and classifier's"
     )
     parser.add_argument("--choose", action="store_true", help="choose the rates on the first fold")
+    parser.add_argument("--against", default=BASELINE, metavar="HEAD", help=f"the row of the differences ({BASELINE})")
+    parser.add_argument("--report", action="store_true", help="train nothing, report what the file of --json has")
     parser.add_argument("--device", type=available_device, default=torch.device("cpu"), help="cpu or cuda (cpu)")
     parser.add_argument("--plot", type=plot_file, metavar="FILE", help="draw the differences (.png, .svg or .pdf)")
     add_numbers(parser, "--workers", 1, "trainings at a time")
@@ -71,6 +73,8 @@ def run(options: argparse.Namespace) -> None:
     )
     for row in options.rows:
         head_and_options(row)
+    if options.against not in options.rows:
+        raise OptionError(f"--against {options.against!r} is not among the rows: {', '.join(options.rows)}")
     files = labelled_files(recipe.images, recipe.groups)
     folds(files, recipe.folds)
     weights_of(recipe.backbone, recipe.packages)
@@ -91,11 +95,10 @@ def run(options: argparse.Namespace) -> None:
     order = product(range(options.seeds), range(1, recipe.folds), options.rows)
     jobs = [(row, fold, seed, *rates) for seed, fold, row in order]
     runs = _train_missing(recipe, jobs, runs, options, facts)
-    wanted = set(jobs)
-    reported = [run for run in runs if run.job in wanted]
-    print(f"\n{table(reported)}")
+    reported = of_all_rows([run for run in runs if run.job in set(jobs)], options.rows)
+    print(f"\n{len(reported)} trainings: {counted(reported)}\n\n{table(reported, options.against)}")
     if options.plot is not None:
-        draw(reported, options.plot)
+        draw(reported, options.plot, options.against)
 
 
 def _earlier_runs(path: Path | None, facts: dict[str, Any]) -> list[FinetuneRun]:
@@ -124,22 +127,40 @@ def _train_missing(
     options: argparse.Namespace,
     facts: dict[str, Any],
 ) -> list[FinetuneRun]:
+    if options.report:
+        return runs
     known = {run.job for run in runs}
     missing = [(recipe, *job) for job in jobs if job not in known]
     return train_all(train, missing, options.json, facts, options.workers, runs)
 
 
 def best_rates(runs: Sequence[FinetuneRun], rows: Sequence[str]) -> tuple[float, float]:
-    """The learning rates whose crops of the first fold are classified best, in the mean over the rows."""
-    means = {
-        rates: statistics.mean(
-            run.crops or 0.0
-            for run in runs
-            if run.fold == 0 and run.row in rows and (run.learning_rate, run.classifier_rate) == rates
-        )
-        for rates in RATES
-    }
-    return max(means, key=lambda rates: means[rates])
+    """The learning rates whose crops of the first fold are classified best, in the mean over the rows.
+
+    Raises:
+        OptionError: for rows that were not trained with all rates.
+    """
+    found: dict[tuple[float, float], list[float]] = {rates: [] for rates in RATES}
+    for run in runs:
+        if run.fold == 0 and run.row in rows:
+            found.setdefault((run.learning_rate, run.classifier_rate), []).append(run.crops or 0.0)
+    if any(len(found[rates]) < len(rows) for rates in RATES):
+        raise OptionError("--report: the file has not all trainings of the first fold, which choose the rates")
+    return max(RATES, key=lambda rates: statistics.mean(found[rates]))
+
+
+def of_all_rows(runs: Sequence[FinetuneRun], rows: Sequence[str]) -> list[FinetuneRun]:
+    """The runs of the folds and seeds that every row has, so that rows are compared on the same ones."""
+    common = set.intersection(*({(run.fold, run.seed) for run in runs if run.row == row} for row in rows))
+    return [run for run in runs if (run.fold, run.seed) in common]
+
+
+def counted(runs: Sequence[FinetuneRun]) -> str:
+    """How many folds each seed has."""
+    folds_of: dict[int, set[int]] = {}
+    for run in runs:
+        folds_of.setdefault(run.seed, set()).add(run.fold)
+    return ", ".join(f"seed {seed} on {len(found)} folds" for seed, found in sorted(folds_of.items()))
 
 
 def fold_means(runs: Sequence[FinetuneRun], row: str, measure: str) -> dict[int, float]:
@@ -151,25 +172,16 @@ def fold_means(runs: Sequence[FinetuneRun], row: str, measure: str) -> dict[int,
     return {fold: statistics.mean(values) for fold, values in found.items()}
 
 
-def difference(runs: Sequence[FinetuneRun], row: str, measure: str) -> tuple[float, float] | None:
-    """Mean difference to the baseline over the folds, and half the width of its 95 % interval (t distribution).
-
-    The folds share training pictures, so the interval is a guide. There is none for fewer than two folds.
-    """
-    own, base = fold_means(runs, row, measure), fold_means(runs, BASELINE, measure)
-    values = [own[fold] - base[fold] for fold in own if fold in base]
-    if len(values) < 2:
-        return None
-    quantile = float(require_extra("scipy.stats", "probe").t.ppf(0.975, len(values) - 1))
-    return statistics.mean(values), quantile * statistics.stdev(values) / len(values) ** 0.5
+def difference(
+    runs: Sequence[FinetuneRun], row: str, measure: str, baseline: str = BASELINE
+) -> tuple[float, float] | None:
+    """Mean difference to a row over the folds, and half the width of its 95 % interval."""
+    own, base = fold_means(runs, row, measure), fold_means(runs, baseline, measure)
+    return mean_and_interval([own[fold] - base[fold] for fold in own if fold in base])
 
 
-def _shown(pair: tuple[float, float] | None) -> str:
-    return "-" if pair is None else f"{pair[0]:+.1f} ± {pair[1]:.1f}"
-
-
-def table(runs: Sequence[FinetuneRun]) -> str:
-    """Means over folds ± deviation; differences to the baseline, fold by fold, with their 95 % intervals."""
+def table(runs: Sequence[FinetuneRun], baseline: str = BASELINE) -> str:
+    """Means over folds ± deviation; differences to a row, fold by fold, with their 95 % intervals."""
     header = ["head", "pictures, %", "difference", "crops, %", "difference", "width", "million parameters", "s"]
     rows = []
     for row in dict.fromkeys(run.row for run in runs):
@@ -177,19 +189,19 @@ def table(runs: Sequence[FinetuneRun]) -> str:
         cells = [f"`{row}`"]
         for measure in ("pictures", "crops"):
             cells.append(mean_and_spread(list(fold_means(runs, row, measure).values())))
-            cells.append("" if row == BASELINE else _shown(difference(runs, row, measure)))
+            cells.append("" if row == baseline else shown_interval(difference(runs, row, measure, baseline)))
         seconds = statistics.median(run.seconds or 0.0 for run in of_row)
         rows.append([*cells, str(of_row[0].width), f"{of_row[0].parameters / 1e6:.2f}", f"{seconds:.1f}"])
     return markdown_table(header, rows)
 
 
-def draw(runs: Sequence[FinetuneRun], path: Path) -> None:
-    """The differences to the baseline with their intervals."""
-    rows = [row for row in dict.fromkeys(run.row for run in runs) if row != BASELINE][::-1]
+def draw(runs: Sequence[FinetuneRun], path: Path, baseline: str = BASELINE) -> None:
+    """The differences to a row with their intervals."""
+    rows = [row for row in dict.fromkeys(run.row for run in runs) if row != baseline][::-1]
     figure = new_figure(7, 1.2 + 0.3 * len(rows))
     axis = figure.subplots()
     for shift, measure in ((0.12, "pictures"), (-0.12, "crops")):
-        found = [(place, difference(runs, row, measure)) for place, row in enumerate(rows)]
+        found = [(place, difference(runs, row, measure, baseline)) for place, row in enumerate(rows)]
         shown = [(place, pair) for place, pair in found if pair is not None]
         axis.errorbar(
             [pair[0] for _, pair in shown],
@@ -202,8 +214,8 @@ def draw(runs: Sequence[FinetuneRun], path: Path) -> None:
         )
     axis.axvline(0, color="0.6", linestyle="--", linewidth=1)
     axis.set_yticks(range(len(rows)), rows, fontsize=8)
-    axis.set(xlabel=f"accuracy less that of {BASELINE}, percentage points, with 95 % intervals")
-    axis.legend(fontsize=8)
+    axis.set(xlabel=f"points more than {baseline}, with 95 % intervals")
+    figure.legend(loc="outside upper right", ncols=2, fontsize=8)
     axis.grid(alpha=0.3)
     save_figure(figure, path)
 

@@ -19,14 +19,14 @@ from torch import nn
 from tqdm import tqdm
 
 from covpool_plugins.command_line import available_device, markdown_table
-from covpool_plugins.errors import OptionError, one_line
+from covpool_plugins.errors import OptionError, one_line, require_extra
 from covpool_plugins.files import check_folder, write_atomically, write_json
 from covpool_plugins.probe import Features, cached_features, list_probe_pools, model_with_probe, packaged_weights
-from covpool_plugins.probe.estimator import CLASSIFIERS, SecondOrderProbe
+from covpool_plugins.probe.estimator import CLASSIFIERS, SecondOrderProbe, logistic
 from covpool_plugins.probe.packaged_weights import PACKAGES
 from covpool_plugins.timm_plugin import save_for_hub
 
-from .figures import mean_and_spread, new_figure, save_figure
+from .figures import mean_and_interval, mean_and_spread, new_figure, save_figure, shown_interval
 from .labelled import LabelledFiles, folds, labelled_files
 from .modes import add_numbers, environment, existing_folder
 from .photographs import photograph
@@ -39,6 +39,7 @@ POOLS = ("gap", "svdpade", "isqrt", "gaussian", "ibcnn", "moment")
 SHIPPED = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry", "retina")
 TILE, GRID = 96, (3, 4)
 LAST = "last"
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic classifier, whose penalty is 1 / C
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,17 @@ class ProbeRow:
     Args:
         layer: name of a module, or ``last``: what the model's pooling sees.
         pool: with its options.
+        strength: C of the logistic classifier.
         accuracies: on each fold, in percent.
         seconds: to fit and predict, of each fold; without the features.
         width: of the vectors.
-        predicted: the class of each picture, by the probe that was not fitted on it.
+        predicted: the class of each picture, by the probe that was not fitted on it; -1 on a fold for choosing.
         failed: why there are no numbers.
     """
 
     layer: str
     pool: str
+    strength: float | None
     accuracies: list[float]
     seconds: list[float]
     width: int
@@ -75,6 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pools", nargs="+", default=POOLS, metavar="POOL", help=f"with options ({' '.join(POOLS)})")
     parser.add_argument("--layers", nargs="+", default=[LAST], metavar="NAME", help="modules of the model (last)")
     parser.add_argument("--classifier", choices=CLASSIFIERS, default="logistic", help="(logistic)")
+    parser.add_argument(
+        "--choose", action="store_true", help="choose the strength of the logistic one on the first fold"
+    )
     parser.add_argument("--size", type=int, metavar="N", help="pixels a side (the model's own)")
     add_numbers(parser, "--channels", 64, "after the reduction")
     add_numbers(parser, "--folds", 5)
@@ -89,6 +95,8 @@ def run(options: argparse.Namespace) -> None:
     torch.set_num_threads(max(torch.get_num_threads(), 1))
     for row in [*options.pools, *([options.save] if options.save else [])]:
         head_and_options(row, [*list_probe_pools(), TOKEN])
+    if options.choose and options.classifier != "logistic":
+        raise OptionError("--choose is for --classifier logistic: ridge chooses its strength by itself")
     check_folder(options.out)
     model, model_kwargs = build(options)
     images = options.images or write_tiles(options.out / "photographs")
@@ -97,11 +105,6 @@ def run(options: argparse.Namespace) -> None:
     compute = partial(
         cached_features, model, files.paths, cache=options.cache or options.out / "features", size=options.size
     )
-    rows = []
-    for layer in options.layers:
-        features = compute(layer=None if layer == LAST else layer, device=options.device)
-        for pool in tqdm(options.pools, desc=layer, unit="pool", disable=None, leave=False):
-            rows.append(evaluate(features, files, parts, layer, pool, options))
     facts = {
         **environment(options.device),
         "model": options.model,
@@ -111,14 +114,21 @@ def run(options: argparse.Namespace) -> None:
         "channels": options.channels,
         "classifier": options.classifier,
         "folds": options.folds,
+        "chosen": options.choose,
     }
+    rows: list[ProbeRow] = []
+    for layer in options.layers:
+        features = compute(layer=None if layer == LAST else layer, device=options.device)
+        for pool in tqdm(options.pools, desc=layer, unit="pool", disable=None, leave=False):
+            rows.append(evaluate(features, files, parts, layer, pool, options))
+            write_json(options.out / "numbers.json", {**facts, "rows": [asdict(row) for row in rows]})
     by_chance = 100 * np.bincount(files.labels).max() / len(files.labels)
     print(
         f"{len(files.paths)} pictures of {len(files.classes)} classes, {facts['groups']} groups; the largest class is"
     )
-    print(f"{by_chance:.1f} % of them. {options.folds} folds, {options.classifier}, {options.channels} channels.\n")
+    print(f"{by_chance:.1f} % of them. {options.folds} folds, {options.classifier}, {options.channels} channels.")
+    print("The first fold chose the strengths and is not counted.\n" if options.choose else "")
     print(table(rows))
-    write_json(options.out / "numbers.json", {**facts, "rows": [asdict(row) for row in rows]})
     draw(rows, options.out / "accuracy.png")
     write_mistakes(options.out / "index.html", files, rows, table(rows))
     if options.save:
@@ -177,20 +187,42 @@ def evaluate(
     row: str,
     options: argparse.Namespace,
 ) -> ProbeRow:
-    """Fit and test one pool on every fold."""
+    """Fit and test one pool on every fold, or on all but the one that the strength was chosen on."""
     pool = head_and_options(row, [*list_probe_pools(), TOKEN])[0]
     if pool == TOKEN and features.prefix is None:
-        return ProbeRow(layer, row, [], [], 0, [], f"{options.model} has no class token in {layer}")
+        return ProbeRow(layer, row, None, [], [], 0, [], f"{options.model} has no class token in {layer}")
     X, mask = (features.prefix[:, 0], None) if pool == TOKEN else (features.values, features.mask)  # type: ignore
-    predicted, accuracies, seconds, width = np.zeros(len(files.labels), int), [], [], 0
-    for training, testing in parts:
+    probe = make_probe(row, options)
+    strength = best_strength(probe, X, mask, files.labels, *parts[0]) if options.choose else None
+    if strength is not None:
+        probe.set_params(classifier=logistic(strength))
+    predicted, accuracies, seconds, width = np.full(len(files.labels), -1), [], [], 0
+    for training, testing in parts[1:] if options.choose else parts:
         start = time.perf_counter()
-        probe = make_probe(row, options).fit(X[training], files.labels[training], _part(mask, training))
+        probe.fit(X[training], files.labels[training], _part(mask, training))
         predicted[testing] = probe.predict(X[testing], _part(mask, testing))
         seconds.append(time.perf_counter() - start)
         accuracies.append(100 * float((predicted[testing] == files.labels[testing]).mean()))
         width = probe.network_.pool.out_features
-    return ProbeRow(layer, row, accuracies, seconds, width, predicted.tolist())
+    return ProbeRow(layer, row, strength, accuracies, seconds, width, predicted.tolist())
+
+
+def best_strength(
+    probe: SecondOrderProbe, X: np.ndarray, mask: np.ndarray | None, labels: np.ndarray, *part: np.ndarray
+) -> float:
+    """The C of the logistic classifier with the least log loss on the test pictures of a fold.
+
+    Accuracy on some dozens of pictures is the same for many strengths; log loss is not.
+    """
+    log_loss = require_extra("sklearn.metrics", "probe").log_loss
+    training, testing = part
+    probe.set_params(classifier=logistic(STRENGTHS[0])).fit(X[training], labels[training], _part(mask, training))
+    vectors, held_out = (probe.vectors(X[rows], _part(mask, rows)) for rows in part)
+    losses = {}
+    for C in STRENGTHS:
+        classifier = logistic(C).fit(vectors, labels[training])
+        losses[C] = log_loss(labels[testing], classifier.predict_proba(held_out), labels=classifier.classes_)
+    return min(STRENGTHS, key=lambda C: losses[C])
 
 
 def _part(mask: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
@@ -198,16 +230,17 @@ def _part(mask: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
 
 
 def table(rows: Sequence[ProbeRow]) -> str:
-    """Means over the folds ± deviation; the difference to average pooling of the same layer, fold by fold."""
+    """Means over the folds ± deviation; the difference to average pooling of the same layer with its 95 % interval."""
     base = {row.layer: row.accuracies for row in rows if row.pool == "gap"}
     body = []
     for row in rows:
         differences = [own - other for own, other in zip(row.accuracies, base.get(row.layer, []), strict=False)]
-        shown = "" if row.pool == "gap" else mean_and_spread(differences, "+")
+        shown = "" if row.pool == "gap" else shown_interval(mean_and_interval(differences))
+        strength = "" if row.strength is None else f"{row.strength:g}"
         seconds = f"{statistics.median(row.seconds):.2f}" if row.seconds else "-"
         accuracy = mean_and_spread(row.accuracies) if not row.failed else row.failed
-        body.append([row.layer, f"`{row.pool}`", accuracy, shown, str(row.width), seconds])
-    return markdown_table(["layer", "pool", "accuracy, %", "to gap", "width", "s per fold"], body, text_columns=2)
+        body.append([row.layer, f"`{row.pool}`", accuracy, shown, strength, str(row.width), seconds])
+    return markdown_table(["layer", "pool", "accuracy, %", "to gap", "C", "width", "s per fold"], body, text_columns=2)
 
 
 def draw(rows: Sequence[ProbeRow], path: Path) -> None:
@@ -215,7 +248,8 @@ def draw(rows: Sequence[ProbeRow], path: Path) -> None:
     layers = list(dict.fromkeys(row.layer for row in rows))
     pools = list(dict.fromkeys(row.pool for row in rows))[::-1]
     figure = new_figure(1.8 + 2.4 * len(layers), 1.2 + 0.3 * len(pools))
-    for axis, layer in zip(figure.subplots(1, len(layers), sharey=True, squeeze=False)[0], layers, strict=True):
+    axes = figure.subplots(1, len(layers), sharex=True, sharey=True, squeeze=False)[0]
+    for axis, layer in zip(axes, layers, strict=True):
         for row in rows:
             if row.layer == layer and row.accuracies:
                 spread = statistics.stdev(row.accuracies) if len(row.accuracies) > 1 else 0.0

@@ -53,7 +53,8 @@ def write_mistakes(path: Path, files: LabelledFiles, rows: Sequence[Any], table:
     thumbnails: dict[int, str] = {}
     sections = []
     for row in rows:
-        wrong = [place for place, predicted in enumerate(row.predicted) if predicted != files.labels[place]]
+        tested = [(place, predicted) for place, predicted in enumerate(row.predicted) if predicted >= 0]
+        wrong = [place for place, predicted in tested if predicted != files.labels[place]]
         mistakes = []
         for place in wrong[:MOST_SHOWN]:
             if place not in thumbnails:
@@ -61,7 +62,7 @@ def write_mistakes(path: Path, files: LabelledFiles, rows: Sequence[Any], table:
             names = {"label": files.classes[files.labels[place]], "predicted": files.classes[row.predicted[place]]}
             mistakes.append({"data": thumbnails[place], "name": files.paths[place].name, **names})
         title = f"{row.pool}, {row.layer}"
-        sections.append({"title": title, "wrong": len(wrong), "all": len(row.predicted), "mistakes": mistakes})
+        sections.append({"title": title, "wrong": len(wrong), "all": len(tested), "mistakes": mistakes})
     header, _, *body = table.splitlines()
     cells = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in (header, *body)]
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(PAGE)

@@ -113,7 +113,7 @@ class MPA(IterativeMethod):
 
     Examples:
         >>> sqrtm(torch.diag(torch.tensor([100.0, 1.0])), MPA(degree=5)).diagonal()  # too large for the smaller
-        tensor([10.0000,  1.2473])
+        tensor([10.0000,  1.2472])
     """
 
     gradient: Gradient = "auto"
