@@ -196,9 +196,9 @@ class Pool(nn.Module):
         if isinstance(x, torch.fx.Proxy):  # what is drawn is the pool, as a leaf
             return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x, mask), {})
         if torch.onnx.is_in_onnx_export() and not self.is_exportable:
-            able = ", ".join(list_pools(exportable=True))
             raise ExportError(
-                f"the {self.pool_type} pool needs a matrix decomposition, which ONNX does not have; without one: {able}"
+                f"the {self.pool_type} pool needs a matrix decomposition, which ONNX does not have; "
+                "covpool_plugins.pooling.list_pools(exportable=True) are those that do without"
             )
         X = self.features(x, mask)
         if self.training and self.needs_positions and not self.warned and is_one_position(X):

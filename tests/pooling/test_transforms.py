@@ -24,7 +24,7 @@ VARIANTS = {
     "powcov-learned": partial(create_pool, "powcov", 12, learn_p=True),
 }
 # Their gradient is no derivative of what they compute.
-APPROXIMATE = {"svdtaylor", "svdpi", "svdtrunc", "svdtopn", "svdoriginal", "svdnewton"}
+APPROXIMATE = {"svdtaylor", "svdpi", "svdtrunc", "svdtopn", "svdoriginal"}
 
 
 def every_variant(*fast, among=VARIANTS):
