@@ -17,7 +17,7 @@ from studies.planted import (
 )
 
 from covpool_plugins.explain import ModelView, explain
-from covpool_plugins.explain.sanity import cascading_randomization, depends_on_weights, rank_correlation
+from covpool_plugins.explain.sanity import THRESHOLD, cascading_randomization, rank_correlation
 
 pytest.importorskip("skimage")
 
@@ -50,14 +50,18 @@ def check_targets(view: ModelView, method: str, count: int) -> None:
 
 
 def check_random_weights(view: ModelView, method: str, count: int) -> None:
-    """A map that random weights leave empty, as Grad-CAM's behind its ReLU, is no map that they leave alone."""
-    verdicts = []
+    """On average over pictures: the correlation of a single one has a spread of a fifth.
+
+    A map that random weights leave empty, as Grad-CAM's behind its ReLU, is no map that they leave alone.
+    """
+    similarities = []
     for seed, scene in enumerate(held_out_scenes(count, 1, seed=3)):
         x, (target,) = view.preprocessing(scene.picture), scene.regions
         rows = cascading_randomization(view, x, {method: EXPLAINED_BY[method]}, target, seed=seed)
-        verdicts.append(depends_on_weights(rows)[method])
         assert all((row.similarity is None) == bool(row.note) for row in rows)
-    assert set(verdicts) <= {True, None} and True in verdicts
+        if rows[-1].similarity is not None:
+            similarities.append(abs(rows[-1].similarity))
+    assert similarities and np.mean(similarities) < THRESHOLD
 
 
 @pytest.mark.slow
