@@ -68,6 +68,7 @@ class SpectralFunction(torch.autograd.Function):
     """f(A), from what :func:`decompose` makes of A."""
 
     generate_vmap_rule = True
+    twice_forward = True
 
     @staticmethod
     def forward(A: Tensor, image: Tensor, values: Tensor, U: Tensor, function: SpectralMethod) -> Tensor:
@@ -121,6 +122,7 @@ class SpectralDerivative(torch.autograd.Function):
     """L(A, G) for symmetric G; differentiable in G and A where f has a second derivative."""
 
     generate_vmap_rule = True
+    twice_forward = True
 
     @staticmethod
     def forward(G: Tensor, A: Tensor, values: Tensor, U: Tensor, function: SpectralMethod) -> Tensor:

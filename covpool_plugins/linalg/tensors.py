@@ -130,11 +130,17 @@ def apply(function: type[torch.autograd.Function], *inputs: Any) -> Any:
     That is where no gradient is recorded and no transform of ``torch.func`` is at work, and while ``torch.jit`` traces:
     such a graph can be saved, and whatever counts or replaces operations finds them.
 
-    For forward mode, a function has a method ``tangent`` with the arguments of ``jvp``, which Dynamo does not take.
+    For forward mode, a function has a method ``tangent`` with the arguments of ``jvp``, which Dynamo does not take. An
+    outer forward mode does not see its operations, so that it is refused; ``twice_forward`` says that it has them all.
     """
     if torch.compiler.is_compiling():  # Dynamo sees into the function anyway.
         return function.apply(*inputs)
     if is_transformed():
+        if _is_forward_over_forward() and not getattr(function, "twice_forward", False):
+            raise RuntimeError(
+                f"{function.__name__} has no forward derivative of a forward derivative, which PyTorch would take for "
+                "zero; torch.func.hessian, forward over reverse, has it"
+            )
         return _with_forward_mode(function).apply(*inputs)
     if not is_plain(*inputs):
         return function.apply(*inputs)
@@ -151,6 +157,11 @@ def is_plain(*inputs: Any) -> bool:
 def is_transformed() -> bool:
     """Whether a transform of ``torch.func`` or forward mode is at work."""
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def _is_forward_over_forward() -> bool:
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1
 
 
 @cache

@@ -147,6 +147,8 @@ class CovariancePool(Pool):
         return self.centered
 
     def entries(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
+        if self.compute == "mixed" and self.method and not isinstance(self.elementwise, nn.Identity):
+            X = X.double()  # a signed root magnifies the rounding of small entries of the root
         X, centered = self.weighting(X, mask), self.centered
         if mask is not None:
             X, centered = counted(X, mask, centered), False

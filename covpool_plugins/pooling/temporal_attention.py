@@ -87,7 +87,11 @@ class SpatialAttention(nn.Module):
     def forward(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         gathered = product(self.weights(X, mask), _linear(self.value, X.transpose(2, 3)))
         rows = gathered.flatten(0, 2).to(self.norm.weight.dtype)
-        rows = self.norm(rows) if mask is None else on_rows(self.norm, rows, mask.flatten())
+        if mask is not None and self.norm.training:
+            rows = on_rows(self.norm, rows, mask.flatten())
+        else:
+            rows = self.norm(rows)
+            rows = rows if mask is None else rows.masked_fill(~mask.flatten().unsqueeze(-1), 0.0)
         return rows.to(X.dtype).reshape(gathered.shape).transpose(2, 3)
 
 

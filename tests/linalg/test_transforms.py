@@ -246,3 +246,24 @@ exported = torch.export.export(Function(), (X,)).module()
 torch.testing.assert_close(exported(X), Function()(X))
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@every_function(*FUNCTIONS)
+def test_forward_over_forward_mode_is_right_or_refused(name):
+    """PyTorch would take the second derivative of a custom function for zero."""
+    function, shape, _ = FUNCTIONS[name]
+    X = features(*shape, batch=1)[0]
+    weights = torch.linspace(-1, 1, function(X).numel(), dtype=X.dtype)
+    along = torch.linspace(1, 2, X.numel(), dtype=X.dtype).view_as(X)
+
+    def slope(X):
+        return torch.func.jvp(lambda X: (function(X).flatten() * weights).sum(), (X,), (along,))[1]
+
+    try:
+        second = torch.func.jvp(slope, (X,), (along,))[1]
+    except RuntimeError as error:
+        assert "forward derivative" in str(error) or "further derivative" in str(error)
+    else:
+        step = 1e-5
+        expected = (slope(X + step * along) - slope(X - step * along)) / (2 * step)
+        assert relative_error(second, expected) < 1e-3

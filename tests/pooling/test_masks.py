@@ -91,3 +91,25 @@ def test_the_rounding_of_a_large_mean_is_no_variance(name):
     pool = create_pool(name, CHANNELS, input_fmt="NLC", **options).eval()
     expected = pool(tokens[:, :7])
     assert (pool(tokens, torch.arange(9)[None] < 7) - expected).abs().max() <= 1e-3 * expected.abs().max()
+
+
+def test_a_mask_of_nothing_and_mapped_samples_in_evaluation():
+    """No statistics are taken there: ``temporal`` has a batch norm behind its reduction, too."""
+    pool = create_pool("temporal", 8, frames=1, reduce_channels=6, input_fmt="NLC").eval()
+    x, mask = torch.randn(2, 9, 8), torch.arange(9) < torch.tensor([[9], [5]])
+    assert not pool(x, torch.zeros(2, 9, dtype=torch.bool)).any()
+    mapped = torch.vmap(lambda x, mask: pool(x[None], mask[None])[0])(x, mask)
+    assert torch.allclose(mapped, pool(x, mask), atol=1e-6)
+
+
+@pytest.mark.parametrize("positions", [7, 12])
+def test_the_signed_root_of_small_entries_of_a_root(positions):
+    """It magnified their rounding: the gradient was 8e-5 off."""
+    X = torch.randn(2, 64, positions, positions, generator=torch.Generator().manual_seed(0))
+    weights = torch.linspace(-1, 1, 64**2, dtype=torch.float64)
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        x = X.to(dtype, copy=True).requires_grad_()
+        (create_pool("ibcnn", 64, dtype=dtype)(x).double() * weights).sum().backward()
+        gradients.append(x.grad.double())
+    assert (gradients[0] - gradients[1]).norm() < 1e-6 * gradients[1].norm()
