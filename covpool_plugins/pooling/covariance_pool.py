@@ -151,7 +151,8 @@ class CovariancePool(Pool):
             X = X.double()  # a signed root magnifies the rounding of small entries of the root
         X, centered = self.weighting(X, mask), self.centered
         if mask is not None:
-            X, centered = counted(X, mask, centered), False
+            wide = self.compute == "float64" or (self.compute == "mixed" and not self.normalization.is_iterative)
+            X, centered = counted(X, mask, centered, torch.float64 if wide else torch.float32), False
         return self.normalization(X, centered, self.compute, self.vectorize)
 
     def represent(self, X: Tensor, mask: Tensor | None = None) -> Tensor:

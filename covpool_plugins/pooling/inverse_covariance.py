@@ -27,6 +27,10 @@ class IterativeInverse(Normalization):
     def is_exportable(self) -> bool:
         return True
 
+    @property
+    def is_iterative(self) -> bool:
+        return True
+
     def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
         wide = compute == "float64" or X.dtype == torch.float64
         return super().forward(X, centered, "float64" if wide else "float32", vectorize)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..checks import check_flag, check_number
 from ..linalg import (
     Compute,
+    IterativeMethod,
     Method,
     Vectorize,
     covariance,
@@ -58,6 +59,11 @@ class Normalization(nn.Module):
     @property
     def is_exportable(self) -> bool:
         """Whether it takes no matrix decomposition."""
+        return False
+
+    @property
+    def is_iterative(self) -> bool:
+        """Whether ``mixed`` centres the features in float32: for matrix products it needs no float64."""
         return False
 
     def function(self, A: Tensor) -> Tensor:
@@ -100,6 +106,10 @@ class MatrixRoot(Normalization):
     @property
     def is_exportable(self) -> bool:
         return self.method.exportable("sqrtm")
+
+    @property
+    def is_iterative(self) -> bool:
+        return isinstance(self.method, IterativeMethod)
 
     def extra_repr(self) -> str:
         return str(self.method)

@@ -74,11 +74,11 @@ def mean_over_positions(X: Tensor, mask: Tensor | None) -> Tensor:
     return X.mean(-1, keepdim=True) if mask is None else only(X, mask).sum(-1, keepdim=True) / count_positions(X, mask)
 
 
-def counted(X: Tensor, mask: Tensor | None, centered: bool) -> Tensor:
+def counted(X: Tensor, mask: Tensor | None, centered: bool, rounding: torch.dtype = torch.float32) -> Tensor:
     """Features whose second moment X Xᵀ / M is the covariance of the positions that count; float32 at least.
 
-    They are centred, in float64, and zero where they are constant up to rounding, or masked; the others are multiplied
-    by √(M / n) for n of M positions.
+    They are centred, in float64, and zero where they are constant up to the rounding of a type, or masked; the others
+    are multiplied by √(M / n) for n of M positions.
     """
     wide = only(X.double(), mask)
     count = count_positions(wide, mask)
@@ -86,7 +86,9 @@ def counted(X: Tensor, mask: Tensor | None, centered: bool) -> Tensor:
         mean = mean_over_positions(wide, mask)
         wide = only(wide - mean, mask)
         variance = (wide.detach().square().sum(-1, keepdim=True) / count).sum(1)
-        wide = wide * (~(variance <= rounding_of_mean(mean))).to(wide.dtype).unsqueeze(-1)
+        wide = wide * (~(variance <= rounding_of_mean(mean.to(torch.promote_types(rounding, X.dtype))))).to(
+            wide.dtype
+        ).unsqueeze(-1)
     if mask is not None:
         wide = wide * (X.shape[-1] / count) ** 0.5
     return wide.to(working_dtype(X.dtype))

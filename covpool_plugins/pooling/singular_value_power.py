@@ -114,6 +114,10 @@ class SingularValuePower(Normalization):
     def is_exportable(self) -> bool:
         return True
 
+    @property
+    def is_iterative(self) -> bool:
+        return True
+
     def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
         """Vectors (B, width) in float32 at least; ``mixed`` needs no float64 here, there is no decomposition."""
         wide = X.double() if compute == "float64" else widened(X)

@@ -9,7 +9,17 @@ from torch import Tensor
 
 from ..checks import check_flag, check_number
 from ..errors import OptionError
-from ..linalg import Compute, Method, Vectorize, covariance, covariance_powm, covariance_sqrt, pack_triu, resolve_method
+from ..linalg import (
+    Compute,
+    IterativeMethod,
+    Method,
+    Vectorize,
+    covariance,
+    covariance_powm,
+    covariance_sqrt,
+    pack_triu,
+    resolve_method,
+)
 from ..linalg.tensors import autocast_off, finite_matrices, trace, transpose, working_dtype
 from ..tables import About
 from .base import COVARIANCE_OPTIONS, POOLS
@@ -56,6 +66,10 @@ class ScaledPower(Normalization):
     @property
     def is_exportable(self) -> bool:
         return self.theta == 0.5 and self.method.exportable("sqrtm")
+
+    @property
+    def is_iterative(self) -> bool:
+        return self.theta == 0.5 and isinstance(self.method, IterativeMethod)
 
     def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
         if self.theta == 0.5:

@@ -113,3 +113,13 @@ def test_the_signed_root_of_small_entries_of_a_root(positions):
         (create_pool("ibcnn", 64, dtype=dtype)(x).double() * weights).sum().backward()
         gradients.append(x.grad.double())
     assert (gradients[0] - gradients[1]).norm() < 1e-6 * gradients[1].norm()
+
+
+@pytest.mark.parametrize("name", [name for name in list_pools() if name not in ("gap", "temporal")])
+def test_samples_that_are_constant_but_for_rounding(name):
+    """What counts as rounding is the same with a mask and without."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 1, 8, generator=generator) * (1 + 6e-8 * torch.randn(1, 20, 8, generator=generator))
+    pool, mask = create_pool(name, 8, reduce_channels=None, input_fmt="NLC").eval(), (torch.arange(24) < 20)[None]
+    alone, masked = pool(x), pool(torch.cat([x, torch.zeros(1, 4, 8)], dim=1), mask)
+    torch.testing.assert_close(masked, alone, rtol=1e-4, atol=1e-6)
