@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/python tools/demo.py --out out/demo
 
 test: $(READY)
-	@echo "test: all tests but the slow ones; about three minutes on two cores"
+	@echo "test: all tests but the slow ones; about three and a half minutes on two cores"
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 lint: $(READY)
