@@ -20,7 +20,7 @@ from ..pooling import AveragePool, Pool
 from ..pooling.base import InputFormat
 from .images import Preprocessing, preprocessing_of
 from .stages import trace_stages
-from .wrappers import classifier_inside
+from .wrappers import classifier_inside, is_multi_label, known_names
 
 Gradient = Literal["exact", "training"]
 GRADIENTS: tuple[Gradient, ...] = ("exact", "training")
@@ -149,10 +149,10 @@ class ModelView:
             pool, site, stages = None, None, {}
         elif pool is None:
             pool = AveragePool(maps.shape[1 if input_fmt == "NCHW" else -1], input_fmt=input_fmt)
-        activation = activation or ("sigmoid" if classes == 1 or _is_multi_label(private) else "softmax")
+        activation = activation or ("sigmoid" if classes == 1 or is_multi_label(private) else "softmax")
         if classes == 1 and activation == "softmax":
             raise OptionError("activation must be sigmoid for a model of one class score, got 'softmax'")
-        names = tuple(class_names) or _known_names(private, classes)
+        names = tuple(class_names) or known_names(private, classes)
         if names and len(names) != classes:
             raise OptionError(f"class_names has {len(names)} names, the model has {classes} classes")
         return cls(private, pool, site, classifier, preprocessing, stages, classes, activation, names)
@@ -349,19 +349,6 @@ def _use_exact_gradient(model: nn.Module) -> None:
         # What leaves eigenvalues out computes another root, and has the exact gradient of that one.
         if isinstance(method, EigenMethod) and type(method).truncate is EigenMethod.truncate:
             pool.method = Exact()
-
-
-def _known_names(model: Any, classes: int) -> tuple[str, ...]:
-    """The names of the classes in timm's ``pretrained_cfg`` or MMPretrain's ``_dataset_meta``, if there are as many."""
-    configured = getattr(model, "pretrained_cfg", None) or {}
-    names = configured.get("label_names") or (getattr(model, "_dataset_meta", None) or {}).get("classes") or ()
-    return tuple(map(str, names)) if len(names) == classes else ()
-
-
-def _is_multi_label(model: Any) -> bool:
-    """Whether it is one of MMPretrain's with a multi-label head; told by name, so that MMPretrain is not imported."""
-    kinds = type(getattr(model, "head", None)).__mro__
-    return any(kind.__name__ in ("MultiLabelClsHead", "MultiLabelLinearClsHead") for kind in kinds)
 
 
 def _find_classifier(model: Any) -> nn.Linear | None:

@@ -1,4 +1,4 @@
-"""The classifier inside of what training wraps around it."""
+"""The classifier inside of what training wraps around it, and what it says of its classes."""
 
 from __future__ import annotations
 
@@ -85,3 +85,16 @@ def _outputs(*models: nn.Module) -> list[torch.Tensor | None]:
         for module in training:
             module.training = True
     return [output if isinstance(output, torch.Tensor) else None for output in outputs]
+
+
+def known_names(model: Any, classes: int) -> tuple[str, ...]:
+    """The names of the classes in timm's ``pretrained_cfg`` or MMPretrain's ``_dataset_meta``, if there are as many."""
+    configured = getattr(model, "pretrained_cfg", None) or {}
+    names = configured.get("label_names") or (getattr(model, "_dataset_meta", None) or {}).get("classes") or ()
+    return tuple(map(str, names)) if len(names) == classes else ()
+
+
+def is_multi_label(model: Any) -> bool:
+    """Whether it is one of MMPretrain's with a multi-label head; told by name, so that MMPretrain is not imported."""
+    kinds = type(getattr(model, "head", None)).__mro__
+    return any(kind.__name__ in ("MultiLabelClsHead", "MultiLabelLinearClsHead") for kind in kinds)

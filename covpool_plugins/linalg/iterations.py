@@ -16,6 +16,7 @@ from .tensors import (
     autocast_off,
     finite_matrices,
     first_derivative_only,
+    identity_like,
     power_of_two,
     product,
     root_of,
@@ -140,7 +141,7 @@ def positive_scale(A: Tensor, method: IterativeMethod) -> Tensor:
 
 def _scale_gradient(A: Tensor, t: Tensor, method: IterativeMethod) -> Tensor:
     if method.scaling == "trace":
-        return torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+        return identity_like(A)
     B = A / t
     return B if method.scaling == "frobenius" else B @ B @ B
 

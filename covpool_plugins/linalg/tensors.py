@@ -72,6 +72,11 @@ def symmetrize(G: Tensor) -> Tensor:
     return (G + transpose(G)).mul_(0.5)
 
 
+def identity_like(A: Tensor) -> Tensor:
+    """The identity (n, n) in the dtype and on the device of matrices A (..., n, n)."""
+    return torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+
+
 def power_of_two(X: Tensor, multiple: int = 1) -> Tensor:
     """The power of two below the largest entry of each X (..., n, m), shape (..., 1, 1); one for zeros.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..checks import check_integer, check_number
 from ..linalg import Compute, Vectorize, covariance, inv_sqrtm
-from ..linalg.tensors import power_of_two, product, symmetrize, trace, transpose
+from ..linalg.tensors import identity_like, power_of_two, product, symmetrize, trace, transpose
 from ..tables import About
 from .base import POOLS
 from .held_size import HeldSizePool, of_unit_size
@@ -68,7 +68,7 @@ class Precision(IterativeInverse):
         unit = power_of_two(X).clamp_min(1)  # (unit² A + J)⁻¹ in numbers that stay in range
         A = covariance(X / unit, centered)
         zero = is_zero_covariance(A)
-        found = inverse(torch.where(zero, identity(A), A + jitter(A) / unit / unit), self.iterations)
+        found = inverse(torch.where(zero, identity_like(A), A + jitter(A) / unit / unit), self.iterations)
         return torch.where(zero, 0.0, found / unit / unit)
 
     def extra_repr(self) -> str:
@@ -114,7 +114,7 @@ class SparseInverse(IterativeInverse):
     def of_features(self, X: Tensor, centered: bool) -> Tensor:
         S = covariance(of_unit_size(X), centered)
         zero = is_zero_covariance(S)
-        A = torch.where(zero, identity(S), S)
+        A = torch.where(zero, identity_like(S), S)
         A = A / trace(A)
         L = inverse(A + jitter(A), INVERSE_STEPS)
         for i in range(self.iterations - 1):
@@ -137,11 +137,7 @@ def inverse(A: Tensor, iterations: int) -> Tensor:
 
 def jitter(A: Tensor) -> Tensor:
     """J, for matrices like A (..., C, C)."""
-    return JITTER + DIAGONAL_JITTER * identity(A)
-
-
-def identity(A: Tensor) -> Tensor:
-    return torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    return JITTER + DIAGONAL_JITTER * identity_like(A)
 
 
 def is_zero_covariance(A: Tensor) -> Tensor:

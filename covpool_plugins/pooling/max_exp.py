@@ -10,7 +10,7 @@ from torch import Tensor
 from ..checks import check_integer
 from ..linalg import covariance, smaller_covariance
 from ..linalg.covariance import fewer_positions
-from ..linalg.tensors import product, trace, transpose
+from ..linalg.tensors import identity_like, product, trace, transpose
 from ..tables import About
 from .base import POOLS
 from .held_size import HeldSizePool, of_unit_size
@@ -66,7 +66,7 @@ class MaxExp(Normalization):
 
 def geometric_series(B: Tensor, count: int) -> Tensor:
     """Σ_{k<count} (I - B)^k for B (..., n, n), by doubling: S_2k = S_k + (I - B)^k S_k."""
-    eye = torch.eye(B.shape[-1], dtype=B.dtype, device=B.device)
+    eye = identity_like(B)
     total, power = eye.expand_as(B), eye - B  # of one term; (I - B)^1
     for bit in f"{count:b}"[1:]:
         total, power = total + product(power, total), product(power, transpose(power))

@@ -20,7 +20,7 @@ from ..linalg import (
     pack_triu,
     resolve_method,
 )
-from ..linalg.tensors import autocast_off, finite_matrices, trace, transpose, working_dtype
+from ..linalg.tensors import autocast_off, finite_matrices, identity_like, trace, transpose, working_dtype
 from ..tables import About
 from .base import COVARIANCE_OPTIONS, POOLS
 from .covariance_pool import CovariancePool
@@ -78,7 +78,7 @@ class ScaledPower(Normalization):
             F = covariance_powm(_working(X, compute), self.theta, centered)
         with autocast_off(X.device.type):
             if self.tangent:
-                F = F - torch.eye(F.shape[-1], dtype=F.dtype, device=F.device)
+                F = F - identity_like(F)
             F = F / self.theta
         return (pack_triu(F) if vectorize == "triu" else F.flatten(1)).to(working_dtype(X.dtype))
 
@@ -115,9 +115,9 @@ class LogCholesky(Normalization):
     def of_features(self, X: Tensor, centered: bool) -> Tensor:
         A = covariance(X, centered)
         rounding = A.shape[-1] * torch.finfo(A.dtype).eps * trace(A.detach())
-        A = A + rounding.clamp_min(self.eps) * torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+        A = A + rounding.clamp_min(self.eps) * identity_like(A)
         finite = finite_matrices(A)
-        L = torch.linalg.cholesky_ex(torch.where(finite, A, torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)))[0]
+        L = torch.linalg.cholesky_ex(torch.where(finite, A, identity_like(A)))[0]
         lower = L.tril(-1)
         F = lower + transpose(lower) + torch.diag_embed(2 * L.diagonal(dim1=-2, dim2=-1).log())
         return torch.where(finite, F, torch.nan)

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 import covpool_plugins
 from covpool_plugins.errors import OptionError
 from covpool_plugins.explain import ModelView, deletion_insertion, explain, metrics
+from covpool_plugins.explain.wrappers import is_multi_label
 
 
 class Trainer(nn.Module):
@@ -133,3 +134,14 @@ def test_clips_frame_by_frame() -> None:
     assert np.mean([e.map.sum() for e in explanations]) == pytest.approx(score.item(), rel=1e-4)
     with pytest.raises(OptionError, match="joins the frames of a clip"):
         explain(covpool_plugins.create_model("test_resnet", "temporal", frames=4, **options), clip)
+
+
+@pytest.mark.parametrize("head", ["MultiLabelClsHead", "MultiLabelLinearClsHead", "CSRAClsHead", "LinearClsHead"])
+def test_heads_of_mmpretrain_that_see_several_labels(head: str) -> None:
+    """A multi-label head says so itself, whatever it is called."""
+    heads = pytest.importorskip("mmpretrain.models.heads")
+    model = nn.Module()
+    options = {"num_classes": 3, "in_channels": 4} if "Linear" in head else {}
+    options |= {"num_classes": 3, "in_channels": 4, "num_heads": 1, "lam": 0.1} if head == "CSRAClsHead" else {}
+    model.head = getattr(heads, head)(**options)
+    assert is_multi_label(model) == (head != "LinearClsHead")
