@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mmengine.config import Config
 from mmengine.fileio import LocalBackend, get_file_backend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from ..files import write_atomically
+from .safe_checkpoints import check_checkpoint
 
 NAME = "covpool_plugins.whole_files"
 
@@ -63,3 +65,27 @@ def latest_checkpoint(work_dir: str) -> str | None:
         return named
     checkpoints = [path for pattern in ("epoch_*.pth", "iter_*.pth") for path in Path(work_dir).glob(pattern)]
     return str(max(checkpoints, key=lambda path: path.stat().st_mtime_ns)) if checkpoints else named or None
+
+
+def load_or_resume(cfg: Config, resume: str | None) -> None:
+    """Write into a config the checkpoint that a run begins with, and the seed of the run that it continues.
+
+    Args:
+        cfg: the config, with its ``work_dir``.
+        resume: checkpoint to continue from, or ``auto`` for the latest one in ``work_dir``, if there is one.
+
+    Raises:
+        OptionError, FileNotFoundError: as :func:`check_checkpoint`.
+    """
+    if resume is not None:
+        cfg.load_from, cfg.resume = None if resume == "auto" else resume, True
+    if cfg.get("resume") and cfg.get("load_from") is None:
+        cfg.load_from = latest_checkpoint(cfg.work_dir)
+        cfg.resume = cfg.load_from is not None
+    if cfg.get("load_from") is None:
+        return
+    meta = check_checkpoint(cfg.load_from, resume=cfg.get("resume", False))
+    randomness = cfg.get("randomness") or {}
+    if cfg.get("resume") and randomness.get("seed") is None:
+        # MMEngine takes it from the checkpoint after it has built the samplers and the workers with another one.
+        cfg.randomness = dict(randomness, seed=meta.get("seed"))
