@@ -12,10 +12,9 @@ from torch import nn
 
 from covpool_plugins.errors import OptionError, UnknownNameError
 from covpool_plugins.linalg import EigenMethod, NewtonSchulz, SVDPade, SVDTopN
+from covpool_plugins.mmpretrain_plugin import SpectrumHook, SwitchMethodHook
 from covpool_plugins.mmpretrain_plugin.active_method import KEY, decode, encode
 from covpool_plugins.mmpretrain_plugin.safe_checkpoints import weights_only_checkpoints
-from covpool_plugins.mmpretrain_plugin.spectrum_hook import SpectrumHook
-from covpool_plugins.mmpretrain_plugin.switch_method_hook import SwitchMethodHook
 
 BEFORE, AFTER = NewtonSchulz(iterations=3), SVDPade()
 SWITCH = dict(type="SwitchMethodHook", begin=1, method="svdpade")

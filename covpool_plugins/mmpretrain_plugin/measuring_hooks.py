@@ -1,4 +1,4 @@
-"""Base of the hooks that log numbers of some layers."""
+"""Hooks that log the spectra of the covariances a model pools, and how well its whitening layers whiten."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from typing import Any, ClassVar
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..checks import check_flag, check_integer
 from ..errors import OptionError
+from ..pooling import Pool, Spectrum
+from ..whitening.norm import WhiteningNorm
+from .necks import find_neck, pools_of, unwrapped
 
 
 class MeasuringHook(Hook):
@@ -91,3 +95,75 @@ class MeasuringHook(Hook):
     def _remove(self, *names: str) -> None:
         for name in names:
             self._handles.pop(name).remove()
+
+
+@HOOKS.register_module()
+class SpectrumHook(MeasuringHook):
+    """Log how the covariances in the neck are conditioned: ``spectrum/neck<i>/…`` for stage i.
+
+    * ``condition_number``: largest over smallest eigenvalue that can be told from zero, median over the batch;
+    * ``effective_rank``: exp of the entropy of the eigenvalues, mean over the batch;
+    * ``largest_eigenvalue`` and ``smallest_eigenvalue`` of those that can be told from zero, medians over the batch.
+
+    Args:
+        interval, by_epoch: of :class:`MeasuringHook`.
+        neck: name of the part of the model that pools.
+
+    Raises:
+        OptionError: as :class:`MeasuringHook`.
+
+    Source: Roy & Vetterli, "The Effective Rank: A Measure of Effective Dimensionality", EUSIPCO 2007.
+    """
+
+    topic = "spectrum"
+
+    def __init__(self, interval: int = 100, by_epoch: bool = False, neck: str = "neck") -> None:
+        super().__init__(interval, by_epoch)
+        self.neck = neck
+
+    def modules(self, model: nn.Module) -> dict[str, nn.Module]:
+        return {f"neck{stage}": pool for stage, pool in enumerate(pools_of(find_neck(model, self.neck)))}
+
+    def measure(self, module: nn.Module, features: Tensor) -> dict[str, Tensor]:
+        assert isinstance(module, Pool)
+        return summary(module.spectrum(features))
+
+
+def summary(spectrum: Spectrum) -> dict[str, Tensor]:
+    """Numbers for a batch, as 0-dimensional tensors; NaN if a covariance of the batch is not finite."""
+    last = (spectrum.rank - 1).clamp_min(0).unsqueeze(-1)
+    return {
+        "condition_number": spectrum.condition_number.median(),
+        "effective_rank": spectrum.effective_rank.mean(),
+        "largest_eigenvalue": spectrum.eigenvalues[:, 0].median(),
+        "smallest_eigenvalue": spectrum.eigenvalues.gather(-1, last).median(),
+    }
+
+
+@HOOKS.register_module()
+class WhiteningErrorHook(MeasuringHook):
+    """Log how far the output of whitening layers is from white: ``whitening/<name of the layer>/error``.
+
+    For each layer of ``covpool_plugins.whitening`` the distance ‖Σ - I‖ / ‖I‖ of the covariance of its output, before
+    the affine map, from the identity; the mean over its groups. It is not zero for what cannot be whitened (fewer
+    samples than channels, variances below ``eps``), for an iterative method that has not converged, and for PCA layers.
+
+    Args:
+        interval, by_epoch: of :class:`MeasuringHook`.
+
+    Raises:
+        OptionError: as :class:`MeasuringHook`.
+    """
+
+    topic = "whitening"
+
+    def modules(self, model: nn.Module) -> dict[str, nn.Module]:
+        named = unwrapped(model).named_modules()
+        layers: dict[str, nn.Module] = {name: layer for name, layer in named if isinstance(layer, WhiteningNorm)}
+        if not layers:
+            raise OptionError("WhiteningErrorHook: the model has no layer of covpool_plugins.whitening in it")
+        return layers
+
+    def measure(self, module: nn.Module, features: Tensor) -> dict[str, Tensor]:
+        assert isinstance(module, WhiteningNorm)
+        return {"error": module.whitening_error(features).mean()}
