@@ -34,7 +34,7 @@ def encode(method: Method) -> Tensor:
     """Name and options of a method as text, padded with spaces to (WIDTH,) bytes.
 
     Raises:
-        OptionError: for a method that is not in the table.
+        OptionError: for a method that has no name, or whose text is longer.
     """
     names = [name for name in list_methods("sqrtm") if type(resolve_method(name)) is type(method)]
     if not names:
@@ -62,23 +62,21 @@ def set_method(neck: nn.Module, method: Method | None = None, device: torch.devi
     """Set the method of all pools of a neck and keep it in the state dict; whether it has changed.
 
     Args:
-        neck: of any number of pools.
+        neck: of any number of pools, which all take matrix square roots.
         method: by default that which the neck has.
         device: of the model, for a neck whose state dict has no method yet.
-
-    Raises:
-        OptionError: if the neck takes no matrix square root.
     """
     pools = pools_with_root(neck)
-    method = method or pools[0][1]
-    for pool, _ in pools:
+    method = method or pools[0].method
+    changed = any(pool.method != method for pool in pools)
+    for pool in pools:
         pool.method = method
     if hasattr(neck, KEY):
         neck.get_buffer(KEY).copy_(encode(method))  # in place, because an average of the model may refer to it
     else:
         neck.register_buffer(KEY, encode(method).to(device))
         neck.register_load_state_dict_pre_hook(adopt_method)
-    return any(before != method for _, before in pools)
+    return changed
 
 
 def adopt_method(neck: nn.Module, state_dict: dict[str, Any], prefix: str, *unused: Any) -> None:
@@ -157,7 +155,7 @@ class SwitchMethodHook(Hook):
     def before_run(self, runner: Runner) -> None:
         neck = find_neck(runner.model, self.neck)
         if self._first is None or self._first[0] is not neck:  # called twice by a runner that trains and tests
-            self._first = neck, pools_with_root(neck)[0][1]
+            self._first = neck, pools_with_root(neck)[0].method
         device = next(runner.model.parameters()).device
         for neck in self._necks(runner):
             set_method(neck, device=device)

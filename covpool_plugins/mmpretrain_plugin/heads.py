@@ -25,9 +25,12 @@ GIVE = "set in_channels=None, or in_channels="
 class WidthOfNeck(BaseModule):
     """Goes before a linear head of MMPretrain: the vectors of several stages are concatenated, their width is inferred.
 
-    Without ``in_channels`` the classifier is as wide as the vectors of the ``CovariancePooling`` that was built last,
-    which in a model is its neck: also one of a list, and for each head of a ``MultiTaskHead``. A head that is built
-    before any neck takes its width in ``init_weights``, or from its first input as :class:`torch.nn.LazyLinear`.
+    Args:
+        num_classes: number of classes or labels.
+        in_channels: length of the vectors. By default that of the ``CovariancePooling`` that was built last, which in
+            a model is its neck: also one of a list, and for each head of a ``MultiTaskHead``. A head that is built
+            before any neck takes its width in ``init_weights``, or from its first input.
+        kwargs: of the head of MMPretrain.
 
     Raises:
         OptionError: when built with a number that is not positive; in ``init_weights``, if there is no neck yet.
@@ -85,30 +88,12 @@ class WidthOfNeck(BaseModule):
 
 @MODELS.register_module()
 class SecondOrderClsHead(WidthOfNeck, LinearClsHead):
-    """``LinearClsHead`` for the vectors of ``CovariancePooling``; those of several stages are concatenated.
-
-    Args:
-        num_classes: number of classes.
-        in_channels: length of the vectors; by default that of the neck, see :class:`WidthOfNeck`.
-        kwargs: ``loss``, ``topk``, ``cal_acc``, ``init_cfg`` of ``LinearClsHead``.
-
-    Raises:
-        OptionError, ShapeError: as :class:`WidthOfNeck`.
-    """
+    """MMPretrain's ``LinearClsHead`` for the vectors of ``CovariancePooling``, see :class:`WidthOfNeck`."""
 
 
 @MODELS.register_module()
 class SecondOrderMultiLabelHead(WidthOfNeck, MultiLabelLinearClsHead):
-    """``MultiLabelLinearClsHead`` for the vectors of ``CovariancePooling``; those of several stages are concatenated.
-
-    Args:
-        num_classes: number of labels.
-        in_channels: length of the vectors; by default that of the neck, see :class:`WidthOfNeck`.
-        kwargs: ``loss``, ``thr``, ``topk``, ``init_cfg`` of ``MultiLabelLinearClsHead``.
-
-    Raises:
-        OptionError, ShapeError: as :class:`WidthOfNeck`.
-    """
+    """MMPretrain's ``MultiLabelLinearClsHead`` for the vectors of ``CovariancePooling``, see :class:`WidthOfNeck`."""
 
 
 @MODELS.register_module()
@@ -148,10 +133,9 @@ class SoViTHead(ClsHead):
     ) -> None:
         check_integer("SoViTHead: num_classes", num_classes)
         check_integer("SoViTHead: in_channels", in_channels)
-        loss = dict(type="CrossEntropyLoss", loss_weight=1.0) if loss is None else loss
+        loss = loss or dict(type="CrossEntropyLoss", loss_weight=1.0)
         super().__init__(loss=loss, topk=topk, cal_acc=cal_acc, init_cfg=init_cfg)
-        self.num_classes = num_classes
-        self.in_channels = in_channels
+        self.num_classes, self.in_channels = num_classes, in_channels
         check_method(pool, options)
         if isinstance(reduce_channels, Sequence) and pool != "crosscov":
             reduce_channels = reduce_channels[0]
@@ -176,5 +160,4 @@ class SoViTHead(ClsHead):
     def forward(self, feats: Tensor | Sequence[Tensor]) -> Tensor:
         """Logits (B, num_classes) for the tokens of a backbone, or for the last of a tuple of them."""
         vector, token = self.pre_logits(feats)
-        logits: Tensor = torch.add(self.fc(vector), self.cls_fc(token))
-        return logits
+        return torch.add(self.fc(vector), self.cls_fc(token))

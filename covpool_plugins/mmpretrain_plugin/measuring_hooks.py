@@ -27,7 +27,8 @@ class MeasuringHook(Hook):
     distributed training. They repeat the latest values until there are new ones: ``interval`` should be that of the
     logger or a multiple. Training is the same to the last bit with and without such a hook.
 
-    A subclass defines ``modules`` and ``measure``.
+    A subclass defines ``modules``, those to measure by their names in the log, and ``measure``, numbers by name for the
+    input of a module.
 
     Args:
         interval: iterations between two measurements.
@@ -43,17 +44,14 @@ class MeasuringHook(Hook):
     def __init__(self, interval: int = 100, by_epoch: bool = False) -> None:
         check_integer(f"{type(self).__name__}: interval", interval)
         check_flag(f"{type(self).__name__}: by_epoch", by_epoch)
-        self.interval = interval
-        self.by_epoch = by_epoch
+        self.interval, self.by_epoch = interval, by_epoch
         self._handles: dict[str, RemovableHandle] = {}
         self._measured: dict[str, Tensor] = {}
 
     def modules(self, model: nn.Module) -> dict[str, nn.Module]:
-        """The modules to measure, by the names they have in the log; raises ``OptionError`` if there is none."""
         raise NotImplementedError
 
     def measure(self, module: nn.Module, features: Tensor) -> dict[str, Tensor]:
-        """0-dimensional tensors by name, for the input of a module; without gradient and side effects."""
         raise NotImplementedError
 
     def before_train(self, runner: Runner) -> None:
@@ -77,7 +75,8 @@ class MeasuringHook(Hook):
         if self._handles:
             names = ", ".join(self._handles)
             runner.logger.warning(f"{type(self).__name__}: not called in this iteration (compiled or unused?): {names}")
-            self._remove(*self._handles)
+            while self._handles:
+                self._handles.popitem()[1].remove()
         if is_main_process() and self._measured:
             values = torch.stack(list(self._measured.values())).tolist()
             for name, value in zip(self._measured, values, strict=True):
@@ -89,12 +88,8 @@ class MeasuringHook(Hook):
 
         On all processes: a measurement may be synchronized, and wait for all of them.
         """
-        self._remove(name)  # only the first call of an iteration counts, not that of a recomputation
+        self._handles.pop(name).remove()  # only the first call of an iteration counts, not that of a recomputation
         self._measured |= {f"{name}/{number}": value for number, value in self.measure(module, inputs[0]).items()}
-
-    def _remove(self, *names: str) -> None:
-        for name in names:
-            self._handles.pop(name).remove()
 
 
 @HOOKS.register_module()

@@ -105,7 +105,7 @@ def classifier(neck, head, **backbone):
 
 @pytest.fixture
 def no_neck_yet(monkeypatch):
-    monkeypatch.setattr(covariance_pooling, "_latest", ContextVar("latest", default=None))
+    monkeypatch.setattr(covariance_pooling, "_latest", ContextVar("latest", default=lambda: None))
 
 
 HEAD = dict(type="covpool_plugins.SecondOrderClsHead", num_classes=5)
