@@ -46,7 +46,7 @@ def main() -> None:
         if args.no_validate:
             cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
         load_or_resume(cfg, args.resume)
-        hooks = start, runs.EpochSeedHook(), runs.EagerUpdateHook(), ConfiguredMethodHook()
+        hooks = start, runs.EpochSeedHook(), ConfiguredMethodHook()
         runs.build_runner(cfg, *hooks, strict=bool(cfg.get("resume"))).train()
 
 

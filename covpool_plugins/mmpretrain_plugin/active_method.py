@@ -31,11 +31,7 @@ WIDTH = 256
 
 
 def encode(method: Method) -> Tensor:
-    """Name and options of a method as text, padded with spaces to (WIDTH,) bytes.
-
-    Raises:
-        OptionError: for a method that has no name, or whose text is longer.
-    """
+    """Name and options of a method as text, padded with spaces to (WIDTH,) bytes."""
     names = [name for name in list_methods("sqrtm") if type(resolve_method(name)) is type(method)]
     if not names:
         raise OptionError(f"a checkpoint cannot hold {method}; methods with a name: {', '.join(list_methods('sqrtm'))}")
@@ -46,11 +42,7 @@ def encode(method: Method) -> Tensor:
 
 
 def decode(stored: Tensor) -> Method:
-    """The method that :func:`encode` wrote.
-
-    Raises:
-        OptionError: if this version has no such method.
-    """
+    """The method that :func:`encode` wrote."""
     try:
         name, options = json.loads(bytes(stored.tolist()))
         return resolve_method(name, **options)
@@ -59,13 +51,7 @@ def decode(stored: Tensor) -> Method:
 
 
 def set_method(neck: nn.Module, method: Method | None = None, device: torch.device | None = None) -> bool:
-    """Set the method of all pools of a neck and keep it in the state dict; whether it has changed.
-
-    Args:
-        neck: of any number of pools, which all take matrix square roots.
-        method: by default that which the neck has.
-        device: of the model, for a neck whose state dict has no method yet.
-    """
+    """Set the method of all pools of a neck, by default its own, and keep it in the state dict; whether it changed."""
     pools = pools_with_root(neck)
     method = method or pools[0].method
     changed = any(pool.method != method for pool in pools)
@@ -119,8 +105,7 @@ class SwitchMethodHook(Hook):
 
     Args:
         begin: how many epochs or iterations to train with the method of the config; 0 switches at once.
-        method: name or object of the method from then on, one of
-            ``covpool_plugins.linalg.list_methods('sqrtm')``.
+        method: name or object of the method from then on, one of ``covpool_plugins.linalg.list_methods('sqrtm')``.
         options: options of that method, for example ``dict(iterations=7)``.
         neck: name of the part of the model that pools.
         by_epoch: ``begin`` counts epochs; ``False`` for iterations, in loops of either kind.
@@ -150,12 +135,12 @@ class SwitchMethodHook(Hook):
         self.method = resolve_method(method, **(options or {}))
         encode(self.method)  # raises now, not after ``begin`` epochs, if a checkpoint cannot hold it
         self.neck = neck
-        self._first: tuple[nn.Module, Method] | None = None
+        self._first: Method | None = None
+        self._active: Method | None = None
 
     def before_run(self, runner: Runner) -> None:
-        neck = find_neck(runner.model, self.neck)
-        if self._first is None or self._first[0] is not neck:  # called twice by a runner that trains and tests
-            self._first = neck, pools_with_root(neck)[0].method
+        if self._first is None:  # called twice by a runner that trains and tests
+            self._first = pools_with_root(find_neck(runner.model, self.neck))[0].method
         device = next(runner.model.parameters()).device
         for neck in self._necks(runner):
             set_method(neck, device=device)
@@ -168,24 +153,16 @@ class SwitchMethodHook(Hook):
             runner.logger.warning(
                 f"SwitchMethodHook: begin={self.begin} is not reached in {last} {unit}, {self.method} will not be used"
             )
-        self._switch(runner)
-
-    def before_train_epoch(self, runner: Runner) -> None:
-        if self.by_epoch:
-            self._switch(runner)
+        self._active = None
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        if not self.by_epoch and runner.iter == self.begin:
-            self._switch(runner)
-
-    def _switch(self, runner: Runner) -> None:
-        """Set the method of the epoch or iteration that comes."""
-        assert self._first is not None
         done, unit = (runner.epoch, "epoch") if self.by_epoch else (runner.iter, "iteration")
-        method = self.method if done >= self.begin else self._first[1]
-        changed = [set_method(neck, method) for neck in self._necks(runner)]
-        if changed[0]:
-            runner.logger.info(f"the {self.neck} pools by {method} from {unit} {done + 1} on")
+        method = self.method if done >= self.begin else self._first
+        if method != self._active:
+            self._active = method
+            changed = [set_method(neck, method) for neck in self._necks(runner)]
+            if changed[0]:
+                runner.logger.info(f"the {self.neck} pools by {method} from {unit} {done + 1} on")
 
     def _necks(self, runner: Runner) -> list[nn.Module]:
         """The necks of the model and of its averages."""

@@ -46,10 +46,7 @@ _run_numbers = itertools.count(1)
 
 
 class StartHook(Hook):
-    """Knows whether a run has come to its first batch, and compares a head with its neck and its data before that.
-
-    Attributes:
-        seen: whether the next thing is the first batch.
+    """Knows in ``seen`` whether a run has come to its first batch, and compares a head with neck and data before.
 
     Raises:
         OptionError: before the first batch, for a head of another width, or of fewer classes than the data have.
@@ -62,6 +59,11 @@ class StartHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self._compare(runner, runner.train_loop, runner.val_loop)
+        # MMEngine compiles a whole step. Numbers that change in every iteration (the learning rate in a warm-up, the
+        # norm of the gradient in the log) are constants to the compiler, and each step would be compiled again.
+        if runner.cfg.get("compile") and isinstance(runner.optim_wrapper, OptimWrapper):
+            update = torch.compiler.disable(runner.optim_wrapper.update_params)
+            runner.optim_wrapper.update_params = update  # type: ignore[method-assign]
 
     def before_test(self, runner: Runner) -> None:
         self._compare(runner, runner.test_loop)
@@ -105,26 +107,11 @@ class EpochSeedHook(Hook):
         set_random_seed(int(np.random.SeedSequence((runner.seed, get_rank(), runner.epoch)).generate_state(1)[0]))
 
 
-class EagerUpdateHook(Hook):
-    """Keep the update of the weights out of ``torch.compile``.
-
-    With ``compile`` in its config MMEngine compiles a whole training step. Numbers that change in every iteration (the
-    learning rate in a warm-up, the norm of the gradient in the log) are constants to the compiler: each step is
-    compiled again until it gives up.
-    """
-
-    def before_train(self, runner: Runner) -> None:
-        if runner.cfg.get("compile") and isinstance(runner.optim_wrapper, OptimWrapper):
-            update = torch.compiler.disable(runner.optim_wrapper.update_params)
-            runner.optim_wrapper.update_params = update  # type: ignore[method-assign]
-
-
 @contextmanager
 def one_run(config: str, launcher: str) -> Iterator[StartHook]:
     """The processes of a run and what it reads; what goes wrong before the first batch becomes one line.
 
-    Yields:
-        The hook that the run needs: once it has seen the start, errors are bugs and keep their type.
+    Once the hook that it gives, which the run needs, has seen the start, errors are bugs and keep their type.
     """
     start = StartHook()
     try:
@@ -145,11 +132,7 @@ def one_run(config: str, launcher: str) -> Iterator[StartHook]:
 
 @contextmanager
 def process_group(launcher: str) -> Iterator[None]:
-    """Let the processes of a launcher, ``none`` or ``pytorch``, talk to each other: by nccl, or by gloo without a GPU.
-
-    Raises:
-        OptionError: for a launcher that did not start this process.
-    """
+    """Let the processes that torchrun starts for ``pytorch`` talk to each other: by nccl, or by gloo without a GPU."""
     if launcher == "pytorch" and "RANK" not in os.environ:
         raise OptionError(
             "launcher 'pytorch' needs processes that torchrun starts, for example: "
@@ -168,17 +151,9 @@ def process_group(launcher: str) -> Iterator[None]:
 
 
 def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
-    """Read a config and merge overrides into it.
+    """Read a config and merge overrides into it, ``KEY=VALUE`` with a key that the config or the runner knows.
 
-    Args:
-        path: path of the config.
-        options: overrides as ``KEY=VALUE``, for example ``model.neck.pool=isqrt``; ``data_root=DIR`` sets the folder
-            of all data sets.
-
-    Raises:
-        FileNotFoundError: if the file does not exist.
-        UnknownNameError: for an override of a key that neither the config nor the runner knows.
-        OptionError: if an override is not ``KEY=VALUE``.
+    ``data_root=DIR`` sets the folder of all data sets.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"config {str(path)!r} does not exist")
@@ -212,15 +187,7 @@ def _set_data_root(node: Any, root: str) -> None:
 
 
 def configure(args: argparse.Namespace, *needed: str) -> Config:
-    """The config of a tool's arguments, with the defaults of MMPretrain's own tools.
-
-    Args:
-        args: ``config``, ``cfg_options``, ``launcher``, ``work_dir``.
-        needed: keys without which there is no run.
-
-    Raises:
-        UnknownNameError, OptionError, FileNotFoundError: as :func:`load_config`, and for a key that is missing.
-    """
+    """The config of a tool's arguments, which has the keys needed, with the defaults of MMPretrain's own tools."""
     cfg = load_config(args.config, args.cfg_options)
     missing = [key for key in needed if cfg.get(key) is None]
     if missing:

@@ -62,19 +62,12 @@ def read_mmengine_checkpoint(path: str | Path, mmap: bool = True) -> Any:
 
 
 def check_checkpoint(path: str | Path, *, resume: bool = False) -> dict[str, Any]:
-    """Raise in one line what would otherwise fail deep inside a run.
-
-    Args:
-        path: a file.
-        resume: the run is to be continued, so the file has to hold the state of a run.
-
-    Returns:
-        What the checkpoint says of its run (``meta``).
+    """What a checkpoint says of its run (``meta``); raise in one line what would fail deep inside a run.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        OptionError: for an address, and for a file that holds no weights, more than weights and the state of a run, or
-            no run to resume.
+        OptionError: for an address, and for a file that holds no weights, more than weights and the state of a run, or,
+            to ``resume``, no run.
     """
     checkpoint = read_mmengine_checkpoint(path)
     _check_weights(checkpoint, path)

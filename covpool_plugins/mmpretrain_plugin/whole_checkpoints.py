@@ -21,15 +21,10 @@ NAME = "covpool_plugins.whole_files"
 
 
 class WholeFiles(LocalBackend):
-    """Local files that are written atomically; a removed file stays until the next one has been written.
-
-    Args:
-        outdated: paths of the files to be removed, shared by the two objects that MMEngine makes, one to write and
-            one to remove.
-    """
+    """Local files that are written atomically; a removed file stays until the next one has been written."""
 
     def __init__(self, outdated: list[str]) -> None:
-        self.outdated = outdated
+        self.outdated = outdated  # shared by the two objects that MMEngine makes, one to write and one to remove
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         write_atomically(filepath, lambda file: file.write(obj))
@@ -70,12 +65,7 @@ def latest_checkpoint(work_dir: str) -> str | None:
 def load_or_resume(cfg: Config, resume: str | None) -> None:
     """Write into a config the checkpoint that a run begins with, and the seed of the run that it continues.
 
-    Args:
-        cfg: the config, with its ``work_dir``.
-        resume: checkpoint to continue from, or ``auto`` for the latest one in ``work_dir``, if there is one.
-
-    Raises:
-        OptionError, FileNotFoundError: as :func:`check_checkpoint`.
+    That is the one to ``resume``, or the latest in the ``work_dir`` for ``auto``, if there is one.
     """
     if resume is not None:
         cfg.load_from, cfg.resume = None if resume == "auto" else resume, True

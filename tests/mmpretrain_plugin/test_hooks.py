@@ -76,7 +76,7 @@ def test_runs_with_and_without_the_hook(tmp_path):
     runner.test()
     assert [pool.method for pool in pools(runner.model)] == [AFTER]
     (hook,) = [hook for hook in runner.hooks if isinstance(hook, SwitchMethodHook)]
-    assert hook._first[1] == BEFORE
+    assert hook._first == BEFORE
     a_runner(tmp_path / "without").train()
     first, last = (
         [load(tmp_path / name / f"epoch_{n}.pth")["state_dict"] for name in ("without", "with")] for n in (1, EPOCHS)
