@@ -81,8 +81,8 @@ def create_model(
         last_stride: 1 removes the stride of the last stage (14x14 positions at 224, as in CVPR 2018); the default
             keeps timm's (7x7, as in ICCV 2021).
         fuse_class_token: add the logits of the backbone's class token to the second-order ones, as in So-ViT.
-        psrp: MP+ of moment probing: a small trained module in every block of a ViT, Swin or ConvNeXt. At first it changes
-            nothing; see :class:`covpool_plugins.timm_plugin.psrp.PSRP`.
+        psrp: MP+ of moment probing: a small trained module in every block of a ViT, Swin or ConvNeXt, which changes
+            nothing at first; see :class:`covpool_plugins.timm_plugin.psrp.PSRP`.
         layer_groups: two groups for timm's layer decay, so that ``layer_decay=0.05`` gives the first 20 times the
             learning rate of the second: ``head``, the classifier and all the rest; ``new``, what
             ``model.new_parameters()`` gives, and all that is pretrained. By default timm's groups.
