@@ -16,6 +16,7 @@ default says of what; the fields of the method are options then, and go the same
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import warnings
 from collections.abc import Callable
@@ -128,6 +129,7 @@ class Pool(nn.Module):
     shared_options: ClassVar[tuple[str, ...]] = REDUCTION_OPTIONS
     centered: bool = True  # whether the covariance is that of centred features
     in_range: bool = True  # whether float16 holds the vectors of features that it holds
+    needs_positions: bool = False  # whether samples of one position all have the same vectors
 
     def __init__(
         self,
@@ -169,11 +171,6 @@ class Pool(nn.Module):
             raise OptionError(f"reduction={reduction!r} needs reduce_channels, got None")
         kind = REDUCTIONS[reduction or self.default_reductions[self.input_fmt in TOKEN_FORMATS]]
         return [kind(self.in_channels, count, **factory) for count in channels]
-
-    @property
-    def needs_positions(self) -> bool:
-        """Whether the vectors are the same for all samples of one position: of a centred covariance."""
-        return False
 
     @property
     def is_exportable(self) -> bool:
@@ -263,18 +260,7 @@ class Pool(nn.Module):
 
         The features are those of the mode that the pool is in; running statistics are left as they are.
         """
-        kept = [(module, dict(module._buffers)) for module in self.modules()]
-        for module, buffers in kept:  # others, not changed ones: a backward pass may still need them
-            module._buffers.update({k: None if v is None else v.clone() for k, v in buffers.items()})
-        # In some versions of torch a weight that autocast casts without gradient has none in the forward pass after it.
-        cached = torch.is_autocast_cache_enabled()
-        torch.set_autocast_cache_enabled(False)
-        try:
-            X = self.varying(self.features(x))
-        finally:
-            torch.set_autocast_cache_enabled(cached)
-            for module, buffers in kept:
-                module._buffers.update(buffers)
+        X = self.varying(copy.deepcopy(self).features(x))
         values, _ = guarded_eigh(smaller_covariance(X.double(), self.centered))
         return Spectrum.of(values)
 
@@ -307,14 +293,6 @@ def list_pools(exportable: bool = False) -> list[str]:
         (True, False)
     """
     return [name for name in POOLS if not exportable or create_pool(name, 4, device="meta").is_exportable]
-
-
-def pool_classes() -> list[type[Pool]]:
-    """Every class of pools."""
-    classes = [Pool]
-    for kind in classes:
-        classes += kind.__subclasses__()
-    return classes
 
 
 def pool_options(name: str, of_parts: bool = True, method: Any = None) -> list[str]:

@@ -118,7 +118,7 @@ class CovariancePool(Pool):
         )
         if normalization is not None:
             check_known(f"pool {name!r}", method_options, self.shared_options)
-        self.centered = centered
+        self.centered = self.needs_positions = centered
         self.compute = compute
         self.vectorize = vectorize
         self.weighting = weighting or Weighting()
@@ -141,10 +141,6 @@ class CovariancePool(Pool):
     @property
     def is_exportable(self) -> bool:
         return self.normalization.is_exportable
-
-    @property
-    def needs_positions(self) -> bool:
-        return self.centered
 
     def entries(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         if self.compute == "mixed" and self.method and not isinstance(self.elementwise, nn.Identity):

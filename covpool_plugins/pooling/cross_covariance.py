@@ -100,7 +100,7 @@ class CrossCovariancePool(Pool):
         self.both_channels = (rows, columns)
         self.out_features = rows * columns // heads
         self.one_mean = centered == "head" or (centered is None and heads > 1)
-        self.centered = centered is not False and not self.one_mean
+        self.centered = self.needs_positions = centered is not False and not self.one_mean
         reduced = () if reduce_channels is None else self.both_channels
         if heads > 1 and reduced:
             reduction = reduction or "projection"
@@ -112,10 +112,6 @@ class CrossCovariancePool(Pool):
             factory: dict[str, Any] = dict(device=device, dtype=dtype)
             begin, end = (rows, columns) if heads == 1 else (columns // heads, rows // heads)
             self.normalization = SingularValuePower(begin, end, **options, **factory)
-
-    @property
-    def needs_positions(self) -> bool:
-        return self.centered
 
     def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Both reductions (B, C₁ + C₂, M), or the input itself (B, C, M) without them."""
