@@ -30,8 +30,8 @@ from ..errors import ExportError, OptionError, ShapeError
 from ..linalg import resolve_method, smaller_covariance
 from ..linalg.methods.base import SQUARE_ROOTS
 from ..linalg.tensors import check_floating, guarded_eigh, working_dtype
-from ..tables import Table
-from .positions import is_one_position, reduced_positions
+from ..tables import About, Table
+from .positions import is_one_position, mean_over_positions, reduced_positions
 from .reduction import REDUCTIONS, reduced_channels
 
 InputFormat = Literal["NCHW", "NHWC", "NLC", "NCL", "NCDHW"]
@@ -282,6 +282,23 @@ def widened(X: Tensor) -> Tensor:
 POOLS: Table[Callable[..., Pool]] = Table("pool")
 
 
+class AveragePool(Pool):
+    """Global average pooling: the mean over the positions, C numbers.
+
+    Examples:
+        >>> AveragePool(8)(torch.randn(2, 8, 7, 7)).shape
+        torch.Size([2, 8])
+    """
+
+    shared_options = LAYOUT_OPTIONS
+
+    def __init__(self, in_channels: int, **shared: Any) -> None:
+        super().__init__(in_channels, pool_type="gap", **shared)
+
+    def represent(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
+        return mean_over_positions(X, mask).squeeze(-1)
+
+
 def list_pools(exportable: bool = False) -> list[str]:
     """Names that :func:`create_pool` takes.
 
@@ -357,3 +374,6 @@ def create_pool(
     """
     check_known(f"pool {name!r}", options, pool_options(name, method=options.get("method")))
     return POOLS[name](in_channels, device=device, dtype=dtype, **options)
+
+
+POOLS.add("gap", AveragePool, About("global average pooling", "-", "for comparison"))

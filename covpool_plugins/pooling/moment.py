@@ -14,8 +14,7 @@ from ..errors import OptionError
 from ..linalg.tensors import autocast_off, product
 from ..tables import About
 from .base import POOLS, TOKEN_FORMATS, Pool, widened
-from .held_size import squared_size
-from .positions import mean_over_positions, only, reduced_positions
+from .positions import mean_over_positions, only, reduced_positions, squared_size
 from .reduction import REDUCTIONS
 
 FirstOrder = Literal["mean", "token"]
