@@ -131,10 +131,15 @@ class SingularValuePower(Normalization):
         return self.of_product(A)
 
     def of_product(self, L: Tensor, R: Tensor | None = None) -> Tensor:
-        """``function(L Rᵀ)`` for L (..., C₁, M) and R (..., C₂, M): the product is formed once, with the result."""
+        """``function(L Rᵀ)`` for L (..., C₁, M) and R (..., C₂, M), or of L.
+
+        For few positions the product is formed once, with the result.
+        """
         with autocast_off(L.device.type):
             scales = [power_of_two(part) for part in (L, R) if part is not None]
             L, R = L / scales[0], R if R is None else R / scales[1]
+            if R is not None and (isinstance(L.shape[-1], torch.SymInt) or L.shape[-1] > min(self.shape)):
+                L, R = product(L, transpose(R)), None  # less work, or that is open
             V, QV, values, last = self._triplets(L, R)
             factor: Tensor | float = 0.0  # of the rest
             if self.n is not None:
