@@ -9,9 +9,8 @@ parts. Its options are its keyword arguments, each with a default; what it does 
 
     POOLS.add("powcov", powcov, About("power p of the covariance", "exact, also for p", "ICCV 2017"))
 
-``shared`` are the options of the class, ``shared_options`` in it, and ``device`` and ``dtype``; a builder whose parts
-have parameters takes the latter two as well. A root's method is open where the builder has the option ``method``, whose
-default says of what; the fields of the method are options then, and go the same way.
+``shared`` are the options of the class, ``shared_options`` in it, and ``device`` and ``dtype``. Where the builder has
+the option ``method``, the fields of that method are options, too.
 """
 
 from __future__ import annotations
@@ -50,17 +49,13 @@ ONE_POSITION = (
 
 
 class Spectrum(NamedTuple):
-    """Of covariances of C channels at M positions, in float64.
+    """Of covariances of C channels at M positions, in float64; all but the rank are NaN unless they are finite.
 
     Attributes:
         eigenvalues: the min(C, M) largest, descending, (B, min(C, M)).
-        condition_number: largest over smallest of the eigenvalues that can be told from zero, (B,); infinite for
-            zero features.
-        effective_rank: exp of the entropy of the eigenvalues as shares of their sum (Roy & Vetterli, 2007), (B,); zero
-            for zero features.
+        condition_number: largest over smallest of those that can be told from zero, (B,); infinite for zero features.
+        effective_rank: exp of the entropy of the eigenvalues as shares of their sum (Roy & Vetterli, 2007), (B,).
         rank: how many eigenvalues can be told from zero, (B,).
-
-    All but the rank are NaN for features that are not finite.
     """
 
     eigenvalues: Tensor
@@ -89,9 +84,8 @@ class Pool(nn.Module):
     row, and reduces the channels; ``represent`` makes the vector. Explanations work on the features in between.
 
     ``forward(x, mask)`` leaves out the positions where the boolean ``mask`` (B, M) is false, as if the sample were
-    shorter; a sample without any position gives zeros. A subclass gets features that are zero at those positions, and
-    the mask in ``represent``: sums over the positions are right as they are, and ``positions.mean_over_positions`` and
-    ``positions.counted`` know how many there are.
+    shorter; a sample without any position gives zeros. ``represent`` gets features that are zero at those positions,
+    and the mask: sums are right as they are, and ``positions.py`` has means and covariances.
 
     A subclass passes on by ``**shared`` what it does not take itself of the arguments after ``pool_type``, and sets
     ``out_features`` where that is not the number of channels.
@@ -99,8 +93,8 @@ class Pool(nn.Module):
     Args:
         in_channels: channels of the input.
         pool_type: the name in the table of pools.
-        reduce_channels: channels C after the reduction; ``None`` leaves it out. The default is the class's
-            ``default_channels``, or ``in_channels`` where that is less.
+        reduce_channels: channels C after the reduction, ``None`` without one; by default ``default_channels`` of the
+            class, or ``in_channels`` where that is less.
         reduction: name of the reduction; by default ``conv-bn-relu`` for maps and ``linear-ln`` for tokens.
         input_fmt: ``NCHW`` (B, C, H, W), ``NHWC`` (B, H, W, C), ``NLC`` (B, N, C), ``NCL`` (B, C, N) or ``NCDHW``
             (B, C, D, H, W). The entries of a sequence, ``NLC`` and ``NCL``, are called tokens.
@@ -157,20 +151,17 @@ class Pool(nn.Module):
         self.channels = reduced_channels(in_channels, reduce_channels, self.default_channels)
         self.out_features = self.channels
         reduced = reduce_channels is not None and (reduce_channels != "default" or self.default_channels is not None)
-        channels = (self.channels,) if reduced else ()
-        reductions = self.build_reductions(channels, reduction, device=device, dtype=dtype)
-        self.reduction: nn.Module = reductions[0] if reductions else nn.Identity()
+        channels = self.channels if reduced else None
+        self.reduction = self.build_reduction(channels, reduction, device=device, dtype=dtype)
 
-    def build_reductions(self, channels: tuple[int, ...], reduction: str | None, **factory: Any) -> list[nn.Module]:
-        """Reductions to so many channels each, by name or by default for the layout of the input.
-
-        Raises:
-            UnknownNameError, OptionError: for a reduction that does not exist, or one without channels.
-        """
-        if reduction is not None and not channels:
+    def build_reduction(self, channels: int | None, reduction: str | None, **factory: Any) -> nn.Module:
+        """The reduction to so many channels, by name or by default for the layout; none for ``None``."""
+        if channels is not None:
+            kind = REDUCTIONS[reduction or self.default_reductions[self.input_fmt in TOKEN_FORMATS]]
+            return kind(self.in_channels, channels, **factory)
+        if reduction is not None:
             raise OptionError(f"reduction={reduction!r} needs reduce_channels, got None")
-        kind = REDUCTIONS[reduction or self.default_reductions[self.input_fmt in TOKEN_FORMATS]]
-        return [kind(self.in_channels, count, **factory) for count in channels]
+        return nn.Identity()
 
     @property
     def is_exportable(self) -> bool:
@@ -223,15 +214,8 @@ class Pool(nn.Module):
                 f"{self.pool_type} pool: expected {self.input_fmt} with in_channels={self.in_channels}, "
                 f"got shape {tuple(x.shape)}"
             )
-        if self.input_fmt == "NHWC":
-            maps = x.permute(0, 3, 1, 2)
-        elif self.input_fmt == "NCDHW":
-            maps = x.flatten(2, 3)
-        elif self.input_fmt == "NCHW":
-            maps = x
-        else:
-            tokens = x[:, self.num_prefix_tokens :].transpose(1, 2) if self.input_fmt == "NLC" else x
-            maps = tokens.unsqueeze(-1)
+        maps = x if channels_at == 1 else x[:, self.num_prefix_tokens :].movedim(-1, 1)
+        maps = maps.unsqueeze(-1) if maps.ndim == 3 else maps.flatten(2, -2)
         if maps.shape[2] == 0 or maps.shape[3] == 0:
             raise ShapeError(f"{self.pool_type} pool: no positions to pool over, got shape {tuple(x.shape)}")
         return maps

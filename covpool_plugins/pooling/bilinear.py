@@ -13,7 +13,7 @@ from ..linalg import covariance
 from ..linalg.covariance import fewer_positions
 from ..linalg.tensors import autocast_off, exporting, power_of_two, product
 from ..tables import About
-from .base import POOLS, InputFormat, Pool, widened
+from .base import POOLS, Pool, widened
 from .covariance_pool import SignedRootL2
 from .positions import count_positions, counted
 
@@ -33,8 +33,7 @@ class BilinearPool(Pool):
         in_channels: C₁, channels of the first input.
         second_channels: C₂, channels of the second; as many as of the first by default.
         eps: ε of the signed root, see :class:`SignedRootL2`.
-        input_fmt: layout of both inputs, see :class:`Pool`.
-        num_prefix_tokens: leading tokens to leave out of both, ``NLC`` only.
+        layout: ``input_fmt`` and ``num_prefix_tokens`` of both inputs, see :class:`Pool`.
 
     Source: Lin, RoyChowdhury & Maji, "Bilinear CNN Models for Fine-grained Visual Recognition", ICCV 2015.
 
@@ -53,15 +52,10 @@ class BilinearPool(Pool):
         second_channels: int | None = None,
         *,
         eps: float = 1e-8,
-        input_fmt: InputFormat = "NCHW",
-        num_prefix_tokens: int = 0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **layout: Any,
     ) -> None:
-        del device, dtype  # no parameters; taken so that every pool is built alike
         second = in_channels if second_channels is None else second_channels
         check_integer("second_channels", second)
-        layout: dict[str, Any] = {"input_fmt": input_fmt, "num_prefix_tokens": num_prefix_tokens}
         super().__init__(in_channels, pool_type="bilinear", **layout)
         self.out_features = in_channels * second
         self.second_stream = Pool(second, pool_type="bilinear (second input)", **layout)
@@ -89,7 +83,7 @@ class BilinearPool(Pool):
             )
         with autocast_off(X.device.type):
             dtype = torch.promote_types(torch.promote_types(X.dtype, Y.dtype), torch.float32)
-            A = product(X.to(dtype), Y.to(dtype).transpose(1, 2)) / count_positions(X, mask)
+            A = product(X.to(dtype) / count_positions(X, mask), Y.to(dtype).transpose(1, 2))
             return self.elementwise(A.flatten(1)).to(torch.promote_types(X.dtype, Y.dtype))
 
 
@@ -100,16 +94,15 @@ class CompactBilinearPool(Pool):
     entry (i, j) of X Xᵀ, with the sign s₁(i) s₂(j), to bin (h₁(i) + h₂(j)) mod D. Over the draws, the inner product of
     two sketches is on average that of the two matrices, so the sketches keep the kernel of bilinear pooling.
 
-    There are two routes to the same sums: ``matrix`` forms X Xᵀ and adds its entries up; ``fft`` convolves the two
-    count sketches of every position by ``torch.fft.rfft``, sums over the positions in the frequency domain, and goes
-    back once per image. The first handles C² numbers per image, the second 2 M D, and time and memory follow; ``auto``
-    takes the smaller. (One CPU thread, D = 8192, forward and backward: for 512 channels at 28x28 ``matrix`` takes less
-    than a tenth of the time and memory of ``fft``; for 2048 channels at 7x7 ``fft`` takes a quarter of the time of
-    ``matrix``.) An export takes ``matrix``.
+    Two routes lead to the same sums: ``matrix`` forms X Xᵀ and adds its entries up; ``fft`` convolves the two count
+    sketches of every position, sums over the positions in the frequency domain, and goes back once per image. The first
+    handles C² numbers per image, the second 2 M D, and time and memory follow; ``auto`` takes the smaller, for example
+    ``matrix`` for 512 channels at 28x28, a tenth of the time, and ``fft`` for 2048 channels at 7x7, a quarter. An
+    export takes ``matrix``.
 
     As in the published code the sketch is a sum over the positions, not their mean; after the l2 norm only ``eps``
-    tells the two apart. Hashes and signs are buffers, and so part of the state dict. Those of seed 1 are the ones that
-    checkpoints of fast-MPN-COV, which do not hold them, were trained with.
+    tells the two apart. Hashes and signs are in the state dict. Those of seed 1 are the ones that checkpoints of
+    fast-MPN-COV, which do not hold them, were trained with.
 
     Args:
         in_channels: channels of the input.
@@ -117,7 +110,7 @@ class CompactBilinearPool(Pool):
         seed: of the hashes and signs; the global generator is neither used nor changed.
         route: ``auto``, ``matrix`` or ``fft``.
         eps: ε of the signed root, see :class:`SignedRootL2`.
-        shared: ``reduce_channels``, ``reduction``, ``input_fmt`` and the others of :class:`Pool`.
+        shared: options of :class:`Pool`.
 
     Source: Gao, Beijbom, Zhang & Darrell, "Compact Bilinear Pooling", CVPR 2016, algorithm 2; Pham & Pagh, "Fast and
     Scalable Polynomial Kernels via Explicit Feature Maps", KDD 2013.
@@ -128,10 +121,6 @@ class CompactBilinearPool(Pool):
     """
 
     centered = False
-    h1: Tensor
-    h2: Tensor
-    s1: Tensor
-    s2: Tensor
 
     def __init__(
         self,
@@ -154,10 +143,10 @@ class CompactBilinearPool(Pool):
         self.seed = seed
         self.route = route
         self.elementwise = SignedRootL2(eps=eps)
-        for name in ("h1", "h2"):
-            self.register_buffer(name, torch.zeros(self.channels, dtype=torch.int64, device=device))
-        for name in ("s1", "s2"):
-            self.register_buffer(name, torch.ones(self.channels, device=device, dtype=dtype))
+        hashes, signs = torch.zeros(self.channels, dtype=torch.int64), torch.ones(self.channels)
+        self.h1, self.h2 = nn.Buffer(hashes), nn.Buffer(hashes.clone())
+        self.s1, self.s2 = nn.Buffer(signs), nn.Buffer(signs.clone())
+        self.to(device=device, dtype=dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -185,23 +174,21 @@ class CompactBilinearPool(Pool):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def represent(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.elementwise(*self._scaled_sketch(X)).to(X.dtype)
+        return self.elementwise(self.sketch(X)).to(X.dtype)
 
     def entries(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.sketch(X)
 
     def sketch(self, X: Tensor) -> Tensor:
-        """The tensor sketch (B, D) of X Xᵀ for features (B, C, M), before the element-wise step; float32 at least."""
-        sketch, unit = self._scaled_sketch(X)
-        return sketch * unit
+        """The tensor sketch (B, D) of X Xᵀ for features (B, C, M), before the element-wise step, in float64.
 
-    def _scaled_sketch(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """The sketch (B, D) of features divided by a power of two, which does not round, and its square (B, 1)."""
+        Of features over a power of two, which does not round. The sum of squares may leave the range of float32.
+        """
         with autocast_off(X.device.type):
             wide = widened(X)
             scale = power_of_two(wide)
             sketch = self._by_matrix(wide / scale) if self._takes_matrix(X) else self._by_fft(wide / scale)
-            return sketch, scale.squeeze(-1).square()
+            return sketch.double() * scale.squeeze(-1).double().square()
 
     def _takes_matrix(self, X: Tensor) -> bool:
         if self.route == "auto" and exporting():
@@ -251,9 +238,8 @@ class LowRankBilinearPool(Pool):
         in_channels: channels of the input.
         filters: K, the length of the vector; 200 is the paper's number for CUB-200.
         rank: r, even: r/2 positive and r/2 negative directions per filter.
-        shared: ``reduce_channels``, ``reduction``, ``input_fmt`` and the others of :class:`Pool`. The defaults, 100
-            channels by the linear ``projection`` without bias, are the paper's: it has m = 100 columns, which the
-            filters share (co-decomposition).
+        shared: options of :class:`Pool`. The defaults, 100 channels by the linear ``projection`` without bias, are the
+            paper's: it has m = 100 columns, which the filters share (co-decomposition).
 
     Attributes:
         factors: U, (K, 2, r/2, C): the positive directions of each filter, then the negative ones.

@@ -32,8 +32,6 @@ from .base import COVARIANCE_OPTIONS, POOLS, InputFormat, Pool, widened
 from .positions import counted, squared_size
 from .reduction import DEFAULT_CHANNELS
 
-LARGEST_FLOOR = 1e30
-
 
 class Weighting(nn.Identity):
     """Features (B, C, M), zero where masked, to features; as they are unless a subclass overrides ``forward``.
@@ -170,17 +168,10 @@ class SignedRootL2(nn.Module):
         check_number("eps of the signed root", eps, "(0, 1)")
         self.eps = float(eps)
 
-    def forward(self, v: Tensor, unit: Tensor | None = None) -> Tensor:
-        """The result for the vectors ``unit`` ``v``, which may leave the range where ``v`` does not; (B, 1)."""
+    def forward(self, v: Tensor) -> Tensor:
         with autocast_off(v.device.type):
             wide = widened(v)
-            if unit is None:
-                signed = wide.sign() * (wide.abs() + self.eps).sqrt()
-            else:
-                # Beside a floor beyond the precision of any entry all are alike, and have no gradient.
-                floor = self.eps / unit
-                alike = floor > LARGEST_FLOOR
-                signed = wide.sign() * torch.where(alike, 1.0, (wide.abs() + torch.where(alike, 1.0, floor)).sqrt())
+            signed = wide.sign() * (wide.abs() + self.eps).sqrt()
             # The squares in the length of a vector leave the range before its entries do.
             largest = signed.detach().abs().amax(dim=-1, keepdim=True)
             return nn.functional.normalize(signed / torch.where(largest > 0, largest, 1.0), dim=-1).to(v.dtype)

@@ -88,7 +88,8 @@ class CrossCovariancePool(Pool):
         rows, columns = _channels(in_channels, reduce_channels)
         if not is_integer(heads) or rows % heads or columns % heads:
             raise OptionError(f"crosscov: heads must be a divisor of {rows} and {columns} channels, got {heads!r}")
-        super().__init__(in_channels, pool_type="crosscov", reduce_channels=None, **layout)
+        unused = reduction if reduce_channels is None else None
+        super().__init__(in_channels, pool_type="crosscov", reduce_channels=None, reduction=unused, **layout)
         self.heads = heads
         self.both_channels = (rows, columns)
         self.out_features = rows * columns // heads
@@ -97,7 +98,7 @@ class CrossCovariancePool(Pool):
         reduced = () if reduce_channels is None else self.both_channels
         if heads > 1 and reduced:
             reduction = reduction or "projection"
-        self.reductions = nn.ModuleList(self.build_reductions(reduced, reduction))
+        self.reductions = nn.ModuleList(self.build_reduction(channels, reduction) for channels in reduced)
         self.token_dropout, self.entry_dropout = nn.Dropout(token_dropout), nn.Dropout(entry_dropout)
         self.normalization: SingularValuePower | None = None
         power: dict[str, Any] = dict(alpha=alpha, iterations=iterations, n=n, start=start, eps=eps)

@@ -65,7 +65,6 @@ def test_sketch(route, projection):
     expected = sketch_by_definition(pool, X)
     assert relative_error(pool.sketch(X), expected) < 1e-14
     assert relative_error(pool.sketch(X.float()), expected) < 1e-6
-    assert pool.sketch(X.bfloat16()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("route", ROUTES)
