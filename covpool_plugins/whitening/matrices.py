@@ -28,10 +28,10 @@ from ..errors import OptionError, UnknownNameError
 from ..linalg import MPA, MTP, IterativeMethod, Method, NewtonSchulz
 from ..linalg.eigenbasis import PlainSpectralFunction, compose
 from ..linalg.methods.base import check_field
-from ..linalg.methods.leading import Leading, LeadingInverseRoot, LeadingProjector
 from ..linalg.square_root import root_of_symmetric
 from ..linalg.tensors import apply, autocast_off, guarded_eigh, symmetrize
 from ..tables import Table
+from .leading import Leading, LeadingInverseRoot, LeadingProjector
 
 RELEASED = "_released"  # how names of methods end that are for compatibility only
 ROUNDING = 1e-6  # of the largest eigenvalue: what power iterations leave of a null space
