@@ -7,7 +7,7 @@ from mmpretrain.registry import MODELS
 
 from covpool_plugins.errors import OptionError, UnknownNameError
 from covpool_plugins.linalg import SVDPade, sqrtm
-from covpool_plugins.mmpretrain_plugin.matrix_sqrt import MatrixSqrt
+from covpool_plugins.mmpretrain_plugin import MatrixSqrt
 
 
 @pytest.mark.parametrize("registry", [ROOT_MODELS, MODELS], ids=["MMEngine", "MMPretrain"])
