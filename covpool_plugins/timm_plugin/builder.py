@@ -26,15 +26,17 @@ from ..pooling import pool_options
 from .backbones import HeadInput, head_input
 from .head import SecondOrderHead, check_pool, takes_frames
 from .layer_groups import LAYER_GROUPS
+from .psrp import add_psrp
 from .refusals import suggest_spelling
 from .strides import build_with_last_stride
 from .subclass import SECOND_ORDER_NAMES, attach_head, describe, head_name
 from .weights import (
     check_backbone_is_loaded,
+    check_psrp,
     load_head,
     one_line_errors,
     read_weights,
-    without_head,
+    without_new,
 )
 
 CLASSIFIER = "head.fc"
@@ -53,6 +55,7 @@ def create_model(
     reduce_channels: int | str | None = "default",
     last_stride: int | None = None,
     fuse_class_token: bool = False,
+    psrp: bool = False,
     layer_groups: str | None = None,
     hidden_features: Sequence[int] = (),
     frames: int | None = None,
@@ -78,6 +81,8 @@ def create_model(
         last_stride: 1 removes the stride of the last stage (14x14 positions at 224, as in CVPR 2018); the default
             keeps timm's (7x7, as in ICCV 2021).
         fuse_class_token: add the logits of the backbone's class token to the second-order ones, as in So-ViT.
+        psrp: MP+ of moment probing: a small trained module in every block of a ViT, Swin or ConvNeXt, which changes
+            nothing at first; see :class:`covpool_plugins.timm_plugin.psrp.PSRP`.
         layer_groups: two groups for timm's layer decay, so that ``layer_decay=0.05`` gives the first 20 times the
             learning rate of the second: ``head``, the classifier and all the rest; ``new``, what
             ``model.new_parameters()`` gives, and all that is pretrained. By default timm's groups.
@@ -111,6 +116,7 @@ def create_model(
     if global_pool:
         check_pool(global_pool)
     check_choice("layer_groups", layer_groups, LAYER_GROUPS)
+    check_flag("psrp", psrp)
     saved = timm_kwargs.get("pretrained_model_args") or {}
     options = _head_options(head_kwargs, saved.get("head_kwargs"), reduce_channels)
     if saved and num_classes and not global_pool:
@@ -129,9 +135,10 @@ def create_model(
     source = dict(pretrained=bool(pretrained), pretrained_cfg=cfg, cache_dir=timm_kwargs.pop("cache_dir", None))
     weights = read_weights(cfg, source["cache_dir"]) if own_weights else None
     if weights is not None:
+        check_psrp(weights, psrp, str(cfg.file or cfg.hf_hub_id or cfg.url))
         # timm is strict about the keys if the numbers of classes agree, and a backbone without classifier has none.
         classes = cfg.num_classes or DEFAULT_CLASSES
-        changes: dict[str, Any] = dict(num_classes=classes, state_dict=without_head(weights), source=None)
+        changes: dict[str, Any] = dict(num_classes=classes, state_dict=without_new(weights), source=None)
         source["pretrained_cfg"] = replace(cfg, **changes)
     with _readable_options(timm_kwargs, name, pool_type or head), one_line_errors(cfg if own_weights else None):
         if features_only:
@@ -139,6 +146,8 @@ def create_model(
             model.pretrained_cfg |= dict(state_dict=cfg.state_dict, source=cfg.source)
             return model
         model = build_with_last_stride(model_entrypoint(name), name, last_stride, {**source, **timm_kwargs})
+    if psrp:
+        add_psrp(model, name)
     features = head_input(model, name, timm_kwargs.get("in_chans"))
     parameter = next(model.parameters())
     new_head = SecondOrderHead(
@@ -163,6 +172,7 @@ def create_model(
         backbone=name,
         last_stride=last_stride,
         fuse_class_token=fuse_class_token,
+        psrp=psrp,
         layer_groups=layer_groups,
         hidden_features=list(hidden_features),
         frames=frames,

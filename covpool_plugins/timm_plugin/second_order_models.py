@@ -38,6 +38,14 @@ COMMON_HEADS = ("svdpade", "isqrt", "mpa", "seb")
 # What the bilinear papers fine-tune.
 BILINEAR_BACKBONES = ("vgg16",)
 BILINEAR_HEADS = ("bcnn", "cbp")
+# What moment probing keeps frozen.
+PROBED_BACKBONES = (
+    "vit_small_patch16_224",
+    "vit_base_patch16_224",
+    "vit_base_patch16_clip_224",
+    "swin_base_patch4_window7_224",
+    "convnext_base",
+)
 
 __all__: list[str] = []
 default_cfgs: dict[str, Any] = {}
@@ -54,6 +62,7 @@ def registered_models() -> Iterator[tuple[str, str, str]]:
         (BACKBONES_WITH_EVERY_HEAD, list_heads()),
         (BACKBONES_WITH_COMMON_HEADS, COMMON_HEADS),
         (BILINEAR_BACKBONES, BILINEAR_HEADS),
+        (PROBED_BACKBONES, ("moment",)),
     ):
         for backbone in backbones:
             for head in heads:

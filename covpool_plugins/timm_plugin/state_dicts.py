@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..checkpoint_file import COUNTERS, bare_keys, check_real_numbers
 from ..errors import OptionError
+from .psrp import PART_OF_KEYS
 
 # How keys begin in the original repositories' checkpoints, and in no model here.
 ORIGINAL_PARTS = (
@@ -27,6 +28,11 @@ WHERE = "the state dict"
 
 class WeightsError(OptionError, RuntimeError):
     """Weights of another network; a ``RuntimeError`` too, as ``load_state_dict`` raises it."""
+
+
+def is_new(key: str, head: str) -> bool:
+    """Whether a key is one of a second-order model's head, or of what MP+ adds to blocks: none of the backbone's."""
+    return key.startswith(f"{head}.") or PART_OF_KEYS in key
 
 
 def prepare(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -59,9 +65,9 @@ def refuse_plain_backbone(model: Any, head: str, state_dict: Mapping[str, Any]) 
     Raises:
         WeightsError: saying how the backbone is loaded.
     """
-    backbone = [key for key in model.state_dict() if not key.startswith(f"{head}.")]
+    backbone = [key for key in model.state_dict() if not is_new(key, head)]
     given = bare_keys(state_dict, WHERE, backbone)
-    if not any(key.startswith(f"{head}.") for key in given) and all(key in given for key in backbone):
+    if not any(is_new(key, head) for key in given) and all(key in given for key in backbone):
         raise WeightsError(
             "these are weights of a backbone without this head, which would stay random; begin with them by "
             "create_model(..., pretrained=FILE), or --pretrained --pretrained-path FILE of timm's scripts"

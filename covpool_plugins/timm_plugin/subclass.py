@@ -6,6 +6,7 @@ state-dict keys, feature extraction, parameter groups and ``isinstance`` checks 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -84,7 +85,7 @@ class SecondOrderModel:
         return name if name_only else self.get_submodule(name)  # type: ignore[attr-defined]
 
     def new_parameters(self) -> list[nn.Parameter]:
-        """The parameters that no pretrained backbone has: those of reduction, pool, hidden layers and classifier.
+        """The parameters that no pretrained backbone has: of reduction, pool, hidden layers, classifier and ``psrp``.
 
         Examples:
             >>> from covpool_plugins import create_model
@@ -94,8 +95,8 @@ class SecondOrderModel:
             >>> [name for name, parameter in model.named_parameters() if parameter.requires_grad][-1]
             'head.fc.bias'
         """
-        head = getattr(self, head_name(self))
-        return [parameter for name, parameter in head.named_parameters() if not name.startswith("norm.")]
+        new = re.compile(_new_names(head_name(self)))
+        return [parameter for name, parameter in self.named_parameters() if new.match(name)]  # type: ignore[attr-defined]
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
         """Replace the classifier, and the pool when ``global_pool`` names another one ('' for none).
@@ -121,7 +122,7 @@ class SecondOrderModel:
         if self.layer_groups == "head":
             return apart_from_rest(rf"{head}\.fc\.")
         if self.layer_groups == "new":
-            return apart_from_rest(rf"{head}\.(?!norm\.)")
+            return apart_from_rest(_new_names(head))
         return super().group_matcher(coarse)  # type: ignore[misc]
 
     @property
@@ -197,6 +198,11 @@ def place_of(model: Any) -> Place:
 def head_name(model: Any) -> str:
     """The name of the head in a second-order model."""
     return HEAD_NAMES[isinstance(model, HeadBeside)]
+
+
+def _new_names(head: str) -> str:
+    """The pattern of the names of parameters that no pretrained backbone has."""
+    return rf"(?:{head}\.(?!norm\.)|.*\.psrp\.)"
 
 
 def second_order_class(

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from ..checkpoint_file import check_numpy, check_real_numbers, find_weights, read_checkpoint, weights_file
 from ..errors import OptionError, one_line
+from .psrp import PART_OF_KEYS
+from .state_dicts import is_new
 from .subclass import HEAD_NAMES, head_name
 
 _logger = logging.getLogger(__name__)
@@ -78,10 +80,20 @@ def read_weights(cfg: Any, cache_dir: Any) -> dict[str, Tensor] | None:
     return weights
 
 
-def without_head(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights but those of a second-order head."""
+def check_psrp(weights: dict[str, Tensor], psrp: bool, source: str) -> None:
+    """Raise if these are weights of a model with ``psrp``, and this is one without.
+
+    Raises:
+        OptionError: naming the source.
+    """
+    if not psrp and any(PART_OF_KEYS in key for key in weights):
+        raise OptionError(f"the weights of {source} are those of a model with psrp=True, got psrp=False")
+
+
+def without_new(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights but those of a second-order head and of what MP+ adds to blocks."""
     parts = tuple(f"{head}.{part}." for head in HEAD_NAMES for part in HEAD_PARTS)
-    return {key: value for key, value in weights.items() if not key.startswith(parts)}
+    return {key: value for key, value in weights.items() if not key.startswith(parts) and PART_OF_KEYS not in key}
 
 
 def load_head(model: nn.Module, weights: dict[str, Tensor], source: str, plain_classifier: str | None = None) -> None:
@@ -94,7 +106,7 @@ def load_head(model: nn.Module, weights: dict[str, Tensor], source: str, plain_c
         plain_classifier: name of a plain backbone's classifier, for a head that it fits (average pooling).
     """
     head = head_name(model)
-    shapes = {f"{head}.{key}": value.shape for key, value in model.get_submodule(head).state_dict().items()}
+    shapes = {key: value.shape for key, value in model.state_dict().items() if is_new(key, head)}
     for part in ("weight", "bias"):
         if plain_classifier and f"{plain_classifier}.{part}" in weights:
             weights = {f"{head}.fc.{part}": weights[f"{plain_classifier}.{part}"]} | weights
@@ -121,7 +133,7 @@ def check_backbone_is_loaded(model: nn.Module, weights: dict[str, Tensor], sourc
         OptionError: naming the source and the backbone's first tensor, or one with integers for real numbers.
     """
     head = head_name(model)
-    backbone = {key: value for key, value in model.state_dict().items() if not key.startswith(f"{head}.")}
+    backbone = {key: value for key, value in model.state_dict().items() if not is_new(key, head)}
     check_real_numbers(weights, backbone, source)
     for tensor in backbone.values():
         same_shape = [value for value in _tensors(weights) if value.shape == tensor.shape]
