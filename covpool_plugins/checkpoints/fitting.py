@@ -66,7 +66,8 @@ def fit(plan: Plan, state: OriginalState) -> Fitted:
     for key, tensor in state.tensors.items():
         place, shape = plan.place(key), tuple(tensor.shape)
         if isinstance(place, Dropped):
-            _check_shape(state, key, place.shape)
+            if place.shape is not None:
+                _check_shape(state, key, place.shape)
             left_out[state.keys[key]] = tensor
             keys.append(KeyReport(state.keys[key], None, shape, f"dropped: {place.reason}"))
         elif place is None or place.key not in wanted:

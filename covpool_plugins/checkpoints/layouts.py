@@ -18,7 +18,7 @@ from ..errors import OptionError, UnknownNameError
 from ..tables import Table
 from ..whitening.compatibility import RELEASED_LAYERS, STARTING_VECTOR, place_entry
 from .backbones import STAGES, Backbone, recognise_backbone, resnet_name
-from .heads import Head, recognise_head
+from .heads import IDENTITY, Head, recognise_head
 from .network import TOKEN_POOL, Network
 from .original_state import OriginalState
 from .placement import Dropped, Place, Placement, by_modules
@@ -134,7 +134,7 @@ def _token_pool(state: OriginalState, hints: Hints) -> tuple[str, list[str]]:
 
 
 def main_py(state: OriginalState, hints: Hints) -> Plan | None:
-    """main.py of fast-MPN-COV and DifferentiableSVD: a sequence of features, a representation, a classifier."""
+    """main.py of fast-MPN-COV, and what derives from it: a sequence of features, a representation, a classifier."""
     if not state.has("features.", "classifier.") or state.has("head."):
         return None
     backbone = recognise_backbone(state.under("features."))
@@ -154,7 +154,7 @@ def main_py(state: OriginalState, hints: Hints) -> Plan | None:
             "the weights of a plain VGG with its fully connected layers, which takes the place of no head"
         )
     head = recognise_head(backbone.channels, reduced, widths[0][1], state, arch, hints.head)
-    notes = [head.note] if head.note else []
+    notes = [*head.notes]
     if head.name == "seb" and reduced is None:
         notes.append(
             "the release lifts eigenvalues below float32's epsilon to it; with unreduced channels that moves the scale "
@@ -167,8 +167,10 @@ def main_py(state: OriginalState, hints: Hints) -> Plan | None:
     network = Network(
         backbone.name, widths[-1][0], head.name, head.options, last_stride, hidden, dict(backbone.arguments)
     )
-    source = "main.py of fast-MPN-COV or DifferentiableSVD"
-    return Plan(source, network, by_modules(pairs), notes, any_order=_any_order(head), data=dict(IMAGENET))
+    channels = reduced or backbone.channels
+    dropped = {IDENTITY: Dropped("an identity, which the head makes itself", (channels, channels))}
+    source = "main.py of fast-MPN-COV, DifferentiableSVD, RiemGCP or iSICE"
+    return Plan(source, network, by_modules(pairs, dropped), notes, any_order=_any_order(head), data=dict(IMAGENET))
 
 
 def _any_order(head: Head) -> bool:
@@ -208,20 +210,22 @@ def _last_stride(state: OriginalState, backbone: Backbone, arch: str | None, not
 
 
 def mpncov_resnet(state: OriginalState, hints: Hints) -> Plan | None:
-    """The released mpncovresnet50 and mpncovresnet101: a ResNet with ``layer_reduce``."""
+    """A ResNet with ``layer_reduce``: the released mpncovresnet50 and mpncovresnet101, and those of DropCov."""
     if not state.has("conv1.", "layer_reduce.", "layer_reduce_bn.", "fc."):
         return None
     resnet = resnet_name(state.under(""), STAGES)
     if resnet is None:
         return None
     reduced, (classes, width) = state.shape("layer_reduce.weight")[0], state.shape("fc.weight")
-    head = recognise_head(resnet[1], reduced, width, state, WITHOUT_STRIDE + resnet[0][6:], hints.head or "isqrt")
+    dropcov = state.has("eca_layer.")
+    wanted = hints.head or ("dropcov" if dropcov else "isqrt")
+    head = recognise_head(resnet[1], reduced, width, state, WITHOUT_STRIDE + resnet[0][6:], wanted)
     pairs = [("layer_reduce", CONVOLUTION), ("layer_reduce_bn", NORM), ("fc", "head.fc")]
+    pairs += [("eca_layer.conv", f"{POOL}.weighting")]
     pairs += [(part, part) for part in ("conv1", "bn1", *STAGES)]
     network = Network(resnet[0], classes, head.name, head.options, last_stride=1)
-    notes = [head.note] if head.note else []
-    source = "mpncovresnet of fast-MPN-COV"
-    return Plan(source, network, by_modules(pairs), notes, any_order=_any_order(head), data=dict(IMAGENET))
+    source = "DropCov" if dropcov else "mpncovresnet of fast-MPN-COV"
+    return Plan(source, network, by_modules(pairs), head.notes, any_order=_any_order(head), data=dict(IMAGENET))
 
 
 def cifar(state: OriginalState, hints: Hints) -> Plan | None:
@@ -310,7 +314,7 @@ def second_order_resnet(state: OriginalState, hints: Hints) -> Plan | None:
     reduced = state.shape(f"{CONVOLUTION}.weight")[:1] or (None,)
     classes, width = state.shape("head.fc.weight")
     head = recognise_head(resnet[1], reduced[0], width, state, hints.arch, hints.head)
-    notes = [*([head.note] if head.note else []), "the model's other arguments are not in the file"]
+    notes = [*head.notes, "the model's other arguments are not in the file"]
     network = Network(resnet[0], classes, head.name, head.options, _given_stride(hints))
     return Plan("timm, without the model's name", network, by_modules([("", "")]), notes)
 
@@ -329,14 +333,11 @@ def plain_resnet(state: OriginalState, hints: Hints) -> Plan | None:
         return Plan("ResNet of torchvision or timm", network, by_modules([*pairs, ("fc", "head.fc")]))
     head = hints.head or "svdpade"
 
-    def place(key: str) -> Placement | Dropped | None:
-        if not key.startswith("fc."):
-            return by_modules(pairs)(key)
-        return Dropped("classifier of the averaged map", (classes, resnet[1]) if key == "fc.weight" else (classes,))
-
+    shapes = {r"fc\.weight": (classes, resnet[1]), r"fc\.bias": (classes,)}
+    dropped = {key: Dropped("classifier of the averaged map", shape) for key, shape in shapes.items()}
     network = Network(resnet[0], classes, head, last_stride=_given_stride(hints))
     notes = [f"head {head!r} for {classes} classes starts with fresh weights, drawn with seed 0"]
-    return Plan("ResNet of torchvision or timm, backbone only", network, place, notes, fresh=True)
+    return Plan("ResNet of torchvision or timm, backbone only", network, by_modules(pairs, dropped), notes, fresh=True)
 
 
 def _given_stride(hints: Hints) -> int | None:
@@ -354,7 +355,7 @@ def check_arch(plan: Plan, hints: Hints) -> None:
 
 def _plain(arch: str) -> str:
     """A name of an architecture as the repositories and timm have it, made alike."""
-    return re.sub(r"[^a-z0-9]", "", arch.lower().removeprefix("mpncov"))
+    return re.sub(r"[^a-z0-9]", "", arch.lower().removeprefix("mpncov").removesuffix("_acd"))
 
 
 LAYOUTS.add("timm", timm_model)

@@ -6,7 +6,8 @@ other, in the same shape. Whitening layers, whose tensors are cut and joined, ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 Shape = tuple[int, ...]
@@ -25,20 +26,26 @@ class Placement(NamedTuple):
 
 
 class Dropped(NamedTuple):
-    """A tensor that has no place: why it needs none, and its shape in the file."""
+    """A tensor that has no place: why it needs none, and its shape in the file, if there is but one."""
 
     reason: str
-    shape: Shape
+    shape: Shape | None = None
 
 
 Place = Callable[[str], Placement | Dropped | None]
 
 
-def by_modules(pairs: Iterable[tuple[str, str]]) -> Place:
-    """The rule of a list of pairs; the longest match counts, the empty name is the whole model."""
+def by_modules(pairs: Iterable[tuple[str, str]], dropped: Mapping[str, Dropped] | None = None) -> Place:
+    """The rule of a list of pairs; the longest match counts, the empty name is the whole model.
+
+    What ``dropped`` has by a regular expression of the whole key has no place.
+    """
     table = dict(pairs)
 
-    def place(key: str) -> Placement | None:
+    def place(key: str) -> Placement | Dropped | None:
+        for pattern, without_place in (dropped or {}).items():
+            if re.fullmatch(pattern, key):
+                return without_place
         parts = key.split(".")
         for length in range(len(parts) - 1, -1, -1):
             module = ".".join(parts[:length])

@@ -21,7 +21,8 @@ from covpool_plugins.errors import OptionError, UnknownNameError
 SCRATCH = "fmpn__resnet18__MPNCOV__finetune"  # 50 classes, no reduction
 # Each takes a second; the others differ in nothing but their name.
 SOME_ROOTS = ("svdtopn",)
-ROOTS = [row.head for _, row in ORIGINAL_HEADS.items() if row.head not in ("gap", "bcnn", "cbp")]
+OTHERS = ("gap", "bcnn", "cbp")
+ROOTS = sorted({row.head for _, row in ORIGINAL_HEADS.items() if row.head not in OTHERS and not row.identity})
 
 
 def small(name):
@@ -235,6 +236,26 @@ def test_a_guess_is_reported(resnet18, tmp_path):
     assert all(head in note for head in ROOTS)
     assert any("stride" in note and "guess" in note for note in converted.notes)
     assert any("epsilon" in note for note in load_original(saved(resnet18, tmp_path), head="seb").notes)
+
+
+@pytest.mark.parametrize("head, hint", [("powtmlr", None), ("cholesky", "r18-Cho-TMLR.pth"), ("cholesky", "cholesky")])
+def test_heads_of_riemgcp_with_an_identity(head, hint, resnet18, tmp_path):
+    """It tells them from the roots, and is kept for the way back; which of the two it is, is a hint's to say."""
+    state = {**resnet18, "representation.I": torch.eye(512, dtype=torch.float64)}
+    path = saved(state, tmp_path, hint if hint and "." in hint else "x.pth")
+    converted = load_original(path, head=hint if hint == head else None)
+    assert converted.network.head == head
+    assert any("a guess: the keys fit powtmlr, cholesky" in note for note in converted.notes) == (hint is None)
+    (row,) = [row for row in converted.keys if row.original == "representation.I"]
+    assert row.remark == "dropped: an identity, which the head makes itself"
+    assert torch.equal(converted.left_out["representation.I"], state["representation.I"])
+    with pytest.raises(OptionError, match=r"would have to be \[512, 512\]"):
+        load_original(saved({**state, "representation.I": torch.eye(256)}, tmp_path))
+
+
+def test_what_isice_leaves_open_is_said(resnet18, tmp_path):
+    (note,) = [note for note in load_original(saved(resnet18, tmp_path, "r18-SICE.pth")).notes if "step" in note]
+    assert "tr Λ" in note
 
 
 @pytest.mark.parametrize(
