@@ -1,0 +1,225 @@
+"""Transformers that classify the class token and a second-order vector of the others: SoT, and those of DropCov.
+
+They are timm's vision transformer on tokens by convolutions, with the head of this package and ``fuse_class_token``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import HybridEmbed, resample_abs_pos_embed
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_function
+from timm.models.densenet import DenseBlock, DenseTransition
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
+
+from ..errors import ShapeError
+from ..pooling import pool_options
+from .builder import create_model
+
+GRID = (14, 14)  # of the position embedding, for images of 224x224
+STEM_CHANNELS = 64
+
+
+def densenet_tokens(in_chans: int, **factory: Any) -> nn.Sequential:
+    """A 3x3 convolution, max-pooling, three dense blocks of six layers without norms, each with its transition."""
+    layers: dict[str, nn.Module] = _stem(in_chans, **factory)
+    stages: list[nn.Module] = []
+    width = STEM_CHANNELS
+    for _ in range(3):
+        block = DenseBlock(6, width, bn_size=2, growth_rate=16, norm_layer=lambda *_, **__: nn.ReLU(), **factory)  # type: ignore[arg-type]
+        transition = DenseTransition(width + 6 * 16, 2 * STEM_CHANNELS, nn.BatchNorm2d, **factory)
+        stages += [block, transition]
+        width = 2 * STEM_CHANNELS
+    return nn.Sequential(OrderedDict(**layers, stages=nn.Sequential(*stages)))
+
+
+def _stem(in_chans: int, **factory: Any) -> dict[str, nn.Module]:
+    stem = nn.Conv2d(in_chans, STEM_CHANNELS, 3, padding=1, **factory)
+    return dict(stem=stem, pool=nn.MaxPool2d(3, stride=2, padding=1))
+
+
+STEMS: dict[str, Callable[..., nn.Sequential]] = {"densenet": densenet_tokens}
+
+
+def check_image_size(x: Tensor, img_size: tuple[int, int]) -> None:
+    """Raise unless these are images of that height and width.
+
+    Raises:
+        ShapeError: naming both.
+    """
+    if (x.shape[-2], x.shape[-1]) != tuple(img_size):
+        raise ShapeError(
+            f"built for images of {img_size[0]}x{img_size[1]}, got shape {tuple(x.shape)}; "
+            "img_size=(height, width) builds it for others"
+        )
+
+
+register_notrace_function(check_image_size)
+
+
+class ConvTokens(HybridEmbed):
+    """timm's embedding of feature maps, which checks the size of images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.strict_img_size:
+            check_image_size(x, self.img_size)  # type: ignore[arg-type]
+        return super().forward(x)
+
+
+def sinusoids(count: int, dim: int) -> Tensor:
+    """Position embedding (1, count, dim) in float32: sines in the even channels, cosines in the odd ones.
+
+    Source: Vaswani et al., "Attention Is All You Need", NeurIPS 2017, section 3.5.
+    """
+    channel = torch.arange(dim, dtype=torch.float64)
+    rate = 10000 ** (-2 * (channel // 2) / dim)
+    angle = torch.arange(count, dtype=torch.float64).unsqueeze(1) * rate
+    return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float().unsqueeze(0)
+
+
+class TokenTransformer(VisionTransformer):
+    """timm's vision transformer on tokens by convolutions, with a position embedding that is not learned.
+
+    For images of another size than 224x224 the position embedding is resized.
+
+    Args:
+        stem: one of ``STEMS``, which makes maps that are 16 times smaller than the images.
+        in_chans, img_size, device, dtype: of the images and the weights.
+        options: of timm's ``VisionTransformer``: ``embed_dim``, ``depth``, ``num_heads``, ``mlp_ratio``,
+            ``drop_path_rate`` and so on.
+
+    Raises:
+        ShapeError: from ``forward``, for images of another size.
+    """
+
+    pos_embed: Any  # a buffer here
+
+    def __init__(
+        self, stem: str, in_chans: int = 3, img_size: Any = 224, device: Any = None, dtype: Any = None, **options: Any
+    ) -> None:
+        factory: dict[str, Any] = dict(device=device, dtype=dtype)
+        super().__init__(
+            img_size,
+            patch_size=1,
+            in_chans=in_chans,
+            qkv_bias=False,
+            norm_layer=partial(nn.LayerNorm, eps=1e-5),
+            embed_layer=partial(ConvTokens, backbone=STEMS[stem](in_chans, **factory)),
+            **factory,
+            **options,
+        )
+        nn.init.trunc_normal_(self.cls_token, std=0.02)  # type: ignore[arg-type]
+        positions = sinusoids(1 + GRID[0] * GRID[1], self.embed_dim)
+        grid: Any = self.patch_embed.grid_size
+        self._keep_positions(resample_abs_pos_embed(positions, grid, list(GRID)).to(self.pos_embed))
+
+    def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:
+        """Expect images of another height and width."""
+        super().set_input_size(img_size, patch_size)
+        self._keep_positions(self.pos_embed.detach())
+
+    def _keep_positions(self, positions: Tensor) -> None:
+        del self.pos_embed  # timm's parameter
+        self.register_buffer("pos_embed", positions)
+
+
+class TokenModel(NamedTuple):
+    """A transformer and its head.
+
+    Attributes:
+        network: arguments of :class:`TokenTransformer`.
+        pool: name of the pool.
+        options: of the pool.
+    """
+
+    network: dict[str, Any]
+    pool: str
+    options: dict[str, Any]
+
+
+def _network(stem: str, embed_dim: int, depth: int, num_heads: int, mlp_ratio: float) -> dict[str, Any]:
+    return dict(stem=stem, embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio)
+
+
+def _sot(embed_dim: int, depth: int, num_heads: int, mlp_ratio: float, h: int, w: int, **options: Any) -> TokenModel:
+    """With cross-covariances of h heads of w channels."""
+    network = _network("densenet", embed_dim, depth, num_heads, mlp_ratio)
+    return TokenModel(network, "crosscov", dict(reduce_channels=h * w, heads=h, **options))
+
+
+DROPCOV: dict[str, Any] = dict(normalization="none", token_dropout=0.2, entry_dropout=0.5)
+MODELS = {
+    # Xie et al., "SoT: Delving Deeper into Classification Head for Transformer", arXiv 2104.10935.
+    "sot_tiny": _sot(240, 12, 4, 2.5, 6, 14),
+    "sot_small": _sot(384, 14, 6, 3.5, 6, 24, entry_dropout=0.5),
+    "sot_base": _sot(528, 24, 8, 3.0, 6, 38, entry_dropout=0.7),
+    # Wang et al., "DropCov: A Simple yet Effective Method for Improving Deep Architectures", NeurIPS 2022.
+    "dropcov_deit_tiny": _sot(240, 12, 4, 2.5, 6, 14, **DROPCOV),
+    "dropcov_deit_small": _sot(384, 12, 6, 4.0, 6, 24, **DROPCOV),
+    "dropcov_deit_base": _sot(768, 12, 12, 4.0, 12, 24, **DROPCOV),
+    "dropcov_t2t_vit_14": _sot(384, 14, 6, 3.0, 6, 24, **DROPCOV),
+}
+__all__: list[str] = []
+# register_model reads this when it decorates a function below. No weights have been published.
+default_cfgs = generate_default_cfgs(
+    {
+        name: dict(
+            url="",
+            num_classes=1000,
+            input_size=(3, 224, 224),
+            fixed_input_size=True,
+            pool_size=None,
+            crop_pct=0.9,
+            interpolation="bicubic",
+            mean=IMAGENET_DEFAULT_MEAN,
+            std=IMAGENET_DEFAULT_STD,
+            first_conv="patch_embed.backbone.stem",
+            classifier="head",
+        )
+        for name in MODELS
+    }
+)
+
+
+def _entrypoint(name: str, row: TokenModel) -> Callable[..., nn.Module]:
+    def build(
+        pretrained: bool = False,
+        global_pool: str | None = None,
+        head_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> nn.Module:
+        if global_pool == "" or kwargs.get("features_only"):
+            features: Any = dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter")
+            arguments = {**row.network, "global_pool": "token" if global_pool is None else global_pool, **kwargs}
+            filters: Any = dict(pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=features)
+            return build_model_with_cfg(TokenTransformer, name, pretrained, **filters, **arguments)
+        pool = global_pool or row.pool
+        given = {key: kwargs.pop(key) for key in ("reduce_channels",) if key in kwargs}
+        known = pool_options(pool, of_parts=False)
+        options = {key: value for key, value in {**row.options, **given}.items() if key in known}
+        model: Any = create_model(
+            name,
+            pool,
+            pretrained=pretrained,
+            fuse_class_token=True,
+            head_kwargs=options | (head_kwargs or {}),
+            **kwargs,
+        )
+        if isinstance(model.head.fc, nn.Linear) and not pretrained:
+            nn.init.trunc_normal_(model.head.fc.weight, std=0.02)
+            nn.init.zeros_(model.head.fc.bias)
+        return model
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"A :class:`TokenTransformer` with the head ``{row.pool}`` and the class token beside it."
+    return build
+
+
+for _name, _row in MODELS.items():
+    globals()[_name] = register_model(_entrypoint(_name, _row))
