@@ -5,8 +5,6 @@ from ..pictures import read_picture
 from . import (  # noqa: F401  fill the table
     backprop,
     contribution,
-    deconvolution,
-    democratic_weights,
     excitation,
     perturbation,
     spectral_maps,

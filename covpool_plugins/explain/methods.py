@@ -224,20 +224,24 @@ def explain_input(
     other = None if versus is None else view.class_number(versus, "versus")
     if other == label:
         raise OptionError(f"versus must be another class than the target, got {versus!r} for both")
-    row = EXPLANATIONS[method]
+    row, asked, x = EXPLANATIONS[method], view, passed.x
     if "versus" in row.options:
-        explanation = row.function(view, passed, label, versus=other, **options)
-    else:
-        with view.against(other):
-            explanation = row.function(view, passed.against(other), label, **options)
-    if not np.isfinite(explanation.map).all():
-        raise NotApplicableError(f"{method}: the map has values that are not finite")
+        options["versus"] = other
+    elif other is not None:
+        asked = view.against(other)
+        passed = asked.forward_pass(x)
+    try:
+        explanation = row.function(asked, passed, label, **options)
+        if not np.isfinite(explanation.map).all():
+            raise NotApplicableError("the map has values that are not finite")
+    except NotApplicableError as error:
+        raise NotApplicableError(f"{method}: {error}") from error
     return replace(
         explanation,
         method=method,
         target=label,
         probability=view.probabilities(logits)[label].item(),
-        image=view.preprocessing.picture(passed.x),
+        image=view.preprocessing.picture(x),
         versus=other,
         activation=view.activation,
         class_names=view.class_names,

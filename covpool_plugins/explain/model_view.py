@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -56,13 +55,6 @@ class ForwardPass:
         token = self.vector[:, self.pooled.shape[1] :]
         same_shape = token.shape == self.input[:, 0].shape
         return token if same_shape and torch.equal(token, self.input[:, 0].to(token.dtype)) else None
-
-    def against(self, other: int | None) -> ForwardPass:
-        """With the score of class ``other`` taken off all class scores, as within :meth:`ModelView.against`."""
-        if other is None:
-            return self
-        scores = None if self.scores is None else self.scores - self.scores[:, [other]]
-        return replace(self, logits=self.logits - self.logits[:, [other]], scores=scores)
 
 
 @dataclass(frozen=True)
@@ -282,24 +274,23 @@ class ModelView:
         """The pool in float64."""
         return copy.deepcopy(self.known_pool()).double()
 
-    @contextmanager
-    def against(self, other: int | None) -> Iterator[None]:
-        """Within it every class score is that class's minus that of class ``other``; ``None`` changes nothing.
+    def against(self, other: int) -> ModelView:
+        """A view of the model with the score of class ``other`` taken off all class scores.
 
-        The same is taken from all scores, so that the probabilities stay what they are.
+        Raises:
+            NotApplicableError: for a model without one linear layer of class scores.
         """
-        if other is None:
-            yield
-            return
-        parameters = list(self.known_classifier().parameters())
-        before = [parameter.data for parameter in parameters]
-        try:
-            for parameter in parameters:
-                parameter.data = parameter.data - parameter.data[other]
-            yield
-        finally:
-            for parameter, values in zip(parameters, before, strict=True):
-                parameter.data = values
+        self.known_classifier()
+        view = disposable(self)
+        for name, parameter in list(view.known_classifier().named_parameters()):
+            setattr(view.classifier, name, nn.Parameter(parameter - parameter[other], requires_grad=False))
+        return view
+
+
+def disposable(view: ModelView) -> ModelView:
+    """A view whose modules are copies that hold the same weights: what is changed in them stays in the copy."""
+    shared = [*view.model.parameters(), *view.model.buffers(), view.preprocessing]
+    return copy.deepcopy(view, {id(kept): kept for kept in shared})
 
 
 def token_grid(tokens: int, height: int, width: int) -> tuple[int, int]:

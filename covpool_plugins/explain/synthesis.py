@@ -9,7 +9,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checks import check_integer
-from .backprop import disposable
 from .explanation import Explanation
 from .methods import EXPLANATIONS, ExplanationMethod, check_count, check_seed, check_weight
 from .model_view import ForwardPass, ModelView
@@ -81,19 +80,19 @@ def inverse_image(
     Source: Mahendran & Vedaldi, IJCV 2016; Lin & Maji, CVPR 2016.
     """
     view.known_pool()
-    original, own = passed.pooled, disposable(view)
-    assert original is not None and own.pool_site is not None
+    original = passed.pooled
+    assert original is not None and view.pool_site is not None
     pooled: list[Tensor] = []
-    own.pool_site.register_forward_hook(lambda module, args, output: pooled.append(output.flatten(1)))
 
     def loss(picture: Tensor) -> Tensor:
         pooled.clear()
-        own.model(picture)
+        view.model(picture)
         return (pooled[-1] - original).square().sum() / original.square().sum().clamp_min(1e-12)
 
-    pixels = _descend(view, passed.x, loss, iterations, seed, smoothness, jitter)
-    with torch.no_grad():
-        distance = loss(_as_input(view, pixels)).sqrt()
+    with view.pool_site.register_forward_hook(lambda module, args, output: pooled.append(output.flatten(1))):
+        pixels = _descend(view, passed.x, loss, iterations, seed, smoothness, jitter)
+        with torch.no_grad():
+            distance = loss(_as_input(view, pixels)).sqrt()
     return _attribution(pixels, distance=distance)
 
 
