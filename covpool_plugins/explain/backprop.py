@@ -73,7 +73,7 @@ def integrated_gradients(
     x = view.to_model(passed.x)
     starts: dict[str, Callable[[Tensor], Tensor]] = {
         "mean": torch.zeros_like,
-        "black": view.preprocessing.black,
+        "black": lambda x: view.preprocessing.normalized(torch.zeros_like(x)),
         "blur": blur,
     }
     start = starts[baseline](x)
