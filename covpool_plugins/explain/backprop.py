@@ -82,7 +82,7 @@ def integrated_gradients(
     mean = _weighted_gradient(view, path, x.new_tensor(weights), target, "integrated_gradients")
     shares = ((x - start) * mean).sum(dim=1)[0]
     whole = (view.logits(x) - view.logits(start))[0, target].item()
-    return Explanation(shares, signed=True, contributions=shares, completeness_target=whole)
+    return Explanation(shares, signed=True, completeness_target=whole)
 
 
 def grad_cam(view: ModelView, passed: ForwardPass, target: int, *, layer: str | None = None) -> Explanation:

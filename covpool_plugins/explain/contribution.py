@@ -36,7 +36,7 @@ from ..linalg.covariance import center
 from ..linalg.feature_functions import Rule, decompose_features
 from ..pooling import CovariancePool, MatrixPower, MatrixRoot, Pool, Weighting
 from .backprop import gauss_points
-from .explanation import Explanation, Space
+from .explanation import Explanation
 from .methods import EXPLANATIONS, ExplanationMethod
 from .model_view import ForwardPass, ModelView
 
@@ -120,9 +120,9 @@ class LinearHead(NamedTuple):
         if self.token is not None:
             every["class_token"] = self.token
             whole += self.token.item()
-        space: Space = "image" if shares.ndim == 1 else "matrix"
-        map = shares.reshape(self.grid) if space == "image" else shares
-        return Explanation(map, signed=True, contributions=map, completeness_target=whole, extras=every, space=space)
+        if shares.ndim == 1:
+            return Explanation(shares.reshape(self.grid), signed=True, completeness_target=whole, extras=every)
+        return Explanation(shares, signed=True, completeness_target=whole, extras=every, space="matrix")
 
 
 def contribution(view: ModelView, passed: ForwardPass, target: int) -> Explanation:

@@ -160,7 +160,7 @@ def timm_preprocessing(model: nn.Module) -> Preprocessing:
     from timm.data import create_transform, resolve_model_data_config
 
     config = resolve_model_data_config(model)
-    channels = _input_channels(model)
+    channels = 1 if first_channels(model) == 1 else 3
     height, width = config["input_size"][1:]
     if channels == 1:
         config |= {key: (sum(config[key]) / len(config[key]),) for key in ("mean", "std")}
@@ -185,7 +185,7 @@ def mmpretrain_preprocessing(model: Any) -> Preprocessing:
     pipeline = Compose([TRANSFORMS.build(step) for step in steps])
     preprocessor = copy.deepcopy(model.data_preprocessor)
 
-    channels = _input_channels(model)
+    channels = 1 if first_channels(model) == 1 else 3
     red_first = config.test_dataloader.dataset.get("type") in RED_FIRST
 
     def to_input(picture: Picture) -> Tensor:
@@ -214,11 +214,6 @@ def mmpretrain_preprocessing(model: Any) -> Preprocessing:
 def first_channels(model: nn.Module) -> int | None:
     """The channels that a network's first convolution takes, if there is one."""
     return next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-
-
-def _input_channels(model: nn.Module) -> int:
-    """One or three, which :meth:`ModelView.of` tries: the first convolution may lie behind rearranged pixels."""
-    return 1 if first_channels(model) == 1 else 3
 
 
 def blur(x: Tensor) -> Tensor:

@@ -137,10 +137,18 @@ class ModelView:
             use_exact_gradient(private)
         see_single_frames(private)
         blank = preprocessing.blank(next(private.parameters()))
-        _check_first_layer(private, blank)
         classifier, site = find_classifier(private), find_pool_site(private)
-        classes = _count_classes(private, blank) if classifier is None else classifier.out_features
-        stages, maps = ({}, None) if site is None else trace_stages(private, blank, site)
+        try:
+            stages, maps, scores = trace_stages(private, blank, site)
+        except RuntimeError:
+            # The pixels may be rearranged in front of the first convolution, so that trying tells.
+            channels = first_channels(private)
+            if channels in (None, preprocessing.channels):
+                raise
+            raise OptionError(f"only models of 1 or 3 input channels can be explained, this takes {channels}") from None
+        if not isinstance(scores, Tensor) or scores.ndim != 2 or getattr(private, "num_classes", None) == 0:
+            raise OptionError(f"{type(private).__name__} has no class scores to explain")
+        classes = scores.shape[1]
         pool = site if isinstance(site, Pool) else None
         if maps is None:
             pool, site, stages = None, None, {}
@@ -304,7 +312,9 @@ def token_grid(tokens: int, height: int, width: int) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def trace_stages(model: nn.Module, x: Tensor, site: nn.Module) -> tuple[dict[str, nn.Module], Tensor | None]:
+def trace_stages(
+    model: nn.Module, x: Tensor, site: nn.Module | None
+) -> tuple[dict[str, nn.Module], Tensor | None, Any]:
     """Modules whose output is a map that stays as it is, by name, in the order in which they finish.
 
     A probe makes the output a leaf of the graph, which no in-place operation may change: batch norm before an
@@ -314,10 +324,11 @@ def trace_stages(model: nn.Module, x: Tensor, site: nn.Module) -> tuple[dict[str
     Args:
         model: the model, in eval mode.
         x: an input (1, C, H, W); its values do not matter.
-        site: the module where the maps end.
+        site: the module where the maps end, if it is known.
 
     Returns:
-        The modules, and the input of ``site`` or ``None`` if the model does not call it as a module.
+        The modules, the input of ``site`` or ``None`` if the model does not call it as a module, and what the model
+        gives.
     """
     seen: dict[str, tuple[nn.Module, Tensor, int]] = {}
     ended: list[Tensor] = []
@@ -339,32 +350,10 @@ def trace_stages(model: nn.Module, x: Tensor, site: nn.Module) -> tuple[dict[str
             seen[name] = (module, output, output._version)
 
     with ExitStack() as hooks:
-        for name, module in model.named_modules():
-            if name:
+        if site is not None:
+            hooks.enter_context(site.register_forward_pre_hook(lambda _, args: ended.append(args[0])))
+            for name, module in model.named_modules():
                 hooks.enter_context(module.register_forward_hook(partial(remember, name)))
-        hooks.enter_context(site.register_forward_pre_hook(lambda _, args: ended.append(args[0])))
-        model(x)
+        scores = model(x)
     kept = {name: module for name, (module, output, version) in seen.items() if output._version == version}
-    return kept, ended[-1] if ended else None
-
-
-@torch.no_grad()
-def _check_first_layer(model: nn.Module, blank: Tensor) -> None:
-    """Raise unless the model takes the channels of ``blank``: one, where its first convolution does, or three."""
-    channels = first_channels(model)
-    if channels in (None, blank.shape[1]):
-        return
-    try:
-        model(blank)  # the pixels may be rearranged in front of the first convolution
-    except RuntimeError:
-        raise OptionError(f"only models of 1 or 3 input channels can be explained, this one takes {channels}") from None
-
-
-@torch.no_grad()
-def _count_classes(model: nn.Module, blank: Tensor) -> int:
-    """How many class scores a model without one linear classifier gives: several classifiers, or more layers."""
-    scores = model(blank)
-    without_classes = getattr(model, "num_classes", None) == 0
-    if without_classes or not isinstance(scores, Tensor) or scores.ndim != 2:
-        raise OptionError(f"{type(model).__name__} has no class scores to explain")
-    return scores.shape[1]
+    return kept, ended[-1] if ended else None, scores

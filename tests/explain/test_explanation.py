@@ -206,8 +206,8 @@ def test_bad_input_is_named(call: dict, error: type[Exception], message: str, sm
     [
         (torch.nn.Conv2d(3, 4, 3), "Conv2d has no class scores"),
         (timm.create_model("test_resnet", num_classes=0), "no class scores"),
-        (timm.create_model("test_resnet", in_chans=4), "1 or 3 input channels can be explained, this one takes 4"),
-        (timm.create_model("test_vit", in_chans=4), "1 or 3 input channels can be explained, this one takes 4"),
+        (timm.create_model("test_resnet", in_chans=4), "1 or 3 input channels can be explained, this takes 4"),
+        (timm.create_model("test_vit", in_chans=4), "1 or 3 input channels can be explained, this takes 4"),
     ],
 )
 def test_models_that_cannot_be_explained(model: torch.nn.Module, message: str, image: Tensor) -> None:

@@ -316,6 +316,7 @@ def test_integrated_gradients_sum_to_the_difference_of_two_scores(baseline: str,
     expected = (view.logits(image) - view.logits(start))[0, 2].item()
     assert explanation.completeness_target == pytest.approx(expected, rel=1e-5)
     assert explanation.completeness_gap < 0.01 and explanation.signed and explanation.map.shape == (32, 32)
+    assert explanation.caption()[1].endswith(f"= {explanation.completeness_target:+.3g} of the score")  # not its bias
 
 
 def test_smooth_grad_is_the_mean_over_noise(small_net, image: Tensor) -> None:
