@@ -1,12 +1,14 @@
 """Second-order pooling for timm and MMPretrain."""
 
+from . import interruption  # noqa: F401  first: it takes the signal of Ctrl-C
+
+# isort: split
 import difflib
 import importlib
 from typing import Any
 
 from wrapt import register_post_import_hook
 
-from . import interruption  # noqa: F401  before what takes seconds
 from .model_index import register_configs
 from .pooling import create_pool, list_pools
 from .timm_plugin import create_model, create_two_stream_model, list_heads, save_for_hub

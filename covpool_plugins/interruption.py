@@ -8,31 +8,32 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from pathlib import Path
-from typing import Any, NoReturn
+
+# Only what Python has imported by itself when it starts.
 
 INTERRUPTED = 130  # what a shell reports
-PACKAGE = Path(__file__).parent
-TOOLS = (PACKAGE.parent / "tools", PACKAGE / ".mim" / "tools")
+PACKAGE = os.path.dirname(os.path.abspath(__file__))
+NAME = os.path.basename(PACKAGE)
+TOOLS = [os.path.realpath(os.path.join(PACKAGE, folder)) for folder in ("../tools", ".mim/tools")]
 
 
 def program_name() -> str:
     """What messages call the program: its path, or ``python -m MODULE``."""
-    path = Path(sys.argv[0])
-    if path.name == "__main__.py" and PACKAGE in path.parents:
-        return "python -m " + ".".join(path.parent.relative_to(PACKAGE.parent).parts)
-    return PACKAGE.name if sys.argv[0] == "-m" else sys.argv[0]
+    folder, name = os.path.split(sys.argv[0])
+    if name == "__main__.py" and folder.startswith(PACKAGE):
+        return f"python -m {NAME}" + folder.removeprefix(PACKAGE).replace(os.sep, ".")
+    return NAME if sys.argv[0] == "-m" else sys.argv[0]
 
 
 def is_our_command() -> bool:
     """Whether Python runs a file of ``tools``, or looks in this package for what ``python -m`` is to run."""
     if sys.argv[:1] == ["-m"]:  # which it is until the module is found
-        return sys.orig_argv[-len(sys.argv)].removeprefix("-m").startswith(f"{PACKAGE.name}.")
+        return sys.orig_argv[-len(sys.argv)].removeprefix("-m").startswith(f"{NAME}.")
     program = getattr(sys.modules["__main__"], "__file__", None)
-    return program is not None and Path(program).resolve().parent in TOOLS
+    return program is not None and os.path.dirname(os.path.realpath(program)) in TOOLS
 
 
-def end_at_once(*_: Any) -> NoReturn:
+def end_at_once(*_: object) -> None:
     """Say so and end; an exception would come out of the middle of an import, if it came out at all."""
     os.write(2, f"{program_name()}: interrupted\n".encode())
     os._exit(INTERRUPTED)
