@@ -1,5 +1,8 @@
 """Second-order pooling for timm and MMPretrain."""
 
+from . import interruption  # noqa: F401  first: it takes the signal of Ctrl-C
+
+# isort: split
 import difflib
 import importlib
 from typing import Any

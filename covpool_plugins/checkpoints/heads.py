@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from .original_state import OriginalState
 
 DEFAULT_ROOT = "svdpade"
 DROPPED_BY_TOPN = 50
+IDENTITY = "representation.I"
 MANY_CHANNELS = 4096  # more than any default reduction
 
 
@@ -30,10 +31,14 @@ class OriginalHead:
     Args:
         head: ours.
         options: its options for a number of channels, where they differ from the defaults.
+        identity: whether the repository stores an identity beside it, ``representation.I``.
+        note: what is to be said of it.
     """
 
     head: str
     options: Callable[[int], dict[str, Any]] = lambda channels: {}
+    identity: bool = False
+    note: str | None = None
 
 
 ORIGINAL_HEADS: Table[OriginalHead] = Table("representation")
@@ -50,6 +55,22 @@ ORIGINAL_HEADS.add("SEB", OriginalHead("seb"))
 ORIGINAL_HEADS.add("BCNN", OriginalHead("bcnn"))
 ORIGINAL_HEADS.add("CBP", OriginalHead("cbp"))
 ORIGINAL_HEADS.add("GAvP", OriginalHead("gap"))
+# RiemGCP, whose setting is MPNCOV for all four.
+ORIGINAL_HEADS.add("PowTMLR", OriginalHead("powtmlr", identity=True))
+ORIGINAL_HEADS.add("ChoTMLR", OriginalHead("cholesky", identity=True))
+ORIGINAL_HEADS.add("ScalePowEMLR", OriginalHead("scalepow"))
+ORIGINAL_HEADS.add("PowEMLR", OriginalHead("isqrt"))
+# iSICE; INVCOV comes first, for the repository's name, which a file may have too, is that of the other head.
+ORIGINAL_HEADS.add("INVCOV", OriginalHead("precision"))
+ORIGINAL_HEADS.add(
+    "SICE",
+    OriginalHead(
+        "isice",
+        note="isice has step_size=5 and sparsity=0.01, the defaults of the release, whose script trains with a step "
+        "size of 1, and its last scaling, 1/√(tr Λ): before November 2023 the release divided by tr Λ or the trace "
+        "of the covariance, which multiplies the vector of each picture; the keys tell neither",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +79,7 @@ class Head:
 
     name: str
     options: dict[str, Any]
-    note: str | None = None
+    notes: list[str] = field(default_factory=list)
     guessed: bool = False
 
 
@@ -80,9 +101,11 @@ def recognise_head(
     """
     fitting = {}
     for original, row in ORIGINAL_HEADS.items():
+        if row.identity != state.has(IDENTITY):
+            continue
         options = {**row.options(reduced or channels), **_reduction(row.head, reduced)}
         if _length(row.head, channels, options) == width:
-            fitting[original] = Head(row.head, options)
+            fitting[original] = Head(row.head, options, [row.note] if row.note else [])
     if wanted is not None:
         return _wanted(wanted, channels, reduced, width, fitting)
     if not fitting:
@@ -101,18 +124,18 @@ def _told_apart(fitting: dict[str, Head], state: OriginalState, arch: str | None
         ("the architecture", arch or ""),
         ("the file's name", state.file_name),
     )
-    known = ", ".join(head.name for head in fitting.values())
+    known = ", ".join(dict.fromkeys(head.name for head in fitting.values()))
     for where, text in sources:
         for original, head in fitting.items():
             if names(original, text) or names(head.name, text):
                 note = f"head {head.name!r}, as {where} ({text}) has it; the keys fit {known}"
-                return Head(head.name, head.options, note)
+                return replace(head, notes=[note, *head.notes])
     chosen = next((head for head in fitting.values() if head.name == DEFAULT_ROOT), next(iter(fitting.values())))
     note = (
         f"head {chosen.name!r} is a guess: the keys fit {known}, and neither settings nor file name tell which; "
         "name it by --head"
     )
-    return Head(chosen.name, chosen.options, note, guessed=True)
+    return replace(chosen, notes=[note, *chosen.notes], guessed=True)
 
 
 def names(name: str, text: str) -> bool:
@@ -133,7 +156,7 @@ def _wanted(wanted: str, channels: int, reduced: int | None, width: int, fitting
         options |= _reduction(wanted, reduced)
         if _length(wanted, channels, options) == width:
             return Head(wanted, options)
-    known = ", ".join(head.name for head in fitting.values()) or "none"
+    known = ", ".join(dict.fromkeys(head.name for head in fitting.values())) or "none"
     numbers = _length(wanted, channels, {**_reduction(wanted, reduced)}) or "other"
     raise OptionError(
         f"--head {wanted}: it makes {numbers} numbers of {reduced or channels} channels, the classifier takes {width}; "

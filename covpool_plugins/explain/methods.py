@@ -15,13 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, overload
 
 import numpy as np
 from torch import nn
 
-from ..checks import check_integer, check_known, check_number
+from ..checks import check_integer, check_known
 from ..errors import MissingExtraError, NotApplicableError, OptionError
 from ..tables import Table
 from .explanation import Explanation
@@ -55,24 +54,15 @@ class ExplanationMethod:
 EXPLANATIONS: Table[ExplanationMethod] = Table("explanation method")
 
 
-def at_most(most: int, least: int) -> Check:
-    """A check for integers from ``least`` to ``most``."""
-
-    def check(option: str, value: Any) -> None:
-        check_integer(option, value, least)
-        if value > most:
-            raise OptionError(f"{option} must be at most {most}, got {value!r}")
-
-    return check
+def check_seed(option: str, value: Any) -> None:
+    """For seeds of torch's random numbers."""
+    check_integer(option, value, 0)
+    if value > LARGEST_SEED:
+        raise OptionError(f"{option} must be at most {LARGEST_SEED}, got {value!r}")
 
 
 def checked_with_the_model(option: str, value: Any) -> None:
     """For options whose range is known by the model: a layer, a class."""
-
-
-check_seed = at_most(LARGEST_SEED, least=0)
-check_count = partial(check_integer, least=0)
-check_weight = partial(check_number, interval="[0, inf)")
 
 
 def list_explanations() -> list[str]:
@@ -224,20 +214,24 @@ def explain_input(
     other = None if versus is None else view.class_number(versus, "versus")
     if other == label:
         raise OptionError(f"versus must be another class than the target, got {versus!r} for both")
-    row = EXPLANATIONS[method]
+    row, asked, x = EXPLANATIONS[method], view, passed.x
     if "versus" in row.options:
-        explanation = row.function(view, passed, label, versus=other, **options)
-    else:
-        with view.against(other):
-            explanation = row.function(view, passed.against(other), label, **options)
-    if not np.isfinite(explanation.map).all():
-        raise NotApplicableError(f"{method}: the map has values that are not finite")
+        options["versus"] = other
+    elif other is not None:
+        asked = view.against(other)
+        passed = asked.forward_pass(x)
+    try:
+        explanation = row.function(asked, passed, label, **options)
+        if not np.isfinite(explanation.map).all():
+            raise NotApplicableError("the map has values that are not finite")
+    except NotApplicableError as error:
+        raise NotApplicableError(f"{method}: {error}") from error
     return replace(
         explanation,
         method=method,
         target=label,
         probability=view.probabilities(logits)[label].item(),
-        image=view.preprocessing.picture(passed.x),
+        image=view.preprocessing.picture(x),
         versus=other,
         activation=view.activation,
         class_names=view.class_names,

@@ -15,11 +15,10 @@ from tqdm import tqdm
 from ..checks import check_integer
 from ..errors import NotApplicableError, ShapeError
 from ..pictures import Picture
-from .backprop import disposable
 from .explanation import Explanation
 from .images import as_input
 from .methods import explain_over_picture, explanation_options, with_options
-from .model_view import ForwardPass, Gradient, ModelView
+from .model_view import ForwardPass, Gradient, ModelView, disposable
 
 THRESHOLD = 0.5
 STEPS = 6

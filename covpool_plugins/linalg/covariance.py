@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from .tensors import (
+    Function,
     apply,
     autocast_off,
     check_features,
     exporting,
+    kept,
     power_of_two,
     product,
     root_of,
-    save,
     symmetrize,
     trace,
     transpose,
@@ -110,10 +111,8 @@ def zero_where_constant(A: Tensor, mean: Tensor | None) -> Tensor:
     return A * (~constant).to(A.dtype)
 
 
-class Covariance(torch.autograd.Function):
+class Covariance(Function):
     """X̃ X̃ᵀ / M; one product forward, one backward, and only X is kept."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(X: Tensor, centered: bool) -> Tensor:
@@ -125,26 +124,19 @@ class Covariance(torch.autograd.Function):
             return zero_where_constant((Y @ transpose(Y)) / X.shape[-1] * unit * unit, mean)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        X, ctx.centered = inputs
-        save(ctx, X)
-
-    @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
-        (X,) = ctx.saved_tensors
-        return product(symmetrize(G) * (2 / X.shape[-1]), center(X, ctx.centered)[0]), None
+        X, centered = kept(ctx)
+        return product(symmetrize(G) * (2 / X.shape[-1]), center(X, centered)[0]), None
 
     @staticmethod
     def tangent(ctx: Any, H: Tensor, _: None) -> Tensor:
-        (X,) = ctx.saved_tensors
-        along = product(center(H, ctx.centered)[0] / X.shape[-1], transpose(center(X, ctx.centered)[0]))
+        X, centered = kept(ctx)
+        along = product(center(H, centered)[0] / X.shape[-1], transpose(center(X, centered)[0]))
         return along + transpose(along)
 
 
-class Gram(torch.autograd.Function):
+class Gram(Function):
     """Yᵀ Y for Y (..., C, M)."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(Y: Tensor) -> Tensor:
@@ -152,16 +144,12 @@ class Gram(torch.autograd.Function):
             return transpose(Y) @ Y
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        save(ctx, *inputs)
-
-    @staticmethod
     def backward(ctx: Any, G: Tensor) -> Tensor:
-        (Y,) = ctx.saved_tensors
+        (Y,) = kept(ctx)
         return product(Y, G + transpose(G))
 
     @staticmethod
     def tangent(ctx: Any, H: Tensor) -> Tensor:
-        (Y,) = ctx.saved_tensors
+        (Y,) = kept(ctx)
         along = product(transpose(H), Y)
         return along + transpose(along)

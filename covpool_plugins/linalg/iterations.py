@@ -12,15 +12,16 @@ from ._dual import Dual
 from .covariance import Covariance, Gram, center, fewer_positions, zero_where_constant
 from .packing import pack_triu
 from .tensors import (
+    Function,
     apply,
     autocast_off,
     finite_matrices,
     first_derivative_only,
     identity_like,
+    keep,
     power_of_two,
     product,
     root_of,
-    save,
     symmetrize,
     trace,
     transpose,
@@ -61,14 +62,12 @@ def _by_smaller_side(X: Tensor, method: IterativeMethod, centered: bool) -> Tens
     return root + method.at_zero * torch.where(is_zero(gram), 0.0, positive_scale(gram, method)).sqrt() * eye
 
 
-class IterativeRoot(torch.autograd.Function):
+class IterativeRoot(Function):
     """t^p f(A / t) with a matrix iteration f, a scale t of the matrix, and p = 1/2 or -1/2.
 
     The exact backward runs the iteration once more with the gradient as its tangent (see ``_dual``) and adds what
     reaches A through t; only A is kept. The Lyapunov backward solves for the gradient with the computed root.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(A: Tensor, method: IterativeMethod, wanted: Wanted) -> Tensor:
@@ -82,8 +81,7 @@ class IterativeRoot(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         A, ctx.method, ctx.wanted = inputs
         ctx.by_lyapunov = ctx.method.gradient != "exact" and ctx.wanted != "factor"
-        saved = (A, output) if ctx.by_lyapunov else (A,)
-        save(ctx, *saved)
+        keep(ctx, *((A, output) if ctx.by_lyapunov else (A,)))
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None]:

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError
-from .eigenbasis import PlainSpectralFunction as PlainSpectralFunction
 from .eigenbasis import SpectralFunction, compose, decompose, spectral_function
 from .exports import expm1_neg, is_product_of_roots, power_of_root
 from .methods.base import SpectralMethod, check_exportable
 from .square_root import sqrtm
 from .tensors import (
+    Function,
     apply,
     autocast_off,
     check_square,
     exporting,
     first_derivative_only,
+    kept,
     product,
-    save,
     symmetrize,
     working_dtype,
 )
@@ -62,22 +62,16 @@ def check_learned(p: Tensor) -> None:
         raise OptionError(f"powm: p must be a number or a 0-dimensional tensor of one, got shape {tuple(p.shape)}")
 
 
-class AlongExponent(torch.autograd.Function):
+class AlongExponent(Function):
     """A^p once more, with its derivative along p: A^p log A."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(F: Tensor, p: Tensor, values: Tensor, U: Tensor) -> Tensor:
         return F.clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        save(ctx, *inputs[1:])
-
-    @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        p, values, U = ctx.saved_tensors
+        _, p, values, U = kept(ctx)
         with autocast_off(G.device.type):
             diagonal = (U.mT @ G @ U).diagonal(dim1=-2, dim2=-1)
             along_p = (diagonal * _along_exponent(p, values)).sum().to(p.dtype)
@@ -86,7 +80,7 @@ class AlongExponent(torch.autograd.Function):
 
     @staticmethod
     def tangent(ctx: Any, along_F: Tensor | None, along_p: Tensor | None, *_: Any) -> Tensor:
-        p, values, U = ctx.saved_tensors
+        _, p, values, U = kept(ctx)
         total = U.new_zeros(()) if along_F is None else along_F
         if along_p is None:
             return total

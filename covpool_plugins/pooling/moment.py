@@ -14,8 +14,7 @@ from ..errors import OptionError
 from ..linalg.tensors import autocast_off, product
 from ..tables import About
 from .base import POOLS, TOKEN_FORMATS, Pool, widened
-from .held_size import squared_size
-from .positions import mean_over_positions, only, reduced_positions
+from .positions import count_positions, mean_over_positions, only, reduced_positions, squared_size
 from .reduction import REDUCTIONS
 
 FirstOrder = Literal["mean", "token"]
@@ -58,8 +57,11 @@ class MomentPool(Pool):
         convolutions: how many; two by default, or fewer where the matrices are too small. Each leaves (w - 1) // 2 rows
             and columns; none leaves the matrices as they are.
         first_order: ``mean`` over the positions, or ``token``, the first of the prefix tokens.
-        first_norm: a layer norm of the first moment, which the authors have for ConvNeXt.
+        first_norm: a layer norm of the first moment, which the authors have for ConvNeXt; with ``positions`` of every
+            position before the mean, which they have for CLIP and Swin: their second moment is of features in front
+            of the backbone's final norm.
         interleaved: whether head j has the channels j, j + h, j + 2 h, ...; by default for maps.
+        skip_first: leave the first position out of the second moment, as the authors' code does for Swin.
         shared: ``reduce_channels`` (d, 512 by default), ``reduction`` (``affine``, a 1x1 convolution with bias, by
             default), ``input_fmt`` and the others of :class:`Pool`.
 
@@ -83,15 +85,17 @@ class MomentPool(Pool):
         heads: int | None = None,
         convolutions: int | None = None,
         first_order: FirstOrder = "mean",
-        first_norm: bool = False,
+        first_norm: bool | Literal["positions"] = False,
         interleaved: bool | None = None,
+        skip_first: bool = False,
         reduce_channels: int | str | None = "default",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **shared: Any,
     ) -> None:
         check_choice("moment: first_order", first_order, FIRST_ORDERS)
-        check_flag("moment: first_norm", first_norm)
+        check_choice("moment: first_norm", first_norm, (False, True, "positions"))
+        check_flag("moment: skip_first", skip_first)
         factory: dict[str, Any] = dict(device=device, dtype=dtype)
         width = DEFAULT_CHANNELS if reduce_channels == "default" else reduce_channels
         super().__init__(in_channels, pool_type="moment", reduce_channels=width, **shared, **factory)
@@ -108,8 +112,10 @@ class MomentPool(Pool):
         self.heads, self.interleaved = heads, interleaved
         self.first_order = first_order
         self.first_norm: nn.Module = nn.Identity()
+        self.norm_of_positions, self.skip_first = first_norm == "positions", skip_first
         if first_norm:
-            self.first_norm = nn.LayerNorm(in_channels, eps=EPS_OF_FIRST_NORM, **factory)
+            eps = EPS_OF_NORM if self.norm_of_positions else EPS_OF_FIRST_NORM
+            self.first_norm = nn.LayerNorm(in_channels, eps=eps, **factory)
         self.norm = nn.LayerNorm(self.channels // heads, eps=EPS_OF_NORM, **factory)
         sides = _sides(self.channels // heads, convolutions)
         pairs = heads - 1
@@ -132,17 +138,24 @@ class MomentPool(Pool):
     def entries(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         """The second moment times the squared size of what it is made of, which its norms take away."""
         first, second = self._moments(X, mask)
-        factor = squared_size(X[:, self.in_channels :], mask)
+        factor = squared_size(*self._projected(X, mask))
         return torch.cat([first, second * factor], dim=1)
+
+    def _projected(self, X: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What the second moment is of, and which of its positions count."""
+        start = int(self.skip_first)
+        return X[:, self.in_channels :, start:], None if mask is None else mask[:, start:]
 
     def _moments(self, X: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         wide = widened(X)
-        first, projected = wide[:, : self.in_channels], wide[:, self.in_channels :]
+        first = wide[:, : self.in_channels]
         with autocast_off(X.device.type):
+            if self.norm_of_positions and isinstance(self.first_norm, nn.LayerNorm):
+                first = only(_layer_norm(first.transpose(1, 2), self.first_norm).transpose(1, 2), mask)
             mean = mean_over_positions(first, mask).squeeze(-1)
-            if isinstance(self.first_norm, nn.LayerNorm):
+            if not self.norm_of_positions and isinstance(self.first_norm, nn.LayerNorm):
                 mean = _layer_norm(mean, self.first_norm)
-            Z = F.normalize(self.cross_covariances(projected, mask), dim=2, eps=EPS_OF_COLUMNS)
+            Z = F.normalize(self.cross_covariances(*self._projected(wide, mask)), dim=2, eps=EPS_OF_COLUMNS)
             return mean, self.convolve(Z).flatten(1)
 
     def cross_covariances(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -151,14 +164,11 @@ class MomentPool(Pool):
             heads = X.unflatten(1, (-1, self.heads)).permute(0, 2, 3, 1)
         else:
             heads = X.unflatten(1, (self.heads, -1)).transpose(2, 3)
-        heads = _layer_norm(heads, self.norm)  # (B, h, M, w)
-        if mask is None:
-            heads = heads - heads.mean((2, 3), keepdim=True)
-            return product(heads[:, :-1].transpose(2, 3), heads[:, 1:]) / X.shape[-1]
-        hidden, count = ~mask[:, None, :, None], mask.sum(-1).clamp_min(1)[:, None, None, None]
-        means = heads.masked_fill(hidden, 0.0).mean(3, keepdim=True).sum(2, keepdim=True) / count
-        heads = (heads - means).masked_fill(hidden, 0.0)
-        return product(heads[:, :-1].transpose(2, 3), heads[:, 1:]) / count
+        heads = _layer_norm(heads, self.norm)
+        heads = heads.transpose(2, 3)  # (B, h, w, M)
+        mask = None if mask is None else mask.unsqueeze(1)
+        heads = only(heads - mean_over_positions(heads, mask).mean(2, keepdim=True), mask)
+        return product(heads[:, :-1], heads[:, 1:].transpose(2, 3)) / count_positions(heads, mask)
 
     def convolve(self, Z: Tensor) -> Tensor:
         """The cross-covariances (B, h - 1, w, w) after the convolutions, in the precision they come in."""

@@ -16,7 +16,7 @@ from timm.layers import ClNormMlpClassifierHead, NormMlpClassifierHead
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from ..errors import ShapeError
+from ..errors import OptionError, ShapeError
 from ..pooling.base import InputFormat
 
 # Where the head goes: after what the backbone's forward_head does without its classifier, in place of all of it, or
@@ -61,6 +61,19 @@ def build_unpooled(entrypoint: Callable[..., nn.Module], **arguments: Any) -> nn
     for name in UNUSED.get(type(model).__name__, ()):
         setattr(model, name, nn.Identity())
     return model
+
+
+def drop_final_norm(model: nn.Module, name: str) -> None:
+    """Leave out the norm behind a timm model's last stage, in place.
+
+    Raises:
+        OptionError: for a model without one, by its ``name``.
+    """
+    for owner in (model, getattr(model, "head", None)):
+        if isinstance(getattr(owner, "norm", None), nn.Module):
+            owner.norm = nn.Identity()  # type: ignore[union-attr, assignment]
+            return
+    raise OptionError(f"final_norm=False needs a norm behind the last stage, which {name!r} has not")
 
 
 def head_input(model: nn.Module, name: str, in_chans: int | None = None) -> HeadInput:

@@ -23,7 +23,7 @@ from torch import nn
 from ..checks import check_choice, check_flag, check_number
 from ..errors import OptionError, UnknownNameError
 from ..pooling import pool_options
-from .backbones import HeadInput, head_input
+from .backbones import HeadInput, drop_final_norm, head_input
 from .head import SecondOrderHead, check_pool, takes_frames
 from .layer_groups import LAYER_GROUPS
 from .psrp import add_psrp
@@ -56,6 +56,7 @@ def create_model(
     last_stride: int | None = None,
     fuse_class_token: bool = False,
     psrp: bool = False,
+    final_norm: bool = True,
     layer_groups: str | None = None,
     hidden_features: Sequence[int] = (),
     frames: int | None = None,
@@ -83,6 +84,8 @@ def create_model(
         fuse_class_token: add the logits of the backbone's class token to the second-order ones, as in So-ViT.
         psrp: MP+ of moment probing: a small trained module in every block of a ViT, Swin or ConvNeXt, which changes
             nothing at first; see :class:`covpool_plugins.timm_plugin.psrp.PSRP`.
+        final_norm: keep the norm behind the backbone's last stage, if it has one; checkpoints of iSICE (ConvNeXt) and
+            moment probing (ConvNeXt, Swin, CLIP) have none there.
         layer_groups: two groups for timm's layer decay, so that ``layer_decay=0.05`` gives the first 20 times the
             learning rate of the second: ``head``, the classifier and all the rest; ``new``, what
             ``model.new_parameters()`` gives, and all that is pretrained. By default timm's groups.
@@ -117,6 +120,7 @@ def create_model(
         check_pool(global_pool)
     check_choice("layer_groups", layer_groups, LAYER_GROUPS)
     check_flag("psrp", psrp)
+    check_flag("final_norm", final_norm)
     saved = timm_kwargs.get("pretrained_model_args") or {}
     options = _head_options(head_kwargs, saved.get("head_kwargs"), reduce_channels)
     if saved and num_classes and not global_pool:
@@ -148,6 +152,8 @@ def create_model(
         model = build_with_last_stride(model_entrypoint(name), name, last_stride, {**source, **timm_kwargs})
     if psrp:
         add_psrp(model, name)
+    if not final_norm:
+        drop_final_norm(model, name)
     features = head_input(model, name, timm_kwargs.get("in_chans"))
     parameter = next(model.parameters())
     new_head = SecondOrderHead(
@@ -173,6 +179,7 @@ def create_model(
         last_stride=last_stride,
         fuse_class_token=fuse_class_token,
         psrp=psrp,
+        final_norm=final_norm,
         layer_groups=layer_groups,
         hidden_features=list(hidden_features),
         frames=frames,

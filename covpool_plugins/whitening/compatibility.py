@@ -33,9 +33,9 @@ from torch import Tensor
 
 from ..linalg import MPA
 from ..linalg.eigenbasis import spectral_function
-from ..linalg.methods.leading import Leading, LeadingInverseRoot, LeadingProjector
 from ..linalg.tensors import symmetrize
 from ..tables import Table
+from .leading import Leading, LeadingInverseRoot, LeadingProjector
 from .matrices import WHITENING_METHODS, EigenvectorMethod
 from .norm import PCANorm2d, WhiteningNorm, ZCANorm2d
 

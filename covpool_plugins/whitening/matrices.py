@@ -26,12 +26,12 @@ from torch import Tensor
 from ..checks import check_integer
 from ..errors import OptionError, UnknownNameError
 from ..linalg import MPA, MTP, IterativeMethod, Method, NewtonSchulz
-from ..linalg.eigenbasis import PlainSpectralFunction, compose
+from ..linalg.eigenbasis import compose, spectral_function
 from ..linalg.methods.base import check_field
-from ..linalg.methods.leading import Leading, LeadingInverseRoot, LeadingProjector
 from ..linalg.square_root import root_of_symmetric
-from ..linalg.tensors import apply, autocast_off, guarded_eigh, symmetrize
+from ..linalg.tensors import autocast_off, guarded_eigh, symmetrize
 from ..tables import Table
+from .leading import Leading, LeadingInverseRoot, LeadingProjector
 
 RELEASED = "_released"  # how names of methods end that are for compatibility only
 ROUNDING = 1e-6  # of the largest eigenvalue: what power iterations leave of a null space
@@ -64,7 +64,7 @@ class Decomposition(EigenvectorMethod):
     def apply(self, covariance: Tensor, function: Leading) -> Tensor:
         if self.iterations is not None:
             function = replace(function, iterations=self.iterations)
-        return apply(PlainSpectralFunction, covariance, function)
+        return spectral_function(covariance, function)
 
 
 @dataclass(frozen=True)

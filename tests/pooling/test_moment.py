@@ -49,6 +49,24 @@ def test_convolutions_are_those_of_torch():
     assert relative_error(pool(X.unsqueeze(-1))[:, 24:], expected.flatten(1)) < 1e-12
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_norm_of_every_position_and_a_skipped_one(masked):
+    """The norm that the backbone leaves out; the second moment is that of all positions but the first."""
+    x, norm = tokens().double(), nn.LayerNorm(12, dtype=torch.float64)
+    mask = torch.tensor([[True] * 7, [True] * 5 + [False] * 2]) if masked else None
+    shared = dict(heads=2, convolutions=0, reduce_channels=None, input_fmt="NLC", dtype=torch.float64)
+    pool = MomentPool(12, first_norm="positions", skip_first=True, **shared)
+    with torch.no_grad():
+        for parameter in (*norm.parameters(), *pool.first_norm.parameters()):
+            parameter.copy_(torch.linspace(0.5, 1.5, 12))
+    rest = MomentPool(12, **shared)(x[:, 1:], None if mask is None else mask[:, 1:])
+    counts = torch.ones(2, 7).bool() if mask is None else mask
+    means = [norm(sample)[count].mean(0) for sample, count in zip(x, counts, strict=True)]
+    out = pool(x, mask)
+    assert relative_error(out[:, :12], torch.stack(means)) < 1e-12
+    assert relative_error(out[:, 12:], rest[:, 12:]) < 1e-12
+
+
 def test_sizes():
     pool = MomentPool(768, input_fmt="NLC", device="meta")
     assert (pool.heads, pool.out_features) == (4, 768 + 3 * 31**2)

@@ -14,15 +14,41 @@ from support.golden_models import golden_weight, load_models
 MANIFESTS: dict[str, dict[str, Any]] = load_models("checkpoints")
 
 
+def _expanded(rows: list[Any]) -> list[list[Any]]:
+    """[key, shape, dtype if it is not float32] of every tensor; alike blocks, one after another, are stored once."""
+    expanded = []
+    for row in rows:
+        if isinstance(row, dict):
+            numbers = range(row["from"], row["from"] + row["count"])
+            expanded += [[f"{row['repeat']}{i}{key}", *rest] for i in numbers for key, *rest in row["rows"]]
+        else:
+            expanded.append(row)
+    return expanded
+
+
+for _manifest in MANIFESTS.values():
+    _manifest["state_dict"] = _expanded(_manifest["state_dict"])
+
+
 def original_state(name: str) -> OrderedDict[str, Tensor]:
     """The state dict of a manifest, in its order and types."""
     manifest = MANIFESTS[name]
     added = manifest.get("weight_override", {})
     state = OrderedDict()
     for key, shape, *dtype in manifest["state_dict"]:
-        value = golden_weight(key, shape) + added.get(key, 0)
+        value = _weight(key, shape) + added.get(key, 0)
         state[key] = value.to(getattr(torch, dtype[0]) if dtype else torch.float32)
     return state
+
+
+def _weight(key: str, shape: list[int]) -> Tensor:
+    """By the weight rule, but for what the networks construct, and what the rule does not give."""
+    if key == "representation.I":
+        return torch.eye(*shape)
+    if key.endswith(("relative_position_index", "attn_mask")):
+        return torch.zeros(shape)
+    weight = golden_weight(key, shape)
+    return (weight / shape[1] ** 0.5).float().double() if key.endswith("in_proj_weight") else weight
 
 
 def original_content(name: str, state: OrderedDict[str, Tensor] | None = None) -> Any:

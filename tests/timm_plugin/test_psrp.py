@@ -28,6 +28,28 @@ BACKBONES = {
 pytestmark = pytest.mark.fast_for("test_vit", "test_convnext", "swin_tiny_patch4_window7_224", "convnext_atto")
 
 
+@pytest.mark.parametrize("backbone", ["test_vit", "swin_tiny_patch4_window7_224", "test_convnext"])
+def test_without_the_final_norm(backbone):
+    """The head gets what the norm would get, and the hub's description keeps the option."""
+    model, plain = build(backbone, final_norm=False).eval(), build(backbone).eval()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    norm = (
+        plain.head.norm
+        if isinstance(plain.norm if hasattr(plain, "norm") else nn.Identity(), nn.Identity)
+        else plain.norm
+    )
+    assert len(list(norm.parameters())) == 2
+    with torch.no_grad():
+        given, expected = (m.head.norm(m.forward_features(images())) for m in (model, plain))
+        if given.ndim == 4 and backbone == "test_convnext":
+            given, expected = given.movedim(1, -1), expected.movedim(1, -1)
+        normed = nn.functional.layer_norm(given, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    torch.testing.assert_close(normed, expected, rtol=1e-4, atol=1e-5)
+    assert model.second_order_arguments["final_norm"] is False
+    with pytest.raises(OptionError, match="'resnet10t' has not"):
+        covpool_plugins.create_model("resnet10t", final_norm=False)
+
+
 def build(backbone, **options):
     torch.manual_seed(0)
     settings = dict(num_classes=5, reduce_channels=16, layer_groups="new") | BACKBONES[backbone] | options

@@ -6,8 +6,8 @@ from support.whitening import correlated
 
 from covpool_plugins.linalg import MPA, MTP
 from covpool_plugins.linalg.eigenbasis import spectral_function
-from covpool_plugins.linalg.methods.leading import LeadingInverseRoot, LeadingProjector
 from covpool_plugins.whitening import PCANorm2d, ZCANorm2d
+from covpool_plugins.whitening.leading import LeadingInverseRoot, LeadingProjector
 from covpool_plugins.whitening.matrices import Decomposition
 
 ZCA = [{"energy": 0.8}, {"method": "power_iteration"}, {"method": "newton_schulz"}, {"method": MPA(gradient="exact")}]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...checks import check_integer, check_number
-from .base import SpectralMethod, check_field
-from .eigen import partial_sum
+from ..checks import check_integer, check_number
+from ..linalg.methods.base import SpectralMethod, check_field
+from ..linalg.methods.eigen import partial_sum
 
 
 @dataclass(frozen=True)
