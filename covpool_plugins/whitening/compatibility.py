@@ -35,7 +35,7 @@ from ..linalg import MPA
 from ..linalg.eigenbasis import spectral_function
 from ..linalg.tensors import symmetrize
 from ..tables import Table
-from .leading import Leading, LeadingInverseRoot, LeadingProjector
+from .leading import Leading
 from .matrices import WHITENING_METHODS, EigenvectorMethod
 from .norm import PCANorm2d, WhiteningNorm, ZCANorm2d
 
@@ -68,7 +68,7 @@ class Deflated(Leading):
 
 
 @dataclass(frozen=True)
-class ReleasedInverseRoot(Deflated, LeadingInverseRoot):
+class ReleasedInverseRoot(Deflated):
     """Eigenvectors count while those up to them have less than 1 - eps of the energy; null ones never do."""
 
     def dropped(self, eigenvalues: Tensor) -> Tensor:
@@ -79,11 +79,6 @@ class ReleasedInverseRoot(Deflated, LeadingInverseRoot):
 
 
 @dataclass(frozen=True)
-class ReleasedProjector(Deflated, LeadingProjector):
-    """The projector with that gradient."""
-
-
-@dataclass(frozen=True)
 class ReleasedSVDPI(EigenvectorMethod):
     """eigh, and the deflated power iteration's gradient."""
 
@@ -91,15 +86,13 @@ class ReleasedSVDPI(EigenvectorMethod):
     iterations: int = 19
 
     def apply(self, covariance: Tensor, function: Leading) -> Tensor:
-        if isinstance(function, LeadingProjector):
-            released: Leading = ReleasedProjector(function.energy, function.components, iterations=self.iterations)
-        else:
-            released = ReleasedInverseRoot(eps=function.eps, iterations=self.iterations)
+        options = dict(vars(function), iterations=self.iterations)
+        released = Deflated(**options) if function.projector else ReleasedInverseRoot(**options)
         return spectral_function(symmetrize(covariance), released)
 
 
 @dataclass(frozen=True)
-class ReleasedSVDInverseRoot(LeadingInverseRoot):
+class ReleasedSVDInverseRoot(Leading):
     """One eigenvector where all eigenvalues are positive, else those of the positive ones."""
 
     def dropped(self, eigenvalues: Tensor) -> Tensor:

@@ -18,9 +18,10 @@ from ..linalg.methods.eigen import partial_sum
 
 @dataclass(frozen=True)
 class Leading(SpectralMethod):
-    """f on the leading eigenvalues.
+    """f on the leading eigenvalues: (λ + eps)^(-1/2), or one for the projector on their eigenvectors.
 
     Args:
+        projector: which of the two.
         energy: eigenvalues are kept, the largest first, until their sum has this share of the total.
         components: at most so many are kept.
         eps: added to every eigenvalue.
@@ -31,6 +32,7 @@ class Leading(SpectralMethod):
     Source: Wang et al., "Backpropagation-Friendly Eigendecomposition", NeurIPS 2019, eq. 9-12.
     """
 
+    projector: bool = False
     energy: float = 1.0
     components: int | None = None
     eps: float = 0.0
@@ -42,14 +44,6 @@ class Leading(SpectralMethod):
         for option in ("components", "iterations"):
             if getattr(self, option) is not None:
                 check_field(self, option, check_integer, 1)
-
-    def function(self, eigenvalues: Tensor) -> Tensor:
-        """f without the cut, at eigenvalues that have eps added."""
-        raise NotImplementedError
-
-    def differences(self, first: Tensor, second: Tensor) -> Tensor:
-        """The divided differences of f without the cut, at the same; broadcasts."""
-        raise NotImplementedError
 
     def dropped(self, eigenvalues: Tensor) -> Tensor | None:
         """True for the eigenvalues (..., n), ascending, that are left out; ``None`` if none can be."""
@@ -66,17 +60,20 @@ class Leading(SpectralMethod):
 
     def values(self, eigenvalues: Tensor) -> Tensor:
         shifted, dropped = eigenvalues + self.eps, self.dropped(eigenvalues)
-        f = self.function(shifted)
+        f = torch.ones_like(shifted) if self.projector else shifted.rsqrt()
         return f if dropped is None else torch.where(dropped, 0.0, f)
 
     def divided_differences(self, first: Tensor, second: Tensor) -> Tensor:
-        return self.differences(first + self.eps, second + self.eps)
+        if self.projector:
+            return torch.zeros_like(first + second)
+        a, b = (first + self.eps).sqrt(), (second + self.eps).sqrt()
+        return (a * b * (a + b)).reciprocal_().neg_()
 
     def coefficients(self, values: Tensor, others: Tensor) -> Tensor:
         # Which are left out depends on all of them: ``others`` are the same ones.
         shifted, dropped = values + self.eps, self.dropped(values)
         first, second = shifted.unsqueeze(-1), shifted.unsqueeze(-2)
-        K = self.differences(first, second)
+        K = self.divided_differences(values.unsqueeze(-1), values.unsqueeze(-2))
         if dropped is not None:
             K = torch.where(dropped.unsqueeze(-1) | dropped.unsqueeze(-2), 0.0, K)
             f = self.values(values)
@@ -85,35 +82,12 @@ class Leading(SpectralMethod):
             K = torch.where(across, (f.unsqueeze(-1) + f.unsqueeze(-2)) / torch.where(across, gap, 1.0), K)
         return K if self.iterations is None else K * partial_sum(first, second, self.iterations)
 
-    @property
-    def derivatives_at_zero(self) -> float:
-        return float("inf")
-
-
-@dataclass(frozen=True)
-class LeadingInverseRoot(Leading):
-    """(λ + eps)^(-1/2) for the leading eigenvalues: whitening."""
-
-    def function(self, eigenvalues: Tensor) -> Tensor:
-        return eigenvalues.rsqrt()
-
-    def differences(self, first: Tensor, second: Tensor) -> Tensor:
-        a, b = first.sqrt(), second.sqrt()
-        return (a * b * (a + b)).reciprocal_().neg_()
-
     def derivative(self, eigenvalues: Tensor, order: int) -> Tensor | None:
-        if self.energy < 1 or self.components is not None or self.iterations is not None:
+        if self != Leading(eps=self.eps):
             return None
         shifted = eigenvalues + self.eps
         return 0.75 * shifted**-2.5 if order == 2 else (105 / 16) * shifted**-4.5
 
-
-@dataclass(frozen=True)
-class LeadingProjector(Leading):
-    """One for the leading eigenvalues: the projector on their eigenvectors."""
-
-    def function(self, eigenvalues: Tensor) -> Tensor:
-        return torch.ones_like(eigenvalues)
-
-    def differences(self, first: Tensor, second: Tensor) -> Tensor:
-        return torch.zeros_like(first + second)
+    @property
+    def derivatives_at_zero(self) -> float:
+        return float("inf")

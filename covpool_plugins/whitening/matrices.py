@@ -31,7 +31,7 @@ from ..linalg.methods.base import check_field
 from ..linalg.square_root import root_of_symmetric
 from ..linalg.tensors import autocast_off, guarded_eigh, symmetrize
 from ..tables import Table
-from .leading import Leading, LeadingInverseRoot, LeadingProjector
+from .leading import Leading
 
 RELEASED = "_released"  # how names of methods end that are for compatibility only
 ROUNDING = 1e-6  # of the largest eigenvalue: what power iterations leave of a null space
@@ -169,7 +169,7 @@ def whitening_matrix(covariance: Tensor, method: Method, eps: float, energy: flo
     With ``energy`` below one, of the leading eigenvectors alone: those whose eigenvalues have this share of the total.
     """
     if isinstance(method, EigenvectorMethod):
-        return method.apply(covariance, LeadingInverseRoot(energy=energy, eps=eps))
+        return method.apply(covariance, Leading(energy=energy, eps=eps))
     assert isinstance(method, IterativeMethod)
     eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
     return root_of_symmetric(symmetrize(covariance) + eps * eye, method, "inverse")
@@ -199,4 +199,4 @@ def no_covariance(what: str) -> OptionError:
 def projector(covariance: Tensor, method: Method, components: int | None, energy: float = 1.0) -> Tensor:
     """U Uᵀ with the leading eigenvectors U of covariances (G, d, d): at most so many, and so much of the energy."""
     assert isinstance(method, EigenvectorMethod)
-    return method.apply(covariance, LeadingProjector(energy=energy, components=components))
+    return method.apply(covariance, Leading(projector=True, energy=energy, components=components))
