@@ -87,11 +87,7 @@ def whitening_coloring(
 
 
 def both_roots(method: str | Method) -> tuple[Method, Method]:
-    """The methods of the root and of the inverse root that one name, or one object, stands for.
-
-    Raises:
-        UnknownNameError, OptionError: for what is a method of neither.
-    """
+    """The methods of the root and of the inverse root that one name, or one object, stands for."""
     functions = ("sqrtm", "inv_sqrtm")
     if isinstance(method, str):
         known = {function: list_methods(function) for function in functions}

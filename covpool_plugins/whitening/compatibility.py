@@ -152,9 +152,7 @@ class Entry(NamedTuple):
 def place_entry(name: str, pca: bool) -> Entry | None:
     """The place of a tensor of an original layer; ``None`` for a vector that power iterations start from.
 
-    Args:
-        name: in the original.
-        pca: whether the layer is ``myPCANormSVDPI``, which projects by the transpose of what it keeps.
+    The layer of ``pca``, ``myPCANormSVDPI``, projects by the transpose of what it keeps.
     """
     numbered = re.fullmatch(r"running_subspace(\d+)", name)
     if numbered:
@@ -169,10 +167,7 @@ def convert_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     The subspaces of the groups, ``running_subspace0``, ``running_subspace1``, ..., become one (G, d, d); weights,
     biases and means of shapes (C, 1), (1, C, 1) or (G, d, 1) become (C,); the vectors that power iterations started
-    from are left out.
-
-    Args:
-        state: the entries of one layer, without a prefix.
+    from are left out. ``state`` has the entries of one layer, without a prefix.
 
     Examples:
         >>> original = ZCANorm2d(4, groups=2).state_dict()

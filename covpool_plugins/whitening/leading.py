@@ -1,4 +1,4 @@
-"""Functions of the leading eigenvalues, zero for the others: the inverse root and the projector.
+"""The inverse root and the projector of leading eigenvalues, zero for the others.
 
 The divided differences across the cut are f(λ_i) / (λ_i - λ_j), the derivative of the eigenvectors that are kept; that
 an eigenvalue may cross the cut has no derivative and none is attempted.

@@ -69,14 +69,10 @@ class Decomposition(EigenvectorMethod):
 
 @dataclass(frozen=True)
 class PowerIteration(EigenvectorMethod):
-    """Power iterations for one eigenvector after the other, each on what its predecessors have left.
+    """Power iterations, so many for one eigenvector after the other, each on what its predecessors have left.
 
-    For comparison: eigenvectors of close eigenvalues do not converge, every error adds to those that follow, and d
-    channels take d times ``iterations`` steps one after the other. Eigenvectors of eigenvalues that cannot be told from
-    zero are left out.
-
-    Args:
-        iterations: for each eigenvector.
+    For comparison: eigenvectors of close eigenvalues do not converge, every error adds to those that follow. Those of
+    eigenvalues that cannot be told from zero are left out.
 
     Source: Wang et al., "Backpropagation-Friendly Eigendecomposition", NeurIPS 2019, section 3.
     """
@@ -142,15 +138,9 @@ def list_whitening_methods(eigenvectors: bool = False) -> list[str]:
 
 
 def resolve_whitening_method(method: str | Method, needs_eigenvectors: str = "") -> Method:
-    """A method object from a name or an object.
+    """The method of a name, or an object of this module's or linalg's iterative methods.
 
-    Args:
-        method: one of :func:`list_whitening_methods`, or a method object of this module or an iterative one of linalg.
-        needs_eigenvectors: the option that does, for the message; empty if none.
-
-    Raises:
-        UnknownNameError: for a name that there is not.
-        OptionError: for an object of another kind, or one without eigenvectors where these are needed.
+    ``needs_eigenvectors`` is the option that does, for the message; empty if none.
     """
     if isinstance(method, str) and method not in WHITENING_METHODS:
         raise UnknownNameError("whitening method", method, list_whitening_methods())
@@ -176,11 +166,7 @@ def whitening_matrix(covariance: Tensor, method: Method, eps: float, energy: flo
 
 
 def whitened_covariance(W: Tensor, method: Method, eps: float, energy: float = 1.0) -> Tensor:
-    """The covariances Σ = W⁻² - eps I (G, d, d), at least zero, that matrices W = (Σ + eps I)^(-1/2) whiten.
-
-    Raises:
-        OptionError: for a method, or an ``energy``, that gives another function of Σ; for a W that has no inverse.
-    """
+    """The covariances Σ = W⁻² - eps I (G, d, d), at least zero, that matrices W = (Σ + eps I)^(-1/2) whiten."""
     if energy < 1 or not isinstance(method, Decomposition):
         raise no_covariance(f"matrices of energy={energy}, method={method}")
     values, U = guarded_eigh(symmetrize(W.to(torch.float64)))

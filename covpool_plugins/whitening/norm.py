@@ -140,28 +140,23 @@ class WhiteningNorm(_InstanceNorm):
     def _update(self, mean: Tensor, covariance: Tensor, matrix: Tensor, unbiased: Tensor) -> None:
         """Move the running averages towards the batch: by ``momentum``, or as far as makes all batches count alike."""
         self.num_batches_tracked.add_(1)
-        moved = {"running_mean": self._moved("running_mean", mean)}
+        batch = dict(running_mean=mean, running_subspace=matrix)
         if self._keeps_variance:
-            variance = covariance.diagonal(dim1=1, dim2=2) * unbiased
-            moved["running_var"] = self._moved("running_var", variance)
+            batch["running_var"] = covariance.diagonal(dim1=1, dim2=2) * unbiased
         if self.average == "covariance":
-            average = self._moved("running_covariance", covariance * unbiased)
-            matrix = self._matrices(average.to(covariance.dtype), 1.0)[0]
-            moved |= {"running_covariance": average, "running_subspace": matrix.to(average.dtype)}
-        else:
-            moved["running_subspace"] = self._moved("running_subspace", matrix)
-        values = {name: value.reshape(self.groups, -1) for name, value in moved.items()}
-        finite = torch.cat(list(values.values()), dim=1).isfinite().all(dim=1, keepdim=True)
-        for name, value in values.items():
-            running = getattr(self, name).view(value.shape)
-            running.copy_(torch.where(finite, value, running))
-
-    def _moved(self, name: str, batch: Any) -> Any:
-        running: Any = getattr(self, name)
-        weight: Any = self.momentum
-        if weight is None:
-            weight = self.num_batches_tracked.to(running.dtype).reciprocal()
-        return running.lerp(batch.reshape(running.shape).to(running.dtype), weight)
+            batch["running_covariance"] = covariance * unbiased
+        running = {name: getattr(self, name).view(self.groups, -1) for name in batch}
+        moved = {}
+        for name, value in running.items():
+            count = self.num_batches_tracked.to(value.dtype)
+            part: Any = count.reciprocal() if self.momentum is None else self.momentum
+            moved[name] = value.lerp(batch[name].reshape(value.shape).to(value.dtype), part)
+        if self.average == "covariance":
+            average = moved["running_covariance"].view(covariance.shape).to(covariance.dtype)
+            moved["running_subspace"] = self._matrices(average, 1.0)[0].to(moved["running_mean"].dtype).flatten(1)
+        finite = torch.cat(list(moved.values()), dim=1).isfinite().all(dim=1, keepdim=True)
+        for name, value in running.items():
+            value.copy_(torch.where(finite, moved[name], value))
 
     @torch.no_grad()
     def whitening_error(self, x: Tensor) -> Tensor:
