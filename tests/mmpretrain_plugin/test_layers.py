@@ -1,4 +1,4 @@
-"""Whitening layers in MMPretrain's backbones: everywhere by ``norm_cfg``, in places by ``NormSwap``."""
+"""Whitening layers in backbones, everywhere by ``norm_cfg`` or in places by ``NormSwap``, and ``MatrixSqrt``."""
 
 import subprocess
 import sys
@@ -10,6 +10,7 @@ from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import init_default_scope
 from mmengine.runner import save_checkpoint
 from mmpretrain.models.utils.norm import build_norm_layer as build_norm_layer_of_mmpretrain
@@ -17,7 +18,9 @@ from mmpretrain.registry import MODELS
 from support.matrices import relative_error
 from torch import nn
 
-from covpool_plugins.errors import OptionError
+from covpool_plugins.errors import OptionError, UnknownNameError
+from covpool_plugins.linalg import SVDPade, sqrtm
+from covpool_plugins.mmpretrain_plugin import MatrixSqrt
 from covpool_plugins.whitening.norm import WhiteningNorm
 from covpool_plugins.whitening.swap import layer_types
 
@@ -193,3 +196,24 @@ def test_efficient_conv_bn_eval():
 def test_bad_rules(rules, message):
     with pytest.raises(OptionError, match=message):
         swapped(rules=rules)
+
+
+@pytest.mark.parametrize("registry", [ROOT_MODELS, MODELS], ids=["MMEngine", "MMPretrain"])
+@pytest.mark.parametrize("options", [dict(method="svdpade"), dict(method="isqrt", iterations=2)], ids=str)
+def test_a_matrix_square_root_is_that_of_the_function(options, registry):
+    X = torch.randn(2, 3, 4, 9, dtype=torch.float64)
+    A, B = ((X @ X.mT / 9).requires_grad_() for _ in range(2))
+    root, expected = registry.build(dict(type="MatrixSqrt", **options))(A), sqrtm(B, **options)
+    weights = torch.randn_like(root)
+    (root * weights).sum().backward()
+    (expected * weights).sum().backward()
+    assert torch.equal(root, expected) and torch.equal(A.grad, B.grad)
+    assert A.grad.abs().sum() > 0
+    assert MatrixSqrt().method == SVDPade() and MatrixSqrt().state_dict() == {}
+
+
+def test_bad_options_of_a_matrix_square_root():
+    with pytest.raises(UnknownNameError, match="'svdpad'; available: svdpade"):
+        MatrixSqrt("svdpad")
+    with pytest.raises(OptionError, match="no option 'iteration'"):
+        MatrixSqrt("isqrt", iteration=2)
