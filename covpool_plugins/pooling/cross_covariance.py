@@ -59,6 +59,7 @@ class CrossCovariancePool(Pool):
     """
 
     shared_options = LAYOUT_OPTIONS
+    shown = ("both_channels", "heads", "centered", "one_mean")
 
     def __init__(
         self,
@@ -145,10 +146,6 @@ class CrossCovariancePool(Pool):
         if mask is not None:
             mask = mask[:, None, None].expand_as(Y).flatten(0, 1).flatten(1)
         return counted(Y.flatten(0, 1).flatten(1).unsqueeze(1), mask, True).view_as(Y)
-
-    def extra_repr(self) -> str:
-        centered = "head" if self.one_mean else self.centered
-        return f"{super().extra_repr()}, channels={self.both_channels}, heads={self.heads}, centered={centered!r}"
 
 
 def _channels(in_channels: int, reduce_channels: int | str | Sequence[int] | None) -> tuple[int, int]:
