@@ -110,6 +110,7 @@ class CrossCovariancePool(Pool):
             for option, default in (SingularValuePower.__init__.__kwdefaults__ or {}).items():
                 if power.get(option, default) != default:
                     raise OptionError(f"crosscov: normalization='none' has no option {option!r}, got {power[option]!r}")
+        self.in_range = self.normalization is not None and self.normalization.in_range
         self.to(device=device, dtype=dtype)
 
     def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -136,7 +137,7 @@ class CrossCovariancePool(Pool):
                 Q = self.normalization.of_product(Yc, Zc)
             else:  # SoT's power iteration begins on the right
                 Q = transpose(self.normalization.of_product(Zc, Yc))
-            return self.entry_dropout(Q).flatten(1).to(X.dtype)
+            return self.in_precision(self.entry_dropout(Q).flatten(1), X)
 
     def _center(self, Y: Tensor, mask: Tensor | None) -> Tensor:
         """Heads (B, h, C/h, M), such that the products of their positions over M are the cross-covariances."""

@@ -71,7 +71,7 @@ class MatrixPower(Normalization):
         return self.fixed_p if self.logit_p is None else self.logit_p.sigmoid()
 
     def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
-        return covariance_powm(X, self.p, centered, compute=compute, vectorize=vectorize).flatten(1)
+        return covariance_powm(widened(X), self.p, centered, compute=compute, vectorize=vectorize).flatten(1)
 
     def extra_repr(self) -> str:
         p = self.p
@@ -96,6 +96,7 @@ class MatrixLogarithm(Normalization):
         tensor(0.)
     """
 
+    in_range = False
     shown = ("eps",)
 
     def __init__(self, *, eps: float = 1e-3) -> None:
@@ -104,7 +105,7 @@ class MatrixLogarithm(Normalization):
         self.eps = float(eps)
 
     def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
-        return covariance_log1p(X, self.eps, centered, compute=compute, vectorize=vectorize).flatten(1)
+        return covariance_log1p(widened(X), self.eps, centered, compute=compute, vectorize=vectorize).flatten(1)
 
 
 class ScalingEigenBranch(Normalization):
