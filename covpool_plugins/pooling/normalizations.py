@@ -32,9 +32,8 @@ from ..linalg import (
     pack_triu,
     resolve_method,
 )
-from ..linalg.exports import is_product_of_roots
-from ..linalg.spectral import damped
-from ..linalg.tensors import autocast_off, exporting, trace, working_dtype
+from ..linalg.spectral import expm1_neg, is_product_of_roots
+from ..linalg.tensors import autocast_off, exporting, product, trace, working_dtype
 from .damped_sum import root_and_damped_sum
 
 NEGLIGIBLE = 1e-60  # of the branch's square: its root is far below the rounding of one, and has a steep gradient
@@ -231,7 +230,8 @@ class ScalingEigenBranch(Normalization):
     def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
         if exporting():
             root = covariance_sqrt(X, "exact", centered=centered, compute=compute, vectorize=vectorize)
-            squared = trace(damped(covariance(_working(X, compute), centered))).squeeze(-1)
+            A = covariance(_working(X, compute), centered).double()
+            squared = trace(A + product(A, expm1_neg(2 * A))).squeeze(-1)
         else:
             work = X.double() if compute == "float64" else X.to(working_dtype(X.dtype))
             root, squared = root_and_damped_sum(work, centered, compute == "mixed", vectorize == "triu")
