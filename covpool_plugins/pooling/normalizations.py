@@ -21,14 +21,14 @@ from ..linalg import (
     pack_triu,
     resolve_method,
 )
-from ..linalg.exports import is_product_of_roots
-from ..linalg.spectral import damped
+from ..linalg.spectral import expm1_neg, is_product_of_roots
 from ..linalg.tensors import (
     autocast_off,
     exporting,
     finite_matrices,
     identity_like,
     power_of_two,
+    product,
     trace,
     transpose,
     working_dtype,
@@ -127,7 +127,8 @@ class ScalingEigenBranch(Normalization):
     def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
         if exporting():
             root = covariance_sqrt(X, "exact", centered=centered, compute=compute, vectorize=vectorize)
-            squared = trace(damped(covariance(X.to(self.precision(X.dtype, compute)), centered))).squeeze(-1)
+            A = covariance(X.to(self.precision(X.dtype, compute)), centered).double()
+            squared = trace(A + product(A, expm1_neg(2 * A))).squeeze(-1)
         else:
             work = X.double() if compute == "float64" else widened(X)
             root, squared = root_and_damped_sum(work, centered, compute == "mixed", vectorize == "triu")
