@@ -30,7 +30,7 @@ def main() -> None:
     from covpool_plugins.errors import OptionError
     from covpool_plugins.mmpretrain_plugin import runs
     from covpool_plugins.mmpretrain_plugin.active_method import ConfiguredMethodHook
-    from covpool_plugins.mmpretrain_plugin.whole_checkpoints import load_or_resume
+    from covpool_plugins.mmpretrain_plugin.safe_checkpoints import load_or_resume
 
     with runs.one_run(args.config, args.launcher) as start:
         cfg = runs.configure(args, "model", "train_dataloader", "train_cfg", "optim_wrapper")

@@ -28,8 +28,7 @@ from torch import nn
 from ..errors import OptionError, UnknownNameError, one_line
 from .covariance_pooling import CovariancePooling
 from .necks import unwrapped
-from .safe_checkpoints import weights_only_checkpoints
-from .whole_checkpoints import write_whole_checkpoints
+from .safe_checkpoints import weights_only_checkpoints, write_whole_checkpoints
 
 # Keys of a config that the runner reads and that are no arguments of it.
 RUNNER_KEYS = {

@@ -31,6 +31,7 @@ class WhiteningNorm(_InstanceNorm):
 
     _abbr_ = "bn"  # MMEngine names the layer's attribute so: keys are those of a batch normalisation
     _keeps_variance: ClassVar[bool] = False
+    _eigenvectors_for: ClassVar[str] = ""  # what needs them, whatever the options
     dimensions: ClassVar[tuple[int, ...]] = ()
     running_mean: Tensor
     running_var: Tensor
@@ -67,7 +68,8 @@ class WhiteningNorm(_InstanceNorm):
         kind: dict[str, Any] = dict(momentum=momentum, device=device, dtype=dtype)
         super().__init__(num_features, eps, affine=affine, track_running_stats=track_running_stats, **kind)
         self.groups, self.method, self.energy, self.average, self.sync = groups, method, energy, average, sync
-        self._chosen = matrices.resolve_whitening_method(method, self._needs_eigenvectors())
+        needed = self._eigenvectors_for or "energy below one" * (energy < 1)
+        self._chosen = matrices.resolve_whitening_method(method, needed)
         if not self._keeps_variance:
             del self.running_var
         shape = (groups, num_features // groups, num_features // groups)
@@ -75,9 +77,6 @@ class WhiteningNorm(_InstanceNorm):
             running = torch.empty(shape, device=device, dtype=dtype) if track_running_stats else None
             self.register_buffer(name, running)
         self.reset_running_stats()
-
-    def _needs_eigenvectors(self) -> str:
-        return "energy below one" if self.energy < 1 else ""
 
     def reset_running_stats(self) -> None:
         """As new: no mean, variance one, the identity, no batches."""
@@ -218,7 +217,8 @@ class WhiteningNorm(_InstanceNorm):
     def extra_repr(self) -> str:
         """The options, as in the call that makes the layer."""
         names = ["groups", "eps", "momentum", "affine", "method", *["energy"] * (self.energy < 1), "average", "sync"]
-        options = [f"{name}={getattr(self, name)!r}" for name in (*names, "track_running_stats")]
+        names += ["track_running_stats", *["n_components"] * hasattr(self, "n_components")]
+        options = [f"{name}={getattr(self, name)!r}" for name in names]
         return ", ".join([str(self.num_features), *options])
 
 
@@ -283,7 +283,7 @@ class PCANorm(WhiteningNorm):
     Args:
         num_features: C.
         n_components: how many eigenvectors of each group are kept; ``None`` for all.
-        groups, momentum, affine, sync, track_running_stats: as of :class:`ZCANorm`.
+        groups, momentum, affine, sync, track_running_stats, device, dtype: as of :class:`ZCANorm`.
         eps: added to the variances.
         method: how the eigenvectors and their gradients are computed: ``exact``, ``svdpi`` or ``power_iteration``.
         energy: keep eigenvectors only until their eigenvalues have this share of the total.
@@ -304,33 +304,15 @@ class PCANorm(WhiteningNorm):
     """
 
     _keeps_variance = True
+    _eigenvectors_for = "PCA"
 
-    def __init__(
-        self,
-        num_features: int,
-        n_components: int | None = None,
-        groups: int = 1,
-        eps: float = 1e-4,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        method: str | Method = "exact",
-        energy: float = 1.0,
-        average: Average = "inverse_root",
-        sync: bool = True,
-        track_running_stats: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        options = (groups, eps, momentum, affine, method, energy, average, sync, track_running_stats, device, dtype)
-        super().__init__(num_features, *options)
+    def __init__(self, num_features: int, n_components: int | None = None, groups: int = 1, **options: Any) -> None:
+        super().__init__(num_features, groups, **options)
         if n_components is not None:
             check_integer("n_components", n_components)
             if n_components > num_features // groups:
                 raise OptionError(f"n_components must be at most {num_features // groups}, got {n_components}")
         self.n_components = n_components
-
-    def _needs_eigenvectors(self) -> str:
-        return "PCA"
 
     def _matrices(self, covariance: Tensor, unbiased: Tensor | float) -> tuple[Tensor, Tensor]:
         assert isinstance(self._chosen, matrices.EigenvectorMethod)
@@ -356,10 +338,6 @@ class PCANorm(WhiteningNorm):
         if not torch.equal(matrix, self._matrix_of_variance(variances)):
             raise matrices.no_covariance("projectors")
         return torch.diag_embed(variances)
-
-    def extra_repr(self) -> str:
-        """The options, as in the call that makes the layer."""
-        return f"{super().extra_repr()}, n_components={self.n_components}"
 
 
 class ZCANorm1d(ZCANorm):

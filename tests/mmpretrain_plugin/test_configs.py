@@ -42,7 +42,7 @@ def shrunk(path):
     preprocessor = dict(cfg.data_preprocessor, num_classes=cfg.model.head.num_classes)
     size = 160 if cfg.model.backbone.get("model_name") == "inception_v3" else 96  # which would leave a single position
     size = 32 if "cifar" in path.stem else size
-    if cfg.model.backbone.get("model_name", "").startswith("so_vit"):
+    if cfg.model.backbone.get("model_name", "").startswith(("so_vit", "sot_", "dropcov_")):
         cfg.model.backbone.img_size = size
     return cfg, MODELS.build(dict(cfg.model, data_preprocessor=preprocessor, _scope_="mmpretrain")), size
 

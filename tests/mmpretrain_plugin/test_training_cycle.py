@@ -9,7 +9,7 @@ from support.small_configs import seen, small_config, validated
 from support.small_runs import different, load, test, train
 
 from covpool_plugins.mmpretrain_plugin import runs
-from covpool_plugins.mmpretrain_plugin.whole_checkpoints import load_or_resume
+from covpool_plugins.mmpretrain_plugin.safe_checkpoints import load_or_resume
 
 EMA = dict(type="EMAHook", momentum=0.3)
 SWITCH = dict(type="covpool_plugins.SwitchMethodHook", begin=1, method="svdpade")
