@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import resample_abs_pos_embed
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import Bottleneck
 from timm.models.resnet import downsample_conv as shortcut
 from timm.models.vision_transformer import VisionTransformer
@@ -345,3 +347,38 @@ def _checked_size(img_size: int | Sequence[int]) -> tuple[int, int]:
     for side in sides:
         check_integer("img_size", side)
     return int(sides[0]), int(sides[1])
+
+
+__all__ = [f"so_vit_{_arch}" for _arch in SO_VITS]
+# register_model reads this when it decorates a function below.
+default_cfgs = generate_default_cfgs(
+    {
+        name: dict(
+            url="",
+            num_classes=1000,
+            input_size=(3, TRAINED_SIZE, TRAINED_SIZE),
+            crop_pct=0.9,
+            interpolation="bicubic",
+            mean=IMAGENET_DEFAULT_MEAN,
+            std=IMAGENET_DEFAULT_STD,
+            fixed_input_size=True,
+            pool_size=None,
+            first_conv="patch_embed.stem",
+            classifier=("head.fc", "head.cls_fc"),
+        )
+        for name in __all__
+    }
+)
+
+
+def _entrypoint(name: str, settings: SoViTSettings) -> Callable[..., SoViT]:
+    def build(pretrained: bool = False, **kwargs: Any) -> SoViT:
+        features = dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter")
+        return build_model_with_cfg(SoViT, name, pretrained, feature_cfg=features, **{**settings._asdict(), **kwargs})
+
+    build.__name__ = build.__qualname__ = name
+    return build
+
+
+for _arch, _settings in SO_VITS.items():
+    globals()[f"so_vit_{_arch}"] = register_model(_entrypoint(f"so_vit_{_arch}", _settings))

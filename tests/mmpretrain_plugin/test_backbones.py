@@ -66,8 +66,8 @@ FROZEN = {
     ("so_vit_7", 0): {"blocks.0", "blocks.1", "norm", "patch_embed.stages"},
     ("so_vit_7", 1): {"blocks.1", "norm"},
     ("resnet10t", 2): {"layer3", "layer4"},
-    ("alexnet", 0): {"layer2", "layer3", "layer4", "layer5"},
-    ("alexnet", -1): {"layer1", "layer2", "layer3", "layer4", "layer5"},
+    ("alexnet", 0): {"layer1", "layer2", "layer3", "layer4"},
+    ("alexnet", -1): {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"},
 }
 
 

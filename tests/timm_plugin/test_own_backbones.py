@@ -8,9 +8,8 @@ from timm.data import resolve_model_data_config
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 
-import covpool_plugins.timm_plugin.own_backbones as own_backbones
-from covpool_plugins.timm_plugin.alexnet import AlexNet
-from covpool_plugins.timm_plugin.resnet_cifar import CifarResNet
+from covpool_plugins.timm_plugin import own_backbones, so_vit
+from covpool_plugins.timm_plugin.own_backbones import AlexNet, CifarResNet
 from covpool_plugins.timm_plugin.so_vit import SoViT
 
 KINDS = {"alexnet": AlexNet, "resnet18": CifarResNet, "resnet50": CifarResNet, "so": SoViT}
@@ -35,9 +34,9 @@ def images(name, channels=3):
     return torch.randn(2, channels, SMALL[name][0], SMALL[name][0])
 
 
-@pytest.mark.parametrize("name", own_backbones.__all__)
+@pytest.mark.parametrize("name", [*own_backbones.__all__, *so_vit.__all__])
 def test_registered_with_a_description_that_fits(name):
-    assert name in timm.list_models(module="own_backbones") and name not in timm.list_models(pretrained=True)
+    assert name in timm.list_models() and name not in timm.list_models(pretrained=True)
     model = timm.create_model(name, device="meta").eval()
     cfg = model.default_cfg
     assert type(model) is KINDS[name.split("_")[0]] and {p.device.type for p in model.parameters()} == {"meta"}
@@ -95,7 +94,7 @@ def test_groups_of_parameters(name):
     model = create(name)
     groups = group_parameters(model, model.group_matcher())
     assert sorted(p for group in groups.values() for p in group) == sorted(n for n, _ in model.named_parameters())
-    first = {"alexnet": {"layer1"}, "so_vit_7": {"patch_embed", "cls_token"}}.get(name, {"conv1", "bn1"})
+    first = {"so_vit_7": {"patch_embed", "cls_token"}}.get(name, {"conv1", "bn1"})
     assert {p.split(".")[0] for p in groups[0]} == first
     assert len(groups) == {"alexnet": 6, "resnet18_cifar": 10, "resnet50_cifar": 18, "so_vit_7": 6}[name]
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1.0, weight_decay=0.05, layer_decay=0.5)
