@@ -1,4 +1,4 @@
-"""Networks that timm lacks, built on its ResNet: ``timm.create_model('alexnet')``, ``'resnet18_cifar'`` and the like."""
+"""Networks that timm lacks, built on its ResNet: ``alexnet``, ``resnet18_cifar`` and ``resnet50_cifar``."""
 
 from __future__ import annotations
 
