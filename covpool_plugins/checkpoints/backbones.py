@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from ..errors import OptionError
 from ..tables import Table
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -39,6 +40,13 @@ DENSENETS: dict[tuple[int, ...], str] = {
     (6, 12, 32, 32): "densenet169",
     (6, 12, 48, 32): "densenet201",
 }
+CONVNEXTS: dict[tuple[int, tuple[int, ...]], str] = {
+    (96, (3, 3, 9, 3)): "tiny",
+    (96, (3, 3, 27, 3)): "small",
+    (128, (3, 3, 27, 3)): "base",
+    (192, (3, 3, 27, 3)): "large",
+    (256, (3, 3, 27, 3)): "xlarge",
+}
 VGGS = {8: "vgg11", 10: "vgg13", 13: "vgg16", 16: "vgg19"}
 # The children of the sequence that main.py makes of Inception; those left out are poolings.
 INCEPTION = {
@@ -50,9 +58,17 @@ FIRST_STAGE = 4  # in the sequence that main.py makes of a ResNet
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
+def numbered(shapes: Shapes, *stages: str) -> tuple[int, ...]:
+    """How many blocks there are in each of these stages, by the number behind its name in a key."""
+    return tuple(
+        len({key.removeprefix(f"{stage}.").split(".")[0] for key in shapes if key.startswith(f"{stage}.")})
+        for stage in stages
+    )
+
+
 def resnet_name(shapes: Shapes, stages: tuple[str, ...]) -> tuple[str, int] | None:
     """timm's name of a ResNet and the channels of its last map, from the blocks of its stages."""
-    blocks = tuple(len({key.split(".")[1] for key in shapes if key.startswith(f"{stage}.")}) for stage in stages)
+    blocks = numbered(shapes, *stages)
     bottleneck = f"{stages[0]}.0.conv3.weight" in shapes
     name = RESNETS.get((bottleneck, blocks))
     if shapes.get(f"{stages[0]}.0.conv2.weight", ())[:2] != (64, 64):  # a wide or grouped one
@@ -71,8 +87,7 @@ def resnet(shapes: Shapes) -> Backbone | None:
 
 def densenet(shapes: Shapes) -> Backbone | None:
     """DenseNet's features, whose names timm has kept."""
-    blocks = [{key.split(".")[1] for key in shapes if key.startswith(f"denseblock{i}.")} for i in range(1, 5)]
-    name = DENSENETS.get(tuple(len(block) for block in blocks))
+    name = DENSENETS.get(numbered(shapes, *(f"denseblock{i}" for i in range(1, 5))))
     return Backbone(name, shapes["norm5.weight"][0], [("", "features")]) if name and "norm5.weight" in shapes else None
 
 
@@ -105,11 +120,45 @@ def vgg(shapes: Shapes) -> Backbone | None:
     return Backbone(name + "_bn" * ("1.running_mean" in shapes), 512, [("", "features")], last_stride=1)
 
 
+def convnext(shapes: Shapes) -> Backbone | None:
+    """torchvision's features of ConvNeXt, without the norm behind them: stem, stage, downsampling, stage, ..."""
+    stages = ("1", "3", "5", "7")
+    blocks = numbered(shapes, *stages)
+    name = CONVNEXTS.get((shapes["0.0.weight"][0], blocks))
+    if name is None or "1.0.layer_scale" not in shapes:
+        return None
+    pairs = [(f"{2 * i}.{j}", f"stages.{i}.downsample.{j}" if i else f"stem.{j}") for i in range(4) for j in range(2)]
+    parts = {
+        "layer_scale": "gamma",
+        "block.0": "conv_dw",
+        "block.2": "norm",
+        "block.3": "mlp.fc1",
+        "block.5": "mlp.fc2",
+    }
+    for stage, count in enumerate(blocks):
+        for block in range(count):
+            places = (f"{stages[stage]}.{block}", f"stages.{stage}.blocks.{block}")
+            pairs += [(f"{places[0]}.{theirs}", f"{places[1]}.{ours}") for theirs, ours in parts.items()]
+    return Backbone(f"convnext_{name}", shapes["7.0.layer_scale"][0], pairs, {"final_norm": False})
+
+
+def swin(shapes: Shapes) -> Backbone | None:
+    """torchvision's features of Swin, which the release of iSICE names and cannot run."""
+    if "1.0.attn.relative_position_bias_table" not in shapes:
+        return None
+    raise OptionError(
+        "iSICE on torchvision's Swin: the release cannot run it, for its reduction takes the channels first and Swin's "
+        "features have them last, so no logits are known"
+    )
+
+
 def recognise_backbone(shapes: Shapes) -> Backbone | None:
     """The first row that knows these shapes; the prefix is removed from their keys."""
     for _, recognise in ORIGINAL_BACKBONES.items():
         try:
             backbone = recognise(shapes)
+        except OptionError:
+            raise
         except (ValueError, LookupError):  # keys that are not even alike
             continue
         if backbone is not None:
@@ -127,3 +176,5 @@ ORIGINAL_BACKBONES.add("densenet", densenet)
 ORIGINAL_BACKBONES.add("inception_v3", inception)
 ORIGINAL_BACKBONES.add("alexnet", alexnet)
 ORIGINAL_BACKBONES.add("vgg", vgg)
+ORIGINAL_BACKBONES.add("convnext", convnext)
+ORIGINAL_BACKBONES.add("swin", swin)

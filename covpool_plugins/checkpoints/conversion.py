@@ -22,12 +22,13 @@ from ..checkpoint_pickle import shown
 from ..errors import OptionError, UnknownNameError
 from .fitting import Fitted, KeyReport, fit
 from .folders import DESCRIPTION, LEFT_OUT, read_json, read_record
-from .layouts import LAYOUTS, HintError, Hints, Plan, check_arch
+from .layouts import check_arch
 from .mmpretrain_files import INTERPOLATIONS
 from .network import Network
 from .original_state import OriginalState, unwrap
+from .placement import CHANGES, LAYOUTS, HintError, Hints, Plan
 from .settings import allowed_settings
-from .triangle import ASKED_CLASSES, ask_network, check_order, columns, order_of_name
+from .triangle import ASKED_CLASSES, ask_network, check_order, order_of_name
 
 DATA = ("mean", "std", "crop_pct", "interpolation")
 MOST_CLASSES = 1 << 20
@@ -189,12 +190,9 @@ def _in_upper_order(
         order, note = _order(fitted, plan, state, key)
     if order != "lower":
         return fitted, note
-    rows = [
-        row._replace(remark="columns of the lower triangle", triangle="lower") if row.ours == key else row
-        for row in fitted.keys
-    ]
-    weight = fitted.weights[key]
-    weights = {**fitted.weights, key: weight[:, columns(weight.shape[1], "lower")]}
+    remark = CHANGES["lower"].remark
+    rows = [row._replace(remark=remark, change="lower") if row.ours == key else row for row in fitted.keys]
+    weights = {**fitted.weights, key: CHANGES["lower"].join({None: fitted.weights[key]})}
     return replace(fitted, weights=weights, keys=rows), note
 
 
@@ -240,7 +238,7 @@ def _description(state: OriginalState, plan: Plan, fitted: Fitted) -> dict[str, 
         "container": state.container,
         "plain": state.plain,
         "settings": {name: value for name, value in state.settings.items() if isinstance(value, str)},
-        "keys": [[row.original, row.ours, row.part, row.transposed, list(row.shape), row.triangle] for row in rows],
+        "keys": [[row.original, row.ours, row.part, row.transposed, list(row.shape), row.change] for row in rows],
     }
 
 

@@ -13,9 +13,8 @@ from ..checkpoint_file import COUNTERS
 from ..checkpoint_pickle import shown
 from ..errors import OptionError
 from ..pooling import create_pool
-from .layouts import Plan
 from .original_state import OriginalState
-from .placement import Dropped
+from .placement import CHANGES, Dropped, Placement, Plan
 
 MOST_NAMED = 3
 FRESH_SEED = 0
@@ -24,8 +23,8 @@ FRESH_SEED = 0
 class KeyReport(NamedTuple):
     """What became of a tensor: the key in the file, the key in our model, and a remark where there is one.
 
-    A tensor that was dropped has no second key, one that was made has no first. ``triangle`` is the order of the
-    columns in the file, where they were put into another.
+    A tensor that was dropped has no second key, one that was made has no first. ``change`` is a name in
+    :data:`CHANGES`, where numbers were changed or moved.
     """
 
     original: str | None
@@ -34,12 +33,12 @@ class KeyReport(NamedTuple):
     remark: str = ""
     part: int | None = None
     transposed: bool = False
-    triangle: str | None = None
+    change: str | None = None
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """The weights of a plan's network, what became of every tensor, those without a place.
+    """The weights of a plan's network, what became of every tensor, those without a place or not to be had from it.
 
     ``is_triangle`` says whether the network's vector is the triangle of a symmetric matrix.
     """
@@ -60,11 +59,12 @@ def fit(plan: Plan, state: OriginalState) -> Fitted:
     model: Any = plan.network.build("meta")
     wanted = model.state_dict()
     parts: dict[str, dict[int | None, Tensor]] = {}
+    changes: dict[str, str | None] = {}
     keys: list[KeyReport] = []
     left_out: dict[str, Tensor] = {}
     unknown: list[str] = []
     for key, tensor in state.tensors.items():
-        place, shape = plan.place(key), tuple(tensor.shape)
+        place, shape = plan.place_of(key), tuple(tensor.shape)
         if isinstance(place, Dropped):
             if place.shape is not None:
                 _check_shape(state, key, place.shape)
@@ -75,17 +75,24 @@ def fit(plan: Plan, state: OriginalState) -> Fitted:
         else:
             if place.shape is not None:
                 _check_shape(state, key, place.shape)
-            ours = tensor.mT if place.transposed else tensor
-            parts.setdefault(place.key, {})[place.part] = _reshaped(ours, place.part, place.shape, wanted[place.key])
-            remark = "transposed" * place.transposed
-            keys.append(KeyReport(state.keys[key], place.key, shape, remark, place.part, place.transposed))
+            parts.setdefault(place.key, {})[place.part] = _reshaped(tensor, place, wanted[place.key])
+            changes[place.key] = place.change
+            remark = "transposed" if place.transposed else CHANGES[place.change].remark
+            keys.append(
+                KeyReport(state.keys[key], place.key, shape, remark, place.part, place.transposed, place.change)
+            )
     keys += [KeyReport(key, None, tuple(t.shape), "left out: beside the network") for key, t in state.beside.items()]
     if unknown:
         raise OptionError(
             f"{state.file_name}: {_some(unknown)} would be lost: {plan.network.model_name} has no place for it, and no "
             "reason is known to drop it"
         )
-    weights = {key: _joined(key, pieces, wanted[key], state) for key, pieces in parts.items()}
+    weights = {key: _joined(key, pieces, wanted[key], state, changes[key]) for key, pieces in parts.items()}
+    for row in keys:
+        if row.change and row.ours and row.original:
+            given = parts[row.ours][row.part]
+            if not torch.equal(CHANGES[row.change].split(weights[row.ours], row.part, row.shape), given):
+                left_out[row.original] = given  # for the way back, on which rounding would show
     made = _made(wanted, weights, model, plan, state)
     keys += [KeyReport(None, key, tuple(tensor.shape), remark) for key, (tensor, remark) in made.items()]
     weights |= {key: tensor for key, (tensor, _) in made.items()}
@@ -104,26 +111,34 @@ def _check_shape(state: OriginalState, key: str, shape: tuple[int, ...]) -> None
         raise OptionError(f"{state.file_name}: {shown(state.keys[key])} is {actual}, it would have to be {list(shape)}")
 
 
-def _reshaped(tensor: Tensor, part: int | None, stated: tuple[int, ...] | None, wanted: Tensor) -> Tensor:
-    """A tensor whose layout states another shape, in ours."""
-    if stated is None or part is not None or tensor.numel() != wanted.numel():
-        return tensor
-    return tensor.reshape(wanted.shape)
+def _reshaped(tensor: Tensor, place: Placement, wanted: Tensor) -> Tensor:
+    """A tensor whose layout allows another shape, in ours."""
+    tensor = tensor.mT if place.transposed else tensor
+    ones = place.ones and _without_ones(tensor) == _without_ones(wanted)
+    stated = place.shape is not None and tensor.numel() == wanted.numel()
+    return tensor.reshape(wanted.shape) if place.part is None and (ones or stated) else tensor
 
 
-def _joined(key: str, pieces: dict[int | None, Tensor], wanted: Tensor, state: OriginalState) -> Tensor:
+def _without_ones(tensor: Tensor) -> list[int]:
+    return [length for length in tensor.shape if length != 1]
+
+
+def _joined(
+    key: str, pieces: dict[int | None, Tensor], wanted: Tensor, state: OriginalState, change: str | None
+) -> Tensor:
     """One tensor of our model from its parts."""
     numbered = sorted(index for index in pieces if index is not None)
-    if numbered and (None in pieces or numbered != list(range(len(numbered)))):
+    if numbered and (None in pieces or numbered != list(range(2 if change == "mean" else len(numbered)))):
         raise OptionError(f"{state.file_name}: the parts of {key!r} are not complete")
-    tensor = torch.stack([pieces[index] for index in numbered]) if numbered else pieces[None]
+    types = {piece.is_floating_point() for piece in pieces.values()}
+    tensor = CHANGES[change].join(pieces)
     if tensor.shape != wanted.shape:
         raise OptionError(
             f"{state.file_name}: {key!r} would be {list(tensor.shape)}, the model needs {list(wanted.shape)}"
         )
     if key.endswith(".num_batches_tracked"):
         return tensor.to(wanted.dtype)  # scripts that halve every tensor halve these
-    if tensor.is_floating_point() != wanted.is_floating_point() or tensor.is_complex():
+    if types != {wanted.is_floating_point()} or tensor.is_complex():
         raise OptionError(f"{state.file_name}: {key!r} is of {tensor.dtype}, the model needs {wanted.dtype}")
     return tensor
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..checkpoint_file import CheckpointError
 from ..errors import one_line
+from .placement import CHANGES
 
 DESCRIPTION, RECORD, LEFT_OUT = "config.json", "original.json", "original.safetensors"
 MANIFEST, REPORT = "conversion.json", "conversion.md"
@@ -58,8 +59,8 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def _is_row(key: Any = None, ours: Any = None, part: Any = None, transposed: Any = False, *rest: Any) -> bool:
     texts = isinstance(key, str) and isinstance(ours, (str, type(None)))
-    order = len(rest) == 1 or (len(rest) == 2 and rest[1] in ("lower", None))
-    numbers = order and isinstance(rest[0], list) and all(type(n) is int and 0 <= n < 1 << 32 for n in rest[0])
+    known = len(rest) == 1 or (len(rest) == 2 and rest[1] in list(CHANGES))
+    numbers = known and isinstance(rest[0], list) and all(type(n) is int and 0 <= n < 1 << 32 for n in rest[0])
     return texts and isinstance(part, (int, type(None))) and isinstance(transposed, bool) and numbers
 
 

@@ -1,28 +1,27 @@
 """The kinds of checkpoints there are: how each is told by its keys, and where its tensors go.
 
-A row is a function of the weights and of what the user says. It returns a :class:`Plan`, or ``None`` if the checkpoint
-is of another kind. The order matters: the first row that knows a checkpoint has it.
+A row is a function of the weights and of what the user says. It returns a plan, or ``None`` if the checkpoint is
+of another kind. The order matters: the first row that knows a checkpoint has it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import timm
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..errors import OptionError, UnknownNameError
-from ..tables import Table
+from ..errors import OptionError
 from ..whitening.compatibility import RELEASED_LAYERS, STARTING_VECTOR, place_entry
 from .backbones import STAGES, Backbone, recognise_backbone, resnet_name
 from .heads import IDENTITY, Head, recognise_head
-from .network import TOKEN_POOL, Network
+from .network import Network
 from .original_state import OriginalState
-from .placement import Dropped, Place, Placement, by_modules
+from .placement import LAYOUTS, Dropped, HintError, Hints, Place, Placement, Plan, by_modules
 from .settings import allowed_settings
+from .transformers import moment_probing, so_vit
 
 POOL = "head.global_pool"
 CONVOLUTION, NORM = f"{POOL}.reduction.conv", f"{POOL}.reduction.norm"
@@ -31,46 +30,6 @@ IMAGENET_CLASSES = 1000
 PCA, START = "myPCANormSVDPI", "starting vector"
 # main.py normalises the pictures alike for every network; timm describes Inception otherwise.
 IMAGENET = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "crop_pct": 0.875, "interpolation": "bilinear"}
-
-
-@dataclass(frozen=True)
-class Hints:
-    """What the user says: the architecture and the head."""
-
-    arch: str | None = None
-    head: str | None = None
-
-
-class HintError(OptionError):
-    """A hint that contradicts what is known by name: no other kind of checkpoint is looked for."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a checkpoint is and where its tensors go.
-
-    Args:
-        source: where checkpoints of this kind come from.
-        network: the model that they are weights of.
-        place: the place of a tensor, or why it has none; ``None`` for one that nobody knows.
-        notes: what was decided, and why.
-        fresh: whether the model's head starts with fresh weights.
-        named: whether the file or the user says so by name; then no other kind is looked for.
-        any_order: whether the vector may be a lower triangle, as fast-MPN-COV's once was.
-        data: what of timm's description of the data differs from the backbone's own.
-    """
-
-    source: str
-    network: Network
-    place: Place
-    notes: list[str] = field(default_factory=list)
-    fresh: bool = False
-    named: bool = False
-    any_order: bool = False
-    data: dict[str, Any] = field(default_factory=dict)
-
-
-LAYOUTS: Table[Callable[[OriginalState, Hints], Plan | None]] = Table("kind of checkpoint")
 
 
 def timm_model(state: OriginalState, hints: Hints) -> Plan | None:
@@ -95,42 +54,6 @@ def timm_model(state: OriginalState, hints: Hints) -> Plan | None:
     if hints.head not in (None, network.head):
         raise HintError(f"--head {hints.head}: {name} has the head {network.head}; --arch names both at once")
     return Plan("timm", network, by_modules([("", "")]), notes, named=True)
-
-
-def so_vit(state: OriginalState, hints: Hints) -> Plan | None:
-    """So-ViT of FastDifferentiableMatSqrt: visual tokens, blocks, two classifiers."""
-    if not state.has("visual_tokens.", "blocks.", "classifier.visual_fc."):
-        return None
-    depth = len({key.split(".")[1] for key in state.tensors if key.startswith("blocks.")})
-    name = f"so_vit_{depth}"
-    if not timm.is_model(name):
-        raise UnknownNameError("timm model", name, timm.list_models("so_vit*"))
-    pool, notes = _token_pool(state, hints)
-    reduction = "classifier.representation.conv_dr_block"
-    tokens = {"stem.0": "stem", "stage": "stages", "transition": "proj"}
-    pairs = [(part, part) for part in ("", "blocks", "norm")]
-    pairs += [(f"visual_tokens.tokens.{theirs}", f"patch_embed.{ours}") for theirs, ours in tokens.items()]
-    for i, part in enumerate(("conv", "norm")):
-        pairs += [(f"{reduction}.{i}", f"head.pool.reduction.{part}")]
-        pairs += [(f"{reduction}.{side}.{i}", f"head.pool.reductions.{side}.{part}") for side in (0, 1)]
-    pairs += [("classifier.normalization", "head.pool.normalization")]
-    pairs += [("classifier.visual_fc", "head.fc"), ("classifier.cls_fc", "head.cls_fc")]
-    arguments = {} if pool == TOKEN_POOL else {"global_pool": pool}
-    network = Network(name, state.shape("classifier.cls_fc.weight")[0], backbone_kwargs=arguments)
-    return Plan("So-ViT (FastDifferentiableMatSqrt)", network, by_modules(pairs), notes)
-
-
-def _token_pool(state: OriginalState, hints: Hints) -> tuple[str, list[str]]:
-    """The pool of a So-ViT, and what there is to say."""
-    if hints.head is not None:
-        return hints.head, []
-    if state.has("classifier.representation.conv_dr_block.0.0."):
-        return "crosscov", []
-    if state.has("classifier.normalization."):
-        return "svpn", []
-    return TOKEN_POOL, [
-        f"head {TOKEN_POOL!r}, which the repository trains, is a guess: isqrt has the same keys; see --head"
-    ]
 
 
 def main_py(state: OriginalState, hints: Hints) -> Plan | None:
@@ -170,7 +93,7 @@ def main_py(state: OriginalState, hints: Hints) -> Plan | None:
     channels = reduced or backbone.channels
     dropped = {IDENTITY: Dropped("an identity, which the head makes itself", (channels, channels))}
     source = "main.py of fast-MPN-COV, DifferentiableSVD, RiemGCP or iSICE"
-    return Plan(source, network, by_modules(pairs, dropped), notes, any_order=_any_order(head), data=dict(IMAGENET))
+    return Plan(source, network, by_modules(pairs), notes, dropped, any_order=_any_order(head), data=dict(IMAGENET))
 
 
 def _any_order(head: Head) -> bool:
@@ -337,7 +260,7 @@ def plain_resnet(state: OriginalState, hints: Hints) -> Plan | None:
     dropped = {key: Dropped("classifier of the averaged map", shape) for key, shape in shapes.items()}
     network = Network(resnet[0], classes, head, last_stride=_given_stride(hints))
     notes = [f"head {head!r} for {classes} classes starts with fresh weights, drawn with seed 0"]
-    return Plan("ResNet of torchvision or timm, backbone only", network, by_modules(pairs, dropped), notes, fresh=True)
+    return Plan("ResNet of torchvision or timm, backbone only", network, by_modules(pairs), notes, dropped, fresh=True)
 
 
 def _given_stride(hints: Hints) -> int | None:
@@ -358,6 +281,7 @@ def _plain(arch: str) -> str:
     return re.sub(r"[^a-z0-9]", "", arch.lower().removeprefix("mpncov").removesuffix("_acd"))
 
 
+LAYOUTS.add("moment probing", moment_probing)
 LAYOUTS.add("timm", timm_model)
 LAYOUTS.add("so-vit", so_vit)
 LAYOUTS.add("main.py", main_py)

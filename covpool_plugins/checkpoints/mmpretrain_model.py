@@ -14,6 +14,7 @@ from .network import TOKEN_POOL, Network
 Config = dict[str, Any]
 VGG_STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 DROPOUT = 0.5
+OWN_ARGUMENTS = {"psrp", "final_norm"}  # of this package's create_model, for the backbone
 
 
 class Counterpart(NamedTuple):
@@ -85,8 +86,10 @@ def own_network(network: Network, name: re.Match[str]) -> Counterpart:
 
 
 def any_timm_backbone(network: Network, name: re.Match[str]) -> Counterpart:
-    """timm's own network in MMPretrain's wrapper."""
+    """timm's own network in MMPretrain's wrapper; with what this package changes in it, as a model without a head."""
     config = dict(type="TIMMBackbone", model_name=network.backbone, **network.backbone_kwargs)
+    if network.backbone_kwargs.keys() & OWN_ARGUMENTS:
+        config |= dict(type="covpool_plugins.TIMMBackbone", model_name="second_order", backbone=network.backbone)
     return Counterpart(config, lambda key: f"timm_model.{key}")
 
 
@@ -129,9 +132,10 @@ def _neck_and_head(network: Network, model: Any, common: Config) -> tuple[Config
         head = dict(type="LinearClsHead", in_channels=model.num_features, **common)
         return dict(neck=dict(type="GlobalAveragePooling"), head=head), {"fc": "head.fc"}
     channels = model.head.in_features
-    neck = dict(
-        type="covpool_plugins.CovariancePooling", pool=network.head, in_channels=channels, **network.head_kwargs
-    )
+    neck = dict(type="covpool_plugins.CovariancePooling", pool=network.head, in_channels=channels)
+    if model.head.layout["input_fmt"] != "NCHW":
+        neck |= model.head.layout
+    neck |= network.head_kwargs
     modules = {"head.global_pool": "neck.pool", "head.fc": "head.fc"}
     head = dict(type="covpool_plugins.SecondOrderClsHead", **common)
     if network.hidden_features:

@@ -12,6 +12,7 @@ from ..checkpoint_pickle import shown
 # Widths, rates, and options of pools and norms. None of them is a path, an address, a callable or a switch to load.
 ALLOWED = (
     *("backbone", "head", "head_kwargs", "reduce_channels", "hidden_features", "last_stride", "fuse_class_token"),
+    *("psrp", "final_norm"),
     *("layer_groups", "frames", "global_pool", "whiten", "norm_kwargs", "batch_norm", "output_stride", "in_chans"),
     *("img_size", "patch_size", "window_size", "embed_dim", "num_heads", "mlp_ratio", "class_token", "init_values"),
     *("drop_rate", "drop_path_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate"),

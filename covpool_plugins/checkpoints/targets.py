@@ -22,8 +22,8 @@ from .conversion import Converted
 from .folders import LEFT_OUT, MANIFEST, RECORD, REPORT, manifest, replaceable
 from .mmpretrain_files import config_text
 from .mmpretrain_model import mmpretrain_model
+from .placement import CHANGES
 from .report import report_text
-from .triangle import columns
 
 # What timm's description of a model says of the weights that timm has for it.
 ABOUT_TIMMS_WEIGHTS = (
@@ -109,10 +109,14 @@ def write_original(converted: Converted, folder: Path, _: Path) -> None:
     tensors: OrderedDict[str, Tensor] = OrderedDict()
     # Every tensor went to one place: a record that takes a place again and again makes any number of copies.
     left = sum(tensor.nbytes for tensor in (*converted.state_dict.values(), *converted.left_out.values()))
+    kept: dict[str, dict[int | None, Tensor]] = {}
+    for key, ours, part, *_ in original["keys"]:
+        if ours is not None and key in converted.left_out:
+            kept.setdefault(ours, {})[part] = converted.left_out[key]
     for row in original["keys"]:
         try:
-            tensors[row[0]] = _original_tensor(converted, *row)
-        except (KeyError, IndexError, RuntimeError):
+            tensors[row[0]] = _original_tensor(converted, kept, *row)
+        except (KeyError, IndexError, TypeError, ArithmeticError, RuntimeError):
             raise OptionError(f"--to original: the record of {shown(row[0])} does not fit the weights") from None
         left -= tensors[row[0]].nbytes
         if left < 0:
@@ -125,20 +129,25 @@ def write_original(converted: Converted, folder: Path, _: Path) -> None:
 
 def _original_tensor(
     converted: Converted,
+    kept: dict[str, dict[int | None, Tensor]],
     key: str,
     ours: str | None,
     part: int | None,
     transposed: bool,
     shape: list[int],
-    triangle: str | None = None,
+    change: str | None = None,
 ) -> Tensor:
-    """A tensor of the original, from the place where it went."""
+    """A tensor of the original: what was kept of it, or as it is told from the place where it went.
+
+    What was kept counts for a place that nobody has changed since.
+    """
     if ours is None:
         return converted.left_out[key].reshape(shape)
-    whole = converted.state_dict[ours]
-    tensor = whole if part is None else whole[part].clone()
-    if triangle == "lower":
-        tensor = tensor[:, columns(tensor.shape[1], "upper")]
+    whole, rule = converted.state_dict[ours], CHANGES[change]
+    if part in kept.get(ours, {}) and torch.equal(rule.join(kept[ours]), whole):
+        tensor = kept[ours][part]
+    else:
+        tensor = rule.split(whole, part, tuple(shape))
     return (tensor.mT if transposed else tensor).reshape(shape)
 
 

@@ -259,6 +259,69 @@ def test_what_isice_leaves_open_is_said(resnet18, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("mp__as_base_patch4_window7_224__linear_probe", "AS-MLP, a backbone that timm does not have"),
+        ("isice__swin_t__SICE", "Swin: the release cannot run it"),
+    ],
+)
+def test_networks_that_are_refused_by_name(name, reason, tmp_path):
+    few = {key: tensor[:1] for key, tensor in small(name).items() if key.count(".") < 7 and tensor.ndim}
+    with pytest.raises(OptionError, match=reason):
+        load_original(saved(few, tmp_path))
+
+
+def probed(model_name="vit_tiny_patch16_224", **added):
+    """A checkpoint of moment probing on timm's ViT, of 3 classes."""
+    with torch.device("meta"):
+        model = timm.create_model(model_name, num_classes=0)
+    shapes = {"proj.weight": (512, 192), "proj.bias": (512,), "ln.weight": (128,), "ln.bias": (128,)}
+    shapes |= {"classifier1.weight": (3, 192), "classifier1.bias": (3,), "classifier2.weight": (3, 2883)}
+    shapes |= {"classifier2.bias": (3,), "downblocks.0.0.weight": (3, 3, 3, 3), "downblocks.0.2.weight": (3, 3, 3, 3)}
+    generator = torch.Generator().manual_seed(0)
+    head = {f"head.{key}": torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+    return {**{key: torch.zeros(tensor.shape) for key, tensor in model.state_dict().items()}, **head}
+
+
+def test_two_classifiers_are_one_and_two_again(tmp_path):
+    """Bit by bit, although a mean of two biases is one number; a classifier that was trained on is shared out."""
+    state = probed()
+    converted = load_original(saved(state, tmp_path, "mp.pth"))
+    weight, bias = (converted.state_dict[f"head.fc.{name}"] for name in ("weight", "bias"))
+    first, second = (state[f"head.classifier{i}.weight"] for i in (1, 2))
+    assert torch.equal(weight, torch.cat([first, second], 1) / 2)
+    assert torch.equal(bias, (state["head.classifier1.bias"] + state["head.classifier2.bias"]) / 2)
+    assert sorted(converted.left_out) == ["head.classifier1.bias", "head.classifier2.bias"]
+    write(converted, "timm", tmp_path / "timm")
+    for trained in (False, True):
+        again = load_original(tmp_path / "timm")
+        if trained:
+            again.state_dict["head.fc.bias"] += 1
+        write(again, "original", tmp_path / f"{trained}")
+        back = torch.load(tmp_path / f"{trained}" / "mp.pth")
+        assert list(back) == list(state)
+        if trained:
+            assert torch.equal(back.pop("head.classifier1.bias"), bias + 1)
+            assert torch.equal(back.pop("head.classifier2.bias"), bias + 1)
+        assert all(torch.equal(tensor, state[key]) for key, tensor in back.items())
+
+
+def test_moment_probing_that_does_not_fit(tmp_path):
+    state = probed()
+    del state["head.classifier1.bias"]
+    with pytest.raises(OptionError, match=r"parts of 'head.fc.bias' are not complete"):
+        load_original(saved(state, tmp_path))
+    with pytest.raises(OptionError, match="called moment"):
+        load_original(saved(probed(), tmp_path), head="isqrt")
+    with pytest.raises(OptionError, match="none of timm's ViT, CLIP, Swin, ConvNeXt"):
+        load_original(saved({key: t for key, t in probed().items() if "blocks.0.attn" not in key}, tmp_path))
+    with pytest.raises(OptionError, match="none of timm's ViT, CLIP, Swin, ConvNeXt"):
+        load_original(saved({key: t for key, t in probed().items() if not key.startswith("blocks.11.")}, tmp_path))
+    with pytest.raises(OptionError, match=r"head.global_pool.reduction.weight. would be \[512, 192, 2\]"):
+        load_original(saved({**probed(), "head.proj.weight": torch.zeros(512, 192, 2)}, tmp_path))
+
+
+@pytest.mark.parametrize(
     "name, text, found",
     [
         ("SVD_Pade", "r50-svd-pade-e60.pth", True),

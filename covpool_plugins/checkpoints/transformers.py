@@ -1,0 +1,195 @@
+"""Checkpoints of transformers, and of what moment probing makes of them and of ConvNeXt."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import timm
+
+from ..errors import OptionError, UnknownNameError
+from .backbones import CONVNEXTS, Shapes, numbered
+from .network import TOKEN_POOL, Network
+from .original_state import OriginalState
+from .placement import Dropped, Hints, Plan, Renaming, by_modules, by_renaming
+
+POOL = "head.global_pool"
+VITS = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large"}
+SWINS: dict[tuple[int, tuple[int, ...]], str] = {
+    (96, (2, 2, 6, 2)): "tiny",
+    (96, (2, 2, 18, 2)): "small",
+    (128, (2, 2, 18, 2)): "base",
+    (192, (2, 2, 18, 2)): "large",
+}
+PATCHES_OF_SWIN = 32  # sides of a picture over a window's
+
+
+def so_vit(state: OriginalState, hints: Hints) -> Plan | None:
+    """So-ViT of FastDifferentiableMatSqrt: visual tokens, blocks, two classifiers."""
+    if not state.has("visual_tokens.", "blocks.", "classifier.visual_fc."):
+        return None
+    depth = len({key.split(".")[1] for key in state.tensors if key.startswith("blocks.")})
+    name = f"so_vit_{depth}"
+    if not timm.is_model(name):
+        raise UnknownNameError("timm model", name, timm.list_models("so_vit*"))
+    pool, notes = _token_pool(state, hints)
+    reduction = "classifier.representation.conv_dr_block"
+    tokens = {"stem.0": "stem", "stage": "stages", "transition": "proj"}
+    pairs = [(part, part) for part in ("", "blocks", "norm")]
+    pairs += [(f"visual_tokens.tokens.{theirs}", f"patch_embed.{ours}") for theirs, ours in tokens.items()]
+    for i, part in enumerate(("conv", "norm")):
+        pairs += [(f"{reduction}.{i}", f"head.pool.reduction.{part}")]
+        pairs += [(f"{reduction}.{side}.{i}", f"head.pool.reductions.{side}.{part}") for side in (0, 1)]
+    pairs += [("classifier.normalization", "head.pool.normalization")]
+    pairs += [("classifier.visual_fc", "head.fc"), ("classifier.cls_fc", "head.cls_fc")]
+    arguments = {} if pool == TOKEN_POOL else {"global_pool": pool}
+    network = Network(name, state.shape("classifier.cls_fc.weight")[0], backbone_kwargs=arguments)
+    return Plan("So-ViT (FastDifferentiableMatSqrt)", network, by_modules(pairs), notes)
+
+
+def _token_pool(state: OriginalState, hints: Hints) -> tuple[str, list[str]]:
+    """The pool of a So-ViT, and what there is to say."""
+    if hints.head is not None:
+        return hints.head, []
+    if state.has("classifier.representation.conv_dr_block.0.0."):
+        return "crosscov", []
+    if state.has("classifier.normalization."):
+        return "svpn", []
+    return TOKEN_POOL, [
+        f"head {TOKEN_POOL!r}, which the repository trains, is a guess: isqrt has the same keys; see --head"
+    ]
+
+
+class Probed(NamedTuple):
+    """A backbone of moment probing.
+
+    Args:
+        mark: how one of its keys begins, which no other's does.
+        name: timm's name, from the shapes.
+        renamings: of timm 0.6 or CLIP, to today's timm.
+        options: of the pool.
+        arguments: of the model.
+        notes: of what the release does otherwise than timm.
+    """
+
+    mark: str
+    name: Callable[[Shapes], str]
+    renamings: tuple[Renaming, ...] = ()
+    options: Mapping[str, Any] = {}
+    arguments: Mapping[str, Any] = {}
+    notes: tuple[str, ...] = ()
+
+
+def _vit_name(shapes: Shapes, position: str = "pos_embed", patch: str = "patch_embed.proj", kind: str = "") -> str:
+    positions, width = shapes[position][-2:]
+    size = VITS[width, max(numbered(shapes, "blocks", "transformer.resblocks"))]
+    side = shapes[f"{patch}.weight"][-1]
+    return f"vit_{size}_patch{side}_{kind}{side * math.isqrt(positions - 1)}"
+
+
+def _clip_name(shapes: Shapes) -> str:
+    return _vit_name(shapes, "positional_embedding", "conv1", "clip_quickgelu_")
+
+
+def _swin_name(shapes: Shapes) -> str:
+    size = SWINS[shapes["patch_embed.proj.weight"][0], numbered(shapes, *(f"layers.{i}.blocks" for i in range(4)))]
+    window = (math.isqrt(shapes["layers.0.blocks.0.attn.relative_position_bias_table"][0]) + 1) // 2
+    return f"swin_{size}_patch4_window{window}_{PATCHES_OF_SWIN * window}"
+
+
+def _convnext_name(shapes: Shapes) -> str:
+    blocks = numbered(shapes, *(f"stages.{i}.blocks" for i in range(4)))
+    return f"convnext_{CONVNEXTS[shapes['stem.proj.weight'][0], blocks]}"
+
+
+IN_FRONT_OF_NORM = "the second moment is of features in front of the backbone's final norm, as in the release"
+PROBED = (
+    Probed(
+        "transformer.resblocks.",
+        _clip_name,
+        (
+            Renaming(r"^class_embedding$", "cls_token"),
+            Renaming(r"^positional_embedding$", "pos_embed"),
+            Renaming(r"^conv1\.", "patch_embed.proj."),
+            Renaming(r"^ln_pre\.", "norm_pre."),
+            Renaming(r"^ln_post\.", f"{POOL}.first_norm."),
+            Renaming(r"^transformer\.resblocks\.", "blocks."),
+            Renaming(r"\.ln_(\d)\.", r".norm\1."),
+            Renaming(r"\.in_proj_", ".qkv."),
+            Renaming(r"\.out_proj\.", ".proj."),
+            Renaming(r"\.c_fc\.", ".fc1."),
+            Renaming(r"\.c_proj\.", ".fc2."),
+        ),
+        dict(first_order="token", first_norm="positions"),
+        dict(final_norm=False),
+        (IN_FRONT_OF_NORM,),
+    ),
+    Probed("blocks.0.attn.", _vit_name, options=dict(first_order="token")),
+    Probed(
+        "layers.0.blocks.0.attn.",
+        _swin_name,
+        (
+            Renaming(r"^layers\.(\d)\.downsample\.", lambda match: f"layers.{int(match[1]) + 1}.downsample."),
+            Renaming(r"^norm\.", f"{POOL}.first_norm."),
+        ),
+        dict(first_norm="positions", skip_first=True, interleaved=False),
+        dict(final_norm=False),
+        (IN_FRONT_OF_NORM, "skip_first=True: the release takes the first position for a class token, which Swin lacks"),
+    ),
+    Probed(
+        "stem.proj.",
+        _convnext_name,
+        (
+            Renaming(r"^stem\.proj\.", "stem.0."),
+            Renaming(r"^stem\.norm\.", "stem.1."),
+            Renaming(r"\.downsample\.norm\.weight$", ".downsample.0.weight", change="unbiased"),
+            Renaming(r"\.downsample\.norm\.", ".downsample.0."),
+            Renaming(r"\.downsample\.proj\.", ".downsample.1."),
+        ),
+        dict(first_norm=True),
+        dict(final_norm=False),
+        (
+            "the release's norms in front of the downsampling divide by the unbiased variance, here their weights are "
+            "multiplied by √((C - 1) / C), for the same logits; without it they would differ by about 1e-3",
+        ),
+    ),
+)
+OF_PROBED_HEAD = (
+    Renaming(r"^head\.(classifier1|cls_head\.fc)\.", "head.fc.", 0, "mean"),
+    Renaming(r"^head\.classifier2\.", "head.fc.", 1, "mean"),
+    Renaming(r"^head\.proj\.", f"{POOL}.reduction."),
+    Renaming(r"^head\.ln\.", f"{POOL}.norm."),
+    Renaming(r"^head\.cls_head\.norm\.", f"{POOL}.first_norm."),
+    Renaming(r"^head\.downblocks\.0\.0\.", f"{POOL}.convolutions.0."),
+    Renaming(r"^head\.downblocks\.0\.2\.", f"{POOL}.convolutions.1."),
+)
+BUFFERS_OF_SWIN = Dropped("a table that follows from the size of the windows, which timm makes itself")
+
+
+def moment_probing(state: OriginalState, hints: Hints) -> Plan | None:
+    """Moment probing (MP), and its MP+: a backbone of timm 0.6 or CLIP; the logits are the mean of two classifiers'."""
+    prefix = "visual." if state.has("visual.head.downblocks.") else ""
+    shapes = state.under(prefix)
+    if not {"head.proj.weight", "head.downblocks.0.0.weight", "head.classifier2.weight"} <= shapes.keys():
+        return None
+    if any(".axial_shift." in key for key in shapes):
+        raise OptionError(f"{state.file_name}: moment probing of AS-MLP, a backbone that timm does not have")
+    probed = next((row for row in PROBED if any(key.startswith(row.mark) for key in shapes)), None)
+    try:
+        name = "" if probed is None else probed.name(shapes)
+    except LookupError:
+        name = ""
+    if probed is None or not timm.is_model(name):
+        raise OptionError(
+            f"{state.file_name}: moment probing of a backbone that is none of timm's ViT, CLIP, Swin, ConvNeXt"
+        )
+    arguments = {**probed.arguments, **({"psrp": True} if any(".psrp." in key for key in shapes) else {})}
+    classes = shapes["head.classifier2.weight"][0]
+    network = Network(name, classes, "moment", dict(probed.options), backbone_kwargs=arguments)
+    if hints.head not in (None, "moment"):
+        raise OptionError(f"--head {hints.head}: the head is that of moment probing, called moment")
+    renamings = (Renaming(f"^{re.escape(prefix)}", ""), *OF_PROBED_HEAD, *probed.renamings)
+    tables = {r".*\.(relative_position_index|attn_mask)": BUFFERS_OF_SWIN}
+    return Plan("Moment Probing", network, by_renaming(renamings), list(probed.notes), tables, named=True)
