@@ -106,7 +106,7 @@ def write_original(converted: Converted, folder: Path, _: Path) -> None:
     original = converted.original
     if not original:
         raise OptionError("--to original: these weights were not converted, so the original's keys are not known")
-    tensors: OrderedDict[str, Tensor] = OrderedDict()
+    pieces: OrderedDict[str, list[Tensor]] = OrderedDict()
     # Every tensor went to one place: a record that takes a place again and again makes any number of copies.
     left = sum(tensor.nbytes for tensor in (*converted.state_dict.values(), *converted.left_out.values()))
     kept: dict[str, dict[int | None, Tensor]] = {}
@@ -115,12 +115,14 @@ def write_original(converted: Converted, folder: Path, _: Path) -> None:
             kept.setdefault(ours, {})[part] = converted.left_out[key]
     for row in original["keys"]:
         try:
-            tensors[row[0]] = _original_tensor(converted, kept, *row)
+            piece = _original_tensor(converted, kept, *row)
         except (KeyError, IndexError, TypeError, ArithmeticError, RuntimeError):
             raise OptionError(f"--to original: the record of {shown(row[0])} does not fit the weights") from None
-        left -= tensors[row[0]].nbytes
+        pieces.setdefault(row[0], []).append(piece)
+        left -= piece.nbytes
         if left < 0:
             raise OptionError("--to original: the record names more tensors than there are weights")
+    tensors = OrderedDict((key, rows[0] if len(rows) == 1 else torch.cat(rows)) for key, rows in pieces.items())
     container = original["container"]
     said = {**original["plain"], **original.get("settings", {})}
     content = tensors if container is None else {**said, container: tensors}

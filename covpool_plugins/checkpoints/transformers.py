@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import timm
 
 from ..errors import OptionError, UnknownNameError
+from ..timm_plugin.token_transformers import MODELS as TOKEN_MODELS
+from ..timm_plugin.token_transformers import TokenModel
 from .backbones import CONVNEXTS, Shapes, numbered
 from .network import TOKEN_POOL, Network
 from .original_state import OriginalState
-from .placement import Dropped, Hints, Plan, Renaming, by_modules, by_renaming
+from .placement import Dropped, Hints, Placement, Places, Plan, Renaming, by_modules, by_renaming
 
 POOL = "head.global_pool"
 VITS = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large"}
@@ -60,6 +62,47 @@ def _token_pool(state: OriginalState, hints: Hints) -> tuple[str, list[str]]:
     return TOKEN_POOL, [
         f"head {TOKEN_POOL!r}, which the repository trains, is a guess: isqrt has the same keys; see --head"
     ]
+
+
+PROJECTION = "classifier.representation.wr.weight"
+OF_SOT = (
+    Renaming(r"^visual_tokens\.tokens\.stem\.0\.", "patch_embed.backbone.stem."),
+    Renaming(r"^visual_tokens\.tokens\.stage\.", "patch_embed.backbone.stages."),
+    Renaming(r"^visual_tokens\.tokens\.transition\.", "patch_embed.proj."),
+    Renaming(r"^classifier\.representation\.norm\.", f"{POOL}.normalization."),
+    Renaming(r"^classifier\.visual_fc\.", "head.fc.", 0, "sum"),
+    Renaming(r"^classifier\.cls_fc\.", "head.fc.", 1, "sum"),
+)
+
+
+def sot(state: OriginalState, hints: Hints) -> Plan | None:
+    """SoT, and DropCov's transformers, which have a third projection that nothing uses, and no norm in the head."""
+    if not state.has("visual_tokens.", "blocks.", PROJECTION):
+        return None
+    dropcov = not state.has("classifier.representation.norm.")
+    width, hidden = state.shape("cls_token")[-1], state.shape("blocks.0.mlp.fc1.weight")[0]
+    sizes = (dropcov, width, *numbered(state.under(""), "blocks"), hidden)
+    names = {_sizes(row): name for name, row in TOKEN_MODELS.items()}
+    if sizes not in names:
+        known = "; ".join(f"{name} {width} x {depth} blocks" for (_, width, depth, _), name in names.items())
+        raise OptionError(
+            f"{state.file_name}: {width} channels x {sizes[2]} blocks are no SoT or DropCov; known: {known}"
+        )
+    renamed = by_renaming(OF_SOT)
+    halves: list[Placement | Dropped] = [Placement(f"{POOL}.reductions.{i}.weight", ones=True) for i in range(2)]
+    halves += [Dropped("the third projection, which the release computes and does not use")] * dropcov
+
+    def place(key: str) -> Places:
+        return halves if key == PROJECTION else renamed(key)
+
+    network = Network(names[sizes], state.shape("classifier.cls_fc.weight")[0])
+    return Plan("DropCov's transformers" if dropcov else "SoT", network, place, named=True)
+
+
+def _sizes(row: TokenModel) -> tuple[bool, int, int, int]:
+    """Whether it is DropCov's, channels, blocks, hidden channels of a block."""
+    width, depth = row.network["embed_dim"], row.network["depth"]
+    return row.options.get("normalization") == "none", width, depth, round(width * row.network["mlp_ratio"])
 
 
 class Probed(NamedTuple):
