@@ -8,11 +8,13 @@ A method is a function ``(view, passed, target, *, option=default, ...) -> Expla
 
 ``view`` is the :class:`ModelView` of the model, ``passed`` what it computes of the input ``passed.x`` (1, C, H, W), and
 ``target`` the class. A row has a check for each option. A method that needs the pool or one linear classifier raises
-``NotApplicableError`` for a model without them.
+``NotApplicableError`` for a model without them. Asked for a class versus another, it gets a view whose class scores are
+differences; one that has to know both classes takes a keyword ``versus``, which is no option.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
@@ -215,7 +217,7 @@ def explain_input(
     if other == label:
         raise OptionError(f"versus must be another class than the target, got {versus!r} for both")
     row, asked, x = EXPLANATIONS[method], view, passed.x
-    if "versus" in row.options:
+    if "versus" in inspect.signature(row.function).parameters:
         options["versus"] = other
     elif other is not None:
         asked = view.against(other)
