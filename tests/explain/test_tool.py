@@ -147,6 +147,7 @@ def bad_calls(tmp_path: Path, picture: Path) -> list[tuple[str, str]]:
         ("MODEL IMAGE --method contribution rise --masks -1", "rise: masks must be a positive integer, got -1"),
         ("MODEL IMAGE --option speed=3", "--option speed: none of the methods"),
         ("MODEL IMAGE --method gradient --layer layer4", "--layer: none of the methods gradient takes it"),
+        ("MODEL IMAGE --method rise --option versus=1", "--option versus: none of the methods rise takes it"),
         ("MODEL IMAGE --method grad_cam --layer layer9", "unknown layer 'layer9'"),
         ("MODEL IMAGE --method contribution gradcam", "unknown explanation method 'gradcam'"),
         ("MODEL IMAGE --method democratic_weights", "democratic_weights: not applicable"),
