@@ -1,4 +1,4 @@
-"""One page with all explanations; it needs no network, and other files only for pictures in full size."""
+"""All explanations on one page; it needs no network, and other files only for pictures in full size."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from ..errors import require_extra
-from ..files import write_atomically
+from ..errors import OptionError, require_extra
+from ..files import write_atomically, write_json
 from ..pictures import Picture
-from .batch import MapRow, Section
-from .report_tables import ReportTable
+from .report import Job, Section, Table, explain_pictures, reasons
 
 SIDE = 320  # of a map, at least, in pixels
 WIDEST = 1200
@@ -47,8 +45,7 @@ TEMPLATE = """<!doctype html>
   .maps img { width: 100%; }
   figure { margin: 0; background: #8881; } figcaption { font-size: .9rem; padding: .5rem .75rem .75rem; }
   .none { background: #8882; padding: 1rem; font-size: .9rem; }
-  .wide { background: #fff; }
-  .wide { margin: 1rem 0; }
+  .wide { background: #fff; margin: 1rem 0; }
   .scroll { overflow-x: auto; }
   table { border-collapse: collapse; font-size: .85rem; }
   th, td { padding: .2rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #8884; }
@@ -64,23 +61,27 @@ larger is better. Next to each is the value of random orders.</p>
 <section>
 <h2>{{ section.name }}</h2>
 <div class="maps">
-{% if section.image %}<figure><img src="{{ section.image }}" alt="{{ section.name }}, as the network saw it">
-<figcaption>what the network saw</figcaption></figure>{% endif %}
-{% for card in section.maps %}{% if card.data %}<figure>
-<a href="{{ card.file }}"><img src="{{ card.data }}" alt="{{ card.alt }}" loading="lazy"></a>
-<figcaption><b>{{ card.title }}</b>{% for line in card.lines %}<br>{{ line }}{% endfor %}</figcaption></figure>
-{% else %}<div class="none"><b>{{ card.title }}: n/a</b><br>{{ card.reason }}</div>
+{% for row in section.rows if row.explanation %}{% if loop.first %}<figure>
+<img src="{{ row.explanation.image|embedded }}" alt="{{ section.name }}, as the network saw it">
+<figcaption>what the network saw</figcaption></figure>{% endif %}{% endfor %}
+{# The map of eigen is that of contribution: its panel is enough. #}
+{% for row in section.rows %}{% if row.reason %}<div class="none"><b>{{ row.model }}, {{ row.method }}: n/a</b><br>
+{{ row.reason }}</div>
+{% elif row.method != "eigen" %}{% set lines = row.explanation.caption() %}<figure>
+<a href="{{ row.stem|urlencode }}.png"><img src="{{ row.explanation.overlay(smallest_side=side)|embedded }}"
+alt="{{ row.picture }}: {{ lines|join(", ") }}" loading="lazy"></a>
+<figcaption><b>{{ row.model }}, {{ row.method }}</b><br>{{ lines[0].removeprefix(row.method).lstrip(", ") }}
+{% for line in lines[1:] %}<br>{{ line }}{% endfor %}</figcaption></figure>
 {% endif %}{% endfor %}
 </div>
-{% for card in section.wide %}<figure class="wide">
-<a href="{{ card.file }}"><img src="{{ card.data }}" alt="{{ card.alt }}" loading="lazy"></a></figure>
+{% for file, what in section.compared.items() %}<figure class="wide"><a href="{{ file|urlencode }}">
+<img src="{{ file|embedded }}" alt="{{ section.name }}: {{ what }}" loading="lazy"></a></figure>
 {% endfor %}
 <div class="scroll"><table>
-<tr><th>model</th><th>method</th>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for row, numbers in section.rows %}<tr><td>{{ row.label }}</td><td>{{ row.method }}</td>
-{% for number in numbers %}<td>{{ number }}</td>{% endfor %}</tr>
-{% endfor %}
-</table></div>
+<tr><th>model</th><th>method</th>{% for name in numbers.values() %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for row in section.rows if row.explanation %}<tr><td>{{ row.model }}</td><td>{{ row.method }}</td>
+{% for name in numbers %}<td>{{ row.numbers[name]|number }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>
 </section>
 {% endfor %}
 {% for table in tables %}
@@ -94,66 +95,64 @@ larger is better. Next to each is the value of random orders.</p>
 """
 
 
-def write_page(
-    sections: Sequence[Section], directory: Path, title: str = "Explanations", tables: Sequence[ReportTable] = ()
-) -> Path:
+def explain_all(job: Job, pictures: Sequence[Path]) -> list[Section]:
+    """Explain every picture; if that ends early, there is a page of those that are done.
+
+    Raises:
+        OptionError: if there is no map at all.
+        ValueError: as :func:`explain_pictures` does.
+    """
+    sections: list[Section] = []
+    try:
+        for section in explain_pictures(job, pictures):
+            sections.append(section)
+    except BaseException:
+        if _any_map(sections):
+            write_page(job, sections)
+        raise
+    if not sections:
+        raise OptionError("none of the pictures can be read")
+    if not _any_map(sections):
+        raise OptionError(reasons(job, sections)[0])
+    return sections
+
+
+def _any_map(sections: Sequence[Section]) -> bool:
+    return any(row.explanation for section in sections for row in section.rows)
+
+
+def write_page(job: Job, sections: Sequence[Section], tables: Sequence[Table] = ()) -> list[Path]:
     """``index.html`` with every picture inside it, readable on a phone; each is a link to its file in full size.
 
+    Beside it the numbers: ``metrics.json``, a dictionary for every map, and a file for each of the tables.
+
     Args:
-        sections: what was explained; the files are read from where they were written.
-        directory: where to write.
-        title: of the page.
+        job: what was asked.
+        sections: what was explained; its pictures are in the folder of the job.
         tables: further tables.
+
+    Returns:
+        What was written.
 
     Raises:
         MissingExtraError: without Jinja.
     """
-    jinja = require_extra("jinja2", "explain")
-    template = jinja.Environment(autoescape=True).from_string(TEMPLATE)
-    parts = [_section(section) for section in sections]
-    text = template.render(title=title, sections=parts, names=NUMBERS.values(), tables=tables)
-    return write_atomically(directory / "index.html", lambda file: file.write(text.encode()))
 
+    def embedded(picture: Picture | str) -> str:
+        """A picture, or that of a file, inside the page, at most as wide as it is shown."""
+        shown = (Image.open(job.out / picture) if isinstance(picture, str) else picture).convert("RGB")
+        shown.thumbnail((WIDEST, WIDEST))
+        file = io.BytesIO()
+        shown.save(file, format="WEBP", quality=QUALITY)
+        return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
-def _section(section: Section) -> dict[str, Any]:
-    """What the template shows of a picture. The map of ``eigen`` is that of ``contribution``: its panel is enough."""
-    explained = [row for row in section.rows if row.explanation]
-    repeated = {"eigen"} if any(row.method == "contribution" for row in explained) else set()
-    wide = [(path, f"{method} of all models") for method, path in section.montages.items() if method not in repeated]
-    wide += [(path, f"eigen panel of {label}") for label, path in section.panels.items()]
-    name = section.rows[0].picture
-    return {
-        "name": name,
-        "image": _data(explained[0].explanation.image) if explained and explained[0].explanation else None,
-        "maps": [_card(row) for row in section.rows if row.method != "eigen" or row.reason],
-        "wide": [{"data": _data(Image.open(path)), "file": path.name, "alt": f"{name}: {what}"} for path, what in wide],
-        "rows": [(row, [_number(row.numbers.get(name)) for name in NUMBERS]) for row in explained],
-    }
-
-
-def _card(row: MapRow) -> dict[str, Any]:
-    """A map, or why there is none."""
-    card: dict[str, Any] = {"title": f"{row.label}, {row.method}", "reason": row.reason, "data": None}
-    explanation = row.explanation
-    if explanation is not None and row.file is not None:
-        lines = explanation.caption()
-        card |= {
-            "data": _data(explanation.overlay(smallest_side=SIDE)),
-            "file": row.file.name,
-            "lines": [lines[0].removeprefix(f"{row.method}").lstrip(", "), *lines[1:]],
-            "alt": f"{row.picture}: {', '.join(lines)}",
-        }
-    return card
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
-
-
-def _data(picture: Picture) -> str:
-    """A picture inside the page, at most as wide as it is shown."""
-    picture = picture.convert("RGB")
-    picture.thumbnail((WIDEST, WIDEST))
-    file = io.BytesIO()
-    picture.save(file, format="WEBP", quality=QUALITY)
-    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+    environment = require_extra("jinja2", "explain").Environment(autoescape=True)
+    environment.filters |= {"embedded": embedded, "number": lambda value: "" if value is None else f"{value:.3g}"}
+    title = "Explanations of " + ", ".join(job.models)
+    template = environment.from_string(TEMPLATE)
+    page = template.render(title=title, sections=sections, tables=tables, numbers=NUMBERS, side=SIDE)
+    written = [write_atomically(job.out / "index.html", lambda file: file.write(page.encode()))]
+    if sections:
+        entries = [row.entry() for section in sections for row in section.rows]
+        written.append(write_json(job.out / "metrics.json", entries))
+    return written + [write_json(job.out / table.file, table.entries()) for table in tables]

@@ -25,8 +25,8 @@ from support.explanations import NARROW, SECOND_ORDER
 from covpool_plugins.command_line import run_tool
 from covpool_plugins.errors import OptionError
 from covpool_plugins.explain import list_explanations
-from covpool_plugins.explain.batch import find_pictures, unique_stems
 from covpool_plugins.explain.methods import explain_input
+from covpool_plugins.explain.report import distinct, find_pictures
 
 TOOL = Path(__file__).parents[2] / "tools" / "explain.py"
 BROWSER = Path(__file__).parents[1] / "support" / "browser.py"
@@ -87,7 +87,7 @@ def test_every_method_for_two_pictures_of_one_name(tool, picture: Path, tmp_path
 
 @pytest.mark.parametrize("names", ["d1/a d2/a a-1", "a-1 d1/a d2/a d3/a-3", "a a-1 a a-1 a-3", "a A a-2", "a b"])
 def test_no_picture_overwrites_another(names: str) -> None:
-    stems = unique_stems([Path(f"{name}.png") for name in names.split()])
+    stems = distinct([Path(name).name for name in names.split()])
     assert len({stem.casefold() for stem in stems}) == len(stems)
     assert all(stem.startswith(name.partition("/")[2] or name) for name, stem in zip(names.split(), stems, strict=True))
 
@@ -226,7 +226,7 @@ def interrupted(monkeypatch) -> None:
             raise KeyboardInterrupt
         return explain_input(*arguments, **options)
 
-    monkeypatch.setattr("covpool_plugins.explain.batch.explain_input", interrupt)
+    monkeypatch.setattr("covpool_plugins.explain.report.explain_input", interrupt)
 
 
 def test_an_interrupted_run_leaves_whole_files(run, tmp_path: Path, interrupted) -> None:
