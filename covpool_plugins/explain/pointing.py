@@ -113,7 +113,7 @@ def pointing_game(
         >>> from PIL import Image
         >>> Image.new("RGB", (64, 64)).save("grey.png")
         >>> model = covpool_plugins.create_model("test_resnet", num_classes=3, reduce_channels=8)
-        >>> pictures = [AnnotatedPicture(Path("grey.png"), boxes={2: [(0, 0, 64, 64)]})]
+        >>> pictures = [AnnotatedPicture(Path("grey.png"), [(2, (0, 0, 64, 64))])]
         >>> [row.target for row in pointing_game(model, pictures, ["contribution"])]
         [2]
     """
