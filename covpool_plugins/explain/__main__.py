@@ -18,15 +18,15 @@ from ..files import check_folder
 from ..pictures import check_picture
 from . import ACTIVATIONS, GRADIENTS, ModelView, load_mmpretrain_model, load_timm_model
 from .methods import LARGEST_SEED, explanation_options, list_explanations, with_options
-from .page import explain_all, write_page
-from .report import Job, distinct, find_pictures, pointing_table, reasons, sanity_table, say_skipped
+from .pointing import pointing_table
+from .report import TABLES, Job, distinct, explain_all, find_pictures, reasons, say_skipped, write_page
+from .sanity import sanity_table
 
 EXAMPLE = (
     "python tools/explain.py --model resnet50_svdpade --checkpoint best.pth --image cat.jpg photos/ "
     "--method contribution grad_cam --out out/explain"
 )
 FLAGS = ("layer", "masks", "iterations")  # options of methods that have a flag of their own
-OVERVIEW = ("image", "model", "method", "layer", "target", "probability", "completeness gap")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -47,13 +47,14 @@ def main(argv: list[str] | None = None) -> None:
     options = (arguments.deletion_steps, arguments.seed, arguments.skip_unreadable)
     job = Job(models, methods, arguments.out, target, versus, *options)
     if arguments.pointing:
-        sections, tables = [], [pointing_table(job, arguments.pointing)]
+        sections, tables = [], {"pointing": pointing_table(models, methods, arguments.pointing)}
     else:
         sections = explain_all(job, pictures)
-        tables = [sanity_table(job, sections)] if arguments.sanity else []
-        print(markdown_table(OVERVIEW, [row.overview() for section in sections for row in section.rows], 5))
-    for table in tables:
-        print(f"\n{table}")
+        shown = {section.name: section.path for section in sections}
+        tables = {"sanity": sanity_table(models, methods, shown, target, job.seed)} if arguments.sanity else {}
+        print(_table([row.overview() for section in sections for row in section.rows]))
+    for name, rows in tables.items():
+        print(f"\n{TABLES[name][0]}\n\n{_table(rows)}")
     for reason in reasons(job, sections):
         print(f"n/a: {reason}", file=sys.stderr)
     print("wrote " + ", ".join(map(str, write_page(job, sections, tables))))
@@ -216,6 +217,10 @@ def _names(path: str) -> list[str]:
         return Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise argparse.ArgumentTypeError(f"{path}: not a text of names ({one_line(error)})") from None
+
+
+def _table(rows: list[dict[str, str]]) -> str:
+    return markdown_table(list(rows[0]), [list(row.values()) for row in rows], len(rows[0]))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import glob
+import io
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,24 +15,109 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from ..command_line import markdown_table
-from ..errors import MissingExtraError, NotApplicableError, OptionError, one_line
-from ..files import write_atomically
+from ..errors import MissingExtraError, NotApplicableError, OptionError, one_line, require_extra
+from ..files import write_atomically, write_json
 from ..pictures import Picture, read_picture
-from .annotations import read_annotations
 from .explanation import Explanation
 from .images import as_input
 from .methods import explain_input
 from .metrics import metrics
 from .model_view import ForwardPass, ModelView
 from .overlay import eigen_panel, montage
-from .pointing import mean_accuracy, pointing_game
-from .sanity import cascading_randomization, depends_on_weights
 
 LONGEST_END = "_montage.png"
 LONGEST_NAME = 255 - len(".." + 8 * "x")  # bytes of a name, less those that a temporary file's has besides
-NONE = "n/a"
-VERDICTS = {None: NONE, True: "depends on the weights", False: "hardly depends on the weights"}
+SIDE = 320  # of a map, at least, in pixels
+WIDEST = 1200
+QUALITY = 80
+NUMBERS = {
+    "deletion": "deletion",
+    "random_deletion": "random",
+    "insertion": "insertion",
+    "random_insertion": "random",
+    "completeness_gap": "completeness gap",
+    "condition_number": "κ before",
+    "normalized_condition_number": "κ after",
+    "effective_rank": "effective rank",
+    "entropy": "entropy",
+}
+# Of further tables, by the names of their files, the title and how to read them.
+TABLES = {
+    "sanity": (
+        "Cascading randomisation",
+        "Rank correlation with the map of the trained network, from a random classifier to all layers random; it falls "
+        "below 0.5 for a map that shows what was learned (Adebayo et al., NeurIPS 2018).",
+    ),
+    "pointing": (
+        "Pointing game",
+        "Hits are maps whose maximum lies at an object of the class, or less than 15 pixels beside it (Zhang et al., "
+        "ECCV 2016). Accuracy is the mean over the classes; energy is the share of the positive values inside.",
+    ),
+}
+TEMPLATE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>{{ title }}</title>
+<style>
+  :root { color-scheme: light dark; }
+  body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1200px; padding: 0 1rem 3rem; }
+  h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; border-top: 1px solid #8884; padding-top: 1rem; }
+  img { max-width: 100%; height: auto; display: block; }
+  .maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); gap: 1rem; }
+  .maps img { width: 100%; }
+  figure { margin: 0; background: #8881; } figcaption { font-size: .9rem; padding: .5rem .75rem .75rem; }
+  .none { background: #8882; padding: 1rem; font-size: .9rem; }
+  .wide { background: #fff; margin: 1rem 0; }
+  .scroll { overflow-x: auto; }
+  table { border-collapse: collapse; font-size: .85rem; }
+  th, td { padding: .2rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #8884; }
+  th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
+</style>
+</head>
+<body>
+<h1>{{ title }}</h1>
+<p>In signed maps red speaks for the class and blue against it; in other maps the colour is the magnitude. Deletion is
+the area under the probability of the class while the important parts are blurred: smaller is better. For insertion
+larger is better. Next to each is the value of random orders.</p>
+{% for section in sections %}
+<section>
+<h2>{{ section.name }}</h2>
+<div class="maps">
+{% for row in section.rows if row.explanation %}{% if loop.first %}<figure>
+<img src="{{ row.explanation.image|embedded }}" alt="{{ section.name }}, as the network saw it">
+<figcaption>what the network saw</figcaption></figure>{% endif %}{% endfor %}
+{# The map of eigen is that of contribution: its panel is enough. #}
+{% for row in section.rows %}{% if row.reason %}<div class="none"><b>{{ row.model }}, {{ row.method }}: n/a</b><br>
+{{ row.reason }}</div>
+{% elif row.method != "eigen" %}{% set lines = row.explanation.caption() %}<figure>
+<a href="{{ row.stem|urlencode }}.png"><img src="{{ row.explanation.overlay(smallest_side=side)|embedded }}"
+alt="{{ row.picture }}: {{ lines|join(", ") }}" loading="lazy"></a>
+<figcaption><b>{{ row.model }}, {{ row.method }}</b><br>{{ lines[0].removeprefix(row.method).lstrip(", ") }}
+{% for line in lines[1:] %}<br>{{ line }}{% endfor %}</figcaption></figure>
+{% endif %}{% endfor %}
+</div>
+{% for file, what in section.compared.items() %}<figure class="wide"><a href="{{ file|urlencode }}">
+<img src="{{ file|embedded }}" alt="{{ section.name }}: {{ what }}" loading="lazy"></a></figure>
+{% endfor %}
+<div class="scroll"><table>
+<tr><th>model</th><th>method</th>{% for name in numbers.values() %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for row in section.rows if row.explanation %}<tr><td>{{ row.model }}</td><td>{{ row.method }}</td>
+{% for name in numbers %}<td>{{ row.numbers[name]|number }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>
+</section>
+{% endfor %}
+{% for name, rows in tables.items() %}
+<section><h2>{{ texts[name][0] }}</h2><p>{{ texts[name][1] }}</p>
+<div class="scroll"><table><tr>{% for name in rows[0] %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for row in rows %}<tr>{% for value in row.values() %}<td>{{ value }}</td>{% endfor %}</tr>
+{% endfor %}</table></div></section>
+{% endfor %}
+</body>
+</html>
+"""
 
 
 @dataclass(frozen=True)
@@ -82,13 +169,15 @@ class Row:
         names = ("target", "versus", "probability", "activation", "layer")
         return {**entry, **{name: getattr(self.explanation, name) for name in names}, **self.numbers}
 
-    def overview(self) -> tuple[str, ...]:
+    def overview(self) -> dict[str, str]:
         """For the table on the screen."""
-        shown, known = self.explanation, (self.picture, self.model, self.method)
+        known = {"image": self.picture, "model": self.model, "method": self.method}
+        shown = self.explanation
         if shown is None:
-            return (*known, *[NONE] * 4)
-        gap = NONE if shown.completeness_gap is None else f"{shown.completeness_gap:.1e}"
-        return (*known, shown.layer or "-", shown.class_name(shown.target), f"{shown.probability:.4f}", gap)
+            return known | dict.fromkeys(("layer", "target", "probability", "completeness gap"), "n/a")
+        gap = "n/a" if shown.completeness_gap is None else f"{shown.completeness_gap:.1e}"
+        known |= {"layer": shown.layer or "-", "target": shown.class_name(shown.target)}
+        return known | {"probability": f"{shown.probability:.4f}", "completeness gap": gap}
 
 
 @dataclass
@@ -106,32 +195,6 @@ class Section:
     name: str
     rows: list[Row] = field(default_factory=list)
     compared: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the report.
-
-    Args:
-        file: name of the file with its rows.
-        title: above it.
-        text: how to read it.
-        head: names of its columns.
-        rows: texts.
-    """
-
-    file: str
-    title: str
-    text: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def __str__(self) -> str:
-        return f"{self.title}\n\n{markdown_table(self.head, self.rows, len(self.head))}"
-
-    def entries(self) -> list[dict[str, str]]:
-        """For the file: a dictionary for every row."""
-        return [dict(zip(self.head, row, strict=True)) for row in self.rows]
 
 
 def find_pictures(names: Iterable[str | Path]) -> list[Path]:
@@ -258,53 +321,64 @@ def reasons(job: Job, sections: Iterable[Section]) -> list[str]:
     return list(dict.fromkeys(f"{row.model}: {row.reason}" if len(job.models) > 1 else row.reason for row in rows))
 
 
-def sanity_table(job: Job, sections: Iterable[Section]) -> Table:
-    """Every method on every explained picture while the weights become random from the classifier down."""
-    rows = []
-    for section in sections:
-        for model, view in job.models.items():
-            steps = cascading_randomization(view, section.path, job.methods, job.target, seed=job.seed)
-            verdicts = depends_on_weights(steps)
-            for method in job.methods:
-                own = [step for step in steps if step.method == method]
-                similarities = [NONE if step.similarity is None else f"{step.similarity:+.2f}" for step in own]
-                notes = [step.note for step in own if step.note]
-                verdict = notes[-1] if notes else VERDICTS[verdicts[method]]
-                rows.append((section.name, model, method, " ".join(similarities), verdict))
-    return Table(
-        "sanity.json",
-        "Cascading randomisation",
-        "Rank correlation with the map of the trained network, from a random classifier to all layers random; it falls "
-        "below 0.5 for a map that shows what was learned (Adebayo et al., NeurIPS 2018).",
-        ("image", "model", "method", "correlations", "verdict"),
-        rows,
-    )
-
-
-def pointing_table(job: Job, folder: Path) -> Table:
-    """The pointing game on the annotated pictures of a folder, mean over the classes.
+def explain_all(job: Job, pictures: Sequence[Path]) -> list[Section]:
+    """Explain every picture; if that ends early, there is a page of those that are done.
 
     Raises:
-        ValueError: for a folder that does not have the form, see :mod:`covpool_plugins.explain.annotations`.
+        OptionError: if there is no map at all.
+        ValueError: as :func:`explain_pictures` does.
     """
-    rows = []
-    for model, view in job.models.items():
-        pictures = read_annotations(folder, view.class_names or None)
-        classes = pointing_game(view, pictures, job.methods)
-        accuracies = mean_accuracy(classes)
-        for method in job.methods:
-            own = [row for row in classes if row.method == method]
-            energies = [energy for row in own for energy in row.energies]
-            shares = (accuracies.get(method), sum(energies) / len(energies) if energies else None)
-            counts = (str(sum(row.hits for row in own)), str(sum(row.misses for row in own)))
-            notes = [row.note for row in own if row.note]
-            texts = (NONE if share is None else f"{share:.3f}" for share in shares)
-            rows.append((model, method, *counts, *texts, notes[-1] if notes else ""))
-    return Table(
-        "pointing.json",
-        "Pointing game",
-        "Hits are maps whose maximum lies at an object of the class, or less than 15 pixels beside it (Zhang et al., "
-        "ECCV 2016). Accuracy is the mean over the classes; energy is the share of the positive values inside.",
-        ("model", "method", "hits", "misses", "accuracy", "energy", "note"),
-        rows,
-    )
+    sections: list[Section] = []
+    try:
+        for section in explain_pictures(job, pictures):
+            sections.append(section)
+    except BaseException:
+        if _any_map(sections):
+            write_page(job, sections, {})
+        raise
+    if not sections:
+        raise OptionError("none of the pictures can be read")
+    if not _any_map(sections):
+        raise OptionError(reasons(job, sections)[0])
+    return sections
+
+
+def _any_map(sections: Sequence[Section]) -> bool:
+    return any(row.explanation for section in sections for row in section.rows)
+
+
+def write_page(job: Job, sections: Sequence[Section], tables: Mapping[str, Sequence[Mapping[str, str]]]) -> list[Path]:
+    """``index.html`` with every picture inside it, readable on a phone; each is a link to its file in full size.
+
+    Beside it the numbers: ``metrics.json``, a dictionary for every map, and a file for each of the tables.
+
+    Args:
+        job: what was asked.
+        sections: what was explained; its pictures are in the folder of the job.
+        tables: rows of further tables, see ``TABLES``.
+
+    Returns:
+        What was written.
+
+    Raises:
+        MissingExtraError: without Jinja.
+    """
+
+    def embedded(picture: Picture | str) -> str:
+        """A picture, or that of a file, inside the page, at most as wide as it is shown."""
+        shown = (Image.open(job.out / picture) if isinstance(picture, str) else picture).convert("RGB")
+        shown.thumbnail((WIDEST, WIDEST))
+        file = io.BytesIO()
+        shown.save(file, format="WEBP", quality=QUALITY)
+        return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+
+    environment = require_extra("jinja2", "explain").Environment(autoescape=True)
+    environment.filters |= {"embedded": embedded, "number": lambda value: "" if value is None else f"{value:.3g}"}
+    title = "Explanations of " + ", ".join(job.models)
+    template = environment.from_string(TEMPLATE)
+    page = template.render(title=title, sections=sections, tables=tables, numbers=NUMBERS, texts=TABLES, side=SIDE)
+    written = [write_atomically(job.out / "index.html", lambda file: file.write(page.encode()))]
+    if sections:
+        entries = [row.entry() for section in sections for row in section.rows]
+        written.append(write_json(job.out / "metrics.json", entries))
+    return written + [write_json(job.out / f"{name}.json", rows) for name, rows in tables.items()]
