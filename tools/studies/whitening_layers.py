@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -129,7 +129,9 @@ def group_section(arguments: argparse.Namespace, size: int) -> Section:
     groups = C // size
     ours: dict[str, nn.Module] = {name: ZCANorm2d(C, groups, EPS, MOMENTUM, method=name) for name in arguments.methods}
     if arguments.compile:
-        ours |= {f"{name}, compiled": torch.compile(layer) for name, layer in copy.deepcopy(ours).items()}
+        ours |= {
+            f"{name}, compiled": cast(nn.Module, torch.compile(layer)) for name, layer in copy.deepcopy(ours).items()
+        }
     layers: list[tuple[str, str, nn.Module]] = [
         (LOOP, "baseline", EigenvectorLoop(C, groups)),
         (COMPOSITION, "baseline", PadeComposition(C, groups)),
