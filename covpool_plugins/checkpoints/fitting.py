@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from ..checkpoint_pickle import shown
 from ..errors import OptionError
 from ..pooling import create_pool
 from .original_state import OriginalState
-from .placement import CHANGES, Dropped, Placement, Plan
+from .placement import CHANGES, Dropped, Placement, Plan, Somewhere
 
 MOST_NAMED = 3
 FRESH_SEED = 0
@@ -63,24 +63,23 @@ def fit(plan: Plan, state: OriginalState) -> Fitted:
     keys: list[KeyReport] = []
     left_out: dict[str, Tensor] = {}
     unknown: list[str] = []
-    for key, tensor in state.tensors.items():
-        place, shape = plan.place_of(key), tuple(tensor.shape)
+    for key, place, tensor in _pieces(plan, state):
+        file_key, shape = state.keys[key], tuple(tensor.shape)
+        if place is None or (isinstance(place, Placement) and place.key not in wanted):
+            unknown.append(f"{shown(file_key)} {list(shape)}")
+            continue
+        if place.shape is not None and shape != place.shape:
+            raise OptionError(
+                f"{state.file_name}: {shown(file_key)} is {list(shape)}, it would have to be {list(place.shape)}"
+            )
         if isinstance(place, Dropped):
-            if place.shape is not None:
-                _check_shape(state, key, place.shape)
-            left_out[state.keys[key]] = tensor
-            keys.append(KeyReport(state.keys[key], None, shape, f"dropped: {place.reason}"))
-        elif place is None or place.key not in wanted:
-            unknown.append(f"{shown(state.keys[key])} {list(shape)}")
+            left_out[file_key] = tensor
+            keys.append(KeyReport(file_key, None, shape, f"dropped: {place.reason}"))
         else:
-            if place.shape is not None:
-                _check_shape(state, key, place.shape)
             parts.setdefault(place.key, {})[place.part] = _reshaped(tensor, place, wanted[place.key])
             changes[place.key] = place.change
             remark = "transposed" if place.transposed else CHANGES[place.change].remark
-            keys.append(
-                KeyReport(state.keys[key], place.key, shape, remark, place.part, place.transposed, place.change)
-            )
+            keys.append(KeyReport(file_key, place.key, shape, remark, place.part, place.transposed, place.change))
     keys += [KeyReport(key, None, tuple(t.shape), "left out: beside the network") for key, t in state.beside.items()]
     if unknown:
         raise OptionError(
@@ -105,10 +104,12 @@ def _is_triangle(pool: Any) -> bool:
     return pool.out_features == channels * (channels + 1) // 2
 
 
-def _check_shape(state: OriginalState, key: str, shape: tuple[int, ...]) -> None:
-    if tuple(state.tensors[key].shape) != shape:
-        actual = list(state.tensors[key].shape)
-        raise OptionError(f"{state.file_name}: {shown(state.keys[key])} is {actual}, it would have to be {list(shape)}")
+def _pieces(plan: Plan, state: OriginalState) -> Iterator[tuple[str, Somewhere, Tensor]]:
+    """Every tensor with its place, or several places with the rows that go there."""
+    for key, tensor in state.tensors.items():
+        places = plan.places(key)
+        rows = tensor.chunk(len(places)) if len(places) > 1 else [tensor]
+        yield from zip([key] * len(places), places, rows, strict=True)
 
 
 def _reshaped(tensor: Tensor, place: Placement, wanted: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ def _joined(
 ) -> Tensor:
     """One tensor of our model from its parts."""
     numbered = sorted(index for index in pieces if index is not None)
-    if numbered and (None in pieces or numbered != list(range(2 if change == "mean" else len(numbered)))):
+    if numbered and (None in pieces or numbered != list(range(2 if change in ("mean", "sum") else len(numbered)))):
         raise OptionError(f"{state.file_name}: the parts of {key!r} are not complete")
     types = {piece.is_floating_point() for piece in pieces.values()}
     tensor = CHANGES[change].join(pieces)

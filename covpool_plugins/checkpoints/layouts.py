@@ -17,11 +17,10 @@ from ..errors import OptionError
 from ..whitening.compatibility import RELEASED_LAYERS, STARTING_VECTOR, place_entry
 from .backbones import STAGES, Backbone, recognise_backbone, resnet_name
 from .heads import IDENTITY, Head, recognise_head
-from .network import Network
+from .network import Network, allowed_settings
 from .original_state import OriginalState
-from .placement import LAYOUTS, Dropped, HintError, Hints, Place, Placement, Plan, by_modules
-from .settings import allowed_settings
-from .transformers import moment_probing, so_vit
+from .placement import LAYOUTS, Dropped, Hints, Place, Placement, Places, Plan, RefusedError, by_modules
+from .transformers import moment_probing, so_vit, sot
 
 POOL = "head.global_pool"
 CONVOLUTION, NORM = f"{POOL}.reduction.conv", f"{POOL}.reduction.norm"
@@ -52,7 +51,7 @@ def timm_model(state: OriginalState, hints: Hints) -> Plan | None:
     if sum(key in known for key in state.tensors) < len(state.tensors) / 2:
         return None  # the same name in an original repository
     if hints.head not in (None, network.head):
-        raise HintError(f"--head {hints.head}: {name} has the head {network.head}; --arch names both at once")
+        raise RefusedError(f"--head {hints.head}: {name} has the head {network.head}; --arch names both at once")
     return Plan("timm", network, by_modules([("", "")]), notes, named=True)
 
 
@@ -217,7 +216,7 @@ def _released_shapes(kind: str, channels: int, groups: int) -> Callable[[str], t
 def _with_whitening(others: Place, kind: str, channels: int, groups: int) -> Place:
     shape = _released_shapes(kind, channels, groups)
 
-    def place(key: str) -> Placement | Dropped | None:
+    def place(key: str) -> Places:
         if key != "u" and not key.startswith("bn1."):
             return others(key)
         entry = None if key == "u" else place_entry(key.removeprefix("bn1."), kind == PCA)
@@ -282,6 +281,7 @@ def _plain(arch: str) -> str:
 
 
 LAYOUTS.add("moment probing", moment_probing)
+LAYOUTS.add("sot", sot)
 LAYOUTS.add("timm", timm_model)
 LAYOUTS.add("so-vit", so_vit)
 LAYOUTS.add("main.py", main_py)

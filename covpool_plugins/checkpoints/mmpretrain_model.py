@@ -7,14 +7,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ..tables import Table
-from ..timm_plugin.so_vit import SO_VITS
+from ..timm_plugin.head import SecondOrderHead
 from ..timm_plugin.whitened_models import MODELS as WHITENED_MODELS
-from .network import TOKEN_POOL, Network
+from .network import Network
 
 Config = dict[str, Any]
 VGG_STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 DROPOUT = 0.5
-OWN_ARGUMENTS = {"psrp", "final_norm"}  # of this package's create_model, for the backbone
+# Of this package's create_model: for the backbone, and for what stands behind it.
+OF_BACKBONE, OF_HEAD = {"psrp", "final_norm"}, {"fuse_class_token", "layer_groups"}
 
 
 class Counterpart(NamedTuple):
@@ -79,16 +80,18 @@ def densenet(network: Network, name: re.Match[str]) -> Counterpart:
 
 
 def own_network(network: Network, name: re.Match[str]) -> Counterpart:
-    """One that timm lacks; the class token's pool and classifiers are the head's."""
-    kept = {} if network.backbone.startswith("so_vit") else network.backbone_kwargs
+    """One that timm lacks; what there is of pool and classifiers is the head's."""
+    of_head = ("global_pool", "head_kwargs", "reduce_channels")
+    kept = {name: value for name, value in network.backbone_kwargs.items() if name not in of_head}
     config = dict(type="covpool_plugins.TIMMBackbone", model_name=network.backbone, **kept)
     return Counterpart(config, lambda key: f"timm_model.{key}")
 
 
 def any_timm_backbone(network: Network, name: re.Match[str]) -> Counterpart:
     """timm's own network in MMPretrain's wrapper; with what this package changes in it, as a model without a head."""
-    config = dict(type="TIMMBackbone", model_name=network.backbone, **network.backbone_kwargs)
-    if network.backbone_kwargs.keys() & OWN_ARGUMENTS:
+    kept = {name: value for name, value in network.backbone_kwargs.items() if name not in OF_HEAD}
+    config = dict(type="TIMMBackbone", model_name=network.backbone, **kept)
+    if kept.keys() & OF_BACKBONE:
         config |= dict(type="covpool_plugins.TIMMBackbone", model_name="second_order", backbone=network.backbone)
     return Counterpart(config, lambda key: f"timm_model.{key}")
 
@@ -118,24 +121,14 @@ def mmpretrain_model(network: Network, model: Any) -> tuple[Config, dict[str, st
 
 def _neck_and_head(network: Network, model: Any, common: Config) -> tuple[Config, Mapping[str, str]]:
     """Configs of neck and head, and their names for the modules of the timm model."""
-    if network.backbone.startswith("so_vit"):
-        arch = network.backbone.rpartition("_")[2]
-        head = dict(
-            type="covpool_plugins.SoViTHead",
-            in_channels=model.num_features,
-            pool=network.backbone_kwargs.get("global_pool", TOKEN_POOL),
-            reduce_channels=SO_VITS[arch].reduce_channels,
-            **common,
-        )
-        return dict(head=head), {"head": "head"}
-    if network.head is None:
+    pool = model.head if isinstance(getattr(model, "head", None), SecondOrderHead) else None
+    if pool is None:
         head = dict(type="LinearClsHead", in_channels=model.num_features, **common)
         return dict(neck=dict(type="GlobalAveragePooling"), head=head), {"fc": "head.fc"}
-    channels = model.head.in_features
-    neck = dict(type="covpool_plugins.CovariancePooling", pool=network.head, in_channels=channels)
-    if model.head.layout["input_fmt"] != "NCHW":
-        neck |= model.head.layout
-    neck |= network.head_kwargs
+    neck = dict(type="covpool_plugins.CovariancePooling", pool=pool.pool_type, in_channels=pool.in_features)
+    if pool.layout["input_fmt"] != "NCHW":
+        neck |= pool.layout
+    neck |= {"cls_token": True, **pool.pool_options} if pool.fuse_token else pool.pool_options
     modules = {"head.global_pool": "neck.pool", "head.fc": "head.fc"}
     head = dict(type="covpool_plugins.SecondOrderClsHead", **common)
     if network.hidden_features:
@@ -144,7 +137,7 @@ def _neck_and_head(network: Network, model: Any, common: Config) -> tuple[Config
         modules |= {f"head.hidden.{3 * i}": f"head.layers.{i}.fc" for i in range(layers)}
         head = dict(
             type="StackedLinearClsHead",
-            in_channels=model.head.global_pool.out_features,
+            in_channels=pool.global_pool.out_features,
             mid_channels=list(network.hidden_features),
             dropout_rate=DROPOUT,
             **common,
@@ -156,5 +149,5 @@ MMPRETRAIN_BACKBONES.add(r"resnet(18|34|50|101|152)", resnet)
 MMPRETRAIN_BACKBONES.add(r"resnet(18|50)_cifar(?:_(zca|pca))?", resnet_cifar)
 MMPRETRAIN_BACKBONES.add(r"vgg(11|13|16|19)(_bn)?", vgg)
 MMPRETRAIN_BACKBONES.add(r"densenet(121|169|201)", densenet)
-MMPRETRAIN_BACKBONES.add(r"alexnet|so_vit_\d+", own_network)
+MMPRETRAIN_BACKBONES.add(r"alexnet|so_vit_\d+|sot_.*|dropcov_.*", own_network)
 MMPRETRAIN_BACKBONES.add(r".*", any_timm_backbone)

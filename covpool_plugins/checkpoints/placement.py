@@ -8,7 +8,7 @@ Whitening layers, whose tensors are cut and joined, have a rule of their own.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -47,7 +47,10 @@ class Dropped(NamedTuple):
     shape: Shape | None = None
 
 
-Place = Callable[[str], Placement | Dropped | None]
+Somewhere = Placement | Dropped | None
+# Of a list, each has one of as many equal parts of the rows.
+Places = Somewhere | list[Placement | Dropped]
+Place = Callable[[str], Places]
 
 
 @dataclass(frozen=True)
@@ -69,16 +72,19 @@ def _stack(pieces: Pieces) -> Tensor:
     return pieces[None] if None in pieces else torch.stack([pieces[index] for index in sorted(pieces, key=str)])
 
 
-def _mean(pieces: Pieces) -> Tensor:
-    """Of linear classifiers, as one of the vectors behind each other."""
-    first, second = pieces[0], pieces[1]
-    return (first + second) / 2 if first.ndim == 1 else torch.cat([first, second], dim=1) / 2
+def _two_classifiers(factor: float, remark: str) -> Change:
+    """A factor times the sum of two linear classifiers, as one of both vectors, one behind the other."""
 
+    def join(pieces: Pieces) -> Tensor:
+        first, second = pieces[0], pieces[1]
+        return factor * (first + second if first.ndim == 1 else torch.cat([first, second], dim=1))
 
-def _part_of_mean(whole: Tensor, part: int | None, shape: Shape) -> Tensor:
-    if whole.ndim == 1:
-        return whole
-    return 2 * (whole[:, -shape[1] :] if part else whole[:, : shape[1]])
+    def split(whole: Tensor, part: int | None, shape: Shape) -> Tensor:
+        if whole.ndim == 1:
+            return whole / (2 * factor)
+        return (whole[:, -shape[1] :] if part else whole[:, : shape[1]]) / factor
+
+    return Change(join, split, remark)
 
 
 def _biased(weight: Tensor) -> float:
@@ -93,7 +99,8 @@ CHANGES: dict[str | None, Change] = {
         lambda whole, *_: whole[:, columns(whole.shape[1], "upper")],
         "columns of the lower triangle",
     ),
-    "mean": Change(_mean, _part_of_mean, "half of it: the logits are the mean of two classifiers'"),
+    "mean": _two_classifiers(0.5, "half of it: the logits are the mean of two classifiers'"),
+    "sum": _two_classifiers(1.0, "the logits are the sum of two classifiers'"),
     "unbiased": Change(
         lambda pieces: pieces[None] * _biased(pieces[None]),
         lambda whole, *_: whole / _biased(whole),
@@ -152,8 +159,8 @@ class Hints:
     head: str | None = None
 
 
-class HintError(OptionError):
-    """A hint that contradicts what is known by name: no other kind of checkpoint is looked for."""
+class RefusedError(OptionError):
+    """Of a checkpoint whose kind is beyond doubt: no other kind is looked for."""
 
 
 @dataclass(frozen=True)
@@ -182,10 +189,11 @@ class Plan:
     any_order: bool = False
     data: dict[str, Any] = field(default_factory=dict)
 
-    def place_of(self, key: str) -> Placement | Dropped | None:
-        """The place of a tensor, or why it has none; ``None`` for one that nobody knows."""
+    def places(self, key: str) -> Sequence[Somewhere]:
+        """The places of equal parts of a tensor's rows, mostly one: where it goes, or why it has no place."""
         without = (dropped for pattern, dropped in self.dropped.items() if re.fullmatch(pattern, key))
-        return next(without, None) or self.place(key)
+        place = next(without, None) or self.place(key)
+        return place if isinstance(place, list) else [place]
 
 
 LAYOUTS: Table[Callable[[OriginalState, Hints], Plan | None]] = Table("kind of checkpoint")

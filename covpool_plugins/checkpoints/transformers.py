@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 import timm
 
-from ..errors import OptionError, UnknownNameError
+from ..errors import UnknownNameError
+from ..timm_plugin.token_transformers import MODELS as TOKEN_MODELS
+from ..timm_plugin.token_transformers import TokenModel
 from .backbones import CONVNEXTS, Shapes, numbered
 from .network import TOKEN_POOL, Network
 from .original_state import OriginalState
-from .placement import Dropped, Hints, Plan, Renaming, by_modules, by_renaming
+from .placement import Dropped, Hints, Placement, Places, Plan, RefusedError, Renaming, by_renaming
 
 POOL = "head.global_pool"
 VITS = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large"}
@@ -26,6 +28,26 @@ SWINS: dict[tuple[int, tuple[int, ...]], str] = {
 PATCHES_OF_SWIN = 32  # sides of a picture over a window's
 
 
+PROJECTION = "classifier.representation.wr.weight"
+OF_SOT = (
+    Renaming(r"^visual_tokens\.tokens\.stem\.0\.", "patch_embed.backbone.stem."),
+    Renaming(r"^visual_tokens\.tokens\.stage\.", "patch_embed.backbone.stages."),
+    Renaming(r"^visual_tokens\.tokens\.transition\.", "patch_embed.proj."),
+    Renaming(r"^classifier\.representation\.norm\.", f"{POOL}.normalization."),
+    Renaming(r"^classifier\.visual_fc\.", "head.fc.", 0, "sum"),
+    Renaming(r"^classifier\.cls_fc\.", "head.fc.", 1, "sum"),
+)
+REDUCTION = r"^classifier\.representation\.conv_dr_block\."
+OF_SO_VIT = (
+    *OF_SOT,
+    Renaming(REDUCTION + r"(\d)\.0\.", rf"{POOL}.reductions.\1.conv."),
+    Renaming(REDUCTION + r"(\d)\.1\.", rf"{POOL}.reductions.\1.norm."),
+    Renaming(REDUCTION + r"0\.", f"{POOL}.reduction.conv."),
+    Renaming(REDUCTION + r"1\.", f"{POOL}.reduction.norm."),
+    Renaming(r"^classifier\.normalization\.", f"{POOL}.normalization."),
+)
+
+
 def so_vit(state: OriginalState, hints: Hints) -> Plan | None:
     """So-ViT of FastDifferentiableMatSqrt: visual tokens, blocks, two classifiers."""
     if not state.has("visual_tokens.", "blocks.", "classifier.visual_fc."):
@@ -35,18 +57,9 @@ def so_vit(state: OriginalState, hints: Hints) -> Plan | None:
     if not timm.is_model(name):
         raise UnknownNameError("timm model", name, timm.list_models("so_vit*"))
     pool, notes = _token_pool(state, hints)
-    reduction = "classifier.representation.conv_dr_block"
-    tokens = {"stem.0": "stem", "stage": "stages", "transition": "proj"}
-    pairs = [(part, part) for part in ("", "blocks", "norm")]
-    pairs += [(f"visual_tokens.tokens.{theirs}", f"patch_embed.{ours}") for theirs, ours in tokens.items()]
-    for i, part in enumerate(("conv", "norm")):
-        pairs += [(f"{reduction}.{i}", f"head.pool.reduction.{part}")]
-        pairs += [(f"{reduction}.{side}.{i}", f"head.pool.reductions.{side}.{part}") for side in (0, 1)]
-    pairs += [("classifier.normalization", "head.pool.normalization")]
-    pairs += [("classifier.visual_fc", "head.fc"), ("classifier.cls_fc", "head.cls_fc")]
     arguments = {} if pool == TOKEN_POOL else {"global_pool": pool}
     network = Network(name, state.shape("classifier.cls_fc.weight")[0], backbone_kwargs=arguments)
-    return Plan("So-ViT (FastDifferentiableMatSqrt)", network, by_modules(pairs), notes)
+    return Plan("So-ViT (FastDifferentiableMatSqrt)", network, by_renaming(OF_SO_VIT), notes)
 
 
 def _token_pool(state: OriginalState, hints: Hints) -> tuple[str, list[str]]:
@@ -60,6 +73,42 @@ def _token_pool(state: OriginalState, hints: Hints) -> tuple[str, list[str]]:
     return TOKEN_POOL, [
         f"head {TOKEN_POOL!r}, which the repository trains, is a guess: isqrt has the same keys; see --head"
     ]
+
+
+def sot(state: OriginalState, hints: Hints) -> Plan | None:
+    """SoT, and DropCov's transformers, which have a third projection that nothing uses, and no norm in the head."""
+    if not state.has("visual_tokens.", "blocks.", PROJECTION):
+        return None
+    dropcov = not state.has("classifier.representation.norm.")
+    width, hidden = state.shape("cls_token")[-1], state.shape("blocks.0.mlp.fc1.weight")[0]
+    sizes = (dropcov, width, *numbered(state.under(""), "blocks"), hidden)
+    names = {_sizes(row): name for name, row in TOKEN_MODELS.items()}
+    if sizes not in names:
+        known = "; ".join(f"{name} {width} x {depth} blocks" for (_, width, depth, _), name in names.items())
+        raise RefusedError(
+            f"{state.file_name}: {width} channels x {sizes[2]} blocks are no SoT or DropCov; known: {known}"
+        )
+    renamed = by_renaming(OF_SOT)
+    halves: list[Placement | Dropped] = [Placement(f"{POOL}.reductions.{i}.weight", ones=True) for i in range(2)]
+    halves += [Dropped("the third projection, which the release computes and does not use")] * dropcov
+
+    def place(key: str) -> Places:
+        return halves if key == PROJECTION else renamed(key)
+
+    _check_head(hints, "crosscov")
+    network = Network(names[sizes], state.shape("classifier.cls_fc.weight")[0])
+    return Plan("DropCov's transformers" if dropcov else "SoT", network, place, named=True)
+
+
+def _check_head(hints: Hints, head: str) -> None:
+    if hints.head not in (None, head):
+        raise RefusedError(f"--head {hints.head}: keys and shapes are those of the head {head}")
+
+
+def _sizes(row: TokenModel) -> tuple[bool, int, int, int]:
+    """Whether it is DropCov's, channels, blocks, hidden channels of a block."""
+    width, depth = row.network["embed_dim"], row.network["depth"]
+    return row.options.get("normalization") == "none", width, depth, round(width * row.network["mlp_ratio"])
 
 
 class Probed(NamedTuple):
@@ -175,21 +224,20 @@ def moment_probing(state: OriginalState, hints: Hints) -> Plan | None:
     if not {"head.proj.weight", "head.downblocks.0.0.weight", "head.classifier2.weight"} <= shapes.keys():
         return None
     if any(".axial_shift." in key for key in shapes):
-        raise OptionError(f"{state.file_name}: moment probing of AS-MLP, a backbone that timm does not have")
+        raise RefusedError(f"{state.file_name}: moment probing of AS-MLP, a backbone that timm does not have")
     probed = next((row for row in PROBED if any(key.startswith(row.mark) for key in shapes)), None)
     try:
         name = "" if probed is None else probed.name(shapes)
     except LookupError:
         name = ""
     if probed is None or not timm.is_model(name):
-        raise OptionError(
+        raise RefusedError(
             f"{state.file_name}: moment probing of a backbone that is none of timm's ViT, CLIP, Swin, ConvNeXt"
         )
     arguments = {**probed.arguments, **({"psrp": True} if any(".psrp." in key for key in shapes) else {})}
     classes = shapes["head.classifier2.weight"][0]
     network = Network(name, classes, "moment", dict(probed.options), backbone_kwargs=arguments)
-    if hints.head not in (None, "moment"):
-        raise OptionError(f"--head {hints.head}: the head is that of moment probing, called moment")
+    _check_head(hints, "moment")
     renamings = (Renaming(f"^{re.escape(prefix)}", ""), *OF_PROBED_HEAD, *probed.renamings)
     tables = {r".*\.(relative_position_index|attn_mask)": BUFFERS_OF_SWIN}
     return Plan("Moment Probing", network, by_renaming(renamings), list(probed.notes), tables, named=True)

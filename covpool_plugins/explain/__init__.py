@@ -15,7 +15,7 @@ from .methods import EXPLANATIONS, ExplanationMethod, explain, explanation_optio
 from .metrics import deletion_insertion, metrics
 from .model_view import ACTIVATIONS, GRADIENTS, ModelView
 from .models import load_mmpretrain_model, load_timm_model
-from .panel import eigen_panel, montage
+from .overlay import eigen_panel, montage
 from .pointing import Pointing, mean_accuracy, pointing_game
 from .sanity import Randomization, cascading_randomization, depends_on_weights
 

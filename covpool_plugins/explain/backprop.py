@@ -6,14 +6,14 @@ Methods with the option ``layer`` take the name of a stage of the view; the defa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
@@ -203,17 +203,24 @@ def maps_and_gradients(view: ModelView, x: Tensor, target: int, layer: str) -> t
         UnknownNameError: for an unknown layer.
         NotApplicableError: for a model without a pool that we know.
     """
-    leaves: list[Tensor] = []
-
-    @torch.no_grad()
-    def cut(_: Any, args: Any, output: Tensor) -> Tensor:
-        leaves.append(output.detach().requires_grad_(True))
-        return leaves[-1]
-
-    with view.stage(layer).register_forward_hook(cut), torch.enable_grad():
+    with cut(view.stage(layer)) as leaves, torch.enable_grad():
         score = view.model(view.to_model(x).clone())[0, target]
     maps = leaves[-1]
     return view.as_maps(maps.detach(), x), view.as_maps(torch.autograd.grad(score, maps)[0], x)
+
+
+@contextmanager
+def cut(stage: nn.Module) -> Iterator[list[Tensor]]:
+    """Within it, what a stage gives is a leaf, where the graph begins; they are listed as they are made."""
+    leaves: list[Tensor] = []
+
+    @torch.no_grad()
+    def begin(_: Any, args: Any, output: Tensor) -> Tensor:
+        leaves.append(output.detach().requires_grad_(True))
+        return leaves[-1]
+
+    with stage.register_forward_hook(begin):
+        yield leaves
 
 
 def gauss_points(count: int) -> tuple[list[float], list[float]]:
@@ -276,31 +283,13 @@ class Rectifiers(TorchFunctionMode):
         return x.copy_(rectified) if inplace else rectified
 
 
-Call = tuple[Tensor, float, float | None, bool]
-
-
-def _relu(input: Tensor, inplace: bool = False) -> Call:
-    return input, 0.0, None, inplace
-
-
-def _relu_in_place(input: Tensor) -> Call:
-    return input, 0.0, None, True
-
-
-def _relu6(input: Tensor, inplace: bool = False) -> Call:
-    return input, 0.0, 6.0, inplace
-
-
-def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Call:
-    return input, min_val, max_val, inplace
-
-
-# By name: the function, the method and the one in torch.nn.functional share it.
-RECTIFIERS: dict[str, Callable[..., Call]] = {
-    "relu": _relu,
-    "relu_": _relu_in_place,
-    "relu6": _relu6,
-    "hardtanh": _hardtanh,
+# From a call to its input, its limits and whether it works in place. By name: the function, the method and the one in
+# torch.nn.functional share it.
+RECTIFIERS: dict[str, Callable[..., tuple[Tensor, float, float | None, bool]]] = {
+    "relu": lambda input, inplace=False: (input, 0.0, None, inplace),
+    "relu_": lambda input: (input, 0.0, None, True),
+    "relu6": lambda input, inplace=False: (input, 0.0, 6.0, inplace),
+    "hardtanh": lambda input, min_val=-1.0, max_val=1.0, inplace=False: (input, min_val, max_val, inplace),
 }
 
 

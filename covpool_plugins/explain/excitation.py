@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import NotApplicableError
-from .backprop import RECTIFIERS, layer_or_last
+from .backprop import RECTIFIERS, cut, layer_or_last
 from .explanation import Explanation
 from .methods import EXPLANATIONS, ExplanationMethod, checked_with_the_model
 from .model_view import ForwardPass, ModelView
@@ -88,13 +88,7 @@ def contrastive_excitation_backprop(
 def _excitation(view: ModelView, x: Tensor, layer: str, score: Score, contrast: Score | None = None) -> Tensor:
     """The excitation of a score, less that of another, at a layer (H, W)."""
     stage, rules = view.stage(layer), ExcitationRules()
-    activations: list[Tensor] = []  # at the layer, where the graph begins
     head_inputs: list[Tensor] = []  # where the backbone's graph ends, and where the head's begins
-
-    @torch.no_grad()
-    def begin(_: Any, args: Any, output: Tensor) -> Tensor:
-        activations.append(output.detach().requires_grad_(True))
-        return activations[-1]
 
     def end(_: Any, args: Any) -> Any:
         rules.ended = True
@@ -102,7 +96,7 @@ def _excitation(view: ModelView, x: Tensor, layer: str, score: Score, contrast: 
         return (head_inputs[1], *args[1:])
 
     assert view.pool_site is not None
-    with stage.register_forward_hook(begin), view.pool_site.register_forward_pre_hook(end), rules:
+    with cut(stage) as activations, view.pool_site.register_forward_pre_hook(end), rules:
         scores = view.model(view.to_model(x))[0]
     features, head_features = head_inputs
     if (features < 0).any():
@@ -202,13 +196,7 @@ class ExcitationRules(TorchFunctionMode):
 
 
 def _conv2d(
-    rules: ExcitationRules,
-    func: Any,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *args: Any,
-    **kwargs: Any,
+    rules: ExcitationRules, func: Any, input: Tensor, weight: Tensor, bias: Any = None, *args: Any, **kwargs: Any
 ) -> Tensor:
     active = input.clamp(min=0)
 
@@ -220,16 +208,9 @@ def _conv2d(
 
 
 def _batch_norm(
-    rules: ExcitationRules,
-    func: Any,
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    *args: Any,
-    **kwargs: Any,
+    rules: ExcitationRules, func: Any, input: Tensor, mean: Any, var: Any, weight: Any = None, *args: Any, **kwargs: Any
 ) -> Tensor:
-    value = func(input, running_mean, running_var, weight, *args, **kwargs)
+    value = func(input, mean, var, weight, *args, **kwargs)
     excitation = rules.excitation(input)
     if excitation is None:
         return rules.refuse(value, "batch norm of signed values other than a convolution's")
@@ -328,5 +309,5 @@ def _tensors(values: Any) -> list[Tensor]:
 EXPLANATIONS.add("excitation_backprop", ExplanationMethod(excitation_backprop, layer=checked_with_the_model))
 EXPLANATIONS.add(
     "contrastive_excitation_backprop",
-    ExplanationMethod(contrastive_excitation_backprop, layer=checked_with_the_model, versus=checked_with_the_model),
+    ExplanationMethod(contrastive_excitation_backprop, layer=checked_with_the_model),
 )

@@ -126,7 +126,7 @@ def _checked_input(x: Tensor, preprocessing: Preprocessing) -> Tensor:
             "pass pixels as an array, a picture or a tensor of uint8",
             stacklevel=4,
         )
-    return batch
+    return batch.detach()
 
 
 def _picture(array: np.ndarray) -> Picture:

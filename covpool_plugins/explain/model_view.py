@@ -239,9 +239,8 @@ class ModelView:
         """Probabilities (B, num_classes) of class scores, in float64."""
         return logits.double().softmax(dim=-1) if self.activation == "softmax" else logits.double().sigmoid()
 
-    @torch.no_grad()
     def forward_pass(self, x: Tensor) -> ForwardPass:
-        """One run of the model."""
+        """One run of the model; with the gradients of inputs that have one."""
         tensors: dict[str, Tensor] = {}
 
         def at_classifier(module: nn.Module, args: Any, output: Tensor) -> None:
@@ -254,7 +253,7 @@ class ModelView:
             for module, hook in ((self.classifier, at_classifier), (self.pool_site, at_pool)):
                 if module is not None:
                     hooks.enter_context(module.register_forward_hook(hook))
-            return ForwardPass(x, self.logits(x), **tensors)
+            return ForwardPass(x, self.model(x.to(next(self.model.parameters()))), **tensors)
 
     @torch.no_grad()
     def features(self, passed: ForwardPass) -> tuple[Tensor, tuple[int, int]]:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..checks import check_integer, check_number
 from ..errors import OptionError, require_extra
 from .explanation import Explanation
-from .methods import EXPLANATIONS, ExplanationMethod, check_seed, checked_with_the_model
+from .methods import EXPLANATIONS, ExplanationMethod, check_seed
 from .model_view import ForwardPass, ModelView
 
 # How often a cell of RISE's masks is seen, and how many cells a side has.
@@ -189,20 +189,14 @@ def inverse_image(
         iterations, seed, smoothness, jitter: as of :func:`maximal_image`, from the same sources.
     """
     view.known_pool()
-    original = passed.pooled
-    assert original is not None and view.pool_site is not None
-    pooled: list[Tensor] = []
+    original: Any = passed.pooled
 
     def loss(made: Tensor) -> Tensor:
-        pooled.clear()
-        view.model(made)
-        return (pooled[-1] - original).square().sum() / original.square().sum().clamp_min(1e-12)
+        difference = view.forward_pass(made).pooled - original
+        return difference.square().sum() / original.square().sum().clamp_min(1e-12)
 
-    with view.pool_site.register_forward_hook(lambda module, args, output: pooled.append(output.flatten(1))):
-        pixels = _descend(view, passed.x, loss, iterations, seed, smoothness, jitter)
-        with torch.no_grad():
-            distance = loss(view.preprocessing.normalized(pixels)).sqrt()
-    return _picture(pixels, distance=distance)
+    pixels = _descend(view, passed.x, loss, iterations, seed, smoothness, jitter)
+    return _picture(pixels, distance=loss(view.preprocessing.normalized(pixels)).sqrt())
 
 
 def _descend(
@@ -258,9 +252,7 @@ check_count = partial(check_integer, least=0)
 check_weight = partial(check_number, interval="[0, inf)")
 EXPLANATIONS.add(
     "rise",
-    ExplanationMethod(
-        rise, masks=check_integer, seed=check_seed, batch_size=check_integer, versus=checked_with_the_model
-    ),
+    ExplanationMethod(rise, masks=check_integer, seed=check_seed, batch_size=check_integer),
 )
 EXPLANATIONS.add(
     "extremal_perturbation",

@@ -25,6 +25,7 @@ from .tensors import (
     no_further_derivative,
     null_threshold,
     symmetrize,
+    unwrapped,
 )
 
 if TYPE_CHECKING:
@@ -125,13 +126,8 @@ def _second_derivative(G: Tensor, H: Tensor, A: Tensor, values: Tensor, U: Tenso
 
 def _any_zero(values: Tensor) -> bool:
     """Whether there is an eigenvalue that is zero, where that can be asked; under vmap it cannot."""
-    if torch.compiler.is_compiling():
-        return False
-    while torch._C._functorch.is_functorch_wrapped_tensor(values):
-        if torch._C._functorch.is_batchedtensor(values):
-            return False
-        values = torch._C._functorch.get_unwrapped(values)
-    return bool((values == 0).any())
+    known = None if torch.compiler.is_compiling() else unwrapped(values)
+    return known is not None and bool((known == 0).any())
 
 
 def second_differences(values: Tensor, E: Tensor, D: Tensor, function: SpectralMethod) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..checks import check_integer
 from ..errors import ShapeError
 from .iterations import newton_schulz_solution
-from .methods.base import LYAPUNOV, Method, check_field, resolve_method
+from .methods.base import LYAPUNOV, Method, option, resolve_method
 from .tensors import (
     Function,
     apply,
@@ -76,10 +76,7 @@ class NewtonSchulzLyapunov(LyapunovMethod):
                 [0.3333, 0.2500]])
     """
 
-    iterations: int = 9
-
-    def __post_init__(self) -> None:
-        check_field(self, "iterations", check_integer, 1)
+    iterations: int = option(9, check_integer, 1)
 
     def exportable(self, function: str) -> bool:
         return True

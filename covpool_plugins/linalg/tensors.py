@@ -196,6 +196,17 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
+def unwrapped(A: Tensor) -> Tensor | None:
+    """A as it was given to the transforms of ``torch.func`` that are at work; ``None`` where vmap maps over it."""
+    if torch.compiler.is_compiling():
+        return A
+    while torch._C._functorch.is_functorch_wrapped_tensor(A):
+        if torch._C._functorch.is_batchedtensor(A):
+            return None
+        A = torch._C._functorch.get_unwrapped(A)
+    return A
+
+
 def _is_forward_over_forward() -> bool:
     stack = torch._C._functorch.get_interpreter_stack() or []
     return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1

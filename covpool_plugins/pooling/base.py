@@ -77,7 +77,16 @@ class Spectrum(NamedTuple):
         return cls(eigenvalues, condition, effective, significant.sum(-1))
 
 
-class Pool(nn.Module):
+class Described(nn.Module):
+    """A module whose ``repr`` has the attributes named in ``shown``."""
+
+    shown: ClassVar[tuple[str, ...]] = ()
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.shown)
+
+
+class Pool(Described):
     """Feature maps, tokens, sequences or volumes to one vector per sample.
 
     ``forward(x)`` is ``represent(features(x))``: ``features`` brings any layout to (B, C, M), M positions row by
@@ -255,7 +264,9 @@ class Pool(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"{self.pool_type!r}, {self.in_channels} -> {self.out_features}, input_fmt={self.input_fmt!r}"
+        layout = f"{self.pool_type!r}, {self.in_channels} -> {self.out_features}, input_fmt={self.input_fmt!r}"
+        prefix = f"num_prefix_tokens={self.num_prefix_tokens}" if self.num_prefix_tokens else ""
+        return ", ".join(filter(None, [layout, prefix, super().extra_repr()]))
 
 
 def widened(X: Tensor) -> Tensor:

@@ -121,6 +121,7 @@ class CompactBilinearPool(Pool):
     """
 
     centered = False
+    shown = ("seed", "route")
 
     def __init__(
         self,
@@ -220,9 +221,6 @@ class CompactBilinearPool(Pool):
         pairs = self._spectrum(live, self.h1, ones) * self._spectrum(live, self.h2, ones)
         return torch.fft.irfft(pairs, n=self.out_features) < 0.5
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, seed={self.seed}, route={self.route!r}"
-
 
 class LowRankBilinearPool(Pool):
     """Responses ⟨W_k, X Xᵀ / M⟩ of K bilinear filters of low rank, which are learned.
@@ -253,6 +251,7 @@ class LowRankBilinearPool(Pool):
 
     centered = False
     in_range = False
+    shown = ("rank",)
     default_channels = 100
     default_reductions = ("projection", "projection")
 
@@ -296,9 +295,6 @@ class LowRankBilinearPool(Pool):
                 energies = product(rows.flatten(0, 1), directions.T).unflatten(0, rows.shape[:2]).square().mean(1)
             positive, negative = energies.unflatten(-1, self.factors.shape[:3]).sum(-1).unbind(-1)
             return self.in_precision((positive - negative) * unit.squeeze(-1).square(), X)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, rank={self.rank}"
 
 
 POOLS.add(

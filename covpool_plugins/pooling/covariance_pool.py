@@ -28,12 +28,12 @@ from ..linalg.methods.base import SQUARE_ROOTS
 from ..linalg.packing import unpack_gradient
 from ..linalg.tensors import autocast_off, symmetrize, working_dtype
 from ..tables import About
-from .base import COVARIANCE_OPTIONS, POOLS, InputFormat, Pool, widened
+from .base import COVARIANCE_OPTIONS, POOLS, Described, InputFormat, Pool, widened
 from .positions import counted, squared_size
 from .reduction import DEFAULT_CHANNELS
 
 
-class Weighting(nn.Identity):
+class Weighting(Described):
     """Features (B, C, M), zero where masked, to features; as they are unless a subclass overrides ``forward``.
 
     Attributes:
@@ -54,7 +54,7 @@ class Weighting(nn.Identity):
         return X
 
 
-class Normalization(nn.Module):
+class Normalization(Described):
     """Features (B, C, M) to vectors: a function of their covariance.
 
     A subclass gives ``function``, or ``of_features`` or ``forward`` where features go there in fewer steps.
@@ -150,7 +150,7 @@ class Plain(Normalization):
         return A
 
 
-class SignedRootL2(nn.Module):
+class SignedRootL2(Described):
     """sign(v) √(|v| + ε), then v / ‖v‖₂, for vectors (B, D); computed in float32 at least.
 
     Args:
@@ -162,6 +162,8 @@ class SignedRootL2(nn.Module):
         >>> SignedRootL2()(torch.tensor([[9.0, -16.0]]))
         tensor([[ 0.6000, -0.8000]])
     """
+
+    shown = ("eps",)
 
     def __init__(self, *, eps: float = 1e-8) -> None:
         super().__init__()
@@ -175,9 +177,6 @@ class SignedRootL2(nn.Module):
             # The squares in the length of a vector leave the range before its entries do.
             largest = signed.detach().abs().amax(dim=-1, keepdim=True)
             return nn.functional.normalize(signed / torch.where(largest > 0, largest, 1.0), dim=-1).to(v.dtype)
-
-    def extra_repr(self) -> str:
-        return f"eps={self.eps:g}"
 
 
 class CovariancePool(Pool):
@@ -209,6 +208,7 @@ class CovariancePool(Pool):
 
     default_channels = DEFAULT_CHANNELS
     shared_options = COVARIANCE_OPTIONS
+    shown: ClassVar[tuple[str, ...]] = ("centered", "compute", "vectorize")
 
     def __init__(
         self,
@@ -252,8 +252,8 @@ class CovariancePool(Pool):
         self.compute = compute
         self.vectorize = vectorize
         self.weighting = weighting or Weighting()
-        self.elementwise = elementwise or nn.Identity()
         self.normalization: Normalization = normalization or MatrixRoot(method, **method_options)
+        self.elementwise = elementwise or nn.Identity()
         self.in_range = elementwise is not None or self.normalization.in_range
         self.matrix_size = self.channels + self.weighting.added_channels
         self.out_features = packed_size(self.matrix_size) if vectorize == "triu" else self.matrix_size**2

@@ -59,6 +59,7 @@ class CrossCovariancePool(Pool):
     """
 
     shared_options = LAYOUT_OPTIONS
+    shown = ("both_channels", "heads", "centered", "one_mean")
 
     def __init__(
         self,
@@ -109,6 +110,7 @@ class CrossCovariancePool(Pool):
             for option, default in (SingularValuePower.__init__.__kwdefaults__ or {}).items():
                 if power.get(option, default) != default:
                     raise OptionError(f"crosscov: normalization='none' has no option {option!r}, got {power[option]!r}")
+        self.in_range = self.normalization is not None and self.normalization.in_range
         self.to(device=device, dtype=dtype)
 
     def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -135,7 +137,7 @@ class CrossCovariancePool(Pool):
                 Q = self.normalization.of_product(Yc, Zc)
             else:  # SoT's power iteration begins on the right
                 Q = transpose(self.normalization.of_product(Zc, Yc))
-            return self.entry_dropout(Q).flatten(1).to(X.dtype)
+            return self.in_precision(self.entry_dropout(Q).flatten(1), X)
 
     def _center(self, Y: Tensor, mask: Tensor | None) -> Tensor:
         """Heads (B, h, C/h, M), such that the products of their positions over M are the cross-covariances."""
@@ -145,10 +147,6 @@ class CrossCovariancePool(Pool):
         if mask is not None:
             mask = mask[:, None, None].expand_as(Y).flatten(0, 1).flatten(1)
         return counted(Y.flatten(0, 1).flatten(1).unsqueeze(1), mask, True).view_as(Y)
-
-    def extra_repr(self) -> str:
-        centered = "head" if self.one_mean else self.centered
-        return f"{super().extra_repr()}, channels={self.both_channels}, heads={self.heads}, centered={centered!r}"
 
 
 def _channels(in_channels: int, reduce_channels: int | str | Sequence[int] | None) -> tuple[int, int]:

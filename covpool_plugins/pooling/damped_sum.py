@@ -16,7 +16,7 @@ from ..linalg import Exact
 from ..linalg.covariance import center
 from ..linalg.feature_functions import FeatureFunction, Rule, decompose_features, function_of_features
 from ..linalg.methods.base import SpectralMethod
-from ..linalg.spectral import Damped, NegativeExponential
+from ..linalg.spectral import NegativeExponential
 from ..linalg.tensors import Function, apply, autocast_off, is_plain, kept, product
 
 
@@ -32,7 +32,7 @@ class DampedSum(Function):
 
     @staticmethod
     def forward(X: Tensor, values: Tensor, U: Tensor, V: Tensor, centered: bool) -> Tensor:
-        return Damped().values(values).sum(-1, keepdim=True)
+        return (values * torch.exp(-2 * values)).sum(-1, keepdim=True)
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple:
@@ -63,11 +63,12 @@ class SlopeDeficit(SpectralMethod):
     """1 - (1 - 2 λ) exp(-2 λ): what the slope of λ exp(-2 λ) has less than at zero."""
 
     def values(self, eigenvalues: Tensor) -> Tensor:
-        return 2 * Damped().values(eigenvalues) - torch.expm1(-2 * eigenvalues)
+        return 2 * eigenvalues * torch.exp(-2 * eigenvalues) - torch.expm1(-2 * eigenvalues)
 
     def divided_differences(self, first: Tensor, second: Tensor) -> Tensor:
-        damped = Damped().divided_differences(first, second)
-        return 2 * (damped - NegativeExponential().divided_differences(2 * first, 2 * second))
+        low, high = torch.minimum(first, second), torch.maximum(first, second)
+        exponential = 2 * NegativeExponential().divided_differences(2 * first, 2 * second)
+        return 2 * torch.exp(-2 * high) + (2 * low - 1) * exponential
 
     @property
     def derivatives_at_zero(self) -> float:

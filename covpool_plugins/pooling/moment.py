@@ -77,6 +77,7 @@ class MomentPool(Pool):
     """
 
     default_reductions = ("affine", "affine")
+    shown = ("heads", "interleaved", "first_order")
 
     def __init__(
         self,
@@ -183,9 +184,6 @@ class MomentPool(Pool):
 
     def varying(self, X: Tensor) -> Tensor:
         return X[:, self.in_channels :]
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, heads={self.heads}, first_order={self.first_order!r}"
 
 
 def _layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:

@@ -21,14 +21,14 @@ from ..linalg import (
     pack_triu,
     resolve_method,
 )
-from ..linalg.exports import is_product_of_roots
-from ..linalg.spectral import damped
+from ..linalg.spectral import expm1_neg, is_product_of_roots
 from ..linalg.tensors import (
     autocast_off,
     exporting,
     finite_matrices,
     identity_like,
     power_of_two,
+    product,
     trace,
     transpose,
     working_dtype,
@@ -71,7 +71,7 @@ class MatrixPower(Normalization):
         return self.fixed_p if self.logit_p is None else self.logit_p.sigmoid()
 
     def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
-        return covariance_powm(X, self.p, centered, compute=compute, vectorize=vectorize).flatten(1)
+        return covariance_powm(widened(X), self.p, centered, compute=compute, vectorize=vectorize).flatten(1)
 
     def extra_repr(self) -> str:
         p = self.p
@@ -96,16 +96,16 @@ class MatrixLogarithm(Normalization):
         tensor(0.)
     """
 
+    in_range = False
+    shown = ("eps",)
+
     def __init__(self, *, eps: float = 1e-3) -> None:
         super().__init__()
         check_number("logcov: eps", eps, "(0, inf)")
         self.eps = float(eps)
 
     def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
-        return covariance_log1p(X, self.eps, centered, compute=compute, vectorize=vectorize).flatten(1)
-
-    def extra_repr(self) -> str:
-        return f"eps={self.eps:g}"
+        return covariance_log1p(widened(X), self.eps, centered, compute=compute, vectorize=vectorize).flatten(1)
 
 
 class ScalingEigenBranch(Normalization):
@@ -127,7 +127,8 @@ class ScalingEigenBranch(Normalization):
     def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
         if exporting():
             root = covariance_sqrt(X, "exact", centered=centered, compute=compute, vectorize=vectorize)
-            squared = trace(damped(covariance(X.to(self.precision(X.dtype, compute)), centered))).squeeze(-1)
+            A = covariance(X.to(self.precision(X.dtype, compute)), centered).double()
+            squared = trace(A + product(A, expm1_neg(2 * A))).squeeze(-1)
         else:
             work = X.double() if compute == "float64" else widened(X)
             root, squared = root_and_damped_sum(work, centered, compute == "mixed", vectorize == "triu")
@@ -158,6 +159,7 @@ class ScaledPower(Normalization):
     """
 
     in_range = False
+    shown = ("method", "theta", "tangent")
 
     def __init__(
         self, method: str | Method = "isqrt", *, theta: float = 0.5, tangent: bool = False, **options: Any
@@ -186,9 +188,6 @@ class ScaledPower(Normalization):
             F = F / self.theta
         return (pack_triu(F) if vectorize == "triu" else F.flatten(1)).to(wide.dtype)
 
-    def extra_repr(self) -> str:
-        return f"{self.method}, theta={self.theta:g}, tangent={self.tangent}"
-
 
 class LogCholesky(Normalization):
     """⌊L⌋ + ⌊L⌋ᵀ + 2 log diag L for the Cholesky factor L of A + ε I; ⌊L⌋ is strictly lower.
@@ -208,6 +207,8 @@ class LogCholesky(Normalization):
         tensor([[0.0000, 0.0000, 1.3863]])
     """
 
+    shown = ("eps",)
+
     def __init__(self, *, eps: float = 1e-6) -> None:
         super().__init__()
         check_number("cholesky: eps", eps, "(0, inf)")
@@ -221,9 +222,6 @@ class LogCholesky(Normalization):
         lower = L.tril(-1)
         F = lower + transpose(lower) + torch.diag_embed(2 * L.diagonal(dim1=-2, dim2=-1).log())
         return torch.where(finite, F, torch.nan)
-
-    def extra_repr(self) -> str:
-        return f"eps={self.eps:g}"
 
 
 class BrownianDistance(Normalization):

@@ -44,6 +44,7 @@ class Precision(Normalization):
     products_only = True
     needs_float64 = False
     size_power = 2
+    shown = ("iterations",)
 
     def __init__(self, *, iterations: int = INVERSE_STEPS) -> None:
         super().__init__()
@@ -56,9 +57,6 @@ class Precision(Normalization):
         zero = is_zero_covariance(A)
         found = inverse(torch.where(zero, identity_like(A), A + jitter(A) / unit / unit), self.iterations)
         return torch.where(zero, 0.0, found / unit / unit)
-
-    def extra_repr(self) -> str:
-        return f"iterations={self.iterations}"
 
 
 class SparseInverse(Normalization):
@@ -88,6 +86,7 @@ class SparseInverse(Normalization):
     products_only = True
     needs_float64 = False
     size_power = 1
+    shown = ("iterations", "step_size", "sparsity")
 
     def __init__(self, *, iterations: int = 5, step_size: float = 5.0, sparsity: float = 0.01) -> None:
         super().__init__()
@@ -111,9 +110,6 @@ class SparseInverse(Normalization):
             negative = ((-L).relu() - step * (self.sparsity - G)).relu()
             L = symmetrize(positive - negative)
         return torch.where(zero, 0.0, L / trace(L).sqrt())
-
-    def extra_repr(self) -> str:
-        return f"iterations={self.iterations}, step_size={self.step_size:g}, sparsity={self.sparsity:g}"
 
 
 def inverse(A: Tensor, iterations: int) -> Tensor:
@@ -152,6 +148,7 @@ class MaxExp(Normalization):
 
     products_only = True
     size_power = 1
+    shown = ("eta",)
 
     def __init__(self, *, eta: int = 20) -> None:
         super().__init__()
@@ -169,9 +166,6 @@ class MaxExp(Normalization):
         if not few:
             return product(B, S)
         return product(product(Y / (total * X.shape[-1]), S), transpose(Y))
-
-    def extra_repr(self) -> str:
-        return f"eta={self.eta}"
 
 
 def geometric_series(B: Tensor, count: int) -> Tensor:

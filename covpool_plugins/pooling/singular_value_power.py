@@ -70,6 +70,7 @@ class SingularValuePower(Normalization):
 
     products_only = True
     needs_float64 = False
+    shown = ("alpha", "iterations", "n", "start", "eps")
 
     def __init__(
         self,
@@ -100,6 +101,7 @@ class SingularValuePower(Normalization):
         self.in_range = alpha <= 0.5
         self.iterations = iterations
         self.n = n
+        self.start = start
         self.eps = float(eps)
         self.weight: nn.Parameter | None = None
         if start == "learned":
@@ -191,10 +193,6 @@ class SingularValuePower(Normalization):
         weight = Q.new_ones(self.shape[0]) if self.weight is None else self.weight.to(Q.dtype)
         u, _ = _unit(weight.unsqueeze(-1), weight.new_zeros(1, 1))
         return u.expand(*Q.shape[:-2], -1, -1)
-
-    def extra_repr(self) -> str:
-        start = "ones" if self.weight is None else "learned"
-        return f"alpha={self.alpha:g}, iterations={self.iterations}, n={self.n}, start={start!r}, eps={self.eps:g}"
 
 
 def _norm(Q: Tensor) -> Tensor:

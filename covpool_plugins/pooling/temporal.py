@@ -152,6 +152,7 @@ class TemporalPool(CovariancePool):
     """
 
     default_reductions = ("conv-bn-relu-twice", "linear-ln")
+    shown = (*CovariancePool.shown, "frames", "level")
 
     def __init__(
         self,
@@ -196,9 +197,6 @@ class TemporalPool(CovariancePool):
 
     def mask_of_features(self, mask: Tensor) -> Tensor:
         return mask if self.level == "frame" else mask.unflatten(0, (-1, self.frames)).flatten(1)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, frames={self.frames}, level={self.level!r}"
 
 
 def _linear(layer: nn.Linear, rows: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ class GaussianEmbedding(Weighting):
     """
 
     added_channels = 1
+    shown = ("weight",)
 
     def __init__(self, *, weight: float = 1.0) -> None:
         super().__init__()
@@ -54,9 +55,6 @@ class GaussianEmbedding(Weighting):
         if self.weight != 1:
             wide = wide + (self.weight - 1) * mean_over_positions(wide, mask)
         return only(torch.cat([wide, torch.ones_like(wide[:, :1])], dim=1), mask)
-
-    def extra_repr(self) -> str:
-        return f"weight={self.weight:g}"
 
 
 class AdaptiveChannelDropout(Weighting):
@@ -90,6 +88,8 @@ class AdaptiveChannelDropout(Weighting):
         >>> dropout(X).shape, torch.equal(dropout.eval()(X), X)
         (torch.Size([2, 256, 49]), True)
     """
+
+    shown = ("channels",)
 
     def __init__(self, channels: int, **factory: Any) -> None:
         super().__init__()
@@ -133,9 +133,6 @@ class AdaptiveChannelDropout(Weighting):
         factor = keep * torch.where(rate < 1, 1 / (1 - rate), 0.0)
         return weighted * factor.unsqueeze(-1)
 
-    def extra_repr(self) -> str:
-        return f"{self.channels}"
-
 
 class DemocraticWeighting(Weighting):
     """Features x_i (B, C, M) times √α_i, so that their second moment is Σ α_i x_i x_iᵀ / M.
@@ -163,6 +160,8 @@ class DemocraticWeighting(Weighting):
         >>> DemocraticWeighting(gamma=0.0)(X).norm(dim=1)
         tensor([[1., 1.]])
     """
+
+    shown = ("gamma", "iterations", "damping")
 
     def __init__(self, *, gamma: float = 0.5, iterations: int = 10, damping: float = 0.5) -> None:
         super().__init__()
@@ -201,9 +200,6 @@ class DemocraticWeighting(Weighting):
                 ratio = torch.where(dead, 1.0, target / torch.where(dead, 1.0, contribution))
                 alpha = alpha * ratio**self.damping
         return alpha, scale.squeeze(-1)
-
-    def extra_repr(self) -> str:
-        return f"gamma={self.gamma:g}, iterations={self.iterations}, damping={self.damping:g}"
 
 
 def gaussian(

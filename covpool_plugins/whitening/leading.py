@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_integer, check_number
-from ..linalg.methods.base import SpectralMethod, check_field
+from ..linalg.methods.base import SpectralMethod, option
 from ..linalg.methods.eigen import partial_sum
 
 
@@ -33,17 +33,10 @@ class Leading(SpectralMethod):
     """
 
     projector: bool = False
-    energy: float = 1.0
-    components: int | None = None
-    eps: float = 0.0
-    iterations: int | None = None
-
-    def __post_init__(self) -> None:
-        check_field(self, "energy", check_number, "(0, 1]")
-        check_field(self, "eps", check_number, "[0, inf)")
-        for option in ("components", "iterations"):
-            if getattr(self, option) is not None:
-                check_field(self, option, check_integer, 1)
+    energy: float = option(1.0, check_number, "(0, 1]")
+    components: int | None = option(None, check_integer, 1)
+    eps: float = option(0.0, check_number, "[0, inf)")
+    iterations: int | None = option(None, check_integer, 1)
 
     def dropped(self, eigenvalues: Tensor) -> Tensor | None:
         """True for the eigenvalues (..., n), ascending, that are left out; ``None`` if none can be."""

@@ -27,7 +27,7 @@ from ..checks import check_integer
 from ..errors import OptionError, UnknownNameError
 from ..linalg import MPA, MTP, IterativeMethod, Method, NewtonSchulz
 from ..linalg.eigenbasis import compose, spectral_function
-from ..linalg.methods.base import check_field
+from ..linalg.methods.base import option
 from ..linalg.square_root import root_of_symmetric
 from ..linalg.tensors import autocast_off, guarded_eigh, symmetrize
 from ..tables import Table
@@ -55,11 +55,7 @@ class EigenvectorMethod(Method):
 class Decomposition(EigenvectorMethod):
     """eigh, with the exact gradient or, for a number of ``iterations``, that of the power iteration."""
 
-    iterations: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.iterations is not None:
-            check_field(self, "iterations", check_integer, 1)
+    iterations: int | None = option(None, check_integer, 1)
 
     def apply(self, covariance: Tensor, function: Leading) -> Tensor:
         if self.iterations is not None:
@@ -77,10 +73,7 @@ class PowerIteration(EigenvectorMethod):
     Source: Wang et al., "Backpropagation-Friendly Eigendecomposition", NeurIPS 2019, section 3.
     """
 
-    iterations: int = 19
-
-    def __post_init__(self) -> None:
-        check_field(self, "iterations", check_integer, 1)
+    iterations: int = option(19, check_integer, 1)
 
     def starts(self, A: Tensor) -> Tensor:
         """Starting vectors in the columns of (..., d, d); always the same."""

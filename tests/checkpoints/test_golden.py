@@ -17,8 +17,7 @@ from covpool_plugins.checkpoints import load_original, write
 
 # A classifier that fits nothing, a network that the original cannot run, and one that timm lacks.
 REFUSED = ("sovit__So_vit_19", "isice__swin_t__SICE", "mp__as_base_patch4_window7_224__linear_probe")
-LATER = ("sot__", "dropcov__Deit", "dropcov__T2T")
-NAMES = [name for name in MANIFESTS if name not in REFUSED and not name.startswith(LATER)]
+NAMES = [name for name in MANIFESTS if name not in REFUSED]
 HEADS = {
     "SVD_Pade": "svdpade",
     "SEB": "seb",
@@ -33,7 +32,6 @@ HEADS = {
     "SICE": "isice",
     "INVCOV": "precision",
 }
-HEADS_OF_REPOSITORIES = {"dropcov": "dropcov", "mp": "moment"}
 # The originals centre by a matrix made in float32, which shows where there are fewer positions than channels.
 CENTRED_IN_FLOAT32 = (
     "dsvd__alexnet__SEB__scratch",
@@ -74,7 +72,8 @@ def folder(tmp_path):
 
 def timm_name(arch):
     """Of an architecture of the repositories, as far as the two have it in common."""
-    arch = arch.removeprefix("mpncov").removesuffix("_acd").replace("clip_vit_base_patch16", "vit_base_patch16_clip")
+    arch = arch.removeprefix("mpncov").removesuffix("_acd").replace("deit_drop", "deit")
+    arch = arch.replace("clip_vit_base_patch16", "vit_base_patch16_clip")
     return re.sub("_in2[12]k$", "", arch)
 
 
@@ -82,7 +81,9 @@ def expected_head(name):
     repository, *rest = name.split("__")
     if name.startswith("fmpn__mpncovvgg16_bn"):
         return "isqrt"
-    return HEADS_OF_REPOSITORIES.get(repository) or HEADS.get(rest[1] if len(rest) > 1 else "")
+    if repository == "mp" or rest[0].endswith("_ACD"):
+        return "moment" if repository == "mp" else "dropcov"
+    return HEADS.get(rest[1] if len(rest) > 1 else "")  # None for a network with a head of its own
 
 
 def assert_logits(model, name):
@@ -131,7 +132,7 @@ def test_recognition(name, converted):
     arch = route["arch"].lower()
     assert timm_name(arch) in converted.network.backbone
     assert (converted.network.last_stride == 1) == (arch.startswith("mpncov") or "vgg" in arch or "acd" in arch)
-    assert len([row for row in converted.keys if row.original]) == len(MANIFESTS[name]["state_dict"])
+    assert len({row.original for row in converted.keys if row.original}) == len(MANIFESTS[name]["state_dict"])
 
 
 def test_timm(name, converted, timm_folder):

@@ -11,12 +11,12 @@ from support.small_runs import BATCHES, EPOCHS, a_runner, different, load, pools
 from torch import nn
 
 from covpool_plugins.errors import OptionError, UnknownNameError
-from covpool_plugins.linalg import EigenMethod, NewtonSchulz, SVDPade, SVDTopN
+from covpool_plugins.linalg import EigenMethod, Exact, NewtonSchulz, SVDTopN
 from covpool_plugins.mmpretrain_plugin import SpectrumHook, SwitchMethodHook
 from covpool_plugins.mmpretrain_plugin.active_method import KEY, decode, encode
 from covpool_plugins.mmpretrain_plugin.safe_checkpoints import weights_only_checkpoints
 
-BEFORE, AFTER = NewtonSchulz(iterations=3), SVDPade()
+BEFORE, AFTER = NewtonSchulz(iterations=3), Exact()
 SWITCH = dict(type="SwitchMethodHook", begin=1, method="svdpade")
 EMA = dict(type=EMAHook, momentum=0.3)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -129,15 +129,14 @@ def group_section(arguments: argparse.Namespace, size: int) -> Section:
     groups = C // size
     ours: dict[str, nn.Module] = {name: ZCANorm2d(C, groups, EPS, MOMENTUM, method=name) for name in arguments.methods}
     if arguments.compile:
-        compiled = {f"{name}, compiled": layer for name, layer in copy.deepcopy(ours).items()}
-        for layer in compiled.values():
-            layer.compile()
-        ours |= compiled
+        ours |= {
+            f"{name}, compiled": cast(nn.Module, torch.compile(layer)) for name, layer in copy.deepcopy(ours).items()
+        }
     layers: list[tuple[str, str, nn.Module]] = [
         (LOOP, "baseline", EigenvectorLoop(C, groups)),
         (COMPOSITION, "baseline", PadeComposition(C, groups)),
         (BATCH_NORM, "baseline", nn.BatchNorm2d(C)),
-        *((name, "ours", module) for name, module in ours.items()),
+        *((name, "ours", layer) for name, layer in ours.items()),
     ]
     contenders = [Contender(name, kind, layer.to(device)) for name, kind, layer in layers]
     X = correlated_features(arguments.batch, C, S * S, device).unflatten(-1, (S, S))
