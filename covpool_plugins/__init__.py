@@ -26,7 +26,6 @@ MMPRETRAIN_CLASSES = {
     "PCANorm3d": "whitening",
     "SecondOrderClsHead": "mmpretrain_plugin",
     "SecondOrderMultiLabelHead": "mmpretrain_plugin",
-    "SoViTHead": "mmpretrain_plugin",
     "SpectrumHook": "mmpretrain_plugin",
     "StanfordDogs": "mmpretrain_plugin",
     "SwitchMethodHook": "mmpretrain_plugin",

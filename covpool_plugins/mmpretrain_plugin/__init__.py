@@ -16,7 +16,7 @@ with warnings.catch_warnings():
 from ..whitening import PCANorm1d, PCANorm2d, PCANorm3d, ZCANorm1d, ZCANorm2d, ZCANorm3d
 from .active_method import SwitchMethodHook
 from .covariance_pooling import CovariancePooling
-from .heads import SecondOrderClsHead, SecondOrderMultiLabelHead, SoViTHead
+from .heads import SecondOrderClsHead, SecondOrderMultiLabelHead
 from .layers import MatrixSqrt, NormSwap
 from .measuring_hooks import SpectrumHook, WhiteningErrorHook
 from .stanford_dogs import StanfordDogs
@@ -31,7 +31,6 @@ __all__ = [
     "PCANorm3d",
     "SecondOrderClsHead",
     "SecondOrderMultiLabelHead",
-    "SoViTHead",
     "SpectrumHook",
     "StanfordDogs",
     "SwitchMethodHook",

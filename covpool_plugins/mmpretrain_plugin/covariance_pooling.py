@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -64,7 +64,9 @@ class CovariancePooling(BaseModule):
             raise OptionError(f"in_channels must be a positive integer or a list of them, got {in_channels!r}")
         check_flag("cls_token", cls_token)
         options = {name: value for name, value in options.items() if value is not None or name in pool_options(pool)}
-        check_method(pool, options)
+        if "method" in options and "method" not in pool_options(pool):
+            chosen = f"the pool is chosen by pool={options['method']!r}"
+            raise OptionError(f"pool {pool!r} has no option 'method'; {chosen}")
         pools = [create_pool(pool, channels, **options) for channels in stages]
         if cls_token and not pools[0].num_prefix_tokens:
             raise OptionError("cls_token=True needs input_fmt='NLC' and num_prefix_tokens of at least 1")
@@ -110,12 +112,6 @@ def latest_width() -> int | None:
     """
     neck = _latest.get()()
     return None if neck is None else neck.out_channels
-
-
-def check_method(pool: str, options: Mapping[str, Any]) -> None:
-    """Point from ``method``, where the pool has no such option, to ``pool``."""
-    if "method" in options and "method" not in pool_options(pool):
-        raise OptionError(f"pool {pool!r} has no option 'method'; the pool is chosen by pool={options['method']!r}")
 
 
 def count_eigh(inputs: list[Any], outputs: list[Any]) -> int:

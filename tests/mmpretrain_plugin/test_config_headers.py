@@ -61,7 +61,7 @@ def up_to_date(path, text):
 
 def heads(cfg):
     """What a config may have for ``<head>`` in its name: the pool, or the whitening layers and their method."""
-    pooling = cfg.model.get("neck") or cfg.model.head
+    pooling = cfg.model.get("neck", {})
     if "pool" in pooling:
         assert pooling.pool in list_pools()
         switched = {f"{hook.method}-hybrid" for hook in cfg.get("custom_hooks", []) if "method" in hook}

@@ -36,7 +36,7 @@ def shrunk(path):
     if cfg.model.backbone.type == "SwinTransformer":
         cfg.model.backbone.pad_small_map = True
     cfg.model.head.num_classes = min(cfg.model.head.num_classes, CLASSES)
-    pooling = cfg.model.get("neck") or cfg.model.head
+    pooling = cfg.model.neck
     if pooling.get("pool", "cbp") != "cbp" and "reduce_channels" not in pooling:
         pooling.reduce_channels = 32
     preprocessor = dict(cfg.data_preprocessor, num_classes=cfg.model.head.num_classes)
