@@ -37,10 +37,15 @@ def option(default: Any, check: Callable[..., None], *allowed: object) -> Any:
 class Method:
     """How a function of symmetric positive semi-definite matrices and its gradient are computed.
 
+    ``route`` says where the root by matrix products replaces it: ``products``, everywhere; ``auto``, on a GPU and while
+    a graph is exported; ``export``, then alone; ``eigh``, nowhere.
+
     Examples:
         >>> resolve_method("isqrt").exportable("sqrtm"), resolve_method("svdtopn").exportable("sqrtm")
         (True, False)
     """
+
+    route: ClassVar[Any] = "eigh"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -50,11 +55,13 @@ class Method:
 
     def exportable(self, function: str) -> bool:
         """Whether it exports to ONNX, which has no decompositions: it can do with matrix products alone."""
-        return False
+        return self.route != "eigh"
 
     def by_products(self, X: Tensor) -> bool:
-        """Whether another method computes in its place for this input, by matrix products."""
-        return False
+        """Whether the root by matrix products replaces it for this input."""
+        if self.route in ("auto", "export") and exporting():
+            return True
+        return self.route == "products" or (self.route == "auto" and X.is_cuda)
 
     def of_matrix(self, A: Tensor, wanted: Wanted, compute: Compute, shift: float = 0.0) -> Tensor:
         """The root or the inverse root of A + shift I, for symmetric matrices A (..., n, n) in float32 or float64."""
@@ -73,20 +80,7 @@ class SpectralMethod(Method):
     """A function f of the eigenvalues λ: eigh forward; backward U [K ∘ (Uᵀ G U)] Uᵀ with its divided differences K.
 
     Eigenvalues are never negative here, and zero where they cannot be told from zero.
-
-    ``route`` says where the root by matrix products replaces it: ``products``, everywhere; ``auto``, on a GPU and while
-    a graph is exported; ``export``, then alone; ``eigh``, nowhere.
     """
-
-    route: ClassVar[Any] = "eigh"
-
-    def exportable(self, function: str) -> bool:
-        return self.route != "eigh"
-
-    def by_products(self, X: Tensor) -> bool:
-        if self.route in ("auto", "export") and exporting():
-            return True
-        return self.route == "products" or (self.route == "auto" and X.is_cuda)
 
     def values(self, eigenvalues: Tensor) -> Tensor:
         """f(λ) for the eigenvalues (..., n) of a matrix, ascending."""
