@@ -17,7 +17,7 @@ from .._dual import Matrix
 from ..eigenbasis import second_differences, spectral_function
 from ..feature_functions import Rule, function_of_features
 from ..iterations import iterative_root, iterative_root_of_features
-from ..tensors import check_features, check_square, exporting, symmetrize, working_dtype
+from ..tensors import check_features, check_square, exporting, identity_like, symmetrize, working_dtype
 
 Wanted = Literal["root", "inverse", "factor"]
 Scaling = Literal["trace", "frobenius", "spectral"]
@@ -223,7 +223,7 @@ class IterativeMethod(Method):
     def of_matrix(self, A: Tensor, wanted: Wanted, compute: Compute, shift: float = 0.0) -> Tensor:
         work = A.double() if compute == "float64" else A
         if shift:
-            work = work + shift * torch.eye(A.shape[-1], dtype=work.dtype, device=A.device)
+            work = work + shift * identity_like(work)
         return iterative_root(work, self, wanted).to(A.dtype)
 
     def of_features(self, X: Tensor, centered: bool, mixed: bool, packed: bool) -> Tensor:
@@ -321,7 +321,6 @@ def check_root_options(compute: str, vectorize: str) -> None:
 def function_of_matrices(A: Tensor, function: SpectralMethod) -> Tensor:
     """f(A) for matrices of any floating point dtype, in that dtype; computed in float64."""
     check_square(A)
-    check_exportable(function, type(function).__name__)
     return function.of_matrix(symmetrize(A.to(working_dtype(A.dtype))), "root", "mixed").to(A.dtype)
 
 
@@ -329,6 +328,5 @@ def function_of_covariance(X: Tensor, method: Method, centered: bool, compute: C
     """What a method makes of the covariance of features of any floating point dtype, in that dtype."""
     check_features(X)
     check_root_options(compute, vectorize)
-    check_exportable(method, "sqrtm" if is_method(method, "sqrtm") else type(method).__name__)
     work = X.to(torch.float64 if compute == "float64" else working_dtype(X.dtype))
     return method.of_features(work, centered, compute == "mixed", vectorize == "triu").to(X.dtype)
