@@ -72,24 +72,26 @@ def decompose_features(X: Tensor, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
     with autocast_off(X.device.type):
         wide, mean = center(X.detach(), rule.centered, torch.float64 if rule.mixed else X.dtype)
         # In float64 the squares of float32 numbers stay in range.
-        unit = 1.0 if rule.mixed and X.dtype != torch.float64 else power_of_two(wide)
-        Y = wide / (unit * root_of(M))
+        unit = None if rule.mixed and X.dtype != torch.float64 else power_of_two(wide)
+        Y = wide if unit is None else wide / unit
         if not fewer_positions(X):
-            values, U = _decomposition(Y @ Y.mT, unit, mean, X.dtype)
+            values, U = _decomposition(Y @ Y.mT / M, unit, mean, X.dtype)
             return values, U, X.new_empty(*X.shape[:-2], 0, 0)
-        values, V = _decomposition(Y.mT @ Y, unit, mean, X.dtype)
+        values, V = _decomposition(Y.mT @ Y / M, unit, mean, X.dtype)
         V = V / root_of(M)
-        U = (wide @ V) * _reciprocal_root(values).unsqueeze(-2).to(wide.dtype)
+        U = wide @ (V * _reciprocal_root(values).unsqueeze(-2).to(wide.dtype))
         return values, U.to(X.dtype), V.to(X.dtype)
 
 
-def _decomposition(A: Tensor, unit: Tensor | float, mean: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _decomposition(A: Tensor, unit: Tensor | None, mean: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Eigenvalues in float64 and vectors of unit² A, a covariance or Gram matrix of features of that type and mean.
 
     Eigenvalues that cannot be told from zero, or whose root has no reciprocal in the type, are zero.
     """
     values, U = guarded_eigh(A)
-    values = values.double() * (unit.squeeze(-1).double().square() if isinstance(unit, Tensor) else 1.0)
+    values = values.double()
+    if unit is not None:
+        values = values * unit.squeeze(-1).double().square()
     threshold = null_threshold(values, A.dtype).clamp_min(torch.finfo(dtype).tiny ** 2)
     if mean is not None:
         threshold = torch.maximum(threshold, rounding_of_mean(mean))
@@ -188,10 +190,10 @@ def _tangent(H: Tensor, X: Tensor, values: Tensor, U: Tensor, V: Tensor, rule: R
 def _scaled_coefficients(values: Tensor, V: Tensor, function: SpectralMethod) -> tuple[Tensor, Tensor | None]:
     """s_j K(λ_i, λ_j) (..., n, n); and s_j K(λ_j, 0) (..., 1, n) where U does not span the channels."""
     kept, s = function.truncate(values), values.sqrt().unsqueeze(-2)
-    K = function.coefficients(kept, kept) * s
     if V.shape[-1] == 0:
-        return K, None
-    return K, function.coefficients(torch.zeros_like(values[..., :1]), kept) * s
+        return function.coefficients(kept, kept) * s, None
+    K = function.coefficients(torch.cat([torch.zeros_like(kept[..., :1]), kept], -1), kept) * s
+    return K[..., 1:, :], K[..., :1, :]
 
 
 def _curvature(G: Tensor, H: Tensor, X: Tensor, rule: Rule) -> Tensor:
@@ -213,7 +215,7 @@ def _curvature(G: Tensor, H: Tensor, X: Tensor, rule: Rule) -> Tensor:
 
 
 def _of_covariance(G: Tensor, h: Tensor, Y: Tensor, function: SpectralMethod) -> Tensor:
-    values, U = _decomposition(Y @ Y.mT, 1.0, None, Y.dtype)
+    values, U = _decomposition(Y @ Y.mT, None, None, Y.dtype)
     Y, h = U.mT @ Y, U.mT @ h
     E, B = U.mT @ G @ U, h @ Y.mT
     inner = function.curvature(values, E, B + B.mT)
@@ -226,7 +228,7 @@ def _of_gram_matrix(G: Tensor, h: Tensor, Y: Tensor, function: SpectralMethod) -
     g = function.quotient
     if g is None:
         raise no_further_derivative(function)
-    values, V = _decomposition(Y.mT @ Y, 1.0, None, Y.dtype)
+    values, V = _decomposition(Y.mT @ Y, None, None, Y.dtype)
     Y, h = Y @ V, h @ V
     K, GY, Gh = g.coefficients(values, values), G @ Y, G @ h
     B, mixed, Q = Y.mT @ h, Y.mT @ Gh, Y.mT @ GY

@@ -41,8 +41,7 @@ def iterative_root(A: Tensor, method: IterativeMethod, wanted: Wanted) -> Tensor
     B, t, zero = _scaled(A / unit, method)
     if _by_lyapunov(method, wanted):
         t = t.detach()
-    size = t * unit
-    root = apply(IterativeRoot, B / t, method, wanted) * (size.sqrt() if wanted == "root" else size.rsqrt())
+    root = unit ** _exponent(wanted) * apply(IterativeRoot, B, t, method, wanted)
     return torch.where(finite_matrices(A), torch.where(zero, 0.0, root), torch.nan)
 
 
@@ -85,38 +84,56 @@ def _by_lyapunov(method: IterativeMethod, wanted: Wanted) -> bool:
 
 
 class IterativeRoot(Function):
-    """f(B) with a matrix iteration f, for B with eigenvalues in [0, 1].
+    """t^p f(A / t) with a matrix iteration f, a scale t of the matrix, and p = 1/2 or -1/2; only A and t are kept.
 
-    The exact derivative, which is its own adjoint, runs the iteration once more with a tangent (see ``_dual``); only B
-    is kept. The Lyapunov derivative solves the equation with the computed root.
+    The exact derivative, which is its own adjoint but for t, runs the iteration once more with a tangent (see
+    ``_dual``). The Lyapunov derivative solves the equation with the computed root.
     """
 
     @staticmethod
-    def forward(B: Tensor, method: IterativeMethod, wanted: Wanted) -> Tensor:
-        with autocast_off(B.device.type):
-            return method.evaluate(B, wanted)
+    def forward(A: Tensor, t: Tensor, method: IterativeMethod, wanted: Wanted) -> Tensor:
+        with autocast_off(A.device.type):
+            return t ** _exponent(wanted) * method.evaluate(A / t, wanted)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        B, method, wanted = inputs
-        keep(ctx, B, *([output] if _by_lyapunov(method, wanted) else []), method, wanted)
+        *scaled, method, wanted = inputs
+        keep(ctx, *scaled, *([output] if _by_lyapunov(method, wanted) else []), method, wanted)
 
     @staticmethod
-    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None]:
-        return IterativeRoot.tangent(ctx, G), None, None
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        A, t, *root, method, wanted = kept(ctx)
+        G = symmetrize(G)
+        with autocast_off(G.device.type):
+            if root:
+                return _lyapunov_derivative(A, root[0], G, method, wanted), None, None, None
+            B, p = A / t, _exponent(wanted)
+            value, tangent = method.evaluate(Dual(B, G), wanted)
+            along_t = t ** (p - 1) * (p * G * value - tangent * B).sum(dim=(-2, -1), keepdim=True)
+            return t ** (p - 1) * tangent, along_t, None, None
 
     @staticmethod
-    def tangent(ctx: Any, H: Tensor, *_: Any) -> Tensor:
-        B, *root, method, wanted = kept(ctx)
-        H = symmetrize(H)
+    def tangent(ctx: Any, along_A: Tensor, along_t: Tensor, *_: Any) -> Tensor:
+        A, t, *root, method, wanted = kept(ctx)
+        H = symmetrize(along_A)
         with autocast_off(H.device.type):
-            if not root:
-                return method.evaluate(Dual(B, H), wanted).tangent
-            (S,) = root
-            # The inverse root has S dS + dS S = -S S dB S S, for S S = B⁻¹.
-            right = H if wanted == "root" else -(S @ (S @ H @ S) @ S)
-            solution = newton_schulz_solution(S, right, method.lyapunov_iterations)
-            return first_derivative_only(solution, method, B, H)
+            if root:
+                return _lyapunov_derivative(A, root[0], H, method, wanted)
+            B, p, rate = A / t, _exponent(wanted), along_t / t
+            value, tangent = method.evaluate(Dual(B, H / t - rate * B), wanted)
+            return t**p * (tangent + p * rate * value)
+
+
+def _lyapunov_derivative(A: Tensor, root: Tensor, G: Tensor, method: IterativeMethod, wanted: Wanted) -> Tensor:
+    """Its own adjoint: the gradient, and the derivative along a tangent."""
+    # The inverse root T has T dT + dT T = -T T dA T T, for T T = A⁻¹.
+    right = G if wanted == "root" else -(root @ (root @ G @ root) @ root)
+    solution = newton_schulz_solution(root, right, method.lyapunov_iterations)
+    return first_derivative_only(solution, method, A, G)
+
+
+def _exponent(wanted: Wanted) -> float:
+    return 0.5 if wanted == "root" else -0.5
 
 
 def newton_schulz_solution(S: Tensor, G: Tensor, iterations: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -61,12 +61,12 @@ def powm(A: Tensor, p: float | Tensor) -> Tensor:
         >>> powm(torch.diag(torch.tensor([4.0, 0.0])), -0.5).diagonal()
         tensor([0.5000, 0.0000])
     """
+    if exporting() and is_product_of_roots(p):
+        return power_of_root(sqrtm(A), p)
+    function = _power(p)
     if not isinstance(p, Tensor):
-        if exporting() and is_product_of_roots(p):
-            return power_of_root(sqrtm(A), p)
-        return function_of_matrices(A, Power(p))
+        return function_of_matrices(A, function)
     check_square(A)
-    function = _learned(p)
     work = symmetrize(A.double())
     image, values, U = decompose(work.detach(), function, working_dtype(A.dtype))
     return _with_exponent(apply(SpectralFunction, work, image, values, U, function), p, function, values, U).to(A.dtype)
@@ -103,18 +103,18 @@ def covariance_powm(
         >>> torch.allclose(covariance_powm(X, 0.5), covariance_sqrt(X, "exact"))
         True
     """
-    if isinstance(p, Tensor):
-        check_features(X)
-        check_root_options(compute, vectorize)
-        function = _learned(p)
-        rule = Rule(function, centered, compute == "mixed", False)
-        work = X.to(torch.float64 if compute == "float64" else working_dtype(X.dtype))
-        values, U, V = decompose_features(work, rule)
-        F = _with_exponent(apply(FeatureFunction, work, values, U, V, rule), p, function, values, U)
-    elif exporting() and is_product_of_roots(p):
+    check_root_options(compute, vectorize)
+    if exporting() and is_product_of_roots(p):
         F = power_of_root(covariance_sqrt(X, "exact", centered=centered, compute=compute), p)
-    else:
-        return function_of_covariance(X, Power(p), centered, compute, vectorize)
+        return pack_triu(F) if vectorize == "triu" else F
+    function = _power(p)
+    if not isinstance(p, Tensor):
+        return function_of_covariance(X, function, centered, compute, vectorize)
+    check_features(X)
+    rule = Rule(function, centered, compute == "mixed", False)
+    work = X.to(torch.float64 if compute == "float64" else working_dtype(X.dtype))
+    values, U, V = decompose_features(work, rule)
+    F = _with_exponent(apply(FeatureFunction, work, values, U, V, rule), p, function, values, U)
     return (pack_triu(F) if vectorize == "triu" else F).to(X.dtype)
 
 
@@ -173,7 +173,9 @@ def covariance_log1p(
         True
     """
     check_number("eps", eps, "(0, inf)")
-    return function_of_covariance(X, Log1p(eps), centered, compute, vectorize)
+    function = Log1p(eps)
+    check_exportable(function, "covariance_log1p")
+    return function_of_covariance(X, function, centered, compute, vectorize)
 
 
 def expm_neg(A: Tensor) -> Tensor:
@@ -195,7 +197,7 @@ def expm_neg(A: Tensor) -> Tensor:
 # While a graph is exported: matrix products alone
 
 
-def is_product_of_roots(p: float | Tensor) -> bool:
+def is_product_of_roots(p: float | Tensor) -> TypeGuard[float]:
     """Whether A^p is a product of square roots of A."""
     return isinstance(p, int | float) and p > 0 and 2 * p == int(2 * p)
 
@@ -222,14 +224,16 @@ def expm1_neg(A: Tensor) -> Tensor:
 # A learned exponent
 
 
-def _learned(p: Tensor) -> Power:
-    """The power with a learned exponent, which is a constant to it."""
-    if p.ndim or not p.is_floating_point():
-        raise OptionError(f"powm: p must be a number or a 0-dimensional tensor of one, got shape {tuple(p.shape)}")
-    constant = unwrapped(p.detach().double())
-    if constant is None:
-        raise OptionError("powm: p must be one number for all matrices, got one that vmap maps over")
-    function = Power(constant)
+def _power(p: float | Tensor) -> Power:
+    """The power, to which a learned exponent is a constant."""
+    if isinstance(p, Tensor):
+        if p.ndim or not p.is_floating_point():
+            raise OptionError(f"powm: p must be a number or a 0-dimensional tensor of one, got shape {tuple(p.shape)}")
+        constant = unwrapped(p.detach().double())
+        if constant is None:
+            raise OptionError("powm: p must be one number for all matrices, got one that vmap maps over")
+        p = constant
+    function = Power(p)
     check_exportable(function, "powm")
     return function
 

@@ -17,7 +17,7 @@ from .._dual import Matrix
 from ..eigenbasis import second_differences, spectral_function
 from ..feature_functions import Rule, function_of_features
 from ..iterations import iterative_root, iterative_root_of_features
-from ..tensors import check_features, check_square, exporting, symmetrize, working_dtype
+from ..tensors import check_features, check_square, exporting, identity_like, symmetrize, working_dtype
 
 Wanted = Literal["root", "inverse", "factor"]
 Scaling = Literal["trace", "frobenius", "spectral"]
@@ -37,10 +37,15 @@ def option(default: Any, check: Callable[..., None], *allowed: object) -> Any:
 class Method:
     """How a function of symmetric positive semi-definite matrices and its gradient are computed.
 
+    ``route`` says where the root by matrix products replaces it: ``products``, everywhere; ``auto``, on a GPU and while
+    a graph is exported; ``export``, then alone; ``eigh``, nowhere.
+
     Examples:
         >>> resolve_method("isqrt").exportable("sqrtm"), resolve_method("svdtopn").exportable("sqrtm")
         (True, False)
     """
+
+    route: ClassVar[Any] = "eigh"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -50,11 +55,13 @@ class Method:
 
     def exportable(self, function: str) -> bool:
         """Whether it exports to ONNX, which has no decompositions: it can do with matrix products alone."""
-        return False
+        return self.route != "eigh"
 
     def by_products(self, X: Tensor) -> bool:
-        """Whether another method computes in its place for this input, by matrix products."""
-        return False
+        """Whether the root by matrix products replaces it for this input."""
+        if self.route in ("auto", "export") and exporting():
+            return True
+        return self.route == "products" or (self.route == "auto" and X.is_cuda)
 
     def of_matrix(self, A: Tensor, wanted: Wanted, compute: Compute, shift: float = 0.0) -> Tensor:
         """The root or the inverse root of A + shift I, for symmetric matrices A (..., n, n) in float32 or float64."""
@@ -73,20 +80,7 @@ class SpectralMethod(Method):
     """A function f of the eigenvalues λ: eigh forward; backward U [K ∘ (Uᵀ G U)] Uᵀ with its divided differences K.
 
     Eigenvalues are never negative here, and zero where they cannot be told from zero.
-
-    ``route`` says where the root by matrix products replaces it: ``products``, everywhere; ``auto``, on a GPU and while
-    a graph is exported; ``export``, then alone; ``eigh``, nowhere.
     """
-
-    route: ClassVar[Any] = "eigh"
-
-    def exportable(self, function: str) -> bool:
-        return self.route != "eigh"
-
-    def by_products(self, X: Tensor) -> bool:
-        if self.route in ("auto", "export") and exporting():
-            return True
-        return self.route == "products" or (self.route == "auto" and X.is_cuda)
 
     def values(self, eigenvalues: Tensor) -> Tensor:
         """f(λ) for the eigenvalues (..., n) of a matrix, ascending."""
@@ -229,7 +223,7 @@ class IterativeMethod(Method):
     def of_matrix(self, A: Tensor, wanted: Wanted, compute: Compute, shift: float = 0.0) -> Tensor:
         work = A.double() if compute == "float64" else A
         if shift:
-            work = work + shift * torch.eye(A.shape[-1], dtype=work.dtype, device=A.device)
+            work = work + shift * identity_like(work)
         return iterative_root(work, self, wanted).to(A.dtype)
 
     def of_features(self, X: Tensor, centered: bool, mixed: bool, packed: bool) -> Tensor:
@@ -327,7 +321,6 @@ def check_root_options(compute: str, vectorize: str) -> None:
 def function_of_matrices(A: Tensor, function: SpectralMethod) -> Tensor:
     """f(A) for matrices of any floating point dtype, in that dtype; computed in float64."""
     check_square(A)
-    check_exportable(function, type(function).__name__)
     return function.of_matrix(symmetrize(A.to(working_dtype(A.dtype))), "root", "mixed").to(A.dtype)
 
 
@@ -335,6 +328,5 @@ def function_of_covariance(X: Tensor, method: Method, centered: bool, compute: C
     """What a method makes of the covariance of features of any floating point dtype, in that dtype."""
     check_features(X)
     check_root_options(compute, vectorize)
-    check_exportable(method, "sqrtm" if is_method(method, "sqrtm") else type(method).__name__)
     work = X.to(torch.float64 if compute == "float64" else working_dtype(X.dtype))
     return method.of_features(work, centered, compute == "mixed", vectorize == "triu").to(X.dtype)

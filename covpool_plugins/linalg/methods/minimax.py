@@ -71,7 +71,7 @@ class Minimax(IterativeMethod):
 @torch.compiler.assume_constant_result
 def step_coefficients(smallest: float, steps: int, degree: int) -> tuple[tuple[float, ...], ...]:
     """Coefficients of p(x) / x in ascending powers of x², for each step."""
-    return _step_coefficients(smallest, steps, degree)
+    return _step_coefficients(smallest, steps, degree)  # which Dynamo would take for no constant
 
 
 @cache

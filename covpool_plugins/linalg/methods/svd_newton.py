@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ...checks import check_integer
 from ...tables import About
-from ..tensors import exporting, is_plain
+from ..tensors import is_plain
 from .base import SQUARE_ROOTS, Compute, Method, Wanted, option
 from .eigen import BY_EIGH, Exact
 from .newton_schulz import NewtonSchulz
@@ -33,13 +34,8 @@ class SVDNewton(Method):
         True
     """
 
+    route: ClassVar[Any] = "export"
     iterations: int = option(10, check_integer, 1)
-
-    def exportable(self, function: str) -> bool:
-        return True
-
-    def by_products(self, X: Tensor) -> bool:
-        return exporting()
 
     def of_matrix(self, A: Tensor, wanted: Wanted, compute: Compute, shift: float = 0.0) -> Tensor:
         root = Exact().of_matrix(A.detach(), wanted, compute, shift)

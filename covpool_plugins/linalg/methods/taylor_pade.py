@@ -32,13 +32,9 @@ def _taylor_row(degree: int, wanted: Wanted) -> list[float]:
     """Coefficients of the polynomial, or of its ``factor``."""
     coefficients = taylor_coefficients(degree)
     if wanted == "factor":
-        coefficients = _divide_by_b((coefficients[0] - sum(coefficients), *coefficients[1:]))
+        # Less its value at z = 1, divided by 1 - z: the running sums of the coefficients.
+        coefficients = tuple(accumulate((coefficients[0] - sum(coefficients), *coefficients[1:-1])))
     return [float(c) for c in coefficients]
-
-
-def _divide_by_b(coefficients: Coefficients) -> Coefficients:
-    """N(z) / (1 - z) for a polynomial with N(1) = 0: the running sums of its coefficients."""
-    return tuple(accumulate(coefficients[:-1]))
 
 
 @dataclass(frozen=True)
