@@ -147,7 +147,6 @@ class Pool(Described):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_integer("in_channels", in_channels)
         check_choice("input_fmt", input_fmt, INPUT_FORMATS)
         check_integer("num_prefix_tokens", num_prefix_tokens, 0)
         if num_prefix_tokens and input_fmt != "NLC":

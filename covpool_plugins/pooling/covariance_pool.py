@@ -26,7 +26,7 @@ from ..linalg import (
 )
 from ..linalg.methods.base import SQUARE_ROOTS
 from ..linalg.packing import unpack_gradient
-from ..linalg.tensors import autocast_off, symmetrize, working_dtype
+from ..linalg.tensors import autocast_off, check_floating, symmetrize, working_dtype
 from ..tables import About
 from .base import COVARIANCE_OPTIONS, POOLS, Described, InputFormat, Pool, widened
 from .positions import counted, squared_size
@@ -309,6 +309,7 @@ class CovariancePool(Pool):
 
     def _unpacked(self, vectors: Tensor, unpack: Callable[[Tensor, int], Tensor]) -> Tensor:
         n = self.matrix_size
+        check_floating(vectors, "vectors")
         if vectors.ndim == 0 or vectors.shape[-1] != self.out_features:
             raise ShapeError(
                 f"{self.pool_type} pool: expected vectors (..., {self.out_features}), got shape {tuple(vectors.shape)}"

@@ -151,12 +151,10 @@ class CrossCovariancePool(Pool):
 
 def _channels(in_channels: int, reduce_channels: int | str | Sequence[int] | None) -> tuple[int, int]:
     """C₁ and C₂."""
-    if reduce_channels == "default":
-        reduce_channels = min(DEFAULT_CHANNELS, in_channels)
     pair = reduce_channels if isinstance(reduce_channels, (list, tuple)) else (reduce_channels, reduce_channels)
-    if len(pair) != 2 or (isinstance(reduce_channels, (list, tuple)) and None in pair):
+    if len(pair) != 2 or (pair is reduce_channels and None in pair):
         raise OptionError(f"reduce_channels must be one or two positive integers or None, got {reduce_channels!r}")
-    rows, columns = (reduced_channels(in_channels, count) for count in pair)
+    rows, columns = (reduced_channels(in_channels, count, DEFAULT_CHANNELS) for count in pair)
     return rows, columns
 
 

@@ -120,11 +120,12 @@ class MomentPool(Pool):
 
     def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         maps = self.to_maps(x)
+        projected = reduced_positions(self.reduction, maps, mask)
         first = only(maps.flatten(2), mask)
         if self.first_order == "token":
             # As if every position were the class token, whose mean is the token.
             first = only(x[:, 0].unsqueeze(-1).expand_as(first), mask)
-        return torch.cat([first, reduced_positions(self.reduction, maps, mask)], dim=1)
+        return torch.cat([first, projected], dim=1)
 
     def represent(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         return torch.cat(self._moments(X, mask), dim=1).to(X.dtype)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..checks import is_integer
+from ..checks import check_integer, is_integer
 from ..errors import OptionError
 from ..tables import Table
 
@@ -58,8 +58,9 @@ def reduced_channels(in_channels: int, reduce_channels: int | str | None, defaul
     """Channels after the reduction: all of them for ``None``, and at most ``default`` for "default".
 
     Raises:
-        OptionError: unless it is a positive integer or ``None``.
+        OptionError: unless they are positive integers, or ``None``.
     """
+    check_integer("in_channels", in_channels)
     if reduce_channels is None or reduce_channels == "default":
         return min(in_channels, (reduce_channels and default) or in_channels)
     if not isinstance(reduce_channels, int) or not is_integer(reduce_channels):
