@@ -28,7 +28,7 @@ from ..linalg.methods.base import SQUARE_ROOTS
 from ..linalg.packing import unpack_gradient
 from ..linalg.tensors import autocast_off, check_floating, symmetrize, working_dtype
 from ..tables import About
-from .base import COVARIANCE_OPTIONS, POOLS, Described, InputFormat, Pool, widened
+from .base import COVARIANCE_OPTIONS, POOLS, REDUCTION_OPTIONS, Described, Pool, widened
 from .positions import counted, squared_size
 from .reduction import DEFAULT_CHANNELS
 
@@ -184,16 +184,16 @@ class CovariancePool(Pool):
 
     Args:
         in_channels: channels of the input.
-        method: name or object of the square-root method, ``svdpade`` by default; where no normalisation is given.
-        pool_type: the name in messages; that of the method by default.
+        method: name or object of the square-root method, ``svdpade`` by default.
+        pool_type: the name in messages; that of the method, or of the normalisation's class, by default.
         weighting: on the features.
-        normalization: of the covariance, a square root by default.
+        normalization: of the covariance: a module, or what makes one of a method and its options.
         elementwise: a module on the vectors (B, D).
         centered: subtract the mean over the positions.
         compute: ``mixed``, ``float32`` or ``float64``, see :func:`covpool_plugins.linalg.covariance_sqrt`.
         vectorize: ``triu``, the C(C+1)/2 upper entries in the order of ``torch.triu_indices``, or ``full``.
-        reduce_channels: 256 by default, as in the papers; this and the others as for :class:`Pool`.
-        method_options: fields of the method, for example ``iterations=3``.
+        options: of :class:`Pool`, with 256 for ``reduce_channels`` as in the papers, and fields of the method, for
+            example ``iterations=3``.
 
     Raises:
         OptionError: for an option outside its range, or one that the method does not have.
@@ -217,44 +217,35 @@ class CovariancePool(Pool):
         *,
         pool_type: str | None = None,
         weighting: Weighting | None = None,
-        normalization: Normalization | None = None,
+        normalization: Normalization | Callable[..., Normalization] = MatrixRoot,
         elementwise: nn.Module | None = None,
         centered: bool = True,
         compute: Compute = "mixed",
         vectorize: Vectorize = "triu",
-        reduce_channels: int | str | None = "default",
-        reduction: str | None = None,
-        input_fmt: InputFormat = "NCHW",
-        num_prefix_tokens: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **method_options: Any,
+        **options: Any,
     ) -> None:
         check_root_options(compute, vectorize)
         check_flag("centered", centered)
-        if method is not None and normalization is not None:
-            raise OptionError(f"{type(normalization).__name__} takes no square-root method, got {method!r}")
-        method = method or "svdpade"
-        name = pool_type or (method if isinstance(method, str) else type(method).__name__)
-        super().__init__(
-            in_channels,
-            pool_type=name,
-            reduce_channels=reduce_channels,
-            reduction=reduction,
-            input_fmt=input_fmt,
-            num_prefix_tokens=num_prefix_tokens,
-            device=device,
-            dtype=dtype,
-        )
-        if normalization is not None:
-            check_known(f"pool {name!r}", method_options, self.shared_options)
+        of_pool = {option: options.pop(option) for option in REDUCTION_OPTIONS if option in options}
+        if isinstance(normalization, Normalization):
+            pool_type = pool_type or type(normalization).__name__
+            if method is not None:
+                raise OptionError(f"{pool_type} takes no square-root method, got {method!r}")
+            check_known(f"pool {pool_type!r}", options, self.shared_options)
+        else:
+            method = method or "svdpade"
+            pool_type = pool_type or (method if isinstance(method, str) else type(method).__name__)
+            normalization = normalization(method, **options)
+        super().__init__(in_channels, pool_type=pool_type, **of_pool)
         self.centered = self.needs_positions = centered
         self.compute = compute
         self.vectorize = vectorize
         self.weighting = weighting or Weighting()
-        self.normalization: Normalization = normalization or MatrixRoot(method, **method_options)
+        self.normalization = normalization
         self.elementwise = elementwise or nn.Identity()
-        self.in_range = elementwise is not None or self.normalization.in_range
+        self.in_range = elementwise is not None or normalization.in_range
         self.matrix_size = self.channels + self.weighting.added_channels
         self.out_features = packed_size(self.matrix_size) if vectorize == "triu" else self.matrix_size**2
         self.to(device=device, dtype=dtype)  # the parts, too

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ from ..linalg.tensors import (
     working_dtype,
 )
 from ..tables import About
-from .base import COVARIANCE_OPTIONS, POOLS, widened
+from .base import POOLS, widened
 from .covariance_pool import CovariancePool, Normalization
 from .damped_sum import root_and_damped_sum
 from .positions import counted
@@ -276,18 +276,14 @@ def seb(in_channels: int, **shared: Any) -> CovariancePool:
     return CovariancePool(in_channels, pool_type="seb", normalization=ScalingEigenBranch(), **shared)
 
 
-def scaled_power(name: str, tangent: bool) -> Callable[..., CovariancePool]:
-    """The builder of ``scalepow`` or ``powtmlr``; it tells the options of the method from those of the pool."""
+def scalepow(in_channels: int, *, method: str | Method = "isqrt", theta: float = 0.5, **options: Any) -> CovariancePool:
+    power = partial(ScaledPower, theta=theta)
+    return CovariancePool(in_channels, method, pool_type="scalepow", normalization=power, **options)
 
-    def build(
-        in_channels: int, *, method: str | Method = "isqrt", theta: float = 0.5, **options: Any
-    ) -> CovariancePool:
-        of_pool = (*COVARIANCE_OPTIONS, "device", "dtype")
-        shared = {option: options.pop(option) for option in of_pool if option in options}
-        normalization = ScaledPower(method, theta=theta, tangent=tangent, **options)
-        return CovariancePool(in_channels, pool_type=name, normalization=normalization, **shared)
 
-    return build
+def powtmlr(in_channels: int, *, method: str | Method = "isqrt", theta: float = 0.5, **options: Any) -> CovariancePool:
+    power = partial(ScaledPower, theta=theta, tangent=True)
+    return CovariancePool(in_channels, method, pool_type="powtmlr", normalization=power, **options)
 
 
 def cholesky(in_channels: int, *, eps: float = 1e-6, **shared: Any) -> CovariancePool:
@@ -307,12 +303,12 @@ POOLS.add("logcov", logcov, About("logarithm log(I + A / ε) of the covariance A
 POOLS.add("seb", seb, About("square root times a factor that its small eigenvalues raise", "exact", "T-PAMI 2022"))
 POOLS.add(
     "scalepow",
-    scaled_power("scalepow", False),
+    scalepow,
     About("(1/θ) A^θ of the covariance A, θ = 1/2 by 5 Newton-Schulz steps", "exact for these steps", "ICLR 2025"),
 )
 POOLS.add(
     "powtmlr",
-    scaled_power("powtmlr", True),
+    powtmlr,
     About("(1/θ) (A^θ - I), θ = 1/2 by 5 Newton-Schulz steps", "exact for these steps", "ICLR 2025"),
 )
 POOLS.add(
