@@ -15,24 +15,12 @@ from ..linalg.tensors import autocast_off, product
 from ..tables import About
 from .base import POOLS, TOKEN_FORMATS, Pool, widened
 from .positions import count_positions, mean_over_positions, only, reduced_positions, squared_size
-from .reduction import REDUCTIONS
 
 FirstOrder = Literal["mean", "token"]
 FIRST_ORDERS: tuple[str, ...] = get_args(FirstOrder)
 DEFAULT_CHANNELS, DEFAULT_HEADS, DEFAULT_CONVOLUTIONS = 512, 4, 2
 KERNEL, STRIDE = 3, 2
 EPS_OF_NORM, EPS_OF_FIRST_NORM, EPS_OF_COLUMNS = 1e-5, 1e-6, 1e-12
-
-
-class AffineProjection(nn.Conv2d):
-    """1x1 convolution with bias and nothing behind it: the projection of moment probing."""
-
-    def __init__(self, in_channels: int, out_channels: int, **factory: Any) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=1, **factory)
-        assert self.bias is not None
-        if not self.weight.is_meta:
-            nn.init.trunc_normal_(self.weight, std=0.02)
-            nn.init.zeros_(self.bias)
 
 
 class MomentPool(Pool):
@@ -64,9 +52,6 @@ class MomentPool(Pool):
 
     Source: Gao, Wang, Lin, Zhu, Hu & Zhou, "Tuning Pre-trained Model via Moment Probing", ICCV 2023; the steps are
     those of the authors' code.
-
-    Raises:
-        OptionError: for an option outside its range.
 
     Examples:
         >>> MomentPool(768, input_fmt="NLC", num_prefix_tokens=1, first_order="token")(torch.randn(2, 50, 768)).shape
@@ -189,7 +174,6 @@ def _sides(width: int, convolutions: int | None) -> list[int]:
     return sides
 
 
-REDUCTIONS.add("affine", AffineProjection)
 POOLS.add(
     "moment",
     MomentPool,

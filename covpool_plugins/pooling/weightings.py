@@ -99,8 +99,7 @@ class AdaptiveChannelDropout(Weighting):
 
     def reset_parameters(self) -> None:
         """Begin as a convolution of torch does."""
-        if not self.weight.is_meta:
-            nn.init.uniform_(self.weight, -(TAPS**-0.5), TAPS**-0.5)
+        nn.init.uniform_(self.weight, -(TAPS**-0.5), TAPS**-0.5)
 
     def attention(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         """ω (B, C), which sums to one, for features (B, C, M); in float32 at least."""
