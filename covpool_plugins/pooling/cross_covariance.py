@@ -43,7 +43,7 @@ class CrossCovariancePool(Pool):
         token_dropout: in training, the probability with which a position is left out of a head; 0.2 in DropCov.
         entry_dropout: in training, that with which an entry of the result is; 0.5 in DropCov and SoT-Small.
         alpha, iterations, n, start, eps: of :class:`SingularValuePower`; all heads share its ``weight``.
-        layout: ``input_fmt`` and ``num_prefix_tokens``, see :class:`Pool`.
+        layout: ``input_fmt`` and ``num_prefix_tokens``.
 
     Source: Xie, Zeng, Wang, Zhang & Li, "So-ViT: Mind Visual Tokens for Vision Transformer" (later SoT), arXiv
     2104.10935, 2021; the dropouts: Wang et al., "DropCov", NeurIPS 2022. Several heads are those of the authors' code.
