@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -187,13 +188,13 @@ class CovariancePool(Pool):
         method: name or object of the square-root method, ``svdpade`` by default.
         pool_type: the name in messages; that of the method, or of the normalisation's class, by default.
         weighting: on the features.
-        normalization: of the covariance: a module, or what makes one of a method and its options.
+        normalization: of the covariance: a module, or a class whose keyword arguments then are options, too.
         elementwise: a module on the vectors (B, D).
         centered: subtract the mean over the positions.
         compute: ``mixed``, ``float32`` or ``float64``, see :func:`covpool_plugins.linalg.covariance_sqrt`.
         vectorize: ``triu``, the C(C+1)/2 upper entries in the order of ``torch.triu_indices``, or ``full``.
-        options: of :class:`Pool`, with 256 for ``reduce_channels`` as in the papers, and fields of the method, for
-            example ``iterations=3``.
+        options: of :class:`Pool`, with 256 for ``reduce_channels`` as in the papers, and of the normalisation, for
+            example the field ``iterations=3`` of the method.
 
     Raises:
         OptionError: for an option outside its range, or one that the method does not have.
@@ -235,9 +236,10 @@ class CovariancePool(Pool):
                 raise OptionError(f"{pool_type} takes no square-root method, got {method!r}")
             check_known(f"pool {pool_type!r}", options, self.shared_options)
         else:
+            options |= {} if method is None else {"method": method}
             method = method or "svdpade"
             pool_type = pool_type or (method if isinstance(method, str) else type(method).__name__)
-            normalization = normalization(method, **options)
+            normalization = normalization(**options)
         super().__init__(in_channels, pool_type=pool_type, **of_pool)
         self.centered = self.needs_positions = centered
         self.compute = compute
@@ -308,15 +310,6 @@ class CovariancePool(Pool):
         return unpack(vectors, n) if self.vectorize == "triu" else vectors.unflatten(-1, (n, n))
 
 
-def root_pool(name: str) -> Callable[..., CovariancePool]:
-    """The builder of the pool by one method; the options of the method are those of the pool."""
-
-    def build(in_channels: int, **options: Any) -> CovariancePool:
-        return CovariancePool(in_channels, name, **options)
-
-    return build
-
-
 def bilinear_pool(in_channels: int, pool_type: str, eps: float, **options: Any) -> CovariancePool:
     """As bilinear pooling is published: of the second moment, every entry; signed root and l2 norm; no reduction."""
     published: dict[str, Any] = dict(centered=False, vectorize="full", reduce_channels=None)
@@ -333,7 +326,7 @@ def ibcnn(in_channels: int, *, method: str | Method = "svdpade", eps: float = 1e
 
 
 for _name in list_methods("sqrtm"):
-    POOLS.add(_name, root_pool(_name), SQUARE_ROOTS.about.get(_name))
+    POOLS.add(_name, partial(CovariancePool, method=_name), SQUARE_ROOTS.about.get(_name))
 
 POOLS.add("bcnn", bcnn, About("second moment, signed square root, l2 norm", "exact", "ICCV 2015"))
 POOLS.add("ibcnn", ibcnn, About("square root of the second moment, signed square root, l2 norm", "exact", "BMVC 2017"))
