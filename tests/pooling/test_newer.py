@@ -22,10 +22,6 @@ def matrix(name, X, **options):
     return pool.matrix(pool(X.unsqueeze(-1)))
 
 
-def test_every_one_is_a_pool():
-    assert set(NEWER) <= set(list_pools())
-
-
 @pytest.mark.parametrize("positions", [4, 20])
 @pytest.mark.parametrize("theta", [0.3, 0.5, 1.0])
 def test_powers(theta, positions):
