@@ -168,7 +168,10 @@ class SingularValuePower(Normalization):
         floor = NULL * torch.finfo(L.dtype).eps * bound.detach()
         start = L.new_ones(self.shape[0]) if self.weight is None else self.weight.to(L.dtype)
         begin = nn.functional.normalize(start, dim=0).unsqueeze(-1).expand(*L.shape[:-2], -1, -1)
-        last, vectors, images, values = bound, list[Tensor](), list[Tensor](), list[Tensor]()
+        last = bound
+        vectors: list[Tensor] = []
+        images: list[Tensor] = []
+        values: list[Tensor] = []
         for _ in range(min(self.shape) if self.n is None else self.n):
             u = begin
             V = torch.cat(vectors, -1) if vectors else None
