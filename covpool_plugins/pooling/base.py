@@ -1,16 +1,14 @@
 """What all pools share: input layouts, masks, the two halves of a forward pass, the table of names.
 
-A row of the table is a builder: a subclass of :class:`Pool`, or a function that makes a ``CovariancePool`` of its
-parts. Its options are its keyword arguments, each with a default; what it does not take itself it passes on::
+A row of the table is a builder: a subclass of :class:`Pool`, a function that makes a ``CovariancePool`` of its parts,
+or the latter with its normalisation::
 
-    def powcov(in_channels: int, *, p: float = 0.5, learn_p: bool = False, **shared: Any) -> CovariancePool:
-        power = MatrixPower(p=p, learn_p=learn_p)
-        return CovariancePool(in_channels, pool_type="powcov", normalization=power, **shared)
-
+    powcov = partial(CovariancePool, pool_type="powcov", normalization=MatrixPower)
     POOLS.add("powcov", powcov, About("power p of the covariance", "exact, also for p", "ICCV 2017"))
 
-``shared`` are the options of the class, ``shared_options`` in it, and ``device`` and ``dtype``. Where the builder has
-the option ``method``, the fields of that method are options, too.
+Its options are its keyword arguments, or those of the normalisation, each with a default, and what it passes on as
+``**shared``: the options of the class, ``shared_options`` in it, and ``device`` and ``dtype``. Where ``method`` is one
+of them, the fields of that method are options, too.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ import copy
 import dataclasses
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
@@ -118,8 +117,6 @@ class Pool(Described):
         ShapeError, DtypeError: from ``forward``, for an input of another layout, or a mask that does not fit it.
 
     Examples:
-        >>> isinstance(create_pool("svdpade", 64), Pool)
-        True
         >>> create_pool("gap", 64).out_features, create_pool("svdpade", 64).out_features
         (64, 2080)
         >>> tokens, mask = torch.ones(2, 5, 8), torch.arange(5) < torch.tensor([[5], [3]])  # of lengths 5 and 3
@@ -147,7 +144,6 @@ class Pool(Described):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_integer("in_channels", in_channels)
         check_choice("input_fmt", input_fmt, INPUT_FORMATS)
         check_integer("num_prefix_tokens", num_prefix_tokens, 0)
         if num_prefix_tokens and input_fmt != "NLC":
@@ -326,10 +322,12 @@ def pool_options(name: str, of_parts: bool = True, method: Any = None) -> list[s
     """
     build: Any = POOLS[name]
     is_class = isinstance(build, type)
-    own: dict[str, Any] = (build.__init__ if is_class else build).__kwdefaults__ or {}
+    taking: Any = build.keywords.get("normalization") if isinstance(build, partial) else build
+    signature = taking.__init__ if isinstance(taking, type) else taking  # type: ignore[misc]
+    own: dict[str, Any] = getattr(signature, "__kwdefaults__", None) or {}
     shared = build.shared_options if is_class else COVARIANCE_OPTIONS
     names = [option for option in own if option not in (*shared, "method", "device", "dtype")]
-    if not of_parts:  # the parts are what a function puts together
+    if not of_parts:
         return [*(names if is_class else ()), *shared]
     default = own.get("method")
     root = SQUARE_ROOTS[name] if name in SQUARE_ROOTS else default and resolve_method(method or default)

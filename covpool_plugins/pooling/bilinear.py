@@ -276,8 +276,7 @@ class LowRankBilinearPool(Pool):
 
     def reset_parameters(self) -> None:
         """Directions of about unit length, so that a response has the size of the features' variance."""
-        if not self.factors.is_meta:
-            nn.init.normal_(self.factors, std=self.factors.shape[-1] ** -0.5)
+        nn.init.normal_(self.factors, std=self.factors.shape[-1] ** -0.5)
 
     def represent(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         with autocast_off(X.device.type):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -26,9 +27,9 @@ from ..linalg import (
 )
 from ..linalg.methods.base import SQUARE_ROOTS
 from ..linalg.packing import unpack_gradient
-from ..linalg.tensors import autocast_off, symmetrize, working_dtype
+from ..linalg.tensors import autocast_off, check_floating, symmetrize, working_dtype
 from ..tables import About
-from .base import COVARIANCE_OPTIONS, POOLS, Described, InputFormat, Pool, widened
+from .base import COVARIANCE_OPTIONS, POOLS, REDUCTION_OPTIONS, Described, Pool, widened
 from .positions import counted, squared_size
 from .reduction import DEFAULT_CHANNELS
 
@@ -184,16 +185,16 @@ class CovariancePool(Pool):
 
     Args:
         in_channels: channels of the input.
-        method: name or object of the square-root method, ``svdpade`` by default; where no normalisation is given.
-        pool_type: the name in messages; that of the method by default.
+        method: name or object of the square-root method, ``svdpade`` by default.
+        pool_type: the name in messages; that of the method, or of the normalisation's class, by default.
         weighting: on the features.
-        normalization: of the covariance, a square root by default.
+        normalization: of the covariance: a module, or a class whose keyword arguments then are options, too.
         elementwise: a module on the vectors (B, D).
         centered: subtract the mean over the positions.
         compute: ``mixed``, ``float32`` or ``float64``, see :func:`covpool_plugins.linalg.covariance_sqrt`.
         vectorize: ``triu``, the C(C+1)/2 upper entries in the order of ``torch.triu_indices``, or ``full``.
-        reduce_channels: 256 by default, as in the papers; this and the others as for :class:`Pool`.
-        method_options: fields of the method, for example ``iterations=3``.
+        options: of :class:`Pool`, with 256 for ``reduce_channels`` as in the papers, and of the normalisation, for
+            example the field ``iterations=3`` of the method.
 
     Raises:
         OptionError: for an option outside its range, or one that the method does not have.
@@ -217,44 +218,36 @@ class CovariancePool(Pool):
         *,
         pool_type: str | None = None,
         weighting: Weighting | None = None,
-        normalization: Normalization | None = None,
+        normalization: Normalization | Callable[..., Normalization] = MatrixRoot,
         elementwise: nn.Module | None = None,
         centered: bool = True,
         compute: Compute = "mixed",
         vectorize: Vectorize = "triu",
-        reduce_channels: int | str | None = "default",
-        reduction: str | None = None,
-        input_fmt: InputFormat = "NCHW",
-        num_prefix_tokens: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **method_options: Any,
+        **options: Any,
     ) -> None:
         check_root_options(compute, vectorize)
         check_flag("centered", centered)
-        if method is not None and normalization is not None:
-            raise OptionError(f"{type(normalization).__name__} takes no square-root method, got {method!r}")
-        method = method or "svdpade"
-        name = pool_type or (method if isinstance(method, str) else type(method).__name__)
-        super().__init__(
-            in_channels,
-            pool_type=name,
-            reduce_channels=reduce_channels,
-            reduction=reduction,
-            input_fmt=input_fmt,
-            num_prefix_tokens=num_prefix_tokens,
-            device=device,
-            dtype=dtype,
-        )
-        if normalization is not None:
-            check_known(f"pool {name!r}", method_options, self.shared_options)
+        of_pool = {option: options.pop(option) for option in REDUCTION_OPTIONS if option in options}
+        if isinstance(normalization, Normalization):
+            pool_type = pool_type or type(normalization).__name__
+            if method is not None:
+                raise OptionError(f"{pool_type} takes no square-root method, got {method!r}")
+            check_known(f"pool {pool_type!r}", options, self.shared_options)
+        else:
+            options |= {} if method is None else {"method": method}
+            method = method or "svdpade"
+            pool_type = pool_type or (method if isinstance(method, str) else type(method).__name__)
+            normalization = normalization(**options)
+        super().__init__(in_channels, pool_type=pool_type, **of_pool)
         self.centered = self.needs_positions = centered
         self.compute = compute
         self.vectorize = vectorize
         self.weighting = weighting or Weighting()
-        self.normalization: Normalization = normalization or MatrixRoot(method, **method_options)
+        self.normalization = normalization
         self.elementwise = elementwise or nn.Identity()
-        self.in_range = elementwise is not None or self.normalization.in_range
+        self.in_range = elementwise is not None or normalization.in_range
         self.matrix_size = self.channels + self.weighting.added_channels
         self.out_features = packed_size(self.matrix_size) if vectorize == "triu" else self.matrix_size**2
         self.to(device=device, dtype=dtype)  # the parts, too
@@ -309,20 +302,12 @@ class CovariancePool(Pool):
 
     def _unpacked(self, vectors: Tensor, unpack: Callable[[Tensor, int], Tensor]) -> Tensor:
         n = self.matrix_size
+        check_floating(vectors, "vectors")
         if vectors.ndim == 0 or vectors.shape[-1] != self.out_features:
             raise ShapeError(
                 f"{self.pool_type} pool: expected vectors (..., {self.out_features}), got shape {tuple(vectors.shape)}"
             )
         return unpack(vectors, n) if self.vectorize == "triu" else vectors.unflatten(-1, (n, n))
-
-
-def root_pool(name: str) -> Callable[..., CovariancePool]:
-    """The builder of the pool by one method; the options of the method are those of the pool."""
-
-    def build(in_channels: int, **options: Any) -> CovariancePool:
-        return CovariancePool(in_channels, name, **options)
-
-    return build
 
 
 def bilinear_pool(in_channels: int, pool_type: str, eps: float, **options: Any) -> CovariancePool:
@@ -341,7 +326,7 @@ def ibcnn(in_channels: int, *, method: str | Method = "svdpade", eps: float = 1e
 
 
 for _name in list_methods("sqrtm"):
-    POOLS.add(_name, root_pool(_name), SQUARE_ROOTS.about.get(_name))
+    POOLS.add(_name, partial(CovariancePool, method=_name), SQUARE_ROOTS.about.get(_name))
 
 POOLS.add("bcnn", bcnn, About("second moment, signed square root, l2 norm", "exact", "ICCV 2015"))
 POOLS.add("ibcnn", ibcnn, About("square root of the second moment, signed square root, l2 norm", "exact", "BMVC 2017"))

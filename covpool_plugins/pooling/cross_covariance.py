@@ -43,7 +43,7 @@ class CrossCovariancePool(Pool):
         token_dropout: in training, the probability with which a position is left out of a head; 0.2 in DropCov.
         entry_dropout: in training, that with which an entry of the result is; 0.5 in DropCov and SoT-Small.
         alpha, iterations, n, start, eps: of :class:`SingularValuePower`; all heads share its ``weight``.
-        layout: ``input_fmt`` and ``num_prefix_tokens``, see :class:`Pool`.
+        layout: ``input_fmt`` and ``num_prefix_tokens``.
 
     Source: Xie, Zeng, Wang, Zhang & Li, "So-ViT: Mind Visual Tokens for Vision Transformer" (later SoT), arXiv
     2104.10935, 2021; the dropouts: Wang et al., "DropCov", NeurIPS 2022. Several heads are those of the authors' code.
@@ -151,12 +151,10 @@ class CrossCovariancePool(Pool):
 
 def _channels(in_channels: int, reduce_channels: int | str | Sequence[int] | None) -> tuple[int, int]:
     """C₁ and C₂."""
-    if reduce_channels == "default":
-        reduce_channels = min(DEFAULT_CHANNELS, in_channels)
     pair = reduce_channels if isinstance(reduce_channels, (list, tuple)) else (reduce_channels, reduce_channels)
-    if len(pair) != 2 or (isinstance(reduce_channels, (list, tuple)) and None in pair):
+    if len(pair) != 2 or (pair is reduce_channels and None in pair):
         raise OptionError(f"reduce_channels must be one or two positive integers or None, got {reduce_channels!r}")
-    rows, columns = (reduced_channels(in_channels, count) for count in pair)
+    rows, columns = (reduced_channels(in_channels, count, DEFAULT_CHANNELS) for count in pair)
     return rows, columns
 
 

@@ -15,24 +15,12 @@ from ..linalg.tensors import autocast_off, product
 from ..tables import About
 from .base import POOLS, TOKEN_FORMATS, Pool, widened
 from .positions import count_positions, mean_over_positions, only, reduced_positions, squared_size
-from .reduction import REDUCTIONS
 
 FirstOrder = Literal["mean", "token"]
 FIRST_ORDERS: tuple[str, ...] = get_args(FirstOrder)
 DEFAULT_CHANNELS, DEFAULT_HEADS, DEFAULT_CONVOLUTIONS = 512, 4, 2
 KERNEL, STRIDE = 3, 2
 EPS_OF_NORM, EPS_OF_FIRST_NORM, EPS_OF_COLUMNS = 1e-5, 1e-6, 1e-12
-
-
-class AffineProjection(nn.Conv2d):
-    """1x1 convolution with bias and nothing behind it: the projection of moment probing."""
-
-    def __init__(self, in_channels: int, out_channels: int, **factory: Any) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=1, **factory)
-        assert self.bias is not None
-        if not self.weight.is_meta:
-            nn.init.trunc_normal_(self.weight, std=0.02)
-            nn.init.zeros_(self.bias)
 
 
 class MomentPool(Pool):
@@ -67,9 +55,6 @@ class MomentPool(Pool):
 
     Source: Gao, Wang, Lin, Zhu, Hu & Zhou, "Tuning Pre-trained Model via Moment Probing", ICCV 2023; the steps are
     those of the authors' code.
-
-    Raises:
-        OptionError: for an option outside its range.
 
     Examples:
         >>> MomentPool(768, input_fmt="NLC", num_prefix_tokens=1, first_order="token")(torch.randn(2, 50, 768)).shape
@@ -127,11 +112,12 @@ class MomentPool(Pool):
 
     def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         maps = self.to_maps(x)
+        projected = reduced_positions(self.reduction, maps, mask)
         first = only(maps.flatten(2), mask)
         if self.first_order == "token":
             # As if every position were the class token, whose mean is the token.
             first = only(x[:, 0].unsqueeze(-1).expand_as(first), mask)
-        return torch.cat([first, reduced_positions(self.reduction, maps, mask)], dim=1)
+        return torch.cat([first, projected], dim=1)
 
     def represent(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         return torch.cat(self._moments(X, mask), dim=1).to(X.dtype)
@@ -202,7 +188,6 @@ def _sides(width: int, convolutions: int | None) -> list[int]:
     return sides
 
 
-REDUCTIONS.add("affine", AffineProjection)
 POOLS.add(
     "moment",
     MomentPool,

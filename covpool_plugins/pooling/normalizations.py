@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ from ..linalg.tensors import (
     working_dtype,
 )
 from ..tables import About
-from .base import COVARIANCE_OPTIONS, POOLS, widened
+from .base import POOLS, widened
 from .covariance_pool import CovariancePool, Normalization
 from .damped_sum import root_and_damped_sum
 from .positions import counted
@@ -138,12 +138,11 @@ class ScalingEigenBranch(Normalization):
 
 
 class ScaledPower(Normalization):
-    """(1/θ) A^θ, or with ``tangent`` (1/θ) (A^θ - I), the tangent space of the power-Euclidean metric at I.
+    """(1/θ) A^θ, a scaled power of the covariance.
 
     Args:
         method: of the square root for θ = 1/2, a name or object; ``isqrt``, five Newton-Schulz steps, as released.
         theta: θ, 0 < θ <= 1; the power is taken by an eigen-decomposition where it is not 1/2.
-        tangent: subtract the identity.
         options: fields of the method, for example ``iterations=7``.
 
     Source: Chen, Song, Wu, Sebe & others, "Understanding Matrix Function Normalizations in Covariance Pooling through
@@ -154,27 +153,24 @@ class ScaledPower(Normalization):
 
     Examples:
         >>> x = torch.tensor([[1.0, 1.0, -1.0, -1.0], [2.0, -2.0, 2.0, -2.0]]).view(1, 2, 2, 2)  # variances 1 and 4
-        >>> create_pool("powtmlr", 2, reduce_channels=None, iterations=15)(x).round(decimals=4)
-        tensor([[0., 0., 2.]])
+        >>> create_pool("scalepow", 2, reduce_channels=None, iterations=15)(x).round(decimals=4)
+        tensor([[2., 0., 4.]])
     """
 
     in_range = False
-    shown = ("method", "theta", "tangent")
+    shown = ("method", "theta")
+    tangent: ClassVar[bool] = False
 
-    def __init__(
-        self, method: str | Method = "isqrt", *, theta: float = 0.5, tangent: bool = False, **options: Any
-    ) -> None:
+    def __init__(self, *, method: str | Method = "isqrt", theta: float = 0.5, **options: Any) -> None:
         super().__init__()
-        name = "powtmlr" if tangent else "scalepow"
+        name = "powtmlr" if self.tangent else "scalepow"
         check_number(f"{name}: theta", theta, "(0, 1]")
-        check_flag("tangent", tangent)
         if theta == 0.5:
             self.method = resolve_method(method, **options)
         elif method != "isqrt" or options:
             given = [*options, "method"][0]
             raise OptionError(f"{name}: theta={theta} is no square root, and takes no option {given!r}")
         self.theta = float(theta)
-        self.tangent = tangent
 
     def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
         wide = widened(X)
@@ -187,6 +183,12 @@ class ScaledPower(Normalization):
                 F = F - identity_like(F)
             F = F / self.theta
         return (pack_triu(F) if vectorize == "triu" else F.flatten(1)).to(wide.dtype)
+
+
+class TangentPower(ScaledPower):
+    """(1/θ) (A^θ - I), the tangent space of the power-Euclidean metric at I."""
+
+    tangent = True
 
 
 class LogCholesky(Normalization):
@@ -264,63 +266,38 @@ class BrownianDistance(Normalization):
         return D - rows - transpose(rows) + rows.mean(-2, keepdim=True)
 
 
-def powcov(in_channels: int, *, p: float = 0.5, learn_p: bool = False, **shared: Any) -> CovariancePool:
-    power = MatrixPower(p=p, learn_p=learn_p)
-    return CovariancePool(in_channels, pool_type="powcov", normalization=power, **shared)
-
-
-def logcov(in_channels: int, *, eps: float = 1e-3, **shared: Any) -> CovariancePool:
-    return CovariancePool(in_channels, pool_type="logcov", normalization=MatrixLogarithm(eps=eps), **shared)
-
-
-def seb(in_channels: int, **shared: Any) -> CovariancePool:
-    return CovariancePool(in_channels, pool_type="seb", normalization=ScalingEigenBranch(), **shared)
-
-
-def scaled_power(name: str, tangent: bool) -> Callable[..., CovariancePool]:
-    """The builder of ``scalepow`` or ``powtmlr``; it tells the options of the method from those of the pool."""
-
-    def build(
-        in_channels: int, *, method: str | Method = "isqrt", theta: float = 0.5, **options: Any
-    ) -> CovariancePool:
-        of_pool = (*COVARIANCE_OPTIONS, "device", "dtype")
-        shared = {option: options.pop(option) for option in of_pool if option in options}
-        normalization = ScaledPower(method, theta=theta, tangent=tangent, **options)
-        return CovariancePool(in_channels, pool_type=name, normalization=normalization, **shared)
-
-    return build
-
-
-def cholesky(in_channels: int, *, eps: float = 1e-6, **shared: Any) -> CovariancePool:
-    return CovariancePool(in_channels, pool_type="cholesky", normalization=LogCholesky(eps=eps), **shared)
-
-
-def bdc(in_channels: int, *, centered: bool = False, **shared: Any) -> CovariancePool:
-    return CovariancePool(in_channels, pool_type="bdc", normalization=BrownianDistance(), centered=centered, **shared)
-
-
 POOLS.add(
     "powcov",
-    powcov,
+    partial(CovariancePool, pool_type="powcov", normalization=MatrixPower),
     About("power p of the covariance, p = 0.5 or learned (`learn_p=True`)", "exact, also for p", "ICCV 2017"),
 )
-POOLS.add("logcov", logcov, About("logarithm log(I + A / ε) of the covariance A", "exact", "ICCV 2015"))
-POOLS.add("seb", seb, About("square root times a factor that its small eigenvalues raise", "exact", "T-PAMI 2022"))
+POOLS.add(
+    "logcov",
+    partial(CovariancePool, pool_type="logcov", normalization=MatrixLogarithm),
+    About("logarithm log(I + A / ε) of the covariance A", "exact", "ICCV 2015"),
+)
+POOLS.add(
+    "seb",
+    partial(CovariancePool, pool_type="seb", normalization=ScalingEigenBranch),
+    About("square root times a factor that its small eigenvalues raise", "exact", "T-PAMI 2022"),
+)
 POOLS.add(
     "scalepow",
-    scaled_power("scalepow", False),
+    partial(CovariancePool, pool_type="scalepow", normalization=ScaledPower),
     About("(1/θ) A^θ of the covariance A, θ = 1/2 by 5 Newton-Schulz steps", "exact for these steps", "ICLR 2025"),
 )
 POOLS.add(
     "powtmlr",
-    scaled_power("powtmlr", True),
+    partial(CovariancePool, pool_type="powtmlr", normalization=TangentPower),
     About("(1/θ) (A^θ - I), θ = 1/2 by 5 Newton-Schulz steps", "exact for these steps", "ICLR 2025"),
 )
 POOLS.add(
     "cholesky",
-    cholesky,
+    partial(CovariancePool, pool_type="cholesky", normalization=LogCholesky),
     About("Cholesky factor of the covariance, on its diagonal the logarithms", "exact", "ICLR 2025"),
 )
 POOLS.add(
-    "bdc", bdc, About("Brownian distance covariance of the channels, with a learned temperature", "exact", "CVPR 2022")
+    "bdc",
+    partial(CovariancePool, pool_type="bdc", normalization=BrownianDistance, centered=False),
+    About("Brownian distance covariance of the channels, with a learned temperature", "exact", "CVPR 2022"),
 )

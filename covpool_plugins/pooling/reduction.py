@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..checks import is_integer
+from ..checks import check_integer, is_integer
 from ..errors import OptionError
 from ..tables import Table
 
 DEFAULT_CHANNELS = 256
-REDUCTIONS: Table[type[nn.Module]] = Table("reduction")
+REDUCTIONS: Table[Callable[..., nn.Module]] = Table("reduction")
 
 
-class ConvReduction(nn.Sequential):
+def conv_bn_relu(in_channels: int, out_channels: int, **factory: Any) -> nn.Sequential:
     """1x1 convolution, batch norm, ReLU: the reduction of iSQRT-COV (CVPR 2018) and SVD-Padé (ICCV 2021)."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False, **factory)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    norm = nn.BatchNorm2d(out_channels, **factory)
+    return nn.Sequential(OrderedDict(conv=conv, norm=norm, act=nn.ReLU(inplace=True)))
 
-    def __init__(self, in_channels: int, out_channels: int, **factory: Any) -> None:
-        conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False, **factory)
-        if not conv.weight.is_meta:
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-        norm = nn.BatchNorm2d(out_channels, **factory)
-        super().__init__(OrderedDict(conv=conv, norm=norm, act=nn.ReLU(inplace=True)))
+
+def conv_bn_relu_twice(in_channels: int, out_channels: int, **factory: Any) -> nn.Sequential:
+    """The same to 256 channels, and once more to the final ones: the reduction of TACP (NeurIPS 2021)."""
+    first = conv_bn_relu(in_channels, DEFAULT_CHANNELS, **factory)
+    return nn.Sequential(OrderedDict(first=first, second=conv_bn_relu(DEFAULT_CHANNELS, out_channels, **factory)))
 
 
 class LinearReduction(nn.Sequential):
@@ -37,29 +41,29 @@ class LinearReduction(nn.Sequential):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class TwoStageReduction(nn.Sequential):
-    """1x1 convolution, batch norm, ReLU to 256 channels and once more to the final ones: the reduction of TACP."""
-
-    def __init__(self, in_channels: int, out_channels: int, **factory: Any) -> None:
-        first = ConvReduction(in_channels, DEFAULT_CHANNELS, **factory)
-        super().__init__(OrderedDict(first=first, second=ConvReduction(DEFAULT_CHANNELS, out_channels, **factory)))
-
-
-class Projection(nn.Conv2d):
+def projection(in_channels: int, out_channels: int, **factory: Any) -> nn.Conv2d:
     """1x1 convolution without bias, norm or activation: a linear projection that all positions share."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False, **factory)
+    nn.init.normal_(conv.weight, std=in_channels**-0.5)
+    return conv
 
-    def __init__(self, in_channels: int, out_channels: int, **factory: Any) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=1, bias=False, **factory)
-        if not self.weight.is_meta:
-            nn.init.normal_(self.weight, std=in_channels**-0.5)
+
+def affine(in_channels: int, out_channels: int, **factory: Any) -> nn.Conv2d:
+    """1x1 convolution with bias and nothing behind it: the projection of moment probing (ICCV 2023)."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, **factory)
+    assert conv.bias is not None
+    nn.init.trunc_normal_(conv.weight, std=0.02)
+    nn.init.zeros_(conv.bias)
+    return conv
 
 
 def reduced_channels(in_channels: int, reduce_channels: int | str | None, default: int | None = None) -> int:
     """Channels after the reduction: all of them for ``None``, and at most ``default`` for "default".
 
     Raises:
-        OptionError: unless it is a positive integer or ``None``.
+        OptionError: unless they are positive integers, or ``None``.
     """
+    check_integer("in_channels", in_channels)
     if reduce_channels is None or reduce_channels == "default":
         return min(in_channels, (reduce_channels and default) or in_channels)
     if not isinstance(reduce_channels, int) or not is_integer(reduce_channels):
@@ -67,7 +71,8 @@ def reduced_channels(in_channels: int, reduce_channels: int | str | None, defaul
     return reduce_channels
 
 
-REDUCTIONS.add("conv-bn-relu", ConvReduction)
+REDUCTIONS.add("conv-bn-relu", conv_bn_relu)
+REDUCTIONS.add("conv-bn-relu-twice", conv_bn_relu_twice)
 REDUCTIONS.add("linear-ln", LinearReduction)
-REDUCTIONS.add("conv-bn-relu-twice", TwoStageReduction)
-REDUCTIONS.add("projection", Projection)
+REDUCTIONS.add("projection", projection)
+REDUCTIONS.add("affine", affine)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -189,30 +189,18 @@ def of_unit_size(X: Tensor) -> Tensor:
     return torch.where(unit > SMALLEST, X / unit, 0.0)
 
 
-def precision(in_channels: int, *, iterations: int = INVERSE_STEPS, **shared: Any) -> CovariancePool:
-    normalization = Precision(iterations=iterations)
-    return CovariancePool(in_channels, pool_type="precision", normalization=normalization, **shared)
-
-
-def isice(
-    in_channels: int, *, iterations: int = 5, step_size: float = 5.0, sparsity: float = 0.01, **shared: Any
-) -> CovariancePool:
-    normalization = SparseInverse(iterations=iterations, step_size=step_size, sparsity=sparsity)
-    return CovariancePool(in_channels, pool_type="isice", normalization=normalization, **shared)
-
-
-def maxexp(in_channels: int, *, eta: int = 20, **shared: Any) -> CovariancePool:
-    return CovariancePool(in_channels, pool_type="maxexp", normalization=MaxExp(eta=eta), **shared)
-
-
 POOLS.add(
     "precision",
-    precision,
+    partial(CovariancePool, pool_type="precision", normalization=Precision),
     About("inverse of the covariance, by 7 Newton-Schulz steps", "exact for these steps", "CVPR 2023"),
 )
 POOLS.add(
     "isice",
-    isice,
+    partial(CovariancePool, pool_type="isice", normalization=SparseInverse),
     About("sparse inverse of the covariance, by 4 proximal steps", "exact for these steps", "CVPR 2023"),
 )
-POOLS.add("maxexp", maxexp, About("I - (I - A / tr A)^η of the covariance A, η = 20", "exact", "T-PAMI 2021"))
+POOLS.add(
+    "maxexp",
+    partial(CovariancePool, pool_type="maxexp", normalization=MaxExp),
+    About("I - (I - A / tr A)^η of the covariance A, η = 20", "exact", "T-PAMI 2021"),
+)

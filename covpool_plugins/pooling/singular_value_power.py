@@ -1,8 +1,8 @@
 """Singular-value power normalisation: powers of the leading singular values, from a few matrix-vector products.
 
 A triplet comes from the power iteration, begun at a vector u₀ (``weight``): v ∝ Rᵀ u, u ∝ R v, σ = uᵀ R v. Because
-σ u = R v, what is left after k triplets is R = Q (I - V Vᵀ) with the orthonormal V = (v₁ ... v_k), whether the
-iteration has converged or not. So no R is ever formed: the iteration projects a vector instead, and the result is
+σ u = R v, what is left after k triplets is R = Q (I - V Vᵀ) with the orthonormal V = (v₁ ... v_k), converged or not. So
+no R is ever formed: the iteration projects a vector instead, and the result is
 
     f Q + Σ_k (σ_k^(α-1) - f) Q v_k v_kᵀ,     f = 1 / (σ_n^(1-α) + ε)
 
@@ -166,7 +166,8 @@ class SingularValuePower(Normalization):
         """
         bound = _norm(L) if R is None else _norm(L) * _norm(R)
         floor = NULL * torch.finfo(L.dtype).eps * bound.detach()
-        begin = self._start(L)
+        start = L.new_ones(self.shape[0]) if self.weight is None else self.weight.to(L.dtype)
+        begin = nn.functional.normalize(start, dim=0).unsqueeze(-1).expand(*L.shape[:-2], -1, -1)
         last = bound
         vectors: list[Tensor] = []
         images: list[Tensor] = []
@@ -187,12 +188,6 @@ class SingularValuePower(Normalization):
             images.append(Qv)
             values.append(value)
         return torch.cat(vectors, -1), torch.cat(images, -1), torch.cat(values, -1), last
-
-    def _start(self, Q: Tensor) -> Tensor:
-        """u₀ (..., C₁, 1), of length one."""
-        weight = Q.new_ones(self.shape[0]) if self.weight is None else self.weight.to(Q.dtype)
-        u, _ = _unit(weight.unsqueeze(-1), weight.new_zeros(1, 1))
-        return u.expand(*Q.shape[:-2], -1, -1)
 
 
 def _norm(Q: Tensor) -> Tensor:

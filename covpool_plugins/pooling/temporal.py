@@ -40,10 +40,9 @@ class TemporalAttention(nn.Module):
     sets negative features to zero. Computed in float32 at least.
 
     Args:
-        channels: C.
-        frames: T.
+        channels, frames: C and T.
         channel, spatial, convolution: whether each takes part.
-        gate_channels: width between W₁ and W₂; 32 in the released code, for 8 channels.
+        gate_channels: width between W₁ and W₂.
     """
 
     def __init__(
@@ -121,9 +120,8 @@ class TemporalPool(CovariancePool):
     (B T, D) at the frame level. ``features`` gives the calibrated features that the covariance is taken of, (B, C, T M)
     or (B T, C, M) for M positions of a frame.
 
-    With the temporal convolution negative features are set to zero; a reduction that ends in ReLU has none. A new pool
-    with it is the plain covariance pool, see ``TemporalAttention``. With all attention off and ``level="frame"`` it is
-    the plain covariance pool for good.
+    A new pool is the plain covariance pool, see ``TemporalAttention``; with all attention off and ``level="frame"`` it
+    stays that.
 
     Args:
         in_channels: channels of the input.
@@ -131,9 +129,7 @@ class TemporalPool(CovariancePool):
             ``isqrt`` stands for its own default of 5 steps.
         frames: T, how many successive entries of the batch are one clip.
         level: ``video``, one vector for a clip, or ``frame``, one for each frame.
-        channel_attention: weight the channels of each frame by how it differs from the two frames before.
-        spatial_attention: gather positions of each frame by how the two frames before correspond.
-        temporal_convolution: convolve the calibrated features along the frames.
+        channel_attention, spatial_attention, temporal_convolution: the parts of ``TemporalAttention``.
         gate_channels: hidden width of the channel attention; 32 in the released code, for 8 channels.
         options: of the method, for example ``iterations=5``, and others of :class:`CovariancePool`. The reduction of
             maps is by default ``conv-bn-relu-twice`` (through 256 channels, as released).

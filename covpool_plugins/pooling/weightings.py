@@ -69,9 +69,8 @@ class AdaptiveChannelDropout(Weighting):
     * each channel of each sample is kept with the probability 1 - ρ, and divided by it.
 
     Attention that agrees with the correlation of the channels (c near one) means no dropout. ρ is a constant to the
-    gradient and stays on the device. Samples whose row sums are zero, those that are constant over the positions, have
-    no c and do not count, neither do those that are not finite; in the released code the rate is NaN then. Random
-    numbers come from the global generator of the device.
+    gradient and stays on the device. Samples that are constant over the positions or not finite have no c and do not
+    count; in the released code the rate is NaN then.
 
     Args:
         channels: C.
@@ -99,8 +98,7 @@ class AdaptiveChannelDropout(Weighting):
 
     def reset_parameters(self) -> None:
         """Begin as a convolution of torch does."""
-        if not self.weight.is_meta:
-            nn.init.uniform_(self.weight, -(TAPS**-0.5), TAPS**-0.5)
+        nn.init.uniform_(self.weight, -(TAPS**-0.5), TAPS**-0.5)
 
     def attention(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         """ω (B, C), which sums to one, for features (B, C, M); in float32 at least."""

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from covpool_plugins.pooling import BilinearPool, create_pool
+from covpool_plugins.errors import DtypeError, OptionError, ShapeError
+from covpool_plugins.pooling import BilinearPool, create_pool, list_pools
 from covpool_plugins.pooling.singular_value_power import SingularValuePower
 
 COUNT = "must be a positive integer, got 0"
@@ -131,3 +132,21 @@ def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", list_pools())
+def test_every_pool_names_what_is_wrong(name):
+    pool = create_pool(name, 4)
+    masks = [torch.ones(2, 9), torch.ones(2, 3, 3, dtype=torch.bool), [[True]]]
+    inputs = [MAPS[0], MAPS[:, :3], MAPS[..., :0], MAPS.long(), MAPS.cfloat(), MAPS.numpy()]
+    calls = [*((MAPS, mask) for mask in masks), *((x,) for x in inputs)]
+    for call in calls:
+        with pytest.raises((ShapeError, DtypeError)) as caught:
+            pool(*call)
+        assert "\n" not in str(caught.value)
+    for vectors in (torch.ones(2, 3), [1.0, 2.0]):
+        with pytest.raises((ShapeError, DtypeError, OptionError)):
+            pool.matrix(vectors)
+    with pytest.raises(OptionError, match=r"in_channels must be a positive integer, got 4\.0"):
+        create_pool(name, 4.0)
+    assert pool(MAPS[:0]).shape == (0, pool.out_features)

@@ -123,22 +123,3 @@ def test_gradients(first_order):
         return torch.func.functional_call(pool, dict(zip(names, values, strict=True)), (x,))
 
     assert torch.autograd.gradcheck(call, (x, *parameters))
-
-
-def test_backward_inside_autocast_is_in_full_precision():
-    pool, X = MomentPool(8, reduce_channels=64), torch.randn(2, 8 + 64, 20)
-    assert len(pool.convolutions) == 2
-
-    def gradients(inside):
-        leaf = X.clone().requires_grad_()
-        pool.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = pool.represent(leaf).float().sin().sum()
-            if inside:
-                loss.backward()
-        if not inside:
-            loss.backward()
-        return [leaf.grad, *(conv.weight.grad for conv in pool.convolutions)]
-
-    for inside, outside in zip(gradients(True), gradients(False), strict=True):
-        assert relative_error(inside, outside) < 1e-6

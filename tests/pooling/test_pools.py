@@ -114,6 +114,15 @@ def test_device_dtype_and_options(name):
     assert set(pool_options(name, of_parts=False)) <= set(options)
 
 
+@pytest.mark.parametrize("name", POOLS)
+def test_the_repr_tells_what_is_pooled_and_how(name):
+    pool = create_pool(name, 12, input_fmt="NLC", num_prefix_tokens=1)
+    text = repr(pool)
+    assert f"{name!r}, 12 -> {pool.out_features}, input_fmt='NLC', num_prefix_tokens=1" in text
+    assert all(f"{option}={getattr(pool, option)!r}" in text for option in pool.shown)
+    assert "centered=" in text or not isinstance(pool, CovariancePool)
+
+
 def test_options_of_the_method():
     pool = create_pool("isqrt", 12, iterations=3, scaling="frobenius")
     assert (pool.method.iterations, pool.method.scaling) == (3, "frobenius")

@@ -31,9 +31,9 @@ def test_float16_neither_overflows_nor_vanishes(name, options, scale):
     assert (vectors - expected).norm() < 4 * torch.finfo(torch.float16).eps * expected.norm() + smallest
 
 
-@pytest.mark.parametrize("name", POOLS)
-def test_backward_inside_autocast_is_in_full_precision(name):
-    pool, x = whole_pool(name), torch.randn(2, 8, 4, 5).relu()
+@pytest.mark.parametrize("name, channels", [*((name, 8) for name in POOLS), ("moment", 64)])  # with convolutions
+def test_backward_inside_autocast_is_in_full_precision(name, channels):
+    pool, x = whole_pool(name, channels), torch.randn(2, channels, 4, 5).relu()
 
     def gradients(inside):
         leaf = x.clone().requires_grad_()

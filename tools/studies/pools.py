@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from covpool_plugins.errors import OptionError, one_line
 from covpool_plugins.linalg import packed_size
 from covpool_plugins.pooling import create_pool, list_pools, pool_options
-from covpool_plugins.pooling.reduction import DEFAULT_CHANNELS, ConvReduction
+from covpool_plugins.pooling.reduction import DEFAULT_CHANNELS, conv_bn_relu
 from covpool_plugins.timm_plugin import create_model, list_heads
 
 from .baselines import BASELINES, ISQRT, MPA, SVD_PADE, Baseline
@@ -34,7 +34,7 @@ class PublishedPool(nn.Module):
 
     def __init__(self, in_channels: int, reduce_channels: int | None, baseline: Baseline) -> None:
         super().__init__()
-        self.reduction = ConvReduction(in_channels, reduce_channels) if reduce_channels else nn.Identity()
+        self.reduction = conv_bn_relu(in_channels, reduce_channels) if reduce_channels else nn.Identity()
         self.baseline = baseline
         self.out_features = packed_size(reduce_channels or in_channels)
 
@@ -50,7 +50,7 @@ class NoPool(nn.Module):
 
     def __init__(self, in_channels: int, reduce_channels: int) -> None:
         super().__init__()
-        self.reduction = ConvReduction(in_channels, reduce_channels)
+        self.reduction = conv_bn_relu(in_channels, reduce_channels)
         self.out_features = packed_size(reduce_channels)
 
     def forward(self, x: Tensor) -> Tensor:
