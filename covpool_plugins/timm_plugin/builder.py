@@ -28,10 +28,11 @@ from .head import SecondOrderHead, check_pool, takes_frames
 from .psrp import add_psrp
 from .refusals import suggest_spelling
 from .strides import build_with_last_stride
-from .subclass import LAYER_GROUPS, SECOND_ORDER_NAMES, attach_head, describe, head_name
+from .subclass import LAYER_GROUPS, SECOND_ORDER_NAMES, attach_head, describe
 from .weights import (
     check_backbone_is_loaded,
     check_psrp,
+    head_name,
     load_head,
     one_line_errors,
     read_weights,

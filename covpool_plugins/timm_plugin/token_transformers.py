@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..errors import ShapeError
 from ..pooling import POOLS, CrossCovariancePool, pool_options
 from .builder import create_model
-from .state_dicts import rename_so_vit
+from .weights import rename_so_vit
 
 GRID = (14, 14)  # of the position embedding, for images of 224x224
 STEM_CHANNELS = 64
