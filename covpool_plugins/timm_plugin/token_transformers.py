@@ -141,6 +141,10 @@ class TokenTransformer(VisionTransformer):
         super().set_input_size(img_size, patch_size)
         self._keep_positions(self.pos_embed.detach())
 
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that want no weight decay."""
+        return super().no_weight_decay() - {"pos_embed"}
+
     def _keep_positions(self, positions: Tensor) -> None:
         del self.pos_embed  # timm's parameter
         self.register_buffer("pos_embed", positions)
