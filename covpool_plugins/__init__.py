@@ -1,5 +1,8 @@
 """Second-order pooling for timm and MMPretrain."""
 
+from . import interruption  # noqa: F401  first: it takes the signal of Ctrl-C
+
+# isort: split
 import difflib
 import importlib
 from typing import Any
@@ -15,20 +18,19 @@ __version__ = "0.2.0.dev0"
 
 # Imported on first use: a config names them as type='covpool_plugins.<Name>', and timm users need no MMPretrain.
 MMPRETRAIN_CLASSES = {
-    "CovariancePooling": "mmpretrain_plugin.covariance_pooling",
-    "MatrixSqrt": "mmpretrain_plugin.matrix_sqrt",
-    "NormSwap": "mmpretrain_plugin.norm_swap",
+    "CovariancePooling": "mmpretrain_plugin",
+    "MatrixSqrt": "mmpretrain_plugin",
+    "NormSwap": "mmpretrain_plugin",
     "PCANorm1d": "whitening",
     "PCANorm2d": "whitening",
     "PCANorm3d": "whitening",
-    "SecondOrderClsHead": "mmpretrain_plugin.second_order_heads",
-    "SecondOrderMultiLabelHead": "mmpretrain_plugin.second_order_heads",
-    "SoViTHead": "mmpretrain_plugin.so_vit",
-    "SpectrumHook": "mmpretrain_plugin.spectrum_hook",
-    "StanfordDogs": "mmpretrain_plugin.stanford_dogs",
-    "SwitchMethodHook": "mmpretrain_plugin.switch_method_hook",
-    "TIMMBackbone": "mmpretrain_plugin.timm_backbone",
-    "WhiteningErrorHook": "mmpretrain_plugin.whitening_error_hook",
+    "SecondOrderClsHead": "mmpretrain_plugin",
+    "SecondOrderMultiLabelHead": "mmpretrain_plugin",
+    "SpectrumHook": "mmpretrain_plugin",
+    "StanfordDogs": "mmpretrain_plugin",
+    "SwitchMethodHook": "mmpretrain_plugin",
+    "TIMMBackbone": "mmpretrain_plugin",
+    "WhiteningErrorHook": "mmpretrain_plugin",
     "ZCANorm1d": "whitening",
     "ZCANorm2d": "whitening",
     "ZCANorm3d": "whitening",

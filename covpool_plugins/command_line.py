@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import torch
 
 from .errors import on_one_line, one_line
+from .interruption import INTERRUPTED, interrupt_by_exception, program_name
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,7 +19,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str, example: str, **options: Any) -> None:
         super().__init__(
-            **options,
+            **{"prog": program_name() if sys.argv[0].endswith("__main__.py") else None, **options},
             description=description,
             epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -46,9 +47,11 @@ class Parser(argparse.ArgumentParser):
 def run_tool(main: Callable[[], None]) -> NoReturn:
     """Run a tool: bad input (``ValueError``, ``OSError``, ``ImportError``) is one line and status 2.
 
-    Ctrl-C ends with the shell's status for it, 130, and a reader that has closed the pipe, such as ``head``, with 141.
+    Ctrl-C ends with the shell's status for it, 130, while the command is imported (see :mod:`.interruption`) as later,
+    and a reader that has closed the pipe, such as ``head``, with 141.
     """
     try:
+        interrupt_by_exception()
         main()
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -57,11 +60,11 @@ def run_tool(main: Callable[[], None]) -> NoReturn:
         sys.exit(141)
     except (ValueError, OSError, ImportError) as error:
         _discard_output()
-        print(f"{sys.argv[0]}: {one_line(error)}", file=sys.stderr)
+        print(f"{program_name()}: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"{sys.argv[0]}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        print(f"{program_name()}: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     sys.exit(0)
 
 

@@ -1,4 +1,4 @@
-"""Train, test and explain three heads on photographs that ship inside scikit-image; nothing is downloaded."""
+"""Fine-tune, test and explain three heads on photographs that ship with packages; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from covpool_plugins.command_line import Parser, positive_integer, run_tool
 def main() -> None:
     parser = Parser(__doc__ or "", "python tools/demo.py --out out/demo")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for all results (out/demo)")
-    parser.add_argument("--epochs", type=positive_integer, default=6, help="training epochs of each head (6)")
+    parser.add_argument("--epochs", type=positive_integer, default=2, help="training epochs of each head (2)")
     arguments = parser.parse_args()
 
     from studies.demo import run_demo

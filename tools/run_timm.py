@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import runpy
+import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -43,10 +44,12 @@ def main(argv: list[str] | None = None) -> None:
     _replace_own_folder(str(script.resolve().parent))
     path = str(script.absolute())
     sys.argv = [path, *own.arguments]
+    on_interruption = signal.getsignal(signal.SIGINT)
     try:
         importlib.import_module("covpool_plugins")
     except ImportError as error:
         parser.error(f"the plugin cannot be imported: {' '.join(str(error).split())}")
+    signal.signal(signal.SIGINT, on_interruption)  # the script's own, after what the package does while it is imported
     runpy.run_path(path, run_name="__main__")
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from PIL import Image
 from studies.style_transfer import SHIPPED, Settings, Stylist, Transfer, open_picture
 from tqdm import tqdm
 
 from covpool_plugins.command_line import Parser, markdown_table, positive_integer, run_tool
 from covpool_plugins.files import check_folder, write_atomically
 from covpool_plugins.linalg import list_methods
+from covpool_plugins.pictures import Picture
 
 EXAMPLE = "python tools/stylize.py --content photo.jpg --style painting.jpg --out out/style"
 
@@ -59,7 +59,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _save(picture: Image.Image, path: Path) -> None:
+def _save(picture: Picture, path: Path) -> None:
     write_atomically(path, lambda file: picture.save(file, format="PNG"))
 
 

@@ -25,18 +25,29 @@ def main() -> None:
     parser.add_argument("--no-validate", action="store_true", help="do not evaluate while training")
     args = parser.parse_args()
 
-    from covpool_plugins.mmpretrain_plugin.runner import train
+    import torch
 
-    train(
-        args.config,
-        work_dir=args.work_dir,
-        resume=args.resume,
-        amp=args.amp,
-        auto_scale_lr=args.auto_scale_lr,
-        validate=not args.no_validate,
-        options=args.cfg_options,
-        launcher=args.launcher,
-    )
+    from covpool_plugins.errors import OptionError
+    from covpool_plugins.mmpretrain_plugin import runs
+    from covpool_plugins.mmpretrain_plugin.active_method import ConfiguredMethodHook
+    from covpool_plugins.mmpretrain_plugin.safe_checkpoints import load_or_resume
+
+    with runs.one_run(args.config, args.launcher) as start:
+        cfg = runs.configure(args, "model", "train_dataloader", "train_cfg", "optim_wrapper")
+        if args.amp:
+            if not torch.cuda.is_available():
+                raise OptionError("--amp needs a GPU, and none is available")
+            cfg.optim_wrapper.type = "AmpOptimWrapper"
+            cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+        if args.auto_scale_lr:
+            if "base_batch_size" not in (cfg.get("auto_scale_lr") or {}):
+                raise OptionError(f"{args.config}: --auto-scale-lr needs auto_scale_lr=dict(base_batch_size=…)")
+            cfg.auto_scale_lr.enable = True
+        if args.no_validate:
+            cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+        load_or_resume(cfg, args.resume)
+        hooks = start, runs.EpochSeedHook(), ConfiguredMethodHook()
+        runs.build_runner(cfg, *hooks, strict=bool(cfg.get("resume"))).train()
 
 
 if __name__ == "__main__":

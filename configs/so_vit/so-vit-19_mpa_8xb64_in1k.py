@@ -5,4 +5,4 @@
 # Train: torchrun --nproc-per-node 8 tools/train.py configs/so_vit/so-vit-19_mpa_8xb64_in1k.py --launcher pytorch --amp
 _base_ = "./so-vit-14_mpa_8xb64_in1k.py"
 
-model = dict(backbone=dict(model_name="so_vit_19"), head=dict(in_channels=448, reduce_channels=96))
+model = dict(backbone=dict(model_name="so_vit_19"), neck=dict(in_channels=448, reduce_channels=96))

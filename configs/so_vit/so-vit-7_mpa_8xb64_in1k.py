@@ -11,13 +11,20 @@ _base_ = [
 
 model = dict(
     type="ImageClassifier",
-    backbone=dict(type="covpool_plugins.TIMMBackbone", model_name="so_vit_7", drop_path_rate=0.1),
-    head=dict(
-        type="covpool_plugins.SoViTHead",
-        num_classes=1000,
-        in_channels=256,
+    backbone=dict(type="covpool_plugins.TIMMBackbone", model_name="so_vit_7", global_pool="", drop_path_rate=0.1),
+    neck=dict(
+        type="covpool_plugins.CovariancePooling",
         pool="mpa",
+        in_channels=256,
         reduce_channels=48,
+        reduction="conv-bn-relu",
+        input_fmt="NLC",
+        num_prefix_tokens=1,
+        cls_token=True,
+    ),
+    head=dict(
+        type="covpool_plugins.SecondOrderClsHead",
+        num_classes=1000,
         loss=dict(type="LabelSmoothLoss", label_smooth_val=0.1, mode="original"),
         topk=(1, 5),
     ),

@@ -3,8 +3,7 @@
 from ..checkpoint_file import CheckpointError, read_checkpoint
 from .conversion import Converted, load_original
 from .fitting import KeyReport
-from .report import summary
-from .targets import TARGETS, write
+from .targets import TARGETS, summary, write
 from .triangle import ORDERS
 
 __all__ = [

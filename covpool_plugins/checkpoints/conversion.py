@@ -24,10 +24,9 @@ from .fitting import Fitted, KeyReport, fit
 from .folders import DESCRIPTION, LEFT_OUT, read_json, read_record
 from .layouts import check_arch
 from .mmpretrain_files import INTERPOLATIONS
-from .network import Network
+from .network import Network, allowed_settings
 from .original_state import OriginalState, unwrap
-from .placement import CHANGES, LAYOUTS, HintError, Hints, Plan
-from .settings import allowed_settings
+from .placement import CHANGES, LAYOUTS, Hints, Plan, RefusedError
 from .triangle import ASKED_CLASSES, ask_network, check_order, order_of_name
 
 DATA = ("mean", "std", "crop_pct", "interpolation")
@@ -151,7 +150,7 @@ def _recognised(state: OriginalState, hints: Hints) -> tuple[Plan, Fitted, list[
                 continue
             check_arch(plan, hints)
             fitting.append((plan, fit(plan, state)))
-        except (HintError, UnknownNameError):
+        except (RefusedError, UnknownNameError):
             raise
         except OptionError as error:
             reasons.append(error)

@@ -17,10 +17,9 @@ from ..errors import OptionError
 from ..whitening.compatibility import RELEASED_LAYERS, STARTING_VECTOR, place_entry
 from .backbones import STAGES, Backbone, recognise_backbone, resnet_name
 from .heads import IDENTITY, Head, recognise_head
-from .network import Network
+from .network import Network, allowed_settings
 from .original_state import OriginalState
-from .placement import LAYOUTS, Dropped, HintError, Hints, Place, Placement, Places, Plan, by_modules
-from .settings import allowed_settings
+from .placement import LAYOUTS, Dropped, Hints, Place, Placement, Places, Plan, RefusedError, by_modules
 from .transformers import moment_probing, so_vit, sot
 
 POOL = "head.global_pool"
@@ -52,7 +51,7 @@ def timm_model(state: OriginalState, hints: Hints) -> Plan | None:
     if sum(key in known for key in state.tensors) < len(state.tensors) / 2:
         return None  # the same name in an original repository
     if hints.head not in (None, network.head):
-        raise HintError(f"--head {hints.head}: {name} has the head {network.head}; --arch names both at once")
+        raise RefusedError(f"--head {hints.head}: {name} has the head {network.head}; --arch names both at once")
     return Plan("timm", network, by_modules([("", "")]), notes, named=True)
 
 

@@ -159,8 +159,8 @@ class Hints:
     head: str | None = None
 
 
-class HintError(OptionError):
-    """A hint that contradicts what is known by name: no other kind of checkpoint is looked for."""
+class RefusedError(OptionError):
+    """Of a checkpoint whose kind is beyond doubt: no other kind is looked for."""
 
 
 @dataclass(frozen=True)

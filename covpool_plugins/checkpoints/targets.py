@@ -1,9 +1,9 @@
-"""What a converted checkpoint is written as: a folder for timm, one for MMPretrain, or the original again."""
+"""What a converted checkpoint is written as: a folder for timm, one for MMPretrain, or the original again; a report."""
 
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from ..files import new_folder
 from ..tables import Table
 from ..timm_plugin.hub import write_hub_folder
 from .conversion import Converted
+from .fitting import KeyReport
 from .folders import LEFT_OUT, MANIFEST, RECORD, REPORT, manifest, replaceable
 from .mmpretrain_files import config_text
 from .mmpretrain_model import mmpretrain_model
 from .placement import CHANGES
-from .report import report_text
 
 # What timm's description of a model says of the weights that timm has for it.
 ABOUT_TIMMS_WEIGHTS = (
@@ -155,6 +155,51 @@ def _original_tensor(
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: tensor.contiguous() for key, tensor in tensors.items()}
+
+
+def summary(converted: Converted) -> list[tuple[str, str]]:
+    """Lines of a table: what was found, what becomes of it.
+
+    Examples:
+        >>> torch.save(timm.create_model("resnet18", num_classes=10).state_dict(), "resnet18.pth")
+        >>> dict(summary(load_original("resnet18.pth")))["weights"]
+        '122 tensors, 44.8 MB'
+    """
+    arguments = ", ".join(f"{name}={value!r}" for name, value in converted.model_kwargs.items())
+    counts = Counter(_kind(row) for row in converted.keys)
+    size = sum(tensor.nbytes for tensor in converted.state_dict.values()) / 1e6
+    rows = [
+        ("source", converted.source),
+        ("model", converted.model_name),
+        ("arguments", arguments),
+        ("weights", f"{len(converted.state_dict)} tensors, {size:.1f} MB"),
+        ("tensors", ", ".join(f"{count} {kind}" for kind, count in counts.items())),
+    ]
+    return [(name, _printable(value)) for name, value in (*rows, *(("note", note) for note in converted.notes))]
+
+
+def report_text(converted: Converted, files: list[str]) -> str:
+    """A page in Markdown with the summary, the files and a row for every tensor."""
+    lines = ["# Conversion", "", "| | |", "| --- | --- |"]
+    lines += [f"| {name} | {value} |" for name, value in summary(converted)]
+    lines += ["", "Files:", "", *(f"- `{name}`" for name in files)]
+    lines += ["", "| in the file | shape | in the model | remark |", "| --- | --- | --- | --- |"]
+    for row in converted.keys:
+        original = f"`{_printable(row.original)}`" if row.original else ""
+        ours = f"`{row.ours}`" + (f", part {row.part}" if row.part is not None else "") if row.ours else ""
+        lines.append(f"| {original} | {list(row.shape)} | {ours} | {row.remark} |")
+    return "\n".join(lines) + "\n"
+
+
+def _printable(text: str) -> str:
+    """Without control characters, and without those that end a cell or a piece of code in Markdown."""
+    return "".join(letter if letter.isprintable() and letter not in "|`" else "?" for letter in text)
+
+
+def _kind(row: KeyReport) -> str:
+    if row.original is None:
+        return "made"
+    return "mapped" if row.ours else "dropped"
 
 
 TARGETS.add("timm", write_timm)

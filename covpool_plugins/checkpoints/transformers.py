@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import timm
 
-from ..errors import OptionError, UnknownNameError
+from ..errors import UnknownNameError
 from ..timm_plugin.token_transformers import MODELS as TOKEN_MODELS
 from ..timm_plugin.token_transformers import TokenModel
 from .backbones import CONVNEXTS, Shapes, numbered
 from .network import TOKEN_POOL, Network
 from .original_state import OriginalState
-from .placement import Dropped, Hints, Placement, Places, Plan, Renaming, by_renaming
+from .placement import Dropped, Hints, Placement, Places, Plan, RefusedError, Renaming, by_renaming
 
 POOL = "head.global_pool"
 VITS = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large"}
@@ -85,7 +85,7 @@ def sot(state: OriginalState, hints: Hints) -> Plan | None:
     names = {_sizes(row): name for name, row in TOKEN_MODELS.items()}
     if sizes not in names:
         known = "; ".join(f"{name} {width} x {depth} blocks" for (_, width, depth, _), name in names.items())
-        raise OptionError(
+        raise RefusedError(
             f"{state.file_name}: {width} channels x {sizes[2]} blocks are no SoT or DropCov; known: {known}"
         )
     renamed = by_renaming(OF_SOT)
@@ -95,8 +95,14 @@ def sot(state: OriginalState, hints: Hints) -> Plan | None:
     def place(key: str) -> Places:
         return halves if key == PROJECTION else renamed(key)
 
+    _check_head(hints, "crosscov")
     network = Network(names[sizes], state.shape("classifier.cls_fc.weight")[0])
     return Plan("DropCov's transformers" if dropcov else "SoT", network, place, named=True)
+
+
+def _check_head(hints: Hints, head: str) -> None:
+    if hints.head not in (None, head):
+        raise RefusedError(f"--head {hints.head}: keys and shapes are those of the head {head}")
 
 
 def _sizes(row: TokenModel) -> tuple[bool, int, int, int]:
@@ -218,21 +224,20 @@ def moment_probing(state: OriginalState, hints: Hints) -> Plan | None:
     if not {"head.proj.weight", "head.downblocks.0.0.weight", "head.classifier2.weight"} <= shapes.keys():
         return None
     if any(".axial_shift." in key for key in shapes):
-        raise OptionError(f"{state.file_name}: moment probing of AS-MLP, a backbone that timm does not have")
+        raise RefusedError(f"{state.file_name}: moment probing of AS-MLP, a backbone that timm does not have")
     probed = next((row for row in PROBED if any(key.startswith(row.mark) for key in shapes)), None)
     try:
         name = "" if probed is None else probed.name(shapes)
     except LookupError:
         name = ""
     if probed is None or not timm.is_model(name):
-        raise OptionError(
+        raise RefusedError(
             f"{state.file_name}: moment probing of a backbone that is none of timm's ViT, CLIP, Swin, ConvNeXt"
         )
     arguments = {**probed.arguments, **({"psrp": True} if any(".psrp." in key for key in shapes) else {})}
     classes = shapes["head.classifier2.weight"][0]
     network = Network(name, classes, "moment", dict(probed.options), backbone_kwargs=arguments)
-    if hints.head not in (None, "moment"):
-        raise OptionError(f"--head {hints.head}: the head is that of moment probing, called moment")
+    _check_head(hints, "moment")
     renamings = (Renaming(f"^{re.escape(prefix)}", ""), *OF_PROBED_HEAD, *probed.renamings)
     tables = {r".*\.(relative_position_index|attn_mask)": BUFFERS_OF_SWIN}
     return Plan("Moment Probing", network, by_renaming(renamings), list(probed.notes), tables, named=True)

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -42,22 +42,21 @@ class AnnotatedPicture:
 
     Args:
         path: of the picture.
-        boxes: by class: left, top, right and bottom in pixels from 0; right and bottom are not inside any more.
-        masks: a mask of one class by class, or by ``None`` a mask of numbers.
+        objects: pairs of a class and a box (left, top, right and bottom in pixels from 0; right and bottom are not
+            inside any more), of a class and the file of its mask, or of ``None`` and the file of a mask of numbers.
         source: the file of the boxes, for messages.
 
     Examples:
         >>> from pathlib import Path
         >>> from PIL import Image
         >>> Image.new("RGB", (8, 4)).save("cat.png")
-        >>> picture, masks = AnnotatedPicture(Path("cat.png"), boxes={2: [(0, 0, 4, 2)]}).read()
+        >>> picture, masks = AnnotatedPicture(Path("cat.png"), [(2, (0, 0, 4, 2))]).read()
         >>> masks[2].shape, int(masks[2].sum())
         ((4, 8), 8)
     """
 
     path: Path
-    boxes: Mapping[int, Sequence[Box]] = field(default_factory=dict)
-    masks: Mapping[int | None, Path] = field(default_factory=dict)
+    objects: list[tuple[int | None, Box | Path]]
     source: Path | None = None
 
     def read(self) -> tuple[Picture, dict[int, np.ndarray]]:
@@ -67,18 +66,14 @@ class AnnotatedPicture:
             ValueError: for a file that cannot be read, a mask of another size, or a box outside the picture.
         """
         picture = read_picture(self.path, upright=False)
-        regions: dict[int, np.ndarray] = {}
-        for label, boxes in self.boxes.items():
-            regions[label] = np.zeros((picture.height, picture.width), bool)
-            for box in boxes:
-                _fill(regions[label], box, self.source or self.path)
-        for label_of_file, path in self.masks.items():
-            values = _read_mask(path, picture.size)
-            if label_of_file is not None:
-                regions[label_of_file] = values > 0
-                continue
-            void = VOID if values.dtype == np.uint8 else 0
-            regions |= {int(value) - 1: values == value for value in np.unique(values) if value not in (0, void)}
+        regions: dict[Any, np.ndarray] = {}
+        for label, where in self.objects:
+            if isinstance(where, Path):
+                found: dict[Any, np.ndarray] = _read_mask(where, picture.size, label)
+            else:
+                found = {label: _box_region(where, picture.size, self.source or self.path)}
+            for number, region in found.items():
+                regions[number] = regions.get(number, False) | region
         return picture, {label: region for label, region in regions.items() if region.any()}
 
 
@@ -99,60 +94,55 @@ def read_annotations(folder: Path | str, classes: Sequence[str] | None = None) -
         ...     Path(name).parent.mkdir(parents=True)
         ...     Image.new("L", (8, 4), 255).save(name)
         ...
-        >>> [(picture.path.name, list(picture.masks)) for picture in read_annotations(".")]
+        >>> [(picture.path.name, [label for label, _ in picture.objects]) for picture in read_annotations(".")]
         [('cat.png', [2])]
     """
     folder = Path(folder)
     pictures = next((folder / name for name in PICTURE_FOLDERS if (folder / name).is_dir()), folder)
-    readers: dict[str, Callable[..., list[AnnotatedPicture]]] = {
-        "annotations.json": _coco,
-        "Annotations": _voc,
-        "masks": _masks,
-    }
-    for name, reader in readers.items():
-        if (folder / name).exists():
-            annotated = reader(folder / name, pictures, classes)
-            if not annotated:
-                raise ValueError(f"{folder / name}: annotates no picture")
-            return annotated
-    raise ValueError(f"{folder}: no annotations; looked for {', '.join(readers)}")
+    readers = {"annotations.json": _coco, "Annotations": _voc, "masks": _masks}
+    place = next((folder / name for name in readers if (folder / name).exists()), None)
+    if place is None:
+        raise ValueError(f"{folder}: no annotations; looked for {', '.join(readers)}")
+    annotated: dict[Path, AnnotatedPicture] = {}
+    for source, picture, label, where in readers[place.name](place, pictures, classes):
+        if not picture.is_file():
+            raise ValueError(f"{source}: there is no picture {picture}")
+        annotated.setdefault(picture, AnnotatedPicture(picture, [], source)).objects.append((label, where))
+    if not annotated:
+        raise ValueError(f"{place}: annotates no picture")
+    return list(annotated.values())
 
 
-def _coco(path: Path, pictures: Path, classes: Sequence[str] | None) -> list[AnnotatedPicture]:
+# Of each object the file that tells of it, the picture, the class, and where it is.
+Found = Iterable[tuple[Path, Path, int | None, Box | Path]]
+
+
+def _coco(path: Path, pictures: Path, classes: Sequence[str] | None) -> Found:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         names = {entry["id"]: str(entry["name"]) for entry in sorted(content["categories"], key=lambda e: e["id"])}
         files = {entry["id"]: str(entry["file_name"]) for entry in content["images"]}
         objects = [(entry["image_id"], entry["category_id"], entry["bbox"]) for entry in content["annotations"]]
+        unlisted = [f"image_id {image!r}" for image, _, _ in objects if image not in files]
+        unlisted += [f"category_id {category!r}" for _, category, _ in objects if category not in names]
     except KeyError as error:
         raise ValueError(f"{path}: not in COCO's form, an entry has no {error}") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not in COCO's form ({error})") from None
+    if unlisted:
+        raise ValueError(f"{path}: an annotation has the {unlisted[0]}, which is not listed")
     labels = _labels(path, list(names.values()), classes)
-    boxes: dict[Any, dict[int, list[Box]]] = {}
     for image, category, bbox in objects:
-        if image not in files or category not in names:
-            kind, value = ("image_id", image) if image not in files else ("category_id", category)
-            raise ValueError(f"{path}: an annotation has the {kind} {value!r}, which is not listed")
         left, top, width, height = _four_numbers(path, bbox)
-        box = (left, top, left + width, top + height)
-        boxes.setdefault(image, {}).setdefault(labels[names[category]], []).append(box)
-    return [AnnotatedPicture(_existing(path, pictures / files[image]), boxes[image], source=path) for image in boxes]
+        yield path, pictures / files[image], labels[names[category]], (left, top, left + width, top + height)
 
 
-def _voc(folder: Path, pictures: Path, classes: Sequence[str] | None) -> list[AnnotatedPicture]:
-    files = [(path, *_voc_file(path)) for path in sorted(folder.glob("*.xml"))]
-    labels = _labels(folder, sorted({name for _, _, objects in files for name, _, _ in objects}), classes)
-    annotated = []
-    for path, file_name, objects in files:
+def _voc(folder: Path, pictures: Path, classes: Sequence[str] | None) -> Found:
+    files = {path: _voc_file(path) for path in sorted(folder.glob("*.xml"))}
+    labels = _labels(folder, sorted({name for _, objects in files.values() for name, _, _ in objects}), classes)
+    for path, (file, objects) in files.items():
         easy = {name for name, difficult, _ in objects if not difficult}
-        boxes: dict[int, list[Box]] = {}
-        for name, _, box in objects:
-            if name in easy:
-                boxes.setdefault(labels[name], []).append(box)
-        if boxes:
-            annotated.append(AnnotatedPicture(_existing(path, pictures / file_name), boxes, source=path))
-    return annotated
+        yield from ((path, pictures / file, labels[name], box) for name, _, box in objects if name in easy)
 
 
 def _voc_file(path: Path) -> tuple[str, list[tuple[str, bool, Box]]]:
@@ -164,38 +154,30 @@ def _voc_file(path: Path) -> tuple[str, list[tuple[str, bool, Box]]]:
     objects = []
     for entry in root.iter("object"):
         name, bndbox = entry.findtext("name", "").strip(), entry.find("bndbox")
-        corners = [] if bndbox is None else [bndbox.findtext(key) for key in ("xmin", "ymin", "xmax", "ymax")]
         if not name or bndbox is None:
             raise ValueError(f"{path}: not in VOC's form, an object has no {'bndbox' if name else 'name'}")
+        corners = [bndbox.findtext(key) for key in ("xmin", "ymin", "xmax", "ymax")]
         left, top, right, bottom = _four_numbers(path, corners)
         difficult = entry.findtext("difficult", "0").strip() == "1"
         objects.append((name, difficult, (left - 1, top - 1, right, bottom)))
-    file_name = root.findtext("filename", "").strip()
-    if not file_name:
+    file = root.findtext("filename", "").strip()
+    if not file:
         raise ValueError(f"{path}: not in VOC's form, it has no filename")
-    return file_name, objects
+    return file, objects
 
 
-def _masks(folder: Path, pictures: Path, classes: Sequence[str] | None) -> list[AnnotatedPicture]:
-    files = sorted(path for path in pictures.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
-    by_name = {path.stem: path for path in files}
-    masks: dict[Path, dict[int | None, Path]] = {}
-    for path, label in _mask_files(folder, classes):
-        if path.stem not in by_name:
-            raise ValueError(f"{path}: {pictures} has no picture of the name {path.stem!r}")
-        masks.setdefault(by_name[path.stem], {})[label] = path
-    return [AnnotatedPicture(picture, masks=masks[picture]) for picture in masks]
-
-
-def _mask_files(folder: Path, classes: Sequence[str] | None) -> Iterator[tuple[Path, int | None]]:
-    for path in sorted(folder.glob("*.png")):
-        yield path, None
-    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
-        known = classes is not None and inner.name in classes
-        if not known and not inner.name.isdecimal():
-            raise ValueError(f"{inner}: not a class; a folder of masks is named by a number or one of the class names")
-        label = list(classes).index(inner.name) if classes is not None and known else int(inner.name)
-        yield from ((path, label) for path in sorted(inner.glob("*.png")))
+def _masks(folder: Path, pictures: Path, classes: Sequence[str] | None) -> Found:
+    by_name = {path.stem: path for path in sorted(pictures.iterdir()) if path.suffix.lower() in PICTURE_SUFFIXES}
+    numbers = {name: number for number, name in enumerate(classes or ())}
+    for inner in [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]:
+        label = numbers.get(inner.name, int(inner.name) if inner.name.isdecimal() else None)
+        if label is None and inner != folder:
+            named = "a folder of masks is named by a number or one of the class names"
+            raise ValueError(f"{inner}: not a class; {named}")
+        for path in sorted(inner.glob("*.png")):
+            if path.stem not in by_name:
+                raise ValueError(f"{path}: {pictures} has no picture of the name {path.stem!r}")
+            yield path, by_name[path.stem], None if inner == folder else label, path
 
 
 def _labels(path: Path, names: Sequence[str], classes: Sequence[str] | None) -> dict[str, int]:
@@ -217,22 +199,21 @@ def _four_numbers(path: Path, values: Any) -> list[float]:
     return numbers
 
 
-def _fill(region: np.ndarray, box: Box, source: Path) -> None:
-    """Every pixel that the box touches becomes true."""
+def _box_region(box: Box, size: tuple[int, int], source: Path) -> np.ndarray:
+    """True in every pixel that the box touches."""
+    region = np.zeros(size[::-1], bool)
     left, top = (max(0, math.floor(value)) for value in box[:2])
     right, bottom = (max(0, math.ceil(value)) for value in box[2:])
-    inside = region[top:bottom, left:right]
-    if inside.size == 0:
-        height, width = region.shape
+    region[top:bottom, left:right] = True
+    if not region.any():
         listed = ", ".join(f"{value:g}" for value in box)
-        raise ValueError(
-            f"{source}: the box from left, top to right, bottom ({listed}) holds nothing of {width}x{height} pixels"
-        )
-    inside[...] = True
+        holds = f"holds nothing of {size[0]}x{size[1]} pixels"
+        raise ValueError(f"{source}: the box from left, top to right, bottom ({listed}) {holds}")
+    return region
 
 
-def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Numbers (H, W)."""
+def _read_mask(path: Path, size: tuple[int, int], label: int | None) -> dict[int, np.ndarray]:
+    """Where the class is, or every class of a mask of numbers."""
     with opened_picture(path) as opened:
         values = np.asarray(opened)
     if values.ndim != 2 or values.dtype.kind == "f":
@@ -240,10 +221,7 @@ def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     height, width = values.shape
     if (width, height) != size:
         raise ValueError(f"{path}: the mask has {width}x{height} pixels, its picture {size[0]}x{size[1]}")
-    return values
-
-
-def _existing(source: Path, path: Path) -> Path:
-    if not path.is_file():
-        raise ValueError(f"{source}: there is no picture {path}")
-    return path
+    if label is not None:
+        return {label: values > 0}
+    void = VOID if values.dtype == np.uint8 else 0
+    return {int(value) - 1: values == value for value in np.unique(values) if value not in (0, void)}

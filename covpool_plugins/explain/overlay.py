@@ -1,17 +1,31 @@
-"""Maps laid over pictures, matrices drawn as heat maps, and captions."""
+"""Maps laid over pictures, matrices drawn as heat maps, captions; the eigen panel, and several heads side by side."""
 
 from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..errors import require_extra
+from ..errors import OptionError, require_extra
 from ..pictures import Picture
+
+if TYPE_CHECKING:
+    from .explanation import Explanation
 
 CLIP_PERCENTILE = 99.5
 DIVERGING, SEQUENTIAL = "RdBu_r", "inferno"
 MARGIN = 6
 LARGEST_FONT, SMALLEST_FONT = 14, 9
+SIDE = 320  # of a picture in a panel, in pixels
+CELL = 3.2  # of a picture in a panel, in inches
+DOTS_PER_INCH = 110
+MOST_COLUMNS = 5
+CHARACTERS = 46  # of the small print below a picture
+FOR, AGAINST, BEFORE, AFTER = "#b2182b", "#2166ac", "#4d4d4d", "#e08214"
 
 
 def overlay(image: Picture, values: np.ndarray, signed: bool, limit: float | None = None) -> Picture:
@@ -105,3 +119,135 @@ def _broken(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width
         else:
             parts[-1] = longer
     return parts
+
+
+def eigen_panel(explanation: Explanation) -> Picture:
+    """What the eigenvalues of a covariance add to a class score, as one picture.
+
+    Above: the spectrum before and after normalisation with both condition numbers; the share σ_k of every eigenvalue
+    and their cumulative sum; the picture, and the map of all shares. Below: the maps of the bands of eigenvalues with
+    their shares, each on its own colour scale, because small eigenvalues would be pale on a common one.
+
+    Args:
+        explanation: of the method ``eigen``.
+
+    Raises:
+        OptionError: for another method.
+        MissingExtraError: without matplotlib.
+
+    Examples:
+        >>> model = covpool_plugins.create_model("test_resnet", num_classes=3, reduce_channels=8)
+        >>> eigen_panel(explain(model, torch.randn(1, 3, 64, 64), "eigen")).mode
+        'RGB'
+    """
+    if not {"eigenvalues", "normalized", "sigma", "bands", "band_edges"} <= explanation.extras.keys():
+        raise OptionError(f"eigen_panel draws explanations of the method 'eigen', got {explanation.method!r}")
+    extras, bands, edges = explanation.extras, explanation.extras["bands"], explanation.extras["band_edges"]
+    cell = CELL * explanation.image.height / explanation.image.width
+    figure = _figure(CELL * max(4, len(bands)), 2 * cell + 1.9)
+    upper, lower = figure.subfigures(2, 1)
+    axes = upper.subplots(1, 4)
+    _spectrum(axes[0], extras["eigenvalues"], extras["normalized"])
+    _shares(axes[1], extras["sigma"], explanation.completeness_target or 0.0, edges)
+    _show(axes[2], explanation.image, "what the network saw")
+    _show_band(axes[3], explanation, explanation.map, f"all {len(extras['sigma'])} eigenvalues")
+    below = np.atleast_1d(lower.subplots(1, len(bands)))
+    for axis, band, (first, last) in zip(below, bands, pairwise(edges), strict=True):
+        _show_band(axis, explanation, band, f"eigenvalues {first + 1} to {last}")
+    figure.suptitle(" · ".join(explanation.caption()), fontsize=11)
+    return _rendered(figure)
+
+
+def montage(explanations: Sequence[tuple[str, Explanation | str]]) -> Picture:
+    """Several heads side by side, on one colour scale.
+
+    Args:
+        explanations: labels with explanations by one method, or with the reason why there is none, which is shown as
+            "n/a".
+
+    Raises:
+        OptionError: for no explanation at all, or methods whose values do not share a scale.
+        MissingExtraError: without matplotlib.
+
+    Examples:
+        >>> model = covpool_plugins.create_model("test_resnet", num_classes=3, reduce_channels=8)
+        >>> montage([("svdpade", explain(model, torch.randn(1, 3, 64, 64))), ("gap", "not trained")]).mode
+        'RGB'
+    """
+    shown = [explanation for _, explanation in explanations if not isinstance(explanation, str)]
+    if not shown:
+        raise OptionError("montage needs at least one explanation, got none")
+    first, methods = shown[0], sorted({explanation.method for explanation in shown})
+    if len(methods) > 1:
+        raise OptionError(f"montage has one colour scale for one method, got {', '.join(methods)}")
+    limit = max(colour_limit(explanation.shown) for explanation in shown)
+    columns = min(MOST_COLUMNS, len(explanations))
+    rows = -(-len(explanations) // columns)
+    shape = first.map.shape if first.space == "matrix" else (first.image.height, first.image.width)
+    figure = _figure(columns * CELL, rows * (CELL * shape[0] / shape[1] + 0.6) + 0.3)
+    sign = "±" if first.signed else ""
+    scale = "" if first.space == "picture" else f", full colour at {sign}{limit:.2g}"
+    figure.suptitle(first.method + scale, fontsize=11)
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axis, (label, explanation) in zip(axes, explanations, strict=False):
+        if isinstance(explanation, str):
+            _show(axis, Image.new("RGB", first.image.size, "#eeeeee"), label, [explanation])
+            axis.text(0.5, 0.5, "n/a", transform=axis.transAxes, ha="center", va="center", fontsize=18, color="grey")
+        else:
+            lines = explanation.caption(limit)
+            lines[0] = lines[0].removeprefix(explanation.method).lstrip(", ")
+            _show(axis, explanation.overlay(limit, SIDE), label, lines)
+    for axis in axes[len(explanations) :]:
+        axis.set_axis_off()
+    return _rendered(figure)
+
+
+def _figure(width: float, height: float) -> Any:
+    figures = require_extra("matplotlib.figure", "explain")
+    return figures.Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
+
+
+def _rendered(figure: Any) -> Picture:
+    canvas = require_extra("matplotlib.backends.backend_agg", "explain").FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def _spectrum(axis: Any, before: np.ndarray, after: np.ndarray) -> None:
+    for values, colour, name in ((before, BEFORE, "covariance"), (after, AFTER, "normalised")):
+        positive = values[values > 0]
+        condition = positive.max(initial=0.0) / positive.min(initial=np.inf)
+        axis.plot(1 + np.flatnonzero(values > 0), positive, ".-", color=colour, label=f"{name}, κ = {condition:.2g}")
+    axis.set(yscale="log", xlabel="k")
+    axis.set_title("eigenvalues", fontsize=10)
+    axis.legend(fontsize=9)
+    axis.grid(alpha=0.3)
+
+
+def _shares(axis: Any, sigma: np.ndarray, whole: float, edges: np.ndarray) -> None:
+    k = np.arange(1, len(sigma) + 1)
+    axis.bar(k, sigma, width=0.9, color=np.where(sigma >= 0, FOR, AGAINST))
+    axis.plot(k, sigma.cumsum(), color="black", linewidth=1.2, label="sum of the first k")
+    axis.axhline(0, color="black", linewidth=0.6)
+    for edge in edges[1:-1]:
+        axis.axvline(edge + 0.5, color="grey", linewidth=0.8, linestyle=":")
+    axis.set_xlabel("k")
+    axis.set_title("share σ of each eigenvalue in the score", fontsize=10)
+    axis.legend(fontsize=9)
+    if whole:
+        percent = axis.secondary_yaxis("right", functions=(lambda v: 100 * v / whole, lambda v: v * whole / 100))
+        percent.set_ylabel("% of score - bias", fontsize=9)
+
+
+def _show_band(axis: Any, explanation: Explanation, values: np.ndarray, title: str) -> None:
+    limit = colour_limit(values)
+    picture = overlay(at_least(explanation.image, SIDE), values, explanation.signed, limit)
+    scale = f"full colour at {'±' if explanation.signed else ''}{limit:.2g}"
+    _show(axis, picture, title, [f"{balance(values)} = {values.sum():+.3g}", scale])
+
+
+def _show(axis: Any, picture: Picture, title: str, lines: Sequence[str] = ()) -> None:
+    axis.imshow(np.asarray(picture), interpolation="bicubic")
+    axis.set_title(title, fontsize=10)
+    axis.set(xticks=[], yticks=[])
+    axis.set_xlabel("\n".join(textwrap.fill(line, CHARACTERS) for line in lines), fontsize=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from ..checks import check_integer, check_number
 from ..errors import NotApplicableError, OptionError, ShapeError
-from .annotations import AnnotatedPicture
+from .annotations import AnnotatedPicture, read_annotations
 from .images import Preprocessing, gaussian
 from .methods import explain_over_picture, with_options
 from .model_view import Gradient, ModelView
@@ -113,7 +114,7 @@ def pointing_game(
         >>> from PIL import Image
         >>> Image.new("RGB", (64, 64)).save("grey.png")
         >>> model = covpool_plugins.create_model("test_resnet", num_classes=3, reduce_channels=8)
-        >>> pictures = [AnnotatedPicture(Path("grey.png"), boxes={2: [(0, 0, 64, 64)]})]
+        >>> pictures = [AnnotatedPicture(Path("grey.png"), [(2, (0, 0, 64, 64))])]
         >>> [row.target for row in pointing_game(model, pictures, ["contribution"])]
         [2]
     """
@@ -214,3 +215,26 @@ def energy_inside(map: np.ndarray, region: np.ndarray) -> float | None:
         return None
     shares = nn.functional.adaptive_avg_pool2d(inside[None], (height, width))[0]
     return ((energy * shares).sum() / total).item()
+
+
+def pointing_table(
+    models: Mapping[str, ModelView], methods: Mapping[str, Mapping[str, Any]], folder: Path
+) -> list[dict[str, str]]:
+    """The game of every method of every model, each by its name, on an annotated folder, as rows of text.
+
+    Raises:
+        ValueError: for a folder that does not have the form, see :mod:`covpool_plugins.explain.annotations`.
+    """
+    rows = []
+    for model, view in models.items():
+        classes = pointing_game(view, read_annotations(folder, view.class_names or None), methods)
+        accuracies = mean_accuracy(classes)
+        for method in methods:
+            own = [row for row in classes if row.method == method]
+            energies = [energy for row in own for energy in row.energies]
+            shares = {"accuracy": accuracies.get(method), "energy": float(np.mean(energies)) if energies else None}
+            counts = {"hits": str(sum(row.hits for row in own)), "misses": str(sum(row.misses for row in own))}
+            texts = {name: "n/a" if share is None else f"{share:.3f}" for name, share in shares.items()}
+            note = next((row.note for row in reversed(own) if row.note), "")
+            rows.append({"model": model, "method": method, **counts, **texts, "note": note})
+    return rows

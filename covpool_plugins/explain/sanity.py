@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ from tqdm import tqdm
 from ..checks import check_integer
 from ..errors import NotApplicableError, ShapeError
 from ..pictures import Picture
-from .backprop import disposable
 from .explanation import Explanation
 from .images import as_input
 from .methods import explain_over_picture, explanation_options, with_options
-from .model_view import ForwardPass, Gradient, ModelView
+from .model_view import ForwardPass, Gradient, ModelView, disposable
 
 THRESHOLD = 0.5
+VERDICTS = {None: "n/a", True: "depends on the weights", False: "hardly depends on the weights"}
 STEPS = 6
 
 
@@ -256,3 +257,23 @@ def _draw(parameter: nn.Parameter, generator: torch.Generator) -> nn.Parameter:
     mean, size = (0.0, old.square().mean().sqrt()) if old.ndim > 1 else (old.mean(), old.std(correction=0))
     new = mean + size * torch.randn(old.shape, generator=generator, dtype=torch.float64)
     return nn.Parameter(new.to(parameter), requires_grad=False)
+
+
+def sanity_table(
+    models: Mapping[str, ModelView],
+    methods: Mapping[str, Mapping[str, Any]],
+    pictures: Mapping[str, Path],
+    target: int | None = None,
+    seed: int = 0,
+) -> list[dict[str, str]]:
+    """Every method of every model on every picture, each by its name, as rows of text."""
+    rows = []
+    for (picture, path), (model, view) in product(pictures.items(), models.items()):
+        steps = cascading_randomization(view, path, methods, target, seed=seed)
+        verdicts = depends_on_weights(steps)
+        for method in methods:
+            own = [step for step in steps if step.method == method]
+            correlations = " ".join("n/a" if step.similarity is None else f"{step.similarity:+.2f}" for step in own)
+            verdict = next((step.note for step in reversed(own) if step.note), VERDICTS[verdicts[method]])
+            rows.append(dict(image=picture, model=model, method=method, correlations=correlations, verdict=verdict))
+    return rows

@@ -1,23 +1,29 @@
 """Differentiable functions of symmetric positive semi-definite matrices: tensors in, tensors out.
 
-Written in torch alone; but importing it imports ``covpool_plugins``, and with it timm.
+Written in torch and numpy alone; but importing it imports ``covpool_plugins``, and with it timm.
 """
 
 from .covariance import covariance, smaller_covariance
-from .covariance_power import covariance_log1p, covariance_powm
-from .covariance_square_root import Vectorize, check_root_options, covariance_sqrt
-from .logarithm import logm
 from .lyapunov import EigenLyapunov, NewtonSchulzLyapunov, lyapunov
-from .methods.base import Compute, EigenMethod, IterativeMethod, Method, list_methods, resolve_method
+from .methods.base import (
+    Compute,
+    EigenMethod,
+    IterativeMethod,
+    Method,
+    Vectorize,
+    check_root_options,
+    list_methods,
+    resolve_method,
+)
 from .methods.denman_beavers import DenmanBeavers
-from .methods.eigen import SVDPI, Exact, ExactInverse, SVDOriginal, SVDPade, SVDTaylor, SVDTopN, SVDTrunc
+from .methods.eigen import SVDPI, Exact, ExactInverse, SVDOriginal, SVDTaylor, SVDTopN, SVDTrunc
 from .methods.minimax import Minimax
 from .methods.newton_schulz import NewtonSchulz
 from .methods.svd_newton import SVDNewton
 from .methods.taylor_pade import MPA, MTP
 from .packing import pack_triu, packed_size, unpack_symmetric
-from .spectral import expm_neg, powm
-from .square_root import inv_sqrtm, sqrtm
+from .spectral import covariance_log1p, covariance_powm, expm_neg, logm, powm
+from .square_root import covariance_sqrt, inv_sqrtm, sqrtm
 
 __all__ = [
     "MPA",
@@ -36,7 +42,6 @@ __all__ = [
     "NewtonSchulzLyapunov",
     "SVDNewton",
     "SVDOriginal",
-    "SVDPade",
     "SVDTaylor",
     "SVDTopN",
     "SVDTrunc",

@@ -52,36 +52,22 @@ def combination(identity: float, factors: Sequence[float], matrices: Sequence[Ma
     return total
 
 
-def polynomials(coefficients: Sequence[Sequence[float]], Z: Matrix, block: int = 3) -> list[Matrix]:
-    """Polynomials in Z of one degree, coefficients in ascending order (Paterson-Stockmeyer).
+def polynomial(row: Sequence[float], Z: Any, block: int = 3) -> Any:
+    """The polynomial in Z with these coefficients, in ascending order (Paterson-Stockmeyer).
 
-    The powers Z², ..., Z^block are shared; each polynomial then takes one product per further block.
+    After the powers Z², ..., Z^block it takes one product for each further block; the top block goes up to Z^block
+    itself, which is there already.
     """
-    block = min(block, len(coefficients[0]) - 1)
+    block = min(block, len(row) - 1)
     powers = [Z]
     for _ in range(block - 1):
         powers.append(product(powers[-1], Z))
-    return [_by_blocks(row, powers) for row in coefficients]
-
-
-def _by_blocks(row: Sequence[float], powers: list[Any]) -> Any:
-    """One polynomial from the powers up to Z^block; its top block goes up to Z^block itself, which is there already."""
-    block = len(powers)
     top = max(0, (len(row) - 2) // block * block)
     result = combination(row[top], row[top + 1 :], powers[: len(row) - 1 - top])
     for start in range(top - block, -1, -block):
         terms = [product(powers[-1], result), *powers[:-1]]
         result = combination(row[start], [1.0, *row[start + 1 : start + block]], terms)
     return result
-
-
-def solve_positive(Q: Matrix, P: Matrix) -> Matrix:
-    """Q⁻¹ P for positive definite Q that commutes with P, by one Cholesky factorisation."""
-    if isinstance(Q, Dual):
-        factor = torch.linalg.cholesky_ex(Q.value)[0]
-        value = torch.cholesky_solve(P.value, factor)
-        return Dual(value, torch.cholesky_solve(P.tangent - Q.tangent @ value, factor))
-    return torch.cholesky_solve(P, torch.linalg.cholesky_ex(Q)[0])
 
 
 def inverse_positive(Q: Matrix) -> Matrix:

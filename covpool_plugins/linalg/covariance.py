@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from .tensors import (
+    Function,
     apply,
     autocast_off,
     check_features,
     exporting,
+    kept,
     power_of_two,
     product,
-    root_of,
-    save,
     symmetrize,
     trace,
     transpose,
@@ -48,7 +48,7 @@ def covariance(X: Tensor, centered: bool = True) -> Tensor:
                 [4., 4.]])
     """
     check_features(X)
-    return apply(Covariance, X.to(working_dtype(X.dtype)), centered).to(X.dtype)
+    return apply(Covariance, X.to(working_dtype(X.dtype)), centered, False).to(X.dtype)
 
 
 def smaller_covariance(X: Tensor, centered: bool = True) -> Tensor:
@@ -72,10 +72,7 @@ def smaller_covariance(X: Tensor, centered: bool = True) -> Tensor:
         torch.Size([2, 9, 9])
     """
     check_features(X)
-    if not fewer_positions(X):
-        return covariance(X, centered)
-    Xc, mean = center(X.to(working_dtype(X.dtype)), centered)
-    return zero_where_constant(apply(Gram, Xc / root_of(X.shape[-1])), mean).to(X.dtype)
+    return apply(Covariance, X.to(working_dtype(X.dtype)), centered, fewer_positions(X)).to(X.dtype)
 
 
 def fewer_positions(X: Tensor) -> bool:
@@ -110,58 +107,28 @@ def zero_where_constant(A: Tensor, mean: Tensor | None) -> Tensor:
     return A * (~constant).to(A.dtype)
 
 
-class Covariance(torch.autograd.Function):
-    """X̃ X̃ᵀ / M; one product forward, one backward, and only X is kept."""
-
-    generate_vmap_rule = True
+class Covariance(Function):
+    """X̃ X̃ᵀ / M, or the Gram matrix X̃ᵀ X̃ / M; one product forward, one backward, and only X is kept."""
 
     @staticmethod
-    def forward(X: Tensor, centered: bool) -> Tensor:
+    def forward(X: Tensor, centered: bool, gram: bool) -> Tensor:
         with autocast_off(X.device.type):
             Xc, mean = center(X, centered)
             # The sum of squares may leave the range of float32 where their mean does not.
             unit = power_of_two(Xc)
             Y = Xc / unit
-            return zero_where_constant((Y @ transpose(Y)) / X.shape[-1] * unit * unit, mean)
+            A = transpose(Y) @ Y if gram else Y @ transpose(Y)
+            return zero_where_constant(A / X.shape[-1] * unit * unit, mean)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        X, ctx.centered = inputs
-        save(ctx, X)
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None]:
+        X, centered, gram = kept(ctx)
+        G, Xc = symmetrize(G) * (2 / X.shape[-1]), center(X, centered)[0]
+        return center(product(Xc, G), centered)[0] if gram else product(G, Xc), None, None
 
     @staticmethod
-    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
-        (X,) = ctx.saved_tensors
-        return product(symmetrize(G) * (2 / X.shape[-1]), center(X, ctx.centered)[0]), None
-
-    @staticmethod
-    def tangent(ctx: Any, H: Tensor, _: None) -> Tensor:
-        (X,) = ctx.saved_tensors
-        along = product(center(H, ctx.centered)[0] / X.shape[-1], transpose(center(X, ctx.centered)[0]))
-        return along + transpose(along)
-
-
-class Gram(torch.autograd.Function):
-    """Yᵀ Y for Y (..., C, M)."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(Y: Tensor) -> Tensor:
-        with autocast_off(Y.device.type):
-            return transpose(Y) @ Y
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        save(ctx, *inputs)
-
-    @staticmethod
-    def backward(ctx: Any, G: Tensor) -> Tensor:
-        (Y,) = ctx.saved_tensors
-        return product(Y, G + transpose(G))
-
-    @staticmethod
-    def tangent(ctx: Any, H: Tensor) -> Tensor:
-        (Y,) = ctx.saved_tensors
-        along = product(transpose(H), Y)
+    def tangent(ctx: Any, H: Tensor, *_: None) -> Tensor:
+        X, centered, gram = kept(ctx)
+        Hc, Xc = center(H, centered)[0] / X.shape[-1], center(X, centered)[0]
+        along = product(transpose(Hc), Xc) if gram else product(Hc, transpose(Xc))
         return along + transpose(along)

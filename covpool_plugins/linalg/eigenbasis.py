@@ -10,21 +10,22 @@ second divided differences f[λ_i, λ_j, λ_k]; for roots these are solutions of
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .tensors import (
+    Function,
     apply,
     autocast_off,
     first_derivative_only,
     guarded_eigh,
+    kept,
     no_further_derivative,
     null_threshold,
-    save,
     symmetrize,
+    unwrapped,
 )
 
 if TYPE_CHECKING:
@@ -46,14 +47,14 @@ def spectral_function(
 
 
 def decompose(
-    A: Tensor, function: SpectralMethod, dtype: torch.dtype, shift: float = 0.0, finite: bool = False
+    A: Tensor, function: SpectralMethod, dtype: torch.dtype, shift: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """f(λ), λ and U of symmetric A + shift I; λ is zero where an eigenvalue of A in ``dtype`` cannot be told from zero.
 
-    With a positive ``shift`` none is zero. ``finite`` says that A is known to be.
+    With a positive ``shift`` none is zero.
     """
     with autocast_off(A.device.type):
-        values, U = torch.linalg.eigh(A.mT) if finite else guarded_eigh(A)
+        values, U = guarded_eigh(A)
         null = values <= (0.0 if shift else null_threshold(values, dtype))
         values = function.truncate(torch.where(null, 0.0, values) + shift)
         return function.values(values), values, U
@@ -64,10 +65,9 @@ def compose(values: Tensor, U: Tensor) -> Tensor:
     return (U * values.unsqueeze(-2)) @ U.mT
 
 
-class SpectralFunction(torch.autograd.Function):
+class SpectralFunction(Function):
     """f(A), from what :func:`decompose` makes of A."""
 
-    generate_vmap_rule = True
     twice_forward = True
 
     @staticmethod
@@ -76,52 +76,18 @@ class SpectralFunction(torch.autograd.Function):
             return compose(image, U)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        A, _, values, U, ctx.function = inputs
-        save(ctx, A, values, U)
-
-    @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple:
-        A, values, U = ctx.saved_tensors
-        return apply(SpectralDerivative, symmetrize(G), A, values, U, ctx.function), None, None, None, None
+        return SpectralFunction.tangent(ctx, G), None, None, None, None
 
     @staticmethod
     def tangent(ctx: Any, along_A: Tensor, *_: Any) -> Tensor:
-        A, values, U = ctx.saved_tensors
-        return apply(SpectralDerivative, symmetrize(along_A), A, values, U, ctx.function)
+        A, _, *decomposed = kept(ctx)
+        return apply(SpectralDerivative, symmetrize(along_A), A, *decomposed)
 
 
-class PlainSpectralFunction(torch.autograd.Function):
-    """f(A) alone, without vmap and forward mode.
-
-    For small matrices: ``setup_context``, which these need, takes longer than their decomposition.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, A: Tensor, function: SpectralMethod) -> Tensor:
-        image, values, U = decompose(A, function, A.dtype, finite=_known_finite(A))
-        ctx.function = function
-        ctx.save_for_backward(A, values, U)
-        with autocast_off(A.device.type):
-            return compose(image, U)
-
-    @staticmethod
-    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
-        A, values, U = ctx.saved_tensors
-        return apply(SpectralDerivative, symmetrize(G), A, values, U, ctx.function), None
-
-
-def _known_finite(A: Tensor) -> bool:
-    """Whether A is found finite by its sum; not asked where that would wait for a GPU or be traced."""
-    if type(A) is not Tensor or A.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    return math.isfinite(A.sum().item())
-
-
-class SpectralDerivative(torch.autograd.Function):
+class SpectralDerivative(Function):
     """L(A, G) for symmetric G; differentiable in G and A where f has a second derivative."""
 
-    generate_vmap_rule = True
     twice_forward = True
 
     @staticmethod
@@ -130,25 +96,19 @@ class SpectralDerivative(torch.autograd.Function):
             return U @ ((U.mT @ G @ U) * function.coefficients(values, values)) @ U.mT
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        *tensors, ctx.function = inputs
-        save(ctx, *tensors)
-
-    @staticmethod
     def backward(ctx: Any, H: Tensor) -> tuple:
-        G, A, values, U = ctx.saved_tensors
+        G, *decomposed = kept(ctx)
         H = symmetrize(H)
-        along_G = apply(SpectralDerivative, H, A, values, U, ctx.function)
-        return along_G, _second_derivative(G, H, A, values, U, ctx.function), None, None, None
+        return apply(SpectralDerivative, H, *decomposed), _second_derivative(G, H, *decomposed), None, None, None
 
     @staticmethod
     def tangent(ctx: Any, along_G: Tensor | None, along_A: Tensor | None, *_: Any) -> Tensor:
-        G, A, values, U = ctx.saved_tensors
+        G, *decomposed = kept(ctx)
         total = torch.zeros_like(G)
         if along_G is not None:
-            total = total + apply(SpectralDerivative, symmetrize(along_G), A, values, U, ctx.function)
+            total = total + apply(SpectralDerivative, symmetrize(along_G), *decomposed)
         if along_A is not None:
-            total = total + _second_derivative(G, symmetrize(along_A), A, values, U, ctx.function)
+            total = total + _second_derivative(G, symmetrize(along_A), *decomposed)
         return total
 
 
@@ -166,13 +126,8 @@ def _second_derivative(G: Tensor, H: Tensor, A: Tensor, values: Tensor, U: Tenso
 
 def _any_zero(values: Tensor) -> bool:
     """Whether there is an eigenvalue that is zero, where that can be asked; under vmap it cannot."""
-    if torch.compiler.is_compiling():
-        return False
-    while torch._C._functorch.is_functorch_wrapped_tensor(values):
-        if torch._C._functorch.is_batchedtensor(values):
-            return False
-        values = torch._C._functorch.get_unwrapped(values)
-    return bool((values == 0).any())
+    known = None if torch.compiler.is_compiling() else unwrapped(values)
+    return known is not None and bool((known == 0).any())
 
 
 def second_differences(values: Tensor, E: Tensor, D: Tensor, function: SpectralMethod) -> Tensor:

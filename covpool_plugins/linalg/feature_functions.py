@@ -21,17 +21,18 @@ from torch import Tensor
 from .covariance import center, fewer_positions, rounding_of_mean
 from .packing import pack_triu, packed_square, unpack_gradient, unpacked_gradient_product
 from .tensors import (
+    Function,
     apply,
     autocast_off,
     first_derivative_only,
     guarded_eigh,
+    identity_like,
+    kept,
     no_further_derivative,
     null_threshold,
     power_of_two,
     root_of,
-    save,
     symmetrize,
-    trace,
 )
 
 if TYPE_CHECKING:
@@ -87,8 +88,7 @@ def _decomposition(A: Tensor, unit: Tensor | float, mean: Tensor | None, dtype: 
 
     Eigenvalues that cannot be told from zero, or whose root has no reciprocal in the type, are zero.
     """
-    # No entry exceeds the trace, so one that is not finite shows there.
-    values, U = guarded_eigh(A, torch.isfinite(trace(A)))
+    values, U = guarded_eigh(A)
     values = values.double() * (unit.squeeze(-1).double().square() if isinstance(unit, Tensor) else 1.0)
     threshold = null_threshold(values, A.dtype).clamp_min(torch.finfo(dtype).tiny ** 2)
     if mean is not None:
@@ -108,108 +108,81 @@ def _times_right_vectors(Z: Tensor, X: Tensor, values: Tensor, U: Tensor, rule: 
     return Z @ (scaled @ Xc).to(X.dtype) if U.dtype == torch.float64 else (Z @ scaled) @ Xc
 
 
-class FeatureFunction(torch.autograd.Function):
+class FeatureFunction(Function):
     """f(A) from what :func:`decompose_features` makes of X."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(X: Tensor, values: Tensor, U: Tensor, V: Tensor, rule: Rule) -> Tensor:
+        # X is kept by reference, not copied: the layer before has it anyway.
         with autocast_off(X.device.type):
             image = rule.function.values(rule.function.truncate(values))
             half = U.to(X.dtype) * image.sqrt().to(X.dtype).unsqueeze(-2)
             return packed_square(half) if rule.packed else half @ half.mT
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        # X is kept by reference, not copied: the layer before has it anyway.
-        *tensors, ctx.rule = inputs
-        save(ctx, *tensors)
-
-    @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple:
-        return apply(FeatureGradient, G, *ctx.saved_tensors, ctx.rule), None, None, None, None
+        return apply(FeatureDerivative, G, *kept(ctx), True), None, None, None, None
 
     @staticmethod
     def tangent(ctx: Any, along_X: Tensor, *_: Any) -> Tensor:
-        return apply(FeatureTangent, along_X, *ctx.saved_tensors, ctx.rule)
+        return apply(FeatureDerivative, along_X, *kept(ctx), False)
 
 
-class FeatureGradient(torch.autograd.Function):
-    """The gradient of ⟨G, f(A)⟩ in X, for the full or packed G."""
+class FeatureDerivative(Function):
+    """The derivative of f(A) along a tangent D of X or, for its adjoint, the gradient of ⟨D, f(A)⟩ in X.
 
-    generate_vmap_rule = True
+    f(A) and with it the D of the adjoint are full or packed.
+    """
 
     @staticmethod
-    def forward(G: Tensor, X: Tensor, values: Tensor, U: Tensor, V: Tensor, rule: Rule) -> Tensor:
+    def forward(D: Tensor, X: Tensor, values: Tensor, U: Tensor, V: Tensor, rule: Rule, adjoint: bool) -> Tensor:
         with autocast_off(X.device.type):
-            left = U.to(X.dtype)
-            # Twice the symmetric gradient, times U.
-            GU = unpacked_gradient_product(G, left) if rule.packed else (G + G.mT) @ left
-            E = left.mT @ GU
-            K, to_null = _scaled_coefficients(values, V, rule.function)
-            if to_null is None:
-                return _times_right_vectors(left @ (E * K.to(X.dtype)), X, values, U, rule)
-            E = E.mul_((K - to_null).to(X.dtype))
-            return (GU.mul_(to_null.to(X.dtype)) + left @ E) @ V.mT
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        *tensors, ctx.rule = inputs
-        save(ctx, *tensors)
+            return (_gradient if adjoint else _tangent)(D, X, values, U, V, rule)
 
     @staticmethod
     def backward(ctx: Any, H: Tensor) -> tuple:
-        G, *decomposed = ctx.saved_tensors
-        along_G = apply(FeatureTangent, H, *decomposed, ctx.rule)
-        return along_G, _curvature(G, H, decomposed[0], ctx.rule), None, None, None, None
+        D, *decomposed, rule, adjoint = kept(ctx)
+        along_D = apply(FeatureDerivative, H, *decomposed, rule, not adjoint)
+        G, along = (D, H) if adjoint else (H, D)
+        return along_D, _curvature(G, along, decomposed[0], rule), None, None, None, None, None
 
     @staticmethod
-    def tangent(ctx: Any, along_G: Tensor | None, along_X: Tensor | None, *_: Any) -> Tensor:
-        G, *decomposed = ctx.saved_tensors
-        X = decomposed[0]
-        total = torch.zeros_like(X) if along_X is None else _curvature(G, along_X, X, ctx.rule)
-        return total if along_G is None else total + apply(FeatureGradient, along_G, *decomposed, ctx.rule)
-
-
-class FeatureTangent(torch.autograd.Function):
-    """The derivative of f(A), full or packed, along a tangent H of X."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(H: Tensor, X: Tensor, values: Tensor, U: Tensor, V: Tensor, rule: Rule) -> Tensor:
-        with autocast_off(X.device.type):
-            left = U.to(X.dtype)
-            K, to_null = _scaled_coefficients(values, V, rule.function)
-            centred = center(H, rule.centered)[0]
-            if to_null is None:
-                eye = torch.eye(left.shape[-1], dtype=X.dtype, device=X.device)
-                along = centred @ _times_right_vectors(eye.expand_as(left), X, values, U, rule).mT
-                D = left @ (K.to(X.dtype) * (left.mT @ along))
-            else:
-                along = centred @ V
-                D = along * to_null.to(X.dtype) + left @ ((K - to_null).to(X.dtype) * (left.mT @ along))
-            D = D @ left.mT
-            D = D + D.mT
-            return pack_triu(D) if rule.packed else D
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        *tensors, ctx.rule = inputs
-        save(ctx, *tensors)
-
-    @staticmethod
-    def backward(ctx: Any, G: Tensor) -> tuple:
-        H, *decomposed = ctx.saved_tensors
-        along_H = apply(FeatureGradient, G, *decomposed, ctx.rule)
-        return along_H, _curvature(G, H, decomposed[0], ctx.rule), None, None, None, None
-
-    @staticmethod
-    def tangent(ctx: Any, along_H: Tensor | None, along_X: Tensor | None, *_: Any) -> Tensor:
-        if along_X is not None:
+    def tangent(ctx: Any, along_D: Tensor | None, along_X: Tensor | None, *_: Any) -> Tensor:
+        D, *decomposed, rule, adjoint = kept(ctx)
+        linear = 0.0 if along_D is None else apply(FeatureDerivative, along_D, *decomposed, rule, adjoint)
+        if along_X is None:
+            assert isinstance(linear, Tensor)
+            return linear
+        if not adjoint:
             raise no_further_derivative("a forward derivative")
-        return apply(FeatureTangent, along_H, *ctx.saved_tensors[1:], ctx.rule)
+        return _curvature(D, along_X, decomposed[0], rule) + linear
+
+
+def _gradient(G: Tensor, X: Tensor, values: Tensor, U: Tensor, V: Tensor, rule: Rule) -> Tensor:
+    left = U.to(X.dtype)
+    # Twice the symmetric gradient, times U.
+    GU = unpacked_gradient_product(G, left) if rule.packed else (G + G.mT) @ left
+    E = left.mT @ GU
+    K, to_null = _scaled_coefficients(values, V, rule.function)
+    if to_null is None:
+        return _times_right_vectors(left @ (E * K.to(X.dtype)), X, values, U, rule)
+    E = E.mul_((K - to_null).to(X.dtype))
+    return (GU.mul_(to_null.to(X.dtype)) + left @ E) @ V.mT
+
+
+def _tangent(H: Tensor, X: Tensor, values: Tensor, U: Tensor, V: Tensor, rule: Rule) -> Tensor:
+    left = U.to(X.dtype)
+    K, to_null = _scaled_coefficients(values, V, rule.function)
+    centred = center(H, rule.centered)[0]
+    if to_null is None:
+        along = centred @ _times_right_vectors(identity_like(left).expand_as(left), X, values, U, rule).mT
+        D = left @ (K.to(X.dtype) * (left.mT @ along))
+    else:
+        along = centred @ V
+        D = along * to_null.to(X.dtype) + left @ ((K - to_null).to(X.dtype) * (left.mT @ along))
+    D = D @ left.mT
+    D = D + D.mT
+    return pack_triu(D) if rule.packed else D
 
 
 def _scaled_coefficients(values: Tensor, V: Tensor, function: SpectralMethod) -> tuple[Tensor, Tensor | None]:

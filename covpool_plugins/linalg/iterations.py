@@ -9,18 +9,20 @@ import torch
 from torch import Tensor
 
 from ._dual import Dual
-from .covariance import Covariance, Gram, center, fewer_positions, zero_where_constant
+from .covariance import Covariance, center, fewer_positions
 from .packing import pack_triu
 from .tensors import (
+    Function,
     apply,
     autocast_off,
     finite_matrices,
     first_derivative_only,
     identity_like,
+    keep,
+    kept,
     power_of_two,
     product,
     root_of,
-    save,
     symmetrize,
     trace,
     transpose,
@@ -31,10 +33,17 @@ if TYPE_CHECKING:
 
 
 def iterative_root(A: Tensor, method: IterativeMethod, wanted: Wanted) -> Tensor:
-    """What ``wanted`` says of symmetric matrices (..., n, n), in their precision."""
+    """What ``wanted`` says of symmetric matrices (..., n, n), in their precision: t^p f(A / t) with a scale t of A.
+
+    A Lyapunov gradient is that of the root, to which t is a constant.
+    """
     unit = power_of_two(A, 2)
-    root = apply(IterativeRoot, A / unit, method, wanted)
-    return root * (unit.sqrt() if wanted == "root" else unit.rsqrt())
+    B, t, zero = _scaled(A / unit, method)
+    if _by_lyapunov(method, wanted):
+        t = t.detach()
+    size = t * unit
+    root = apply(IterativeRoot, B / t, method, wanted) * (size.sqrt() if wanted == "root" else size.rsqrt())
+    return torch.where(finite_matrices(A), torch.where(zero, 0.0, root), torch.nan)
 
 
 def iterative_root_of_features(X: Tensor, method: IterativeMethod, centered: bool, packed: bool) -> Tensor:
@@ -50,117 +59,64 @@ def _by_smaller_side(X: Tensor, method: IterativeMethod, centered: bool) -> Tens
     C, M = X.shape[-2:]
     if not fewer_positions(X) or method.gradient == "lyapunov" or not method.through_gram:
         exact = dataclasses.replace(method, gradient="exact") if method.gradient == "auto" else method
-        return apply(IterativeRoot, apply(Covariance, X, centered), exact, "root")
-    Xc, mean = center(X, centered)
-    Y = Xc / root_of(M)
-    gram = zero_where_constant(apply(Gram, Y), mean)
-    root = product(product(Y, apply(IterativeRoot, gram, method, "factor")), transpose(Y))
+        return iterative_root(apply(Covariance, X, centered, False), exact, "root")
+    Y = center(X, centered)[0] / root_of(M)
+    gram = apply(Covariance, X, centered, True)
+    root = product(product(Y, iterative_root(gram, method, "factor")), transpose(Y))
     if not method.at_zero:
         return root
+    _, t, zero = _scaled(gram, method)
     eye = torch.eye(C, dtype=X.dtype, device=X.device)
-    return root + method.at_zero * torch.where(is_zero(gram), 0.0, positive_scale(gram, method)).sqrt() * eye
+    return root + method.at_zero * torch.where(zero, 0.0, t.sqrt()) * eye
 
 
-class IterativeRoot(torch.autograd.Function):
-    """t^p f(A / t) with a matrix iteration f, a scale t of the matrix, and p = 1/2 or -1/2.
+def _scaled(A: Tensor, method: IterativeMethod) -> tuple[Tensor, Tensor, Tensor]:
+    """A (..., n, n) with the identity for zero matrices, its scale, and which are zero; these two (..., 1, 1)."""
+    zero = (A == 0).all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
+    A = torch.where(zero, identity_like(A), A)
+    if method.scaling == "trace":
+        return A, trace(A), zero
+    norm = (A if method.scaling == "frobenius" else product(A, A)).square().sum(dim=(-2, -1), keepdim=True).sqrt()
+    return A, norm if method.scaling == "frobenius" else norm.sqrt(), zero
 
-    The exact backward runs the iteration once more with the gradient as its tangent (see ``_dual``) and adds what
-    reaches A through t; only A is kept. The Lyapunov backward solves for the gradient with the computed root.
+
+def _by_lyapunov(method: IterativeMethod, wanted: Wanted) -> bool:
+    return method.gradient != "exact" and wanted != "factor"
+
+
+class IterativeRoot(Function):
+    """f(B) with a matrix iteration f, for B with eigenvalues in [0, 1].
+
+    The exact derivative, which is its own adjoint, runs the iteration once more with a tangent (see ``_dual``); only B
+    is kept. The Lyapunov derivative solves the equation with the computed root.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(A: Tensor, method: IterativeMethod, wanted: Wanted) -> Tensor:
-        with autocast_off(A.device.type):
-            t = positive_scale(A, method)
-            root = _power(t, wanted) * method.evaluate(A / t, wanted)
-            root = torch.where(is_zero(A), 0.0, root)
-            return torch.where(finite_matrices(A), root, torch.nan)
+    def forward(B: Tensor, method: IterativeMethod, wanted: Wanted) -> Tensor:
+        with autocast_off(B.device.type):
+            return method.evaluate(B, wanted)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        A, ctx.method, ctx.wanted = inputs
-        ctx.by_lyapunov = ctx.method.gradient != "exact" and ctx.wanted != "factor"
-        saved = (A, output) if ctx.by_lyapunov else (A,)
-        save(ctx, *saved)
+        B, method, wanted = inputs
+        keep(ctx, B, *([output] if _by_lyapunov(method, wanted) else []), method, wanted)
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None]:
-        derivative: Any = _lyapunov_derivative if ctx.by_lyapunov else _gradient_of_steps
-        return derivative(*ctx.saved_tensors, symmetrize(G), ctx.method, ctx.wanted), None, None
+        return IterativeRoot.tangent(ctx, G), None, None
 
     @staticmethod
-    def tangent(ctx: Any, along_A: Tensor, *_: Any) -> Tensor:
-        derivative: Any = _lyapunov_derivative if ctx.by_lyapunov else _tangent_of_steps
-        return derivative(*ctx.saved_tensors, symmetrize(along_A), ctx.method, ctx.wanted)
-
-
-def _lyapunov_derivative(A: Tensor, root: Tensor, G: Tensor, method: IterativeMethod, wanted: Wanted) -> Tensor:
-    """Its own adjoint: the gradient, and the derivative along a tangent."""
-    with autocast_off(G.device.type):
-        # The inverse root T has T T = A⁻¹, so T dT + dT T = -T T dA T T.
-        right = G if wanted == "root" else -(root @ (root @ G @ root) @ root)
-        solution = newton_schulz_solution(root, right, method.lyapunov_iterations)
-        return first_derivative_only(solution, method, A, G)
-
-
-def _gradient_of_steps(A: Tensor, G: Tensor, method: IterativeMethod, wanted: Wanted) -> Tensor:
-    with autocast_off(G.device.type):
-        t = positive_scale(A, method)
-        B = A / t
-        result: Dual = method.evaluate(Dual(B, G), wanted)
-        exponent = 0.5 if wanted == "root" else -0.5
-        along_scale = exponent * _inner(G, result.value) - _inner(result.tangent, B)
-        grad = _power(t, wanted) / t * (result.tangent + along_scale * _scale_gradient(A, t, method))
-        return torch.where(is_zero(A), torch.zeros_like(grad), grad)
-
-
-def _tangent_of_steps(A: Tensor, H: Tensor, method: IterativeMethod, wanted: Wanted) -> Tensor:
-    """The adjoint of the gradient: not the same where the scale depends on A."""
-    with autocast_off(H.device.type):
-        t = positive_scale(A, method)
-        B = A / t
-        along_scale = _inner(_scale_gradient(A, t, method), H) / t
-        result: Dual = method.evaluate(Dual(B, H / t - along_scale * B), wanted)
-        exponent = 0.5 if wanted == "root" else -0.5
-        along = _power(t, wanted) * (result.tangent + exponent * along_scale * result.value)
-        return torch.where(is_zero(A), torch.zeros_like(along), along)
-
-
-def positive_scale(A: Tensor, method: IterativeMethod) -> Tensor:
-    """What A (..., n, n) is divided by, shape (..., 1, 1); one for a zero matrix."""
-    if method.scaling == "trace":
-        t = trace(A)
-    elif method.scaling == "frobenius":
-        t = _frobenius(A)
-    else:
-        t = _frobenius(A @ A).sqrt()
-    return torch.where(is_zero(A), torch.ones_like(t), t)
-
-
-def _scale_gradient(A: Tensor, t: Tensor, method: IterativeMethod) -> Tensor:
-    if method.scaling == "trace":
-        return identity_like(A)
-    B = A / t
-    return B if method.scaling == "frobenius" else B @ B @ B
-
-
-def _frobenius(A: Tensor) -> Tensor:
-    return torch.where(is_zero(A), 1.0, A).square().sum(dim=(-2, -1), keepdim=True).sqrt()
-
-
-def is_zero(A: Tensor) -> Tensor:
-    """True for each matrix of zeros, shape (..., 1, 1)."""
-    return (A == 0).all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
-
-
-def _power(t: Tensor, wanted: Wanted) -> Tensor:
-    return t.sqrt() if wanted == "root" else t.rsqrt()
-
-
-def _inner(G: Tensor, H: Tensor) -> Tensor:
-    return (G * H).sum(dim=(-2, -1), keepdim=True)
+    def tangent(ctx: Any, H: Tensor, *_: Any) -> Tensor:
+        B, *root, method, wanted = kept(ctx)
+        H = symmetrize(H)
+        with autocast_off(H.device.type):
+            if not root:
+                return method.evaluate(Dual(B, H), wanted).tangent
+            (S,) = root
+            # The inverse root has S dS + dS S = -S S dB S S, for S S = B⁻¹.
+            right = H if wanted == "root" else -(S @ (S @ H @ S) @ S)
+            solution = newton_schulz_solution(S, right, method.lyapunov_iterations)
+            return first_derivative_only(solution, method, B, H)
 
 
 def newton_schulz_solution(S: Tensor, G: Tensor, iterations: int) -> Tensor:

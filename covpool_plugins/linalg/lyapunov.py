@@ -11,16 +11,18 @@ from torch import Tensor
 from ..checks import check_integer
 from ..errors import ShapeError
 from .iterations import newton_schulz_solution
-from .methods.base import LYAPUNOV, Method, check_field, resolve_method
+from .methods.base import LYAPUNOV, Method, option, resolve_method
 from .tensors import (
+    Function,
     apply,
     autocast_off,
     check_floating,
     check_square,
     guarded_eigh,
+    keep,
+    kept,
     null_threshold,
     product,
-    save,
     symmetrize,
     transpose,
     working_dtype,
@@ -74,10 +76,7 @@ class NewtonSchulzLyapunov(LyapunovMethod):
                 [0.3333, 0.2500]])
     """
 
-    iterations: int = 9
-
-    def __post_init__(self) -> None:
-        check_field(self, "iterations", check_integer, 1)
+    iterations: int = option(9, check_integer, 1)
 
     def exportable(self, function: str) -> bool:
         return True
@@ -129,10 +128,8 @@ def lyapunov(S: Tensor, G: Tensor, method: str | Method = "exact", **options: An
     return chosen.solve(work, right).to(G.dtype)
 
 
-class LyapunovSolution(torch.autograd.Function):
+class LyapunovSolution(Function):
     """R = lyap(S, G), from S = U diag(s) Uᵀ. It is its own adjoint in G, and along dS it is lyap(S, -(dS R + R dS))."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(S: Tensor, G: Tensor, s: Tensor, U: Tensor) -> Tensor:
@@ -144,17 +141,17 @@ class LyapunovSolution(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         S, _, s, U = inputs
-        save(ctx, S, s, U, output)
+        keep(ctx, S, s, U, output)
 
     @staticmethod
     def backward(ctx: Any, H: Tensor) -> tuple:
-        S, s, U, R = ctx.saved_tensors
+        S, s, U, R = kept(ctx)
         L = apply(LyapunovSolution, S, H, s, U)
         return -symmetrize(product(L, transpose(R)) + product(transpose(R), L)), L, None, None
 
     @staticmethod
     def tangent(ctx: Any, along_S: Tensor | None, along_G: Tensor | None, *_: Any) -> Tensor:
-        S, s, U, R = ctx.saved_tensors
+        S, s, U, R = kept(ctx)
         right = torch.zeros_like(R) if along_G is None else along_G
         if along_S is not None:
             along_S = symmetrize(along_S)

@@ -1,30 +1,49 @@
-"""The power and the exponential."""
+"""Powers, the logarithm and the exponential of matrices; powers and log(I + A / eps) of the covariance of features."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..checks import check_number
 from ..errors import OptionError
-from .eigenbasis import PlainSpectralFunction as PlainSpectralFunction
-from .eigenbasis import SpectralFunction, compose, decompose, spectral_function
-from .exports import expm1_neg, is_product_of_roots, power_of_root
-from .methods.base import SpectralMethod, check_exportable
-from .square_root import sqrtm
+from .eigenbasis import SpectralFunction, compose, decompose
+from .feature_functions import FeatureFunction, Rule, decompose_features
+from .methods.base import (
+    Compute,
+    SpectralMethod,
+    Vectorize,
+    check_exportable,
+    check_root_options,
+    function_of_covariance,
+    function_of_matrices,
+)
+from .packing import pack_triu
+from .square_root import covariance_sqrt, sqrtm
 from .tensors import (
+    Function,
     apply,
     autocast_off,
+    check_features,
     check_square,
     exporting,
     first_derivative_only,
+    identity_like,
+    is_plain,
+    keep,
+    kept,
+    null_threshold,
     product,
-    save,
     symmetrize,
+    unwrapped,
     working_dtype,
 )
+
+SQUARINGS = 36
 
 
 def powm(A: Tensor, p: float | Tensor) -> Tensor:
@@ -32,7 +51,7 @@ def powm(A: Tensor, p: float | Tensor) -> Tensor:
 
     Eigenvalues that count as zero stay zero, for negative p too (Moore-Penrose); p = 0 gives the
     projector on the range. A 0-dimensional tensor p, a learned exponent, gets its gradient ⟨G, A^p log A⟩ (but no
-    second derivative).
+    second derivative, and ``torch.func.vmap`` cannot map over it).
 
     Raises:
         ShapeError, DtypeError: if ``A`` is not a batch of square floating point matrices.
@@ -45,58 +64,116 @@ def powm(A: Tensor, p: float | Tensor) -> Tensor:
     if not isinstance(p, Tensor):
         if exporting() and is_product_of_roots(p):
             return power_of_root(sqrtm(A), p)
-        return apply_to(A, Power(p))
-    check_learned(p)
+        return function_of_matrices(A, Power(p))
     check_square(A)
-    check_exportable(Power(1.0), Power.__name__)
-    work, exponent = symmetrize(A.double()), p.double()
-    function = Power(exponent.detach())
+    function = _learned(p)
+    work = symmetrize(A.double())
     image, values, U = decompose(work.detach(), function, working_dtype(A.dtype))
+    return _with_exponent(apply(SpectralFunction, work, image, values, U, function), p, function, values, U).to(A.dtype)
+
+
+def covariance_powm(
+    X: Tensor,
+    p: float | Tensor,
+    centered: bool = True,
+    *,
+    compute: Compute = "mixed",
+    vectorize: Vectorize = "full",
+) -> Tensor:
+    """``powm(covariance(X), p)`` in one step: faster, more accurate, and with a second derivative.
+
+    The covariance A of fewer positions than channels is singular, and a power of it has no second derivative as a
+    function of A; as a function of features that keep their rank it has one.
+
+    Args:
+        X: features (..., C, M), C channels at M positions; half precision is computed in float32.
+        p: the exponent, or a 0-dimensional tensor of it, see :func:`powm`.
+        centered: subtract the mean over the positions.
+        compute, vectorize: as of :func:`covariance_sqrt`.
+
+    Returns:
+        Matrices (..., C, C), or (..., C(C+1)/2) for ``triu``, in the dtype of ``X``.
+
+    Raises:
+        ShapeError, DtypeError: if ``X`` is not a batch of floating point features.
+        OptionError: for an option that does not exist, or if ``p`` is not a finite number.
+
+    Examples:
+        >>> X = torch.randn(2, 8, 5, dtype=torch.float64)
+        >>> torch.allclose(covariance_powm(X, 0.5), covariance_sqrt(X, "exact"))
+        True
+    """
+    if isinstance(p, Tensor):
+        check_features(X)
+        check_root_options(compute, vectorize)
+        function = _learned(p)
+        rule = Rule(function, centered, compute == "mixed", False)
+        work = X.to(torch.float64 if compute == "float64" else working_dtype(X.dtype))
+        values, U, V = decompose_features(work, rule)
+        F = _with_exponent(apply(FeatureFunction, work, values, U, V, rule), p, function, values, U)
+    elif exporting() and is_product_of_roots(p):
+        F = power_of_root(covariance_sqrt(X, "exact", centered=centered, compute=compute), p)
+    else:
+        return function_of_covariance(X, Power(p), centered, compute, vectorize)
+    return (pack_triu(F) if vectorize == "triu" else F).to(X.dtype)
+
+
+def logm(A: Tensor) -> Tensor:
+    """log(A), in the dtype of A, for symmetric positive definite matrices (..., C, C).
+
+    Eigenvalues that count as zero are raised to the smallest one that does not, so that the logarithm of a singular
+    matrix is finite; add a multiple of the identity for another floor.
+
+    Raises:
+        ShapeError, DtypeError: if ``A`` is not a batch of square floating point matrices.
+
+    Examples:
+        >>> logm(torch.diag(torch.tensor([1.0, 10.0]))).diagonal()
+        tensor([0.0000, 2.3026])
+    """
+    check_square(A)
+    check_exportable(Logarithm(), "logm")
+    work, function = symmetrize(A.double()), Logarithm(working_dtype(A.dtype))
+    image, values, U = decompose(work.detach(), function, function.dtype)
     F = apply(SpectralFunction, work, image, values, U, function)
-    return apply(AlongExponent, F, exponent, values, U).to(A.dtype)
+    # The floor is a share of the largest eigenvalue, and moves with it.
+    null = compose((values == 0).to(U.dtype), U)
+    largest = (U[..., -1:] * product(work, U[..., -1:])).sum(dim=(-2, -1), keepdim=True)
+    share = torch.where(largest > 0, largest, 1.0) / torch.where(largest > 0, largest, 1.0).detach()
+    return (F + null * (share - 1)).to(A.dtype)
 
 
-def check_learned(p: Tensor) -> None:
-    """Raise unless ``p`` is one number."""
-    if p.ndim or not p.is_floating_point():
-        raise OptionError(f"powm: p must be a number or a 0-dimensional tensor of one, got shape {tuple(p.shape)}")
+def covariance_log1p(
+    X: Tensor,
+    eps: float,
+    centered: bool = True,
+    *,
+    compute: Compute = "mixed",
+    vectorize: Vectorize = "full",
+) -> Tensor:
+    """log(I + covariance(X) / eps) in one step.
 
+    Args:
+        X: features (..., C, M), C channels at M positions; half precision is computed in float32.
+        eps: the variance that the logarithm is bounded by; positive.
+        centered: subtract the mean over the positions.
+        compute, vectorize: as of :func:`covariance_sqrt`.
 
-class AlongExponent(torch.autograd.Function):
-    """A^p once more, with its derivative along p: A^p log A."""
+    Returns:
+        Matrices (..., C, C), or (..., C(C+1)/2) for ``triu``, in the dtype of ``X``.
 
-    generate_vmap_rule = True
+    Raises:
+        ShapeError, DtypeError: if ``X`` is not a batch of floating point features.
+        OptionError: for an option that does not exist, or unless ``eps`` is a positive number.
 
-    @staticmethod
-    def forward(F: Tensor, p: Tensor, values: Tensor, U: Tensor) -> Tensor:
-        return F.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        save(ctx, *inputs[1:])
-
-    @staticmethod
-    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        p, values, U = ctx.saved_tensors
-        with autocast_off(G.device.type):
-            diagonal = (U.mT @ G @ U).diagonal(dim1=-2, dim2=-1)
-            along_p = (diagonal * _along_exponent(p, values)).sum().to(p.dtype)
-        along_p = first_derivative_only(along_p, "a learned exponent", p, G)
-        return first_derivative_only(G, "a learned exponent", p), along_p, None, None
-
-    @staticmethod
-    def tangent(ctx: Any, along_F: Tensor | None, along_p: Tensor | None, *_: Any) -> Tensor:
-        p, values, U = ctx.saved_tensors
-        total = U.new_zeros(()) if along_F is None else along_F
-        if along_p is None:
-            return total
-        return total + compose((along_p * _along_exponent(p, values)).to(U.dtype), U)
-
-
-def _along_exponent(p: Tensor, values: Tensor) -> Tensor:
-    """λ^p log λ, which tends to zero with λ."""
-    safe = torch.where(values == 0, 1.0, values)
-    return safe**p * safe.log()
+    Examples:
+        >>> X = torch.randn(2, 8, 5, dtype=torch.float64)
+        >>> expected = logm(torch.eye(8, dtype=torch.float64) + covariance(X) / 0.1)
+        >>> torch.allclose(covariance_log1p(X, 0.1), expected)
+        True
+    """
+    check_number("eps", eps, "(0, inf)")
+    return function_of_covariance(X, Log1p(eps), centered, compute, vectorize)
 
 
 def expm_neg(A: Tensor) -> Tensor:
@@ -111,29 +188,88 @@ def expm_neg(A: Tensor) -> Tensor:
     """
     if exporting():
         check_square(A)
-        work = symmetrize(A.double())
-        return (expm1_neg(work) + torch.eye(A.shape[-1], dtype=work.dtype, device=A.device)).to(A.dtype)
-    return apply_to(A, NegativeExponential())
+        return (expm1_neg(A) + identity_like(A).double()).to(A.dtype)
+    return function_of_matrices(A, NegativeExponential())
 
 
-def damped(A: Tensor) -> Tensor:
-    """A exp(-2 A) for symmetric positive semi-definite matrices (..., C, C), which is (A^(1/2) exp(-A))².
+# While a graph is exported: matrix products alone
 
-    Raises:
-        ShapeError, DtypeError: if ``A`` is not a batch of square floating point matrices.
+
+def is_product_of_roots(p: float | Tensor) -> bool:
+    """Whether A^p is a product of square roots of A."""
+    return isinstance(p, int | float) and p > 0 and 2 * p == int(2 * p)
+
+
+def power_of_root(S: Tensor, p: float) -> Tensor:
+    """S^(2 p), the power p of the matrix with that root, by products: for an exported graph."""
+    return reduce(product, [S] * int(2 * p))
+
+
+def expm1_neg(A: Tensor) -> Tensor:
+    """exp(-A) - I in float64 for A (..., n, n) with eigenvalues from zero to 2^30, by matrix products alone.
+
+    Scaling and squaring: without the identity, a squaring E <- 2 E + E E keeps the digits that are there.
     """
-    if exporting():
-        check_square(A)
-        work = symmetrize(A.double())
-        return (work + product(work, expm1_neg(2 * work))).to(A.dtype)
-    return apply_to(A, Damped())
+    with autocast_off(A.device.type):
+        B = symmetrize(A.double()) * 0.5**SQUARINGS
+        square = B @ B
+        E = -B + square / 2 - (square @ B) / 6 + (square @ square) / 24
+        for _ in range(SQUARINGS):
+            E = 2 * E + E @ E
+        return E
 
 
-def apply_to(A: Tensor, function: SpectralMethod) -> Tensor:
-    """f(A) for matrices of any floating point dtype, as the public functions give it; computed in float64."""
-    check_square(A)
-    check_exportable(function, type(function).__name__)
-    return spectral_function(symmetrize(A.double()), function, working_dtype(A.dtype)).to(A.dtype)
+# A learned exponent
+
+
+def _learned(p: Tensor) -> Power:
+    """The power with a learned exponent, which is a constant to it."""
+    if p.ndim or not p.is_floating_point():
+        raise OptionError(f"powm: p must be a number or a 0-dimensional tensor of one, got shape {tuple(p.shape)}")
+    constant = unwrapped(p.detach().double())
+    if constant is None:
+        raise OptionError("powm: p must be one number for all matrices, got one that vmap maps over")
+    function = Power(constant)
+    check_exportable(function, "powm")
+    return function
+
+
+def _with_exponent(F: Tensor, p: Tensor, function: Power, values: Tensor, U: Tensor) -> Tensor:
+    """F = A^p, with its derivative along p too: A^p log A, from the eigenvalues and vectors of A."""
+    if is_plain(p):
+        return F
+    with autocast_off(F.device.type):
+        # λ^p log λ tends to zero with λ.
+        along = function.values(values) * torch.where(values == 0, 1.0, values).log()
+        along = compose(along.to(F.dtype), U.to(F.dtype))
+    return apply(AlongExponent, F, p, along)
+
+
+class AlongExponent(Function):
+    """F once more, with its derivative along p."""
+
+    @staticmethod
+    def forward(F: Tensor, p: Tensor, along: Tensor) -> Tensor:
+        return F.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        keep(ctx, *inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, Tensor, None]:
+        p, along = kept(ctx)
+        along_p = first_derivative_only((G * along).sum().to(p.dtype), "a learned exponent", p, G)
+        return first_derivative_only(G, "a learned exponent", p), along_p, None
+
+    @staticmethod
+    def tangent(ctx: Any, along_F: Tensor | None, along_p: Tensor | None, _: None) -> Tensor:
+        _, along = kept(ctx)
+        total = torch.zeros_like(along) if along_F is None else along_F
+        return total if along_p is None else total + along_p.to(along.dtype) * along
+
+
+# The functions of the eigenvalues
 
 
 @dataclass(frozen=True)
@@ -181,6 +317,65 @@ class Power(SpectralMethod):
 
 
 @dataclass(frozen=True)
+class Logarithm(SpectralMethod):
+    """log λ, and for zero the logarithm of the least size at which an eigenvalue is told from zero, as if constant.
+
+    Args:
+        dtype: the precision that the matrices were given in.
+    """
+
+    dtype: torch.dtype = torch.float64
+
+    def _floored(self, eigenvalues: Tensor) -> Tensor:
+        floor = null_threshold(eigenvalues, self.dtype).clamp_min(torch.finfo(eigenvalues.dtype).tiny)
+        return torch.where(eigenvalues == 0, floor, eigenvalues)
+
+    def values(self, eigenvalues: Tensor) -> Tensor:
+        return self._floored(eigenvalues).log()
+
+    def divided_differences(self, first: Tensor, second: Tensor) -> Tensor:
+        low, high = torch.minimum(first, second), torch.maximum(first, second)
+        x = (high - low) / torch.where(low == 0, high, low)
+        tie = x == 0
+        return torch.where(tie, 1.0, torch.log1p(x) / torch.where(tie, 1.0, x)) / torch.where(low == 0, high, low)
+
+    def coefficients(self, values: Tensor, others: Tensor) -> Tensor:
+        """As of any function, but that the logarithm of zero is that of the floor."""
+        K = super().coefficients(values, others)
+        first, second = values.unsqueeze(-1), others.unsqueeze(-2)
+        one_zero = (first == 0) ^ (second == 0)
+        high = torch.where(one_zero, torch.maximum(first, second), 1.0)
+        floor = self._floored(values)[..., :1]  # of the smallest, which is zero where any is
+        return torch.where(one_zero, (high.log() - floor.unsqueeze(-1).log()) / high, K)
+
+    def derivative(self, eigenvalues: Tensor, order: int) -> Tensor | None:
+        return -(eigenvalues**-2) if order == 2 else -6 * eigenvalues**-4
+
+
+@dataclass(frozen=True)
+class Log1p(SpectralMethod):
+    """log(1 + λ / ε)."""
+
+    eps: float
+
+    def values(self, eigenvalues: Tensor) -> Tensor:
+        return torch.log1p(eigenvalues / self.eps)
+
+    def divided_differences(self, first: Tensor, second: Tensor) -> Tensor:
+        low, gap = torch.minimum(first, second) + self.eps, (first - second).abs()
+        tie = gap == 0
+        return torch.where(tie, 1 / low, torch.log1p(gap / low) / torch.where(tie, 1.0, gap))
+
+    @property
+    def derivatives_at_zero(self) -> float:
+        return float("inf")
+
+    def derivative(self, eigenvalues: Tensor, order: int) -> Tensor | None:
+        shifted = eigenvalues + self.eps
+        return -(shifted**-2) if order == 2 else -6 * shifted**-4
+
+
+@dataclass(frozen=True)
 class NegativeExponential(SpectralMethod):
     """exp(-λ)."""
 
@@ -198,18 +393,3 @@ class NegativeExponential(SpectralMethod):
 
     def derivative(self, eigenvalues: Tensor, order: int) -> Tensor | None:
         return torch.exp(-eigenvalues)
-
-
-@dataclass(frozen=True)
-class Damped(SpectralMethod):
-    """λ exp(-2 λ); of zero eigenvalues the derivative is left out, as of a root: features do not vary along them."""
-
-    def values(self, eigenvalues: Tensor) -> Tensor:
-        return eigenvalues * torch.exp(-2 * eigenvalues)
-
-    def divided_differences(self, first: Tensor, second: Tensor) -> Tensor:
-        low, high = torch.minimum(first, second), torch.maximum(first, second)
-        return torch.exp(-2 * high) + 2 * low * NegativeExponential().divided_differences(2 * first, 2 * second)
-
-    def derivative(self, eigenvalues: Tensor, order: int) -> Tensor | None:
-        return (4 * eigenvalues - 4 if order == 2 else 16 * eigenvalues - 32) * torch.exp(-2 * eigenvalues)

@@ -1,4 +1,10 @@
-"""The square root and the inverse root of symmetric positive semi-definite matrices, with every method's gradient."""
+"""The square root and the inverse root of matrices, and the root of the covariance of features in one step.
+
+There are two routes to the exact root. ``exact`` and ``svdpade`` decompose a matrix, which a CPU does well. Where a
+decomposition is slow (on a GPU) or unknown (in ONNX), the ``minimax`` iteration with enough steps gives the same root,
+to the rounding of its precision. While a graph is exported every root by eigen-decomposition takes that route: these
+methods differ in their gradients alone.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +15,24 @@ from torch import Tensor
 
 from ..checks import check_choice
 from ..errors import OptionError
-from .methods.base import COMPUTES, Compute, Method, Wanted, resolve_method
-from .routes import OF_ROUNDED, PRODUCTS, routed
-from .tensors import check_square, symmetrize, working_dtype
+from .methods.base import (
+    COMPUTES,
+    Compute,
+    Method,
+    Vectorize,
+    Wanted,
+    check_root_options,
+    function_of_covariance,
+    resolve_method,
+)
+from .methods.minimax import Minimax
+from .tensors import check_features, check_square, symmetrize, working_dtype
+
+# Steps and smallest eigenvalue at which the iteration's error is that of eigh in the same precision.
+IN_FLOAT32 = Minimax(smallest=1e-4, steps=5)
+IN_FLOAT64 = Minimax(smallest=1e-8, steps=9)
+# In float64, of matrices that were rounded to float32: their negative eigenvalues must not grow.
+OF_ROUNDED = Minimax(smallest=1e-6, steps=7)
 
 
 def sqrtm(A: Tensor, method: str | Method = "exact", *, compute: Compute = "mixed", **options: Any) -> Tensor:
@@ -87,10 +108,57 @@ def inv_sqrtm(
     return root_of_symmetric(work, chosen, "inverse", compute, eps).to(A.dtype)
 
 
+def covariance_sqrt(
+    X: Tensor,
+    method: str | Method = "svdpade",
+    *,
+    centered: bool = True,
+    compute: Compute = "mixed",
+    vectorize: Vectorize = "full",
+    **options: Any,
+) -> Tensor:
+    """Square root of the covariance of features: ``sqrtm(covariance(X))`` in one step, faster and more accurate.
+
+    Args:
+        X: features (..., C, M), C channels at M positions.
+        method: a name from :func:`list_methods` or a method object.
+        centered: subtract the mean over the positions first.
+        compute: for float32 features, ``mixed`` decomposes in float64 and runs the products with the gradient in
+            float32 (iterative methods, which need no more, run in float32); ``float32`` and ``float64`` run everything
+            in that precision. Float64 features are computed in float64.
+        vectorize: ``full`` matrices, or the upper triangles ``triu`` as vectors.
+        options: replace fields of the method.
+
+    Returns:
+        Roots (..., C, C), or (..., C(C+1)/2) for ``triu``, in the dtype of ``X``.
+
+    Raises:
+        ShapeError, DtypeError: if ``X`` is not a batch of floating point features.
+        UnknownNameError, OptionError: for a method or an option that does not exist.
+
+    Examples:
+        >>> X = torch.randn(2, 64, 49, requires_grad=True)
+        >>> covariance_sqrt(X, "svdpade").shape
+        torch.Size([2, 64, 64])
+        >>> covariance_sqrt(X, "isqrt", iterations=7, vectorize="triu").shape
+        torch.Size([2, 2080])
+    """
+    check_features(X)
+    check_root_options(compute, vectorize)
+    chosen, compute = _routed(resolve_method(method, **options), X, compute)
+    return function_of_covariance(X, chosen, centered, compute, vectorize)
+
+
 def root_of_symmetric(
     A: Tensor, method: Method, wanted: Wanted = "root", compute: Compute = "mixed", shift: float = 0.0
 ) -> Tensor:
     """The root or the inverse root of A + shift I for symmetric matrices, in their own precision."""
-    exact = PRODUCTS[torch.float64] if A.dtype == torch.float64 else OF_ROUNDED
-    method, compute = routed(method, A, compute, exact)
+    method, compute = _routed(method, A, compute, IN_FLOAT64 if A.dtype == torch.float64 else OF_ROUNDED)
     return method.of_matrix(A, wanted, compute, shift)
+
+
+def _routed(method: Method, X: Tensor, compute: Compute, wide: Minimax = IN_FLOAT64) -> tuple[Method, Compute]:
+    """The method that computes in place of ``method`` for this input, and in what; ``wide`` is the one for float64."""
+    if not method.by_products(X):
+        return method, compute
+    return (IN_FLOAT32, "float32") if compute == "float32" and X.dtype != torch.float64 else (wide, "float64")

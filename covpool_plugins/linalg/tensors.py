@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
@@ -103,54 +104,85 @@ def null_threshold(eigenvalues: Tensor, dtype: torch.dtype) -> Tensor:
     return eigenvalues[..., -1:].clamp_min(0) * few
 
 
-def guarded_eigh(A: Tensor, finite: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def guarded_eigh(A: Tensor) -> tuple[Tensor, Tensor]:
     """``torch.linalg.eigh`` in which a matrix with NaN or infinity spoils only itself.
 
     LAPACK refuses the whole batch for one non-finite matrix. Here such a matrix gets NaN eigenvalues and finite
-    vectors. Returns eigenvalues (..., n) in ascending order and eigenvectors (..., n, n) in columns.
-
-    Args:
-        A: symmetric matrices (..., n, n).
-        finite: which of them are finite, shape (..., 1, 1), where that is known.
+    vectors. Returns eigenvalues (..., n) in ascending order and eigenvectors (..., n, n) in columns, for symmetric
+    matrices A (..., n, n).
     """
-    finite = finite_matrices(A) if finite is None else finite
     # LAPACK wants columns in a row, which is what the transpose of a row-major matrix is.
+    if _known_finite(A):
+        return torch.linalg.eigh(A.mT)
     values, vectors = torch.linalg.eigh(torch.nan_to_num(A, 0.0, 0.0, 0.0).mT)
-    return torch.where(finite.squeeze(-1), values, torch.nan), vectors
+    return torch.where(finite_matrices(A).squeeze(-1), values, torch.nan), vectors
+
+
+def _known_finite(A: Tensor) -> bool:
+    """Whether A is found finite by its sum; not asked where that would wait for a GPU or be traced."""
+    if type(A) is not Tensor or A.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return not is_transformed() and math.isfinite(A.sum().item())
+
+
+class Function(torch.autograd.Function):
+    """A function of this package: it keeps its inputs, and its backward gets them by :func:`kept`.
+
+    For forward mode, it has a method ``tangent`` with the arguments of ``jvp``, which Dynamo does not take. An outer
+    forward mode does not see its operations, so that it is refused; ``twice_forward`` says that it has them all.
+    """
+
+    generate_vmap_rule = True
+    twice_forward = False
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        keep(ctx, *inputs)
+
+
+def keep(ctx: Any, *inputs: Any) -> None:
+    """Keep tensors and, behind them, other inputs for ``backward`` and for ``tangent``."""
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    ctx.others = inputs[len(tensors) :]
+    ctx.save_for_backward(*tensors)
+    if not torch.compiler.is_compiling():
+        ctx.save_for_forward(*tensors)
+
+
+def kept(ctx: Any) -> tuple:
+    """What :func:`keep` got."""
+    return (*ctx.saved_tensors, *ctx.others)
 
 
 class _NoContext:
-    """Stands for the context of a :class:`torch.autograd.Function` whose backward will never run."""
+    """Stands for the context of a function whose backward will never run."""
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
         pass
 
-    def mark_non_differentiable(self, *outputs: Tensor) -> None:
-        pass
+    mark_non_differentiable = save_for_backward
 
 
-def apply(function: type[torch.autograd.Function], *inputs: Any) -> Any:
+def apply(function: Any, *inputs: Any) -> Any:
     """``function.apply(*inputs)``, as plain tensor operations where nobody will ask for its gradient.
 
     That is where no gradient is recorded and no transform of ``torch.func`` is at work, and while ``torch.jit`` traces:
     such a graph can be saved, and whatever counts or replaces operations finds them.
-
-    For forward mode, a function has a method ``tangent`` with the arguments of ``jvp``, which Dynamo does not take. An
-    outer forward mode does not see its operations, so that it is refused; ``twice_forward`` says that it has them all.
     """
     if torch.compiler.is_compiling():  # Dynamo sees into the function anyway.
         return function.apply(*inputs)
-    if is_transformed():
-        if _is_forward_over_forward() and not getattr(function, "twice_forward", False):
-            raise RuntimeError(
-                f"{function.__name__} has no forward derivative of a forward derivative, which PyTorch would take for "
-                "zero; torch.func.hessian, forward over reverse, has it"
-            )
-        return _with_forward_mode(function).apply(*inputs)
-    if not is_plain(*inputs):
+    if is_plain(*inputs):
+        return function.forward(*([] if issubclass(function, Function) else [_NoContext()]), *inputs)
+    if not issubclass(function, Function):  # one with its context in ``forward``
         return function.apply(*inputs)
-    with_context = function.setup_context is torch.autograd.Function.setup_context
-    return function.forward(_NoContext(), *inputs) if with_context else function.forward(*inputs)
+    if not is_transformed():
+        return _with_context(function).apply(*inputs)
+    if _is_forward_over_forward() and not function.twice_forward:
+        raise RuntimeError(
+            f"{function.__name__} has no forward derivative of a forward derivative, which PyTorch would take for "
+            "zero; torch.func.hessian, forward over reverse, has it"
+        )
+    return _with_forward_mode(function).apply(*inputs)
 
 
 def is_plain(*inputs: Any) -> bool:
@@ -164,6 +196,17 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
+def unwrapped(A: Tensor) -> Tensor | None:
+    """A as it was given to the transforms of ``torch.func`` that are at work; ``None`` where vmap maps over it."""
+    if torch.compiler.is_compiling():
+        return A
+    while torch._C._functorch.is_functorch_wrapped_tensor(A):
+        if torch._C._functorch.is_batchedtensor(A):
+            return None
+        A = torch._C._functorch.get_unwrapped(A)
+    return A
+
+
 def _is_forward_over_forward() -> bool:
     stack = torch._C._functorch.get_interpreter_stack() or []
     return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1
@@ -171,22 +214,24 @@ def _is_forward_over_forward() -> bool:
 
 @cache
 def _with_forward_mode(function: Any) -> Any:
-    if not hasattr(function, "tangent"):
-        return function
     return type(function.__name__, (function,), {"jvp": staticmethod(function.tangent)})
 
 
-def save(ctx: Any, *tensors: Tensor) -> None:
-    """Keep tensors for ``backward`` and for ``tangent``."""
-    ctx.save_for_backward(*tensors)
-    if not torch.compiler.is_compiling():
-        ctx.save_for_forward(*tensors)
+@cache
+def _with_context(function: Any) -> Any:
+    """The function with its context in ``forward``: PyTorch takes 60 us more to call one with ``setup_context``."""
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = function.forward(*inputs)
+        function.setup_context(ctx, inputs, output)
+        return output
+
+    methods = {"forward": forward, "setup_context": torch.autograd.Function.setup_context}
+    return type(function.__name__, (function,), {name: staticmethod(method) for name, method in methods.items()})
 
 
-class FirstDerivativeOnly(torch.autograd.Function):
+class FirstDerivativeOnly(Function):
     """Passes a gradient on and refuses, when it is differentiated, to leave out that it depends on ``sources``."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(gradient: Tensor, method: object, *sources: Tensor) -> Tensor:
@@ -218,10 +263,8 @@ def first_derivative_only(gradient: Tensor, method: object, *sources: Tensor) ->
     return apply(FirstDerivativeOnly, gradient, method, *sources) if torch.is_grad_enabled() else gradient
 
 
-class Product(torch.autograd.Function):
+class Product(Function):
     """A B without autocast, in the backward pass too, which may run where autocast is on."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(A: Tensor, B: Tensor) -> Tensor:
@@ -229,18 +272,14 @@ class Product(torch.autograd.Function):
             return A @ B
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        save(ctx, *inputs)
-
-    @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        A, B = ctx.saved_tensors
+        A, B = kept(ctx)
         of_A, of_B = ctx.needs_input_grad
         return product(G, transpose(B)) if of_A else None, product(transpose(A), G) if of_B else None
 
     @staticmethod
     def tangent(ctx: Any, along_A: Tensor | None, along_B: Tensor | None) -> Tensor:
-        A, B = ctx.saved_tensors
+        A, B = kept(ctx)
         total = A.new_zeros(()) if along_B is None else product(A, along_B)
         return total if along_A is None else product(along_A, B) + total
 

@@ -13,17 +13,14 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="Fail to import ``MultiScaleDeformableAttention``")
     require_extra("mmpretrain.models", "mmpretrain")
 
+from ..whitening import PCANorm1d, PCANorm2d, PCANorm3d, ZCANorm1d, ZCANorm2d, ZCANorm3d
+from .active_method import SwitchMethodHook
 from .covariance_pooling import CovariancePooling
-from .matrix_sqrt import MatrixSqrt
-from .norm_layers import PCANorm1d, PCANorm2d, PCANorm3d, ZCANorm1d, ZCANorm2d, ZCANorm3d
-from .norm_swap import NormSwap
-from .second_order_heads import SecondOrderClsHead, SecondOrderMultiLabelHead
-from .so_vit import SoViTHead
-from .spectrum_hook import SpectrumHook
+from .heads import SecondOrderClsHead, SecondOrderMultiLabelHead
+from .layers import MatrixSqrt, NormSwap
+from .measuring_hooks import SpectrumHook, WhiteningErrorHook
 from .stanford_dogs import StanfordDogs
-from .switch_method_hook import SwitchMethodHook
 from .timm_backbone import TIMMBackbone
-from .whitening_error_hook import WhiteningErrorHook
 
 __all__ = [
     "CovariancePooling",
@@ -34,7 +31,6 @@ __all__ = [
     "PCANorm3d",
     "SecondOrderClsHead",
     "SecondOrderMultiLabelHead",
-    "SoViTHead",
     "SpectrumHook",
     "StanfordDogs",
     "SwitchMethodHook",

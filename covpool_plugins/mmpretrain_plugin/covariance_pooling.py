@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import Any, overload
+from typing import Any
 
 import torch
 from mmengine.analysis.complexity_analysis import _DEFAULT_SUPPORTED_FLOP_OPS as FLOP_COUNTERS
@@ -64,32 +64,28 @@ class CovariancePooling(BaseModule):
             raise OptionError(f"in_channels must be a positive integer or a list of them, got {in_channels!r}")
         check_flag("cls_token", cls_token)
         options = {name: value for name, value in options.items() if value is not None or name in pool_options(pool)}
-        check_method(pool, options)
+        if "method" in options and "method" not in pool_options(pool):
+            chosen = f"the pool is chosen by pool={options['method']!r}"
+            raise OptionError(f"pool {pool!r} has no option 'method'; {chosen}")
         pools = [create_pool(pool, channels, **options) for channels in stages]
         if cls_token and not pools[0].num_prefix_tokens:
             raise OptionError("cls_token=True needs input_fmt='NLC' and num_prefix_tokens of at least 1")
         self.cls_token = cls_token
-        self.pool: nn.Module = pools[0] if isinstance(in_channels, int) else nn.ModuleList(pools)
+        self.pool: Pool | nn.ModuleList = pools[0] if isinstance(in_channels, int) else nn.ModuleList(pools)
         self.out_channels = sum(pool.out_features for pool in pools) + cls_token * sum(stages)
         self.register_load_state_dict_pre_hook(adopt_method)  # of a run with SwitchMethodHook
         _latest.set(weakref.ref(self))
-
-    @overload
-    def forward(self, inputs: Tensor) -> Tensor: ...
-
-    @overload
-    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]: ...
 
     def forward(self, inputs: Tensor | Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
         """Vectors (B, D) for a tensor, a tuple of them for a tuple of stages."""
         stages = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
         if isinstance(self.pool, Pool):
-            outputs: tuple[Tensor, ...] = (self._vector(self.pool, stages[-1]),)
+            stages, pools = stages[-1:], nn.ModuleList([self.pool])
         else:
-            assert isinstance(self.pool, nn.ModuleList)
-            if len(stages) != len(self.pool):
-                raise ShapeError(f"in_channels lists {len(self.pool)} stages, the backbone returned {len(stages)}")
-            outputs = tuple(self._vector(pool, stage) for pool, stage in zip(self.pool, stages, strict=True))
+            pools = self.pool
+            if len(stages) != len(pools):
+                raise ShapeError(f"in_channels lists {len(pools)} stages, the backbone returned {len(stages)}")
+        outputs = tuple(self._vector(pool, stage) for pool, stage in zip(pools, stages, strict=True))
         return outputs[0] if isinstance(inputs, Tensor) else outputs
 
     def _vector(self, pool: nn.Module, features: Tensor) -> Tensor:
@@ -106,7 +102,7 @@ class CovariancePooling(BaseModule):
 
 
 # Of the neck that this thread has built last.
-_latest: ContextVar[weakref.ref[CovariancePooling] | None] = ContextVar("latest", default=None)
+_latest: ContextVar[Callable[[], CovariancePooling | None]] = ContextVar("latest", default=lambda: None)
 
 
 def latest_width() -> int | None:
@@ -114,26 +110,12 @@ def latest_width() -> int | None:
 
     MMPretrain's models build their neck right before their head, and do not show it to the head.
     """
-    reference = _latest.get()
-    neck = None if reference is None else reference()
+    neck = _latest.get()()
     return None if neck is None else neck.out_channels
 
 
-def check_method(pool: str, options: Mapping[str, Any]) -> None:
-    """Point from ``method``, where the pool has no such option, to ``pool``.
-
-    Raises:
-        OptionError: naming ``pool``.
-    """
-    if "method" in options and "method" not in pool_options(pool):
-        raise OptionError(f"pool {pool!r} has no option 'method'; the pool is chosen by pool={options['method']!r}")
-
-
 def count_eigh(inputs: list[Any], outputs: list[Any]) -> int:
-    """Multiplications of ``torch.linalg.eigh``, for MMEngine's counters.
-
-    9 n³ operations, half of them multiplications: Golub & Van Loan, "Matrix Computations", 4th edition, section 8.3.
-    """
+    """Multiplications of ``eigh``, half of 9 n³ operations: Golub & Van Loan, "Matrix Computations", 2013, 8.3."""
     *batch, n, _ = inputs[0].type().sizes()
     return round(4.5 * n**3) * int(torch.tensor(batch).prod())
 

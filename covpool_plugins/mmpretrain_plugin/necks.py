@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mmengine.model import is_model_wrapper
 from torch import nn
 
 from ..errors import OptionError
-from ..linalg import Method
-from ..pooling import CovariancePool, Pool
+from ..pooling import Pool
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -24,10 +25,7 @@ def find_neck(model: nn.Module, path: str) -> nn.Module:
         OptionError: if the model has no such submodule, or that has no pool in it.
     """
     model = unwrapped(model)
-    try:
-        neck = model.get_submodule(path) if path else None
-    except AttributeError:
-        neck = None
+    neck = dict(model.named_modules()).get(path) if path else None
     if neck is None:
         parts = ", ".join(name for name, _ in model.named_children())
         raise OptionError(f"the model has no {path!r}; its parts: {parts or 'none'}")
@@ -41,16 +39,13 @@ def pools_of(neck: nn.Module) -> list[Pool]:
     return [module for module in neck.modules() if isinstance(module, Pool)]
 
 
-def pools_with_root(neck: nn.Module) -> list[tuple[CovariancePool, Method]]:
-    """The pools of a neck, each with the method of its matrix square root.
+def pools_with_root(neck: nn.Module) -> list[Any]:
+    """The pools of a neck, whose ``method`` is that of a matrix square root.
 
     Raises:
         OptionError: if a pool takes no matrix square root.
     """
-    with_root = []
     for pool in pools_of(neck):
-        method = pool.method if isinstance(pool, CovariancePool) else None
-        if not isinstance(pool, CovariancePool) or method is None:
+        if getattr(pool, "method", None) is None:
             raise OptionError(f"the pool {pool.pool_type!r} takes no matrix square root, so it has no method to switch")
-        with_root.append((pool, method))
-    return with_root
+    return pools_of(neck)

@@ -12,7 +12,6 @@ from mmpretrain.registry import DATASETS
 from ..checks import check_choice
 from ..errors import OptionError, require_extra
 
-SPLITS = ("train", "test")
 SYNSET = re.compile(r"n\d{8}-")
 
 
@@ -58,30 +57,18 @@ class StanfordDogs(BaseDataset):
         data_prefix: str = "Images",
         **kwargs: Any,
     ) -> None:
-        check_choice("StanfordDogs: split", split, SPLITS)
-        self.split = split
+        check_choice("StanfordDogs: split", split, ("train", "test"))
         self.backend = get_file_backend(data_root, enable_singleton=True)
         images = self.backend.join_path(data_root, data_prefix)
-        self.folders = self._folders(images)
+        listed = self.backend.list_dir_or_file(images, list_file=False) if self.backend.isdir(images) else ()
+        self.folders = sorted(folder for folder in listed if not folder.startswith("."))
+        if not self.folders:
+            raise FileNotFoundError(f"{images} has no folders of images; StanfordDogs expects one for each class there")
         if kwargs.get("classes") is None:
             names = tuple(SYNSET.sub("", folder) for folder in self.folders)
             kwargs["metainfo"] = {"classes": names, **(kwargs.get("metainfo") or {})}
         kwargs.setdefault("test_mode", split == "test")
-        super().__init__(
-            ann_file=f"{split}_list.mat" if ann_file is None else ann_file,
-            data_root=data_root,
-            data_prefix=data_prefix,
-            **kwargs,
-        )
-
-    def _folders(self, images: str) -> list[str]:
-        folders = []
-        if self.backend.isdir(images):
-            listed = self.backend.list_dir_or_file(images, list_dir=True, list_file=False, recursive=False)
-            folders = sorted(folder for folder in listed if not folder.startswith("."))
-        if not folders:
-            raise FileNotFoundError(f"{images} has no folders of images; StanfordDogs expects one for each class there")
-        return folders
+        super().__init__(ann_file or f"{split}_list.mat", data_root=data_root, data_prefix=data_prefix, **kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """Path and label of every image of the split."""
@@ -98,27 +85,21 @@ class StanfordDogs(BaseDataset):
         return data_list
 
     def _entries(self) -> list[str]:
-        if not self.backend.isfile(self.ann_file):
-            raise FileNotFoundError(
-                f"{self.ann_file} does not exist; StanfordDogs expects the list of the images there"
-            )
-        if self.ann_file.endswith(".mat"):
-            return _read_mat(self.ann_file)
-        return [line for line in map(str.strip, list_from_file(self.ann_file)) if line]
+        path = self.ann_file
+        if not self.backend.isfile(path):
+            raise FileNotFoundError(f"{path} does not exist; StanfordDogs expects the list of the images there")
+        if not path.endswith(".mat"):
+            return [line for line in map(str.strip, list_from_file(path)) if line]
+        io = require_extra("scipy.io", "mmpretrain")
+        try:
+            # Safe for any file: SciPy's reader does not unpickle, and returns objects and functions as raw arrays.
+            cells = io.loadmat(path, variable_names=["file_list"])["file_list"]
+            return [str(cell.item()) for cell in cells.ravel()]
+        except KeyError as error:
+            raise OptionError(f"{path} has no file_list") from error
+        except Exception as error:  # what loadmat raises for a damaged file depends on where the damage is
+            raise OptionError(f"{path} is not a list of images, or is damaged") from error
 
     def extra_repr(self) -> list[str]:
         """As in MMPretrain's own data sets."""
         return [f"Root of dataset: \t{self.data_root}"]
-
-
-def _read_mat(path: str) -> list[str]:
-    """The cell array ``file_list`` of a MAT file."""
-    io = require_extra("scipy.io", "mmpretrain")
-    try:
-        # Safe for any file: SciPy's reader does not unpickle, and returns objects and functions as raw arrays.
-        cells = io.loadmat(path, variable_names=["file_list"])["file_list"]
-        return [str(cell.item()) for cell in cells.ravel()]
-    except KeyError as error:
-        raise OptionError(f"{path} has no file_list") from error
-    except Exception as error:  # what loadmat raises for a damaged file depends on where the damage is
-        raise OptionError(f"{path} is not a list of images, or is damaged") from error

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmpretrain.models.backbones import TIMMBackbone as Base
 from timm.models import group_parameters
-from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checks import check_flag, is_integer
 from ..errors import OptionError
@@ -34,8 +34,8 @@ class TIMMBackbone(Base):
     def __init__(
         self, model_name: str, frozen_stages: int = -1, norm_eval: bool = False, with_cp: bool = False, **options: Any
     ) -> None:
-        for name, flag in dict(norm_eval=norm_eval, with_cp=with_cp).items():
-            check_flag(f"TIMMBackbone: {name}", flag)
+        check_flag("TIMMBackbone: norm_eval", norm_eval)
+        check_flag("TIMMBackbone: with_cp", with_cp)
         super().__init__(model_name, **options)
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         if with_cp:
@@ -54,9 +54,8 @@ class TIMMBackbone(Base):
     def train(self, mode: bool = True) -> TIMMBackbone:
         super().train(mode)
         for module in self.timm_model.modules():
-            kept = self.norm_eval and isinstance(module, nn.modules.batchnorm._BatchNorm)
-            weights = list(module.parameters())
-            if kept or (weights and not any(weight.requires_grad for weight in weights)):
+            trained = [weight.requires_grad for weight in module.parameters()]
+            if (trained and not any(trained)) or (self.norm_eval and isinstance(module, _BatchNorm)):
                 module.eval()
         return self
 

@@ -1,32 +1,23 @@
 """Feature maps or tokens to one vector per image: nn.Modules on top of ``linalg``."""
 
-from .average import AveragePool
-from .base import POOLS, Pool, Spectrum, create_pool, list_pools, pool_options
-from .bilinear import BilinearPool
-from .brownian import BrownianDistance
-from .channel_dropout import AdaptiveChannelDropout
-from .compact_bilinear import CompactBilinearPool
-from .covariance_pool import CovariancePool, Weighting
+from .base import POOLS, AveragePool, Pool, Spectrum, create_pool, list_pools, pool_options
+from .bilinear import BilinearPool, CompactBilinearPool, LowRankBilinearPool
+from .covariance_pool import CovariancePool, MatrixRoot, Normalization, Plain, SignedRootL2, Weighting
 from .cross_covariance import CrossCovariancePool
-from .democratic import DemocraticWeighting
-from .elementwise import SignedRootL2
-from .gaussian import GaussianEmbedding
-from .inverse_covariance import Precision, SparseInverse
-from .low_rank_bilinear import LowRankBilinearPool
-from .max_exp import MaxExp
 from .moment import MomentPool
 from .normalizations import (
+    BrownianDistance,
+    LogCholesky,
     MatrixLogarithm,
     MatrixPower,
-    MatrixRoot,
-    Normalization,
-    Plain,
+    ScaledPower,
     ScalingEigenBranch,
 )
 from .reduction import REDUCTIONS
+from .scale_free import MaxExp, Precision, SparseInverse
 from .singular_value_power import SingularValuePower
-from .tangent import LogCholesky, ScaledPower
 from .temporal import TemporalPool
+from .weightings import AdaptiveChannelDropout, DemocraticWeighting, GaussianEmbedding
 
 __all__ = [
     "POOLS",

@@ -9,13 +9,13 @@ parts. Its options are its keyword arguments, each with a default; what it does 
 
     POOLS.add("powcov", powcov, About("power p of the covariance", "exact, also for p", "ICCV 2017"))
 
-``shared`` are the options of the class, ``shared_options`` in it, and ``device`` and ``dtype``; a builder whose parts
-have parameters takes the latter two as well. A root's method is open where the builder has the option ``method``, whose
-default says of what; the fields of the method are options then, and go the same way.
+``shared`` are the options of the class, ``shared_options`` in it, and ``device`` and ``dtype``. Where the builder has
+the option ``method``, the fields of that method are options, too.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import warnings
 from collections.abc import Callable
@@ -29,8 +29,8 @@ from ..errors import ExportError, OptionError, ShapeError
 from ..linalg import resolve_method, smaller_covariance
 from ..linalg.methods.base import SQUARE_ROOTS
 from ..linalg.tensors import check_floating, guarded_eigh, working_dtype
-from ..tables import Table
-from .positions import is_one_position, reduced_positions
+from ..tables import About, Table
+from .positions import is_one_position, mean_over_positions, reduced_positions
 from .reduction import REDUCTIONS, reduced_channels
 
 InputFormat = Literal["NCHW", "NHWC", "NLC", "NCL", "NCDHW"]
@@ -49,17 +49,13 @@ ONE_POSITION = (
 
 
 class Spectrum(NamedTuple):
-    """Of covariances of C channels at M positions, in float64.
+    """Of covariances of C channels at M positions, in float64; all but the rank are NaN unless they are finite.
 
     Attributes:
         eigenvalues: the min(C, M) largest, descending, (B, min(C, M)).
-        condition_number: largest over smallest of the eigenvalues that can be told from zero, (B,); infinite for
-            zero features.
-        effective_rank: exp of the entropy of the eigenvalues as shares of their sum (Roy & Vetterli, 2007), (B,); zero
-            for zero features.
+        condition_number: largest over smallest of those that can be told from zero, (B,); infinite for zero features.
+        effective_rank: exp of the entropy of the eigenvalues as shares of their sum (Roy & Vetterli, 2007), (B,).
         rank: how many eigenvalues can be told from zero, (B,).
-
-    All but the rank are NaN for features that are not finite.
     """
 
     eigenvalues: Tensor
@@ -81,16 +77,24 @@ class Spectrum(NamedTuple):
         return cls(eigenvalues, condition, effective, significant.sum(-1))
 
 
-class Pool(nn.Module):
+class Described(nn.Module):
+    """A module whose ``repr`` has the attributes named in ``shown``."""
+
+    shown: ClassVar[tuple[str, ...]] = ()
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.shown)
+
+
+class Pool(Described):
     """Feature maps, tokens, sequences or volumes to one vector per sample.
 
     ``forward(x)`` is ``represent(features(x))``: ``features`` brings any layout to (B, C, M), M positions row by
     row, and reduces the channels; ``represent`` makes the vector. Explanations work on the features in between.
 
     ``forward(x, mask)`` leaves out the positions where the boolean ``mask`` (B, M) is false, as if the sample were
-    shorter; a sample without any position gives zeros. A subclass gets features that are zero at those positions, and
-    the mask in ``represent``: sums over the positions are right as they are, and ``positions.mean_over_positions`` and
-    ``positions.counted`` know how many there are.
+    shorter; a sample without any position gives zeros. ``represent`` gets features that are zero at those positions,
+    and the mask: sums are right as they are, and ``positions.py`` has means and covariances.
 
     A subclass passes on by ``**shared`` what it does not take itself of the arguments after ``pool_type``, and sets
     ``out_features`` where that is not the number of channels.
@@ -98,8 +102,8 @@ class Pool(nn.Module):
     Args:
         in_channels: channels of the input.
         pool_type: the name in the table of pools.
-        reduce_channels: channels C after the reduction; ``None`` leaves it out. The default is the class's
-            ``default_channels``, or ``in_channels`` where that is less.
+        reduce_channels: channels C after the reduction, ``None`` without one; by default ``default_channels`` of the
+            class, or ``in_channels`` where that is less.
         reduction: name of the reduction; by default ``conv-bn-relu`` for maps and ``linear-ln`` for tokens.
         input_fmt: ``NCHW`` (B, C, H, W), ``NHWC`` (B, H, W, C), ``NLC`` (B, N, C), ``NCL`` (B, C, N) or ``NCDHW``
             (B, C, D, H, W). The entries of a sequence, ``NLC`` and ``NCL``, are called tokens.
@@ -128,6 +132,7 @@ class Pool(nn.Module):
     shared_options: ClassVar[tuple[str, ...]] = REDUCTION_OPTIONS
     centered: bool = True  # whether the covariance is that of centred features
     in_range: bool = True  # whether float16 holds the vectors of features that it holds
+    needs_positions: bool = False  # whether samples of one position all have the same vectors
 
     def __init__(
         self,
@@ -155,25 +160,17 @@ class Pool(nn.Module):
         self.channels = reduced_channels(in_channels, reduce_channels, self.default_channels)
         self.out_features = self.channels
         reduced = reduce_channels is not None and (reduce_channels != "default" or self.default_channels is not None)
-        channels = (self.channels,) if reduced else ()
-        reductions = self.build_reductions(channels, reduction, device=device, dtype=dtype)
-        self.reduction: nn.Module = reductions[0] if reductions else nn.Identity()
+        channels = self.channels if reduced else None
+        self.reduction = self.build_reduction(channels, reduction, device=device, dtype=dtype)
 
-    def build_reductions(self, channels: tuple[int, ...], reduction: str | None, **factory: Any) -> list[nn.Module]:
-        """Reductions to so many channels each, by name or by default for the layout of the input.
-
-        Raises:
-            UnknownNameError, OptionError: for a reduction that does not exist, or one without channels.
-        """
-        if reduction is not None and not channels:
+    def build_reduction(self, channels: int | None, reduction: str | None, **factory: Any) -> nn.Module:
+        """The reduction to so many channels, by name or by default for the layout; none for ``None``."""
+        if channels is not None:
+            kind = REDUCTIONS[reduction or self.default_reductions[self.input_fmt in TOKEN_FORMATS]]
+            return kind(self.in_channels, channels, **factory)
+        if reduction is not None:
             raise OptionError(f"reduction={reduction!r} needs reduce_channels, got None")
-        kind = REDUCTIONS[reduction or self.default_reductions[self.input_fmt in TOKEN_FORMATS]]
-        return [kind(self.in_channels, count, **factory) for count in channels]
-
-    @property
-    def needs_positions(self) -> bool:
-        """Whether the vectors are the same for all samples of one position: of a centred covariance."""
-        return False
+        return nn.Identity()
 
     @property
     def is_exportable(self) -> bool:
@@ -226,15 +223,8 @@ class Pool(nn.Module):
                 f"{self.pool_type} pool: expected {self.input_fmt} with in_channels={self.in_channels}, "
                 f"got shape {tuple(x.shape)}"
             )
-        if self.input_fmt == "NHWC":
-            maps = x.permute(0, 3, 1, 2)
-        elif self.input_fmt == "NCDHW":
-            maps = x.flatten(2, 3)
-        elif self.input_fmt == "NCHW":
-            maps = x
-        else:
-            tokens = x[:, self.num_prefix_tokens :].transpose(1, 2) if self.input_fmt == "NLC" else x
-            maps = tokens.unsqueeze(-1)
+        maps = x if channels_at == 1 else x[:, self.num_prefix_tokens :].movedim(-1, 1)
+        maps = maps.unsqueeze(-1) if maps.ndim == 3 else maps.flatten(2, -2)
         if maps.shape[2] == 0 or maps.shape[3] == 0:
             raise ShapeError(f"{self.pool_type} pool: no positions to pool over, got shape {tuple(x.shape)}")
         return maps
@@ -263,18 +253,7 @@ class Pool(nn.Module):
 
         The features are those of the mode that the pool is in; running statistics are left as they are.
         """
-        kept = [(module, dict(module._buffers)) for module in self.modules()]
-        for module, buffers in kept:  # others, not changed ones: a backward pass may still need them
-            module._buffers.update({k: None if v is None else v.clone() for k, v in buffers.items()})
-        # In some versions of torch a weight that autocast casts without gradient has none in the forward pass after it.
-        cached = torch.is_autocast_cache_enabled()
-        torch.set_autocast_cache_enabled(False)
-        try:
-            X = self.varying(self.features(x))
-        finally:
-            torch.set_autocast_cache_enabled(cached)
-            for module, buffers in kept:
-                module._buffers.update(buffers)
+        X = self.varying(copy.deepcopy(self).features(x))
         values, _ = guarded_eigh(smaller_covariance(X.double(), self.centered))
         return Spectrum.of(values)
 
@@ -285,7 +264,9 @@ class Pool(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"{self.pool_type!r}, {self.in_channels} -> {self.out_features}, input_fmt={self.input_fmt!r}"
+        layout = f"{self.pool_type!r}, {self.in_channels} -> {self.out_features}, input_fmt={self.input_fmt!r}"
+        prefix = f"num_prefix_tokens={self.num_prefix_tokens}" if self.num_prefix_tokens else ""
+        return ", ".join(filter(None, [layout, prefix, super().extra_repr()]))
 
 
 def widened(X: Tensor) -> Tensor:
@@ -294,6 +275,23 @@ def widened(X: Tensor) -> Tensor:
 
 
 POOLS: Table[Callable[..., Pool]] = Table("pool")
+
+
+class AveragePool(Pool):
+    """Global average pooling: the mean over the positions, C numbers.
+
+    Examples:
+        >>> AveragePool(8)(torch.randn(2, 8, 7, 7)).shape
+        torch.Size([2, 8])
+    """
+
+    shared_options = LAYOUT_OPTIONS
+
+    def __init__(self, in_channels: int, **shared: Any) -> None:
+        super().__init__(in_channels, pool_type="gap", **shared)
+
+    def represent(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
+        return mean_over_positions(X, mask).squeeze(-1)
 
 
 def list_pools(exportable: bool = False) -> list[str]:
@@ -307,14 +305,6 @@ def list_pools(exportable: bool = False) -> list[str]:
         (True, False)
     """
     return [name for name in POOLS if not exportable or create_pool(name, 4, device="meta").is_exportable]
-
-
-def pool_classes() -> list[type[Pool]]:
-    """Every class of pools."""
-    classes = [Pool]
-    for kind in classes:
-        classes += kind.__subclasses__()
-    return classes
 
 
 def pool_options(name: str, of_parts: bool = True, method: Any = None) -> list[str]:
@@ -379,3 +369,6 @@ def create_pool(
     """
     check_known(f"pool {name!r}", options, pool_options(name, method=options.get("method")))
     return POOLS[name](in_channels, device=device, dtype=dtype, **options)
+
+
+POOLS.add("gap", AveragePool, About("global average pooling", "-", "for comparison"))

@@ -8,28 +8,32 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_flag, check_known
+from ..checks import check_flag, check_known, check_number
 from ..errors import OptionError, ShapeError
-from ..linalg import Compute, Method, Vectorize, check_root_options, list_methods, packed_size, unpack_symmetric
+from ..linalg import (
+    Compute,
+    IterativeMethod,
+    Method,
+    Vectorize,
+    check_root_options,
+    covariance,
+    covariance_sqrt,
+    list_methods,
+    pack_triu,
+    packed_size,
+    resolve_method,
+    unpack_symmetric,
+)
 from ..linalg.methods.base import SQUARE_ROOTS
 from ..linalg.packing import unpack_gradient
-from ..linalg.tensors import symmetrize
+from ..linalg.tensors import autocast_off, symmetrize, working_dtype
 from ..tables import About
-from .base import COVARIANCE_OPTIONS, POOLS, InputFormat, Pool
-from .elementwise import SignedRootL2
-from .normalizations import (
-    MatrixLogarithm,
-    MatrixPower,
-    MatrixRoot,
-    Normalization,
-    Plain,
-    ScalingEigenBranch,
-)
-from .positions import counted
+from .base import COVARIANCE_OPTIONS, POOLS, Described, InputFormat, Pool, widened
+from .positions import counted, squared_size
 from .reduction import DEFAULT_CHANNELS
 
 
-class Weighting(nn.Identity):
+class Weighting(Described):
     """Features (B, C, M), zero where masked, to features; as they are unless a subclass overrides ``forward``.
 
     Attributes:
@@ -48,6 +52,131 @@ class Weighting(nn.Identity):
 
     def forward(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
         return X
+
+
+class Normalization(Described):
+    """Features (B, C, M) to vectors: a function of their covariance.
+
+    A subclass gives ``function``, or ``of_features`` or ``forward`` where features go there in fewer steps.
+
+    Attributes:
+        method: of the square root that it takes, if it takes one.
+        in_range: see :class:`Pool`.
+        products_only: whether it takes no matrix decomposition, where it has no ``method``.
+        needs_float64: whether ``mixed`` computes in float64, where it has no ``method``.
+        size_power: k, for a function F(X) that keeps its size, or shrinks, when the features grow. A contribution map
+            shares out F(X) ‖X‖^(2 k), the factor held at its value, as it does for vectors normalised in length: F(X)
+            itself is no sum over the positions.
+
+    Examples:
+        >>> class Doubled(Normalization):
+        ...     def function(self, A):
+        ...         return 2 * A
+        ...
+        >>> CovariancePool(8, normalization=Doubled(), pool_type="doubled")(torch.randn(2, 8, 7, 7)).shape
+        torch.Size([2, 36])
+    """
+
+    method: Method | None = None
+    in_range: bool = True
+    products_only: bool = False
+    needs_float64: bool = True
+    size_power: int = 0
+
+    @property
+    def is_exportable(self) -> bool:
+        """Whether ONNX can express it."""
+        return self.products_only if self.method is None else self.method.exportable("sqrtm")
+
+    def precision(self, dtype: torch.dtype, compute: Compute) -> torch.dtype:
+        """In which the covariance of features of a type is taken."""
+        wide = self.needs_float64 if self.method is None else not isinstance(self.method, IterativeMethod)
+        return torch.float64 if compute == "float64" or (compute == "mixed" and wide) else working_dtype(dtype)
+
+    def function(self, A: Tensor) -> Tensor:
+        """The function of covariances (B, C, C), computed in the precision they come in."""
+        raise NotImplementedError
+
+    def of_features(self, X: Tensor, centered: bool) -> Tensor:
+        """The function of the covariances of features (B, C, M), computed in the precision they come in."""
+        return self.function(covariance(X, centered))
+
+    def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
+        """Vectors (B, width) in float32 at least."""
+        with autocast_off(X.device.type):
+            F = self.of_features(X.to(self.precision(X.dtype, compute)), centered)
+        return (pack_triu(F) if vectorize == "triu" else F.flatten(1)).to(working_dtype(X.dtype))
+
+
+class MatrixRoot(Normalization):
+    """The square root of the covariance by a method of ``linalg``, features to root in one fused step.
+
+    Args:
+        method: name or object of the method.
+        options: fields of the method, for example ``iterations=3``.
+
+    Raises:
+        UnknownNameError, OptionError: for a method or option that does not exist.
+
+    Examples:
+        >>> create_pool("isqrt", 8, iterations=3).normalization
+        MatrixRoot(NewtonSchulz(scaling='trace', gradient='exact', lyapunov_iterations=9, iterations=3))
+    """
+
+    def __init__(self, method: str | Method = "svdpade", **options: Any) -> None:
+        super().__init__()
+        self.method = resolve_method(method, **options)
+
+    def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
+        assert self.method is not None
+        return covariance_sqrt(X, self.method, centered=centered, compute=compute, vectorize=vectorize).flatten(1)
+
+    def extra_repr(self) -> str:
+        return str(self.method)
+
+
+class Plain(Normalization):
+    """The covariance itself, or with ``centered=False`` the second moment of bilinear pooling.
+
+    Examples:
+        >>> Plain()(torch.tensor([[[1.0, 3.0], [2.0, 2.0]]]), True, "mixed", "triu")
+        tensor([[1., 0., 0.]])
+    """
+
+    in_range = False
+    products_only = True
+
+    def function(self, A: Tensor) -> Tensor:
+        return A
+
+
+class SignedRootL2(Described):
+    """sign(v) √(|v| + ε), then v / ‖v‖₂, for vectors (B, D); computed in float32 at least.
+
+    Args:
+        eps: ε between 0 and 1, without which the slope at zero would be infinite.
+
+    Source: Lin, RoyChowdhury & Maji, "Bilinear CNN Models for Fine-grained Visual Recognition", ICCV 2015.
+
+    Examples:
+        >>> SignedRootL2()(torch.tensor([[9.0, -16.0]]))
+        tensor([[ 0.6000, -0.8000]])
+    """
+
+    shown = ("eps",)
+
+    def __init__(self, *, eps: float = 1e-8) -> None:
+        super().__init__()
+        check_number("eps of the signed root", eps, "(0, 1)")
+        self.eps = float(eps)
+
+    def forward(self, v: Tensor) -> Tensor:
+        with autocast_off(v.device.type):
+            wide = widened(v)
+            signed = wide.sign() * (wide.abs() + self.eps).sqrt()
+            # The squares in the length of a vector leave the range before its entries do.
+            largest = signed.detach().abs().amax(dim=-1, keepdim=True)
+            return nn.functional.normalize(signed / torch.where(largest > 0, largest, 1.0), dim=-1).to(v.dtype)
 
 
 class CovariancePool(Pool):
@@ -79,6 +208,7 @@ class CovariancePool(Pool):
 
     default_channels = DEFAULT_CHANNELS
     shared_options = COVARIANCE_OPTIONS
+    shown: ClassVar[tuple[str, ...]] = ("centered", "compute", "vectorize")
 
     def __init__(
         self,
@@ -118,15 +248,16 @@ class CovariancePool(Pool):
         )
         if normalization is not None:
             check_known(f"pool {name!r}", method_options, self.shared_options)
-        self.centered = centered
+        self.centered = self.needs_positions = centered
         self.compute = compute
         self.vectorize = vectorize
         self.weighting = weighting or Weighting()
-        self.elementwise = elementwise or nn.Identity()
         self.normalization: Normalization = normalization or MatrixRoot(method, **method_options)
+        self.elementwise = elementwise or nn.Identity()
         self.in_range = elementwise is not None or self.normalization.in_range
         self.matrix_size = self.channels + self.weighting.added_channels
         self.out_features = packed_size(self.matrix_size) if vectorize == "triu" else self.matrix_size**2
+        self.to(device=device, dtype=dtype)  # the parts, too
 
     @property
     def method(self) -> Method | None:
@@ -135,34 +266,32 @@ class CovariancePool(Pool):
 
     @method.setter
     def method(self, method: Method) -> None:
-        assert isinstance(self.normalization, MatrixRoot)
+        assert self.method is not None
         self.normalization.method = method
 
     @property
     def is_exportable(self) -> bool:
         return self.normalization.is_exportable
 
-    @property
-    def needs_positions(self) -> bool:
-        return self.centered
-
-    def entries(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
+    def normalized(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The function of the covariance of features (B, C, M), vectorised."""
         if self.compute == "mixed" and self.method and not isinstance(self.elementwise, nn.Identity):
             X = X.double()  # a signed root magnifies the rounding of small entries of the root
         X, centered = self.weighting(X, mask), self.centered
         if mask is not None:
-            wide = self.compute == "float64" or (self.compute == "mixed" and not self.normalization.is_iterative)
-            X, centered = counted(X, mask, centered, torch.float64 if wide else torch.float32), False
+            X = counted(X, mask, centered, self.normalization.precision(X.dtype, self.compute))
+            centered = False
         return self.normalization(X, centered, self.compute, self.vectorize)
 
+    def entries(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
+        vectors, k = self.normalized(X, mask), self.normalization.size_power
+        return vectors * squared_size(X, mask, self.centered) ** k if k else vectors
+
     def represent(self, X: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.in_precision(self.elementwise(self.entries(X, mask)), X)
+        return self.in_precision(self.elementwise(self.normalized(X, mask)), X)
 
     def matrix(self, vectors: Tensor) -> Tensor:
-        self._check_width(vectors)
-        if self.vectorize == "triu":
-            return unpack_symmetric(vectors, self.matrix_size)
-        return vectors.unflatten(-1, (self.matrix_size, self.matrix_size))
+        return self._unpacked(vectors, unpack_symmetric)
 
     def weight_matrix(self, weights: Tensor) -> Tensor:
         """The symmetric matrices W (..., n, n) with ⟨W, Q⟩ = ⟨weights, vector of Q⟩ for every symmetric Q.
@@ -175,16 +304,16 @@ class CovariancePool(Pool):
             tensor([[1., 1.],
                     [1., 3.]])
         """
-        self._check_width(weights)
-        if self.vectorize == "triu":
-            return unpack_gradient(weights, self.matrix_size)
-        return symmetrize(weights.unflatten(-1, (self.matrix_size, self.matrix_size)))
+        W = self._unpacked(weights, unpack_gradient)
+        return W if self.vectorize == "triu" else symmetrize(W)
 
-    def _check_width(self, vectors: Tensor) -> None:
+    def _unpacked(self, vectors: Tensor, unpack: Callable[[Tensor, int], Tensor]) -> Tensor:
+        n = self.matrix_size
         if vectors.ndim == 0 or vectors.shape[-1] != self.out_features:
             raise ShapeError(
                 f"{self.pool_type} pool: expected vectors (..., {self.out_features}), got shape {tuple(vectors.shape)}"
             )
+        return unpack(vectors, n) if self.vectorize == "triu" else vectors.unflatten(-1, (n, n))
 
 
 def root_pool(name: str) -> Callable[..., CovariancePool]:
@@ -194,22 +323,6 @@ def root_pool(name: str) -> Callable[..., CovariancePool]:
         return CovariancePool(in_channels, name, **options)
 
     return build
-
-
-def seb(in_channels: int, **shared: Any) -> CovariancePool:
-    return CovariancePool(in_channels, pool_type="seb", normalization=ScalingEigenBranch(), **shared)
-
-
-def powcov(
-    in_channels: int, *, p: float = 0.5, learn_p: bool = False, device: Any = None, dtype: Any = None, **shared: Any
-) -> CovariancePool:
-    factory: dict[str, Any] = dict(device=device, dtype=dtype)
-    power = MatrixPower(p=p, learn_p=learn_p, **factory)
-    return CovariancePool(in_channels, pool_type="powcov", normalization=power, **factory, **shared)
-
-
-def logcov(in_channels: int, *, eps: float = 1e-3, **shared: Any) -> CovariancePool:
-    return CovariancePool(in_channels, pool_type="logcov", normalization=MatrixLogarithm(eps=eps), **shared)
 
 
 def bilinear_pool(in_channels: int, pool_type: str, eps: float, **options: Any) -> CovariancePool:
@@ -230,12 +343,5 @@ def ibcnn(in_channels: int, *, method: str | Method = "svdpade", eps: float = 1e
 for _name in list_methods("sqrtm"):
     POOLS.add(_name, root_pool(_name), SQUARE_ROOTS.about.get(_name))
 
-POOLS.add("seb", seb, About("square root times a factor that its small eigenvalues raise", "exact", "T-PAMI 2022"))
-POOLS.add(
-    "powcov",
-    powcov,
-    About("power p of the covariance, p = 0.5 or learned (`learn_p=True`)", "exact, also for p", "ICCV 2017"),
-)
-POOLS.add("logcov", logcov, About("logarithm log(I + A / ε) of the covariance A", "exact", "ICCV 2015"))
 POOLS.add("bcnn", bcnn, About("second moment, signed square root, l2 norm", "exact", "ICCV 2015"))
 POOLS.add("ibcnn", ibcnn, About("square root of the second moment, signed square root, l2 norm", "exact", "BMVC 2017"))

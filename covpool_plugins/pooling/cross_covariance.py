@@ -12,10 +12,10 @@ from ..checks import check_choice, check_number, is_integer
 from ..errors import OptionError
 from ..linalg.tensors import autocast_off, product, transpose, working_dtype
 from ..tables import About
-from .base import LAYOUT_OPTIONS, POOLS, InputFormat, Pool
+from .base import LAYOUT_OPTIONS, POOLS, Pool
 from .positions import counted, reduced_positions
 from .reduction import reduced_channels
-from .singular_value_power import SingularValuePower, Start
+from .singular_value_power import EPS, SingularValuePower, Start
 
 CrossNormalization = Literal["svpn", "none"]
 NORMALIZATIONS: tuple[str, ...] = get_args(CrossNormalization)
@@ -42,8 +42,8 @@ class CrossCovariancePool(Pool):
         normalization: ``svpn`` or ``none``, the latter as in the transformers of DropCov.
         token_dropout: in training, the probability with which a position is left out of a head; 0.2 in DropCov.
         entry_dropout: in training, that with which an entry of the result is; 0.5 in DropCov and SoT-Small.
-        input_fmt, num_prefix_tokens: see :class:`Pool`.
         alpha, iterations, n, start, eps: of :class:`SingularValuePower`; all heads share its ``weight``.
+        layout: ``input_fmt`` and ``num_prefix_tokens``, see :class:`Pool`.
 
     Source: Xie, Zeng, Wang, Zhang & Li, "So-ViT: Mind Visual Tokens for Vision Transformer" (later SoT), arXiv
     2104.10935, 2021; the dropouts: Wang et al., "DropCov", NeurIPS 2022. Several heads are those of the authors' code.
@@ -59,6 +59,7 @@ class CrossCovariancePool(Pool):
     """
 
     shared_options = LAYOUT_OPTIONS
+    shown = ("both_channels", "heads", "centered", "one_mean")
 
     def __init__(
         self,
@@ -75,11 +76,10 @@ class CrossCovariancePool(Pool):
         iterations: int = 1,
         n: int | None = 1,
         start: Start = "learned",
-        eps: float = 1e-5,
-        input_fmt: InputFormat = "NCHW",
-        num_prefix_tokens: int = 0,
+        eps: float = EPS,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **layout: Any,
     ) -> None:
         check_choice("crosscov: normalization", normalization, NORMALIZATIONS)
         if centered is not None:
@@ -89,33 +89,29 @@ class CrossCovariancePool(Pool):
         rows, columns = _channels(in_channels, reduce_channels)
         if not is_integer(heads) or rows % heads or columns % heads:
             raise OptionError(f"crosscov: heads must be a divisor of {rows} and {columns} channels, got {heads!r}")
-        super().__init__(
-            in_channels,
-            pool_type="crosscov",
-            reduce_channels=None,
-            input_fmt=input_fmt,
-            num_prefix_tokens=num_prefix_tokens,
-        )
+        unused = reduction if reduce_channels is None else None
+        super().__init__(in_channels, pool_type="crosscov", reduce_channels=None, reduction=unused, **layout)
         self.heads = heads
         self.both_channels = (rows, columns)
         self.out_features = rows * columns // heads
         self.one_mean = centered == "head" or (centered is None and heads > 1)
-        self.centered = centered is not False and not self.one_mean
+        self.centered = self.needs_positions = centered is not False and not self.one_mean
         reduced = () if reduce_channels is None else self.both_channels
         if heads > 1 and reduced:
             reduction = reduction or "projection"
-        self.reductions = nn.ModuleList(self.build_reductions(reduced, reduction, device=device, dtype=dtype))
+        self.reductions = nn.ModuleList(self.build_reduction(channels, reduction) for channels in reduced)
         self.token_dropout, self.entry_dropout = nn.Dropout(token_dropout), nn.Dropout(entry_dropout)
         self.normalization: SingularValuePower | None = None
+        power: dict[str, Any] = dict(alpha=alpha, iterations=iterations, n=n, start=start, eps=eps)
         if normalization == "svpn":
-            options: dict[str, Any] = dict(alpha=alpha, iterations=iterations, n=n, start=start, eps=eps)
-            factory: dict[str, Any] = dict(device=device, dtype=dtype)
             begin, end = (rows, columns) if heads == 1 else (columns // heads, rows // heads)
-            self.normalization = SingularValuePower(begin, end, **options, **factory)
-
-    @property
-    def needs_positions(self) -> bool:
-        return self.centered
+            self.normalization = SingularValuePower(begin, end, **power)
+        else:
+            for option, default in (SingularValuePower.__init__.__kwdefaults__ or {}).items():
+                if power.get(option, default) != default:
+                    raise OptionError(f"crosscov: normalization='none' has no option {option!r}, got {power[option]!r}")
+        self.in_range = self.normalization is not None and self.normalization.in_range
+        self.to(device=device, dtype=dtype)
 
     def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Both reductions (B, C₁ + C₂, M), or the input itself (B, C, M) without them."""
@@ -138,17 +134,10 @@ class CrossCovariancePool(Pool):
             if self.normalization is None:
                 Q = product(Yc, transpose(Zc))
             elif self.heads == 1:
-                Q = self._normalized(self.normalization, Yc, Zc)
+                Q = self.normalization.of_product(Yc, Zc)
             else:  # SoT's power iteration begins on the right
-                Q = transpose(self._normalized(self.normalization, Zc, Yc))
-            return self.entry_dropout(Q).flatten(1).to(X.dtype)
-
-    @staticmethod
-    def _normalized(normalization: SingularValuePower, L: Tensor, R: Tensor) -> Tensor:
-        """Of L Rᵀ, which is formed first where that is less work."""
-        if isinstance(L.shape[-1], torch.SymInt) or L.shape[-1] > min(normalization.shape):  # or if that is open
-            return normalization.function(product(L, transpose(R)))
-        return normalization.of_product(L, R)
+                Q = transpose(self.normalization.of_product(Zc, Yc))
+            return self.in_precision(self.entry_dropout(Q).flatten(1), X)
 
     def _center(self, Y: Tensor, mask: Tensor | None) -> Tensor:
         """Heads (B, h, C/h, M), such that the products of their positions over M are the cross-covariances."""
@@ -158,10 +147,6 @@ class CrossCovariancePool(Pool):
         if mask is not None:
             mask = mask[:, None, None].expand_as(Y).flatten(0, 1).flatten(1)
         return counted(Y.flatten(0, 1).flatten(1).unsqueeze(1), mask, True).view_as(Y)
-
-    def extra_repr(self) -> str:
-        centered = "head" if self.one_mean else self.centered
-        return f"{super().extra_repr()}, channels={self.both_channels}, heads={self.heads}, centered={centered!r}"
 
 
 def _channels(in_channels: int, reduce_channels: int | str | Sequence[int] | None) -> tuple[int, int]:

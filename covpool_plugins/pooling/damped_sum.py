@@ -16,8 +16,8 @@ from ..linalg import Exact
 from ..linalg.covariance import center
 from ..linalg.feature_functions import FeatureFunction, Rule, decompose_features, function_of_features
 from ..linalg.methods.base import SpectralMethod
-from ..linalg.spectral import Damped, NegativeExponential
-from ..linalg.tensors import apply, autocast_off, is_plain, product, save
+from ..linalg.spectral import NegativeExponential
+from ..linalg.tensors import Function, apply, autocast_off, is_plain, kept, product
 
 
 def root_and_damped_sum(X: Tensor, centered: bool, mixed: bool, packed: bool) -> tuple[Tensor, Tensor]:
@@ -27,30 +27,21 @@ def root_and_damped_sum(X: Tensor, centered: bool, mixed: bool, packed: bool) ->
     return apply(FeatureFunction, X, *decomposition, rule), apply(DampedSum, X, *decomposition, centered)
 
 
-class DampedSum(torch.autograd.Function):
+class DampedSum(Function):
     """The sum, from what ``decompose_features`` makes of X."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(X: Tensor, values: Tensor, U: Tensor, V: Tensor, centered: bool) -> Tensor:
-        return Damped().values(values).sum(-1, keepdim=True)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        *tensors, ctx.centered = inputs
-        save(ctx, *tensors)
+        return (values * torch.exp(-2 * values)).sum(-1, keepdim=True)
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple:
-        X, values, U, V = ctx.saved_tensors
-        gradient = _gradient(X, values, U, V, ctx.centered)
+        gradient = _gradient(*kept(ctx))
         return G.unsqueeze(-1).to(gradient.dtype) * gradient, None, None, None, None
 
     @staticmethod
     def tangent(ctx: Any, along_X: Tensor, *_: Any) -> Tensor:
-        X, values, U, V = ctx.saved_tensors
-        along = _gradient(X, values, U, V, ctx.centered) * along_X
+        along = _gradient(*kept(ctx)) * along_X
         return along.double().sum((-2, -1)).unsqueeze(-1)
 
 
@@ -72,11 +63,12 @@ class SlopeDeficit(SpectralMethod):
     """1 - (1 - 2 λ) exp(-2 λ): what the slope of λ exp(-2 λ) has less than at zero."""
 
     def values(self, eigenvalues: Tensor) -> Tensor:
-        return 2 * Damped().values(eigenvalues) - torch.expm1(-2 * eigenvalues)
+        return 2 * eigenvalues * torch.exp(-2 * eigenvalues) - torch.expm1(-2 * eigenvalues)
 
     def divided_differences(self, first: Tensor, second: Tensor) -> Tensor:
-        damped = Damped().divided_differences(first, second)
-        return 2 * (damped - NegativeExponential().divided_differences(2 * first, 2 * second))
+        low, high = torch.minimum(first, second), torch.maximum(first, second)
+        exponential = 2 * NegativeExponential().divided_differences(2 * first, 2 * second)
+        return 2 * torch.exp(-2 * high) + (2 * low - 1) * exponential
 
     @property
     def derivatives_at_zero(self) -> float:

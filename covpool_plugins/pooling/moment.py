@@ -14,8 +14,7 @@ from ..errors import OptionError
 from ..linalg.tensors import autocast_off, product
 from ..tables import About
 from .base import POOLS, TOKEN_FORMATS, Pool, widened
-from .held_size import squared_size
-from .positions import mean_over_positions, only, reduced_positions
+from .positions import count_positions, mean_over_positions, only, reduced_positions, squared_size
 from .reduction import REDUCTIONS
 
 FirstOrder = Literal["mean", "token"]
@@ -78,6 +77,7 @@ class MomentPool(Pool):
     """
 
     default_reductions = ("affine", "affine")
+    shown = ("heads", "interleaved", "first_order")
 
     def __init__(
         self,
@@ -165,14 +165,11 @@ class MomentPool(Pool):
             heads = X.unflatten(1, (-1, self.heads)).permute(0, 2, 3, 1)
         else:
             heads = X.unflatten(1, (self.heads, -1)).transpose(2, 3)
-        heads = _layer_norm(heads, self.norm)  # (B, h, M, w)
-        if mask is None:
-            heads = heads - heads.mean((2, 3), keepdim=True)
-            return product(heads[:, :-1].transpose(2, 3), heads[:, 1:]) / X.shape[-1]
-        hidden, count = ~mask[:, None, :, None], mask.sum(-1).clamp_min(1)[:, None, None, None]
-        means = heads.masked_fill(hidden, 0.0).mean(3, keepdim=True).sum(2, keepdim=True) / count
-        heads = (heads - means).masked_fill(hidden, 0.0)
-        return product(heads[:, :-1].transpose(2, 3), heads[:, 1:]) / count
+        heads = _layer_norm(heads, self.norm)
+        heads = heads.transpose(2, 3)  # (B, h, w, M)
+        mask = None if mask is None else mask.unsqueeze(1)
+        heads = only(heads - mean_over_positions(heads, mask).mean(2, keepdim=True), mask)
+        return product(heads[:, :-1], heads[:, 1:].transpose(2, 3)) / count_positions(heads, mask)
 
     def convolve(self, Z: Tensor) -> Tensor:
         """The cross-covariances (B, h - 1, w, w) after the convolutions, in the precision they come in."""
@@ -187,9 +184,6 @@ class MomentPool(Pool):
 
     def varying(self, X: Tensor) -> Tensor:
         return X[:, self.in_channels :]
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, heads={self.heads}, first_order={self.first_order!r}"
 
 
 def _layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:

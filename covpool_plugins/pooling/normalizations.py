@@ -1,28 +1,17 @@
-"""Functions of the covariance, from features to vectors.
-
-================================  ==========================================  ====================================
-class                             function of the covariance A                source
-================================  ==========================================  ====================================
-:class:`MatrixRoot`               A^(1/2) by any method of ``linalg``         CVPR 2018, ICCV 2021, ...
-:class:`Plain`                    A itself                                    Lin et al., B-CNN, ICCV 2015
-:class:`MatrixPower`              A^p, p fixed or learned                     Li et al., MPN-COV, ICCV 2017
-:class:`MatrixLogarithm`          log(I + A / ε)                              Ionescu et al., ICCV 2015
-:class:`ScalingEigenBranch`       A^(1/2), its small eigenvalues scaled up    Song et al., T-PAMI 2022
-:class:`SingularValuePower`       powers of the n largest singular values     Xie et al., So-ViT, 2021
-================================  ==========================================  ====================================
-"""
+"""Functions of the covariance: powers, logarithms, tangent spaces of metrics, distances."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import check_flag, check_number
+from ..errors import OptionError
 from ..linalg import (
     Compute,
-    IterativeMethod,
     Method,
     Vectorize,
     covariance,
@@ -32,105 +21,25 @@ from ..linalg import (
     pack_triu,
     resolve_method,
 )
-from ..linalg.exports import is_product_of_roots
-from ..linalg.spectral import damped
-from ..linalg.tensors import autocast_off, exporting, trace, working_dtype
+from ..linalg.spectral import expm1_neg, is_product_of_roots
+from ..linalg.tensors import (
+    autocast_off,
+    exporting,
+    finite_matrices,
+    identity_like,
+    power_of_two,
+    product,
+    trace,
+    transpose,
+    working_dtype,
+)
+from ..tables import About
+from .base import COVARIANCE_OPTIONS, POOLS, widened
+from .covariance_pool import CovariancePool, Normalization
 from .damped_sum import root_and_damped_sum
+from .positions import counted
 
 NEGLIGIBLE = 1e-60  # of the branch's square: its root is far below the rounding of one, and has a steep gradient
-
-
-class Normalization(nn.Module):
-    """Features (B, C, M) to vectors: a function of their covariance.
-
-    A subclass gives ``function``, or ``of_features`` or ``forward`` where features go there in fewer steps.
-
-    Examples:
-        >>> class Doubled(Normalization):
-        ...     def function(self, A):
-        ...         return 2 * A
-        ...
-        >>> CovariancePool(8, normalization=Doubled(), pool_type="doubled")(torch.randn(2, 8, 7, 7)).shape
-        torch.Size([2, 36])
-    """
-
-    in_range: bool = True  # see Pool
-
-    @property
-    def is_exportable(self) -> bool:
-        """Whether it takes no matrix decomposition."""
-        return False
-
-    @property
-    def is_iterative(self) -> bool:
-        """Whether ``mixed`` centres the features in float32: for matrix products it needs no float64."""
-        return False
-
-    def function(self, A: Tensor) -> Tensor:
-        """The function of covariances (B, C, C), computed in the precision they come in."""
-        raise NotImplementedError
-
-    def of_features(self, X: Tensor, centered: bool) -> Tensor:
-        """The function of the covariances of features (B, C, M), computed in the precision they come in."""
-        return self.function(covariance(X, centered))
-
-    def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
-        """Vectors (B, width) in float32 at least; ``mixed`` computes covariance and function in float64."""
-        with autocast_off(X.device.type):
-            F = self.of_features(_working(X, compute), centered)
-        return (pack_triu(F) if vectorize == "triu" else F.flatten(1)).to(working_dtype(X.dtype))
-
-
-class MatrixRoot(Normalization):
-    """The square root of the covariance by a method of ``linalg``, features to root in one fused step.
-
-    Args:
-        method: name or object of the method.
-        options: fields of the method, for example ``iterations=3``.
-
-    Raises:
-        UnknownNameError, OptionError: for a method or option that does not exist.
-
-    Examples:
-        >>> create_pool("isqrt", 8, iterations=3).normalization
-        MatrixRoot(NewtonSchulz(scaling='trace', gradient='exact', lyapunov_iterations=9, iterations=3))
-    """
-
-    def __init__(self, method: str | Method = "svdpade", **options: Any) -> None:
-        super().__init__()
-        self.method = resolve_method(method, **options)
-
-    def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
-        return covariance_sqrt(X, self.method, centered=centered, compute=compute, vectorize=vectorize).flatten(1)
-
-    @property
-    def is_exportable(self) -> bool:
-        return self.method.exportable("sqrtm")
-
-    @property
-    def is_iterative(self) -> bool:
-        return isinstance(self.method, IterativeMethod)
-
-    def extra_repr(self) -> str:
-        return str(self.method)
-
-
-class Plain(Normalization):
-    """The covariance itself, or with ``centered=False`` the second moment of bilinear pooling.
-
-    Examples:
-        >>> Plain()(torch.tensor([[[1.0, 3.0], [2.0, 2.0]]]), True, "mixed", "triu")
-        tensor([[1., 0., 0.]])
-    """
-
-    in_range = False
-
-    @property
-    def is_exportable(self) -> bool:
-        return True
-
-    def function(self, A: Tensor) -> Tensor:
-        return A
 
 
 class MatrixPower(Normalization):
@@ -142,40 +51,32 @@ class MatrixPower(Normalization):
 
     Source: Li et al., "Is Second-order Information Helpful for Large-scale Visual Recognition?", ICCV 2017, eq. 4.
 
-    Raises:
-        OptionError: for an exponent outside its range.
-
     Examples:
         >>> create_pool("powcov", 8, p=0.3, learn_p=True).normalization
         MatrixPower(p=0.3, learn_p=True)
     """
 
-    def __init__(self, *, p: float = 0.5, learn_p: bool = False, device: Any = None, dtype: Any = None) -> None:
+    def __init__(self, *, p: float = 0.5, learn_p: bool = False) -> None:
         super().__init__()
         check_flag("powcov: learn_p", learn_p)
         check_number("powcov: p", p, "(0, 1)" if learn_p else "(0, 1]")
         self.fixed_p = float(p)
-        self.logit_p: nn.Parameter | None = None
-        if learn_p:
-            self.logit_p = nn.Parameter(torch.full((), p, device=device, dtype=dtype).logit())
+        self.logit_p = nn.Parameter(torch.full((), p).logit()) if learn_p else None
         self.in_range = p <= 0.5 and not learn_p
+        self.products_only = not learn_p and is_product_of_roots(self.fixed_p)
 
     @property
     def p(self) -> float | Tensor:
         """The exponent; a 0-dimensional tensor with gradient if it is learned."""
         return self.fixed_p if self.logit_p is None else self.logit_p.sigmoid()
 
-    @property
-    def is_exportable(self) -> bool:
-        return self.logit_p is None and is_product_of_roots(self.fixed_p)
-
     def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
-        return covariance_powm(X, self.p, centered, compute=compute, vectorize=vectorize).flatten(1)
+        return covariance_powm(widened(X), self.p, centered, compute=compute, vectorize=vectorize).flatten(1)
 
     def extra_repr(self) -> str:
-        learned = self.logit_p is not None and not self.logit_p.is_meta
-        p = float(self.p.detach()) if learned and isinstance(self.p, Tensor) else self.fixed_p
-        return f"p={p:.4g}, learn_p={self.logit_p is not None}"
+        p = self.p
+        shown = p.item() if isinstance(p, Tensor) and not p.is_meta else self.fixed_p
+        return f"p={shown:.4g}, learn_p={self.logit_p is not None}"
 
 
 class MatrixLogarithm(Normalization):
@@ -185,18 +86,18 @@ class MatrixLogarithm(Normalization):
     zero features give zeros.
 
     Args:
-        eps: ε, an absolute variance.
+        eps: ε, an absolute variance, positive.
 
     Source: Ionescu, Vantzos & Sminchisescu, "Matrix Backpropagation for Deep Networks with Structured Layers",
     ICCV 2015, section 5.
-
-    Raises:
-        OptionError: unless ε is a positive number.
 
     Examples:
         >>> create_pool("logcov", 8, reduce_channels=None, eps=1e-2)(torch.zeros(1, 8, 4, 4)).abs().sum()
         tensor(0.)
     """
+
+    in_range = False
+    shown = ("eps",)
 
     def __init__(self, *, eps: float = 1e-3) -> None:
         super().__init__()
@@ -204,10 +105,7 @@ class MatrixLogarithm(Normalization):
         self.eps = float(eps)
 
     def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
-        return covariance_log1p(X, self.eps, centered, compute=compute, vectorize=vectorize).flatten(1)
-
-    def extra_repr(self) -> str:
-        return f"eps={self.eps:g}"
+        return covariance_log1p(widened(X), self.eps, centered, compute=compute, vectorize=vectorize).flatten(1)
 
 
 class ScalingEigenBranch(Normalization):
@@ -224,22 +122,205 @@ class ScalingEigenBranch(Normalization):
         torch.Size([2, 36])
     """
 
-    @property
-    def is_exportable(self) -> bool:
-        return True
+    products_only = True
 
     def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
         if exporting():
             root = covariance_sqrt(X, "exact", centered=centered, compute=compute, vectorize=vectorize)
-            squared = trace(damped(covariance(_working(X, compute), centered))).squeeze(-1)
+            A = covariance(X.to(self.precision(X.dtype, compute)), centered).double()
+            squared = trace(A + product(A, expm1_neg(2 * A))).squeeze(-1)
         else:
-            work = X.double() if compute == "float64" else X.to(working_dtype(X.dtype))
+            work = X.double() if compute == "float64" else widened(X)
             root, squared = root_and_damped_sum(work, centered, compute == "mixed", vectorize == "triu")
         zero = squared <= NEGLIGIBLE
         scale = 1 + torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
         return (root.flatten(1) * scale.to(root.dtype)).to(working_dtype(X.dtype))
 
 
-def _working(X: Tensor, compute: Compute) -> Tensor:
-    """Features in the precision in which their covariance is taken and decomposed."""
-    return X.float() if compute == "float32" else X.double()
+class ScaledPower(Normalization):
+    """(1/θ) A^θ, or with ``tangent`` (1/θ) (A^θ - I), the tangent space of the power-Euclidean metric at I.
+
+    Args:
+        method: of the square root for θ = 1/2, a name or object; ``isqrt``, five Newton-Schulz steps, as released.
+        theta: θ, 0 < θ <= 1; the power is taken by an eigen-decomposition where it is not 1/2.
+        tangent: subtract the identity.
+        options: fields of the method, for example ``iterations=7``.
+
+    Source: Chen, Song, Wu, Sebe & others, "Understanding Matrix Function Normalizations in Covariance Pooling through
+    the Lens of Riemannian Geometry" (ScalePow-EMLR and Pow-TMLR of RiemGCP), ICLR 2025.
+
+    Raises:
+        UnknownNameError, OptionError: for a method or an option that does not exist, or one outside its range.
+
+    Examples:
+        >>> x = torch.tensor([[1.0, 1.0, -1.0, -1.0], [2.0, -2.0, 2.0, -2.0]]).view(1, 2, 2, 2)  # variances 1 and 4
+        >>> create_pool("powtmlr", 2, reduce_channels=None, iterations=15)(x).round(decimals=4)
+        tensor([[0., 0., 2.]])
+    """
+
+    in_range = False
+    shown = ("method", "theta", "tangent")
+
+    def __init__(
+        self, method: str | Method = "isqrt", *, theta: float = 0.5, tangent: bool = False, **options: Any
+    ) -> None:
+        super().__init__()
+        name = "powtmlr" if tangent else "scalepow"
+        check_number(f"{name}: theta", theta, "(0, 1]")
+        check_flag("tangent", tangent)
+        if theta == 0.5:
+            self.method = resolve_method(method, **options)
+        elif method != "isqrt" or options:
+            given = [*options, "method"][0]
+            raise OptionError(f"{name}: theta={theta} is no square root, and takes no option {given!r}")
+        self.theta = float(theta)
+        self.tangent = tangent
+
+    def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
+        wide = widened(X)
+        if self.method is not None:
+            F = covariance_sqrt(wide, self.method, centered=centered, compute=compute)
+        else:
+            F = covariance_powm(wide.to(self.precision(X.dtype, compute)), self.theta, centered)
+        with autocast_off(X.device.type):
+            if self.tangent:
+                F = F - identity_like(F)
+            F = F / self.theta
+        return (pack_triu(F) if vectorize == "triu" else F.flatten(1)).to(wide.dtype)
+
+
+class LogCholesky(Normalization):
+    """⌊L⌋ + ⌊L⌋ᵀ + 2 log diag L for the Cholesky factor L of A + ε I; ⌊L⌋ is strictly lower.
+
+    The tangent space of the log-Cholesky metric at I. Features whose covariance is large beside ε have an ε that its
+    rounding cannot make up for: C times the precision times the trace, at least.
+
+    Args:
+        eps: ε, an absolute variance, positive.
+
+    Source: Chen, Song, Wu, Sebe & others, "Understanding Matrix Function Normalizations in Covariance Pooling through
+    the Lens of Riemannian Geometry" (Cho-TMLR of RiemGCP), ICLR 2025, with the power one as in the authors' code.
+
+    Examples:
+        >>> x = torch.tensor([[1.0, 1.0, -1.0, -1.0], [2.0, -2.0, 2.0, -2.0]]).view(1, 2, 2, 2)  # variances 1 and 4
+        >>> create_pool("cholesky", 2, reduce_channels=None)(x).round(decimals=4)
+        tensor([[0.0000, 0.0000, 1.3863]])
+    """
+
+    shown = ("eps",)
+
+    def __init__(self, *, eps: float = 1e-6) -> None:
+        super().__init__()
+        check_number("cholesky: eps", eps, "(0, inf)")
+        self.eps = float(eps)
+
+    def function(self, A: Tensor) -> Tensor:
+        rounding = A.shape[-1] * torch.finfo(A.dtype).eps * trace(A.detach())
+        A = A + rounding.clamp_min(self.eps) * identity_like(A)
+        finite = finite_matrices(A)
+        L = torch.linalg.cholesky_ex(torch.where(finite, A, identity_like(A)))[0]
+        lower = L.tril(-1)
+        F = lower + transpose(lower) + torch.diag_embed(2 * L.diagonal(dim1=-2, dim2=-1).log())
+        return torch.where(finite, F, torch.nan)
+
+
+class BrownianDistance(Normalization):
+    """The double-centred distances of the channels, D - D̄_row - D̄_column + D̄ with D_ij = √(e^τ (a_ii + a_jj - 2 a_ij)).
+
+    A = X Xᵀ / M is the second moment, so that D_ij is √(e^τ / M) times the distance of the channels i and j as vectors
+    over the positions. It measures dependence that is not linear, too. Channels that are equal up to rounding have the
+    distance zero without gradient; so do features that are all zero.
+
+    Attributes:
+        temperature: τ, a learned number, which begins at zero.
+
+    Source: Xie, Long, Lv, Wang & Li, "Joint Distribution Matters: Deep Brownian Distance Covariance for Few-Shot
+    Classification", CVPR 2022, from the formula.
+
+    Examples:
+        >>> pool = create_pool("bdc", 2, reduce_channels=None, vectorize="full")
+        >>> pool(torch.tensor([[[[3.0]], [[1.0]]]])).detach()
+        tensor([[-1.,  1.,  1., -1.]])
+    """
+
+    in_range = False
+    products_only = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.zeros(()))
+
+    def of_features(self, X: Tensor, centered: bool) -> Tensor:
+        scale = power_of_two(X)
+        Y = counted(X / scale, None, centered)
+        Y = Y - Y.mean(-2, keepdim=True)  # which leaves the distances; their squares cancel less then
+        squares = Y.square().mean(-1)
+        sums = squares.unsqueeze(-1) + squares.unsqueeze(-2)
+        distances = sums - 2 * covariance(Y, centered=False)
+        null = distances <= 4 * sum(X.shape[-2:]) * torch.finfo(X.dtype).eps * sums.detach()
+        D = torch.where(null, 0.0, torch.where(null, 1.0, distances).sqrt())
+        D = scale * (0.5 * self.temperature.to(X.dtype)).exp() * D
+        rows = D.mean(-1, keepdim=True)
+        return D - rows - transpose(rows) + rows.mean(-2, keepdim=True)
+
+
+def powcov(in_channels: int, *, p: float = 0.5, learn_p: bool = False, **shared: Any) -> CovariancePool:
+    power = MatrixPower(p=p, learn_p=learn_p)
+    return CovariancePool(in_channels, pool_type="powcov", normalization=power, **shared)
+
+
+def logcov(in_channels: int, *, eps: float = 1e-3, **shared: Any) -> CovariancePool:
+    return CovariancePool(in_channels, pool_type="logcov", normalization=MatrixLogarithm(eps=eps), **shared)
+
+
+def seb(in_channels: int, **shared: Any) -> CovariancePool:
+    return CovariancePool(in_channels, pool_type="seb", normalization=ScalingEigenBranch(), **shared)
+
+
+def scaled_power(name: str, tangent: bool) -> Callable[..., CovariancePool]:
+    """The builder of ``scalepow`` or ``powtmlr``; it tells the options of the method from those of the pool."""
+
+    def build(
+        in_channels: int, *, method: str | Method = "isqrt", theta: float = 0.5, **options: Any
+    ) -> CovariancePool:
+        of_pool = (*COVARIANCE_OPTIONS, "device", "dtype")
+        shared = {option: options.pop(option) for option in of_pool if option in options}
+        normalization = ScaledPower(method, theta=theta, tangent=tangent, **options)
+        return CovariancePool(in_channels, pool_type=name, normalization=normalization, **shared)
+
+    return build
+
+
+def cholesky(in_channels: int, *, eps: float = 1e-6, **shared: Any) -> CovariancePool:
+    return CovariancePool(in_channels, pool_type="cholesky", normalization=LogCholesky(eps=eps), **shared)
+
+
+def bdc(in_channels: int, *, centered: bool = False, **shared: Any) -> CovariancePool:
+    return CovariancePool(in_channels, pool_type="bdc", normalization=BrownianDistance(), centered=centered, **shared)
+
+
+POOLS.add(
+    "powcov",
+    powcov,
+    About("power p of the covariance, p = 0.5 or learned (`learn_p=True`)", "exact, also for p", "ICCV 2017"),
+)
+POOLS.add("logcov", logcov, About("logarithm log(I + A / ε) of the covariance A", "exact", "ICCV 2015"))
+POOLS.add("seb", seb, About("square root times a factor that its small eigenvalues raise", "exact", "T-PAMI 2022"))
+POOLS.add(
+    "scalepow",
+    scaled_power("scalepow", False),
+    About("(1/θ) A^θ of the covariance A, θ = 1/2 by 5 Newton-Schulz steps", "exact for these steps", "ICLR 2025"),
+)
+POOLS.add(
+    "powtmlr",
+    scaled_power("powtmlr", True),
+    About("(1/θ) (A^θ - I), θ = 1/2 by 5 Newton-Schulz steps", "exact for these steps", "ICLR 2025"),
+)
+POOLS.add(
+    "cholesky",
+    cholesky,
+    About("Cholesky factor of the covariance, on its diagonal the logarithms", "exact", "ICLR 2025"),
+)
+POOLS.add(
+    "bdc", bdc, About("Brownian distance covariance of the channels, with a learned temperature", "exact", "CVPR 2022")
+)

@@ -92,3 +92,10 @@ def counted(X: Tensor, mask: Tensor | None, centered: bool, rounding: torch.dtyp
     if mask is not None:
         wide = wide * (X.shape[-1] / count) ** 0.5
     return wide.to(working_dtype(X.dtype))
+
+
+def squared_size(X: Tensor, mask: Tensor | None = None, centered: bool = False) -> Tensor:
+    """Σ x² (B, 1) of features (B, C, M), over the positions that count."""
+    if centered:
+        X = only(X - mean_over_positions(X, mask), mask)
+    return X.square().sum((-2, -1)).unsqueeze(-1)

@@ -11,6 +11,7 @@ where nothing is divided by a σ that is zero.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,13 +19,12 @@ from torch import Tensor, nn
 
 from ..checks import check_choice, check_integer, check_number, is_integer
 from ..errors import OptionError, ShapeError
-from ..linalg import Compute, Vectorize, covariance, pack_triu
+from ..linalg import covariance
 from ..linalg.covariance import fewer_positions
-from ..linalg.tensors import autocast_off, power_of_two, product, transpose, working_dtype
+from ..linalg.tensors import autocast_off, power_of_two, product, transpose
 from ..tables import About
-from .base import POOLS, widened
-from .covariance_pool import CovariancePool
-from .normalizations import Normalization
+from .base import POOLS
+from .covariance_pool import CovariancePool, Normalization
 from .positions import counted
 from .reduction import DEFAULT_CHANNELS, reduced_channels
 
@@ -33,6 +33,7 @@ STARTS: tuple[str, ...] = get_args(Start)
 
 # In units of rounding of the bound of ‖Q‖_F: a start that the deflation leaves less of is rounding, not a direction.
 NULL = 16
+EPS = 1e-5
 
 
 class SingularValuePower(Normalization):
@@ -57,17 +58,19 @@ class SingularValuePower(Normalization):
         start: ``learned``, the parameter ``weight`` (channels,), which begins as the same pseudo-random normal numbers
             every time; or ``ones``, without parameter (nothing is found where the rows of Q add to zero, as those of
             layer-normalised features do).
-        eps: ε, which keeps the rest of matrices below ε^(1/(1-α)) small; zero makes the map homogeneous.
+        eps: ε, which keeps the rest of matrices below ε^(1/(1-α)) small; zero makes the map homogeneous. Not for
+            ``n=None``.
 
     Source: Xie, Zeng, Wang, Zhang & Li, "So-ViT: Mind Visual Tokens for Vision Transformer", arXiv 2104.10935, 2021.
-
-    Raises:
-        OptionError: for an option out of its range.
 
     Examples:
         >>> create_pool("svpn", 64, reduce_channels=16, n=3, iterations=2)(torch.randn(2, 64, 7, 7)).shape
         torch.Size([2, 136])
     """
+
+    products_only = True
+    needs_float64 = False
+    shown = ("alpha", "iterations", "n", "start", "eps")
 
     def __init__(
         self,
@@ -78,7 +81,7 @@ class SingularValuePower(Normalization):
         iterations: int = 1,
         n: int | None = 1,
         start: Start = "learned",
-        eps: float = 1e-5,
+        eps: float = EPS,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -91,11 +94,14 @@ class SingularValuePower(Normalization):
             raise OptionError(f"svpn: n must be an integer from 1 to {min(self.shape)} or None, got {n!r}")
         if iterations == 1 and n != 1 and min(self.shape) > 1:
             raise OptionError(f"svpn: n={n} needs iterations >= 2, got 1, which finds a single triplet")
+        if n is None and eps != EPS:
+            raise OptionError(f"svpn: n=None leaves no rest, and takes no option 'eps', got {eps}")
         check_choice("svpn: start", start, STARTS)
         self.alpha = float(alpha)
         self.in_range = alpha <= 0.5
         self.iterations = iterations
         self.n = n
+        self.start = start
         self.eps = float(eps)
         self.weight: nn.Parameter | None = None
         if start == "learned":
@@ -110,24 +116,11 @@ class SingularValuePower(Normalization):
             generator = torch.Generator("cpu").manual_seed(0)
             self.weight.copy_(torch.randn(self.shape[0], generator=generator, device="cpu"))
 
-    @property
-    def is_exportable(self) -> bool:
-        return True
-
-    @property
-    def is_iterative(self) -> bool:
-        return True
-
-    def forward(self, X: Tensor, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
-        """Vectors (B, width) in float32 at least; ``mixed`` needs no float64 here, there is no decomposition."""
-        wide = X.double() if compute == "float64" else widened(X)
-        with autocast_off(X.device.type):
-            if not fewer_positions(X):
-                F = self.function(covariance(wide, centered))
-            else:
-                Xc = counted(wide, None, centered)
-                F = self.of_product(Xc / X.shape[-1], Xc)
-        return (pack_triu(F) if vectorize == "triu" else F.flatten(1)).to(working_dtype(X.dtype))
+    def of_features(self, X: Tensor, centered: bool) -> Tensor:
+        if not fewer_positions(X):
+            return self.function(covariance(X, centered))
+        Xc = counted(X, None, centered)
+        return self.of_product(Xc / X.shape[-1], Xc)
 
     def function(self, A: Tensor) -> Tensor:
         """The normalised matrices (..., C₁, C₂), computed in the precision they come in.
@@ -137,35 +130,34 @@ class SingularValuePower(Normalization):
         """
         if A.shape[-2:] != self.shape:
             raise ShapeError(f"svpn: expected matrices (..., {self.shape[0]}, {self.shape[1]}), got {tuple(A.shape)}")
-        with autocast_off(A.device.type):
-            scale = power_of_two(A)
-            scaled = A / scale
-            V, QV, powers, f = self._parts(scaled, None, self.eps * scale ** (self.alpha - 1))
-            low_rank = product(QV * (powers - f), transpose(V))
-            return scale**self.alpha * (low_rank if self.n is None else f * scaled + low_rank)
+        return self.of_product(A)
 
-    def of_product(self, L: Tensor, R: Tensor) -> Tensor:
-        """``function(L Rᵀ)`` for L (..., C₁, M) and R (..., C₂, M): the product is formed once, with the result."""
+    def of_product(self, L: Tensor, R: Tensor | None = None) -> Tensor:
+        """``function(L Rᵀ)`` for L (..., C₁, M) and R (..., C₂, M), or of L.
+
+        For few positions the product is formed once, with the result.
+        """
         with autocast_off(L.device.type):
-            scale_of_L, scale_of_R = power_of_two(L), power_of_two(R)
-            left, right = L / scale_of_L, R / scale_of_R
-            # Powers of each scale, because their product may leave the range.
-            eps = self.eps * scale_of_L ** (self.alpha - 1) * scale_of_R ** (self.alpha - 1)
-            V, QV, powers, f = self._parts(left, right, eps)
-            columns = QV * (powers - f)
+            scales = [power_of_two(part) for part in (L, R) if part is not None]
+            L, R = L / scales[0], R if R is None else R / scales[1]
+            if R is not None and (isinstance(L.shape[-1], torch.SymInt) or L.shape[-1] > min(self.shape)):
+                L, R = product(L, transpose(R)), None  # less work, or that is open
+            V, QV, values, last = self._triplets(L, R)
+            factor: Tensor | float = 0.0  # of the rest
             if self.n is not None:
-                columns, V = torch.cat([f * left, columns], -1), torch.cat([right, V], -1)
-            return scale_of_L**self.alpha * scale_of_R**self.alpha * product(columns, transpose(V))
-
-    def _parts(self, L: Tensor, R: Tensor | None, eps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """V, Q V, σ^(α-1) (..., 1, n) and f (..., 1, 1), for Q = L Rᵀ or L of about unit size. No rest makes f zero."""
-        V, QV, values, last = self._triplets(L, R)
-        powers = _power(values, self.alpha - 1)
-        if self.n is None:
-            return V, QV, powers, torch.zeros_like(last)
-        empty = last <= 0
-        damped = _power(last, 1 - self.alpha) + eps
-        return V, QV, powers, torch.where(empty, 0.0, 1 / torch.where(empty, 1.0, damped))
+                # Powers of each scale, because their product may leave the range.
+                eps = prod([scale ** (self.alpha - 1) for scale in scales], start=self.eps)
+                empty = last <= 0
+                damped = _power(last, 1 - self.alpha) + eps
+                factor = torch.where(empty, 0.0, 1 / torch.where(empty, 1.0, damped))
+            columns = QV * (_power(values, self.alpha - 1) - factor)
+            if R is None:
+                F = product(columns, transpose(V)) + factor * L
+            elif self.n is None:
+                F = product(columns, transpose(V))
+            else:
+                F = product(torch.cat([factor * L, columns], -1), transpose(torch.cat([R, V], -1)))
+            return prod([scale**self.alpha for scale in scales]) * F
 
     def _triplets(self, L: Tensor, R: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """V (..., C₂, n), Q V (..., C₁, n), the singular values (..., 1, n) and the last that is not zero (..., 1, 1).
@@ -202,10 +194,6 @@ class SingularValuePower(Normalization):
         u, _ = _unit(weight.unsqueeze(-1), weight.new_zeros(1, 1))
         return u.expand(*Q.shape[:-2], -1, -1)
 
-    def extra_repr(self) -> str:
-        start = "ones" if self.weight is None else "learned"
-        return f"alpha={self.alpha:g}, iterations={self.iterations}, n={self.n}, start={start!r}, eps={self.eps:g}"
-
 
 def _norm(Q: Tensor) -> Tensor:
     return torch.linalg.vector_norm(Q, dim=(-2, -1), keepdim=True)
@@ -231,17 +219,16 @@ def svpn(
     iterations: int = 1,
     n: int | None = 1,
     start: Start = "learned",
-    eps: float = 1e-5,
+    eps: float = EPS,
     reduce_channels: int | str | None = "default",
-    device: Any = None,
-    dtype: Any = None,
     **shared: Any,
 ) -> CovariancePool:
-    factory: dict[str, Any] = dict(device=device, dtype=dtype)
     channels = reduced_channels(in_channels, reduce_channels, DEFAULT_CHANNELS)
-    power = SingularValuePower(channels, alpha=alpha, iterations=iterations, n=n, start=start, eps=eps, **factory)
-    shared |= dict(reduce_channels=reduce_channels, **factory)
-    return CovariancePool(in_channels, pool_type="svpn", normalization=power, **shared)
+    shared |= dict(
+        normalization=SingularValuePower(channels, alpha=alpha, iterations=iterations, n=n, start=start, eps=eps),
+        reduce_channels=reduce_channels,
+    )
+    return CovariancePool(in_channels, pool_type="svpn", **shared)
 
 
 POOLS.add(

@@ -6,19 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from ..checks import check_classes, check_integer
 from ..errors import OptionError
 from ..pooling import POOLS, create_pool, list_pools, pool_options
-from ..pooling.base import InputFormat, pool_classes
+from ..pooling.base import InputFormat
 from .clips import mean_over_frames
-
-# For torch.fx a pool is a leaf, also where models of timm's classes have it outside a SecondOrderHead.
-for _pool in pool_classes():
-    register_notrace_module(_pool)
-
 
 # What the heads of timm's families call their classifiers, for lines like ``model.head.l = nn.Linear(...)``.
 NAMES_OF_CLASSIFIERS = ("linear", "l", "fc2", "proj")

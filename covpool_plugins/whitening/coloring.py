@@ -87,27 +87,23 @@ def whitening_coloring(
 
 
 def both_roots(method: str | Method) -> tuple[Method, Method]:
-    """The methods of the root and of the inverse root that one name, or one object, stands for.
-
-    Raises:
-        UnknownNameError, OptionError: for what is a method of neither.
-    """
-    if not isinstance(method, str):
-        return _counterpart(method, "sqrtm"), _counterpart(method, "inv_sqrtm")
-    known = {function: list_methods(function) for function in ("sqrtm", "inv_sqrtm")}
-    chosen = [resolve_method(method, function) for function, names in known.items() if method in names]
-    if not chosen:
-        raise UnknownNameError("method", method, {*known["sqrtm"], *known["inv_sqrtm"]})
-    if len(chosen) == 1:
-        return both_roots(chosen[0])
-    return chosen[0], chosen[1]
-
-
-def _counterpart(method: Method, function: str) -> Method:
-    """A method as it is, if it does for ``function``; the exact one instead of eigenvalues of the other function."""
-    other = {"sqrtm": "inv_sqrtm", "inv_sqrtm": "sqrtm"}[function]
-    wrong_root = is_method(method, other) and not is_method(method, function)
-    return resolve_method("exact" if wrong_root else method, function)
+    """The methods of the root and of the inverse root that one name, or one object, stands for."""
+    functions = ("sqrtm", "inv_sqrtm")
+    if isinstance(method, str):
+        known = {function: list_methods(function) for function in functions}
+        chosen = [resolve_method(method, function) for function, names in known.items() if method in names]
+        if not chosen:
+            raise UnknownNameError("method", method, {*known["sqrtm"], *known["inv_sqrtm"]})
+    else:
+        chosen = [method]
+    root, inverse = chosen * (3 - len(chosen))
+    # The exact one instead of eigenvalues of the other function.
+    only_inverse = is_method(root, "inv_sqrtm") and not is_method(root, "sqrtm")
+    only_root = is_method(inverse, "sqrtm") and not is_method(inverse, "inv_sqrtm")
+    return (
+        resolve_method("exact" if only_inverse else root, "sqrtm"),
+        resolve_method("exact" if only_root else inverse, "inv_sqrtm"),
+    )
 
 
 def _grouped(maps: Tensor, groups: int) -> Tensor:

@@ -33,9 +33,9 @@ from torch import Tensor
 
 from ..linalg import MPA
 from ..linalg.eigenbasis import spectral_function
-from ..linalg.methods.leading import Leading, LeadingInverseRoot, LeadingProjector
 from ..linalg.tensors import symmetrize
 from ..tables import Table
+from .leading import Leading
 from .matrices import WHITENING_METHODS, EigenvectorMethod
 from .norm import PCANorm2d, WhiteningNorm, ZCANorm2d
 
@@ -68,7 +68,7 @@ class Deflated(Leading):
 
 
 @dataclass(frozen=True)
-class ReleasedInverseRoot(Deflated, LeadingInverseRoot):
+class ReleasedInverseRoot(Deflated):
     """Eigenvectors count while those up to them have less than 1 - eps of the energy; null ones never do."""
 
     def dropped(self, eigenvalues: Tensor) -> Tensor:
@@ -79,11 +79,6 @@ class ReleasedInverseRoot(Deflated, LeadingInverseRoot):
 
 
 @dataclass(frozen=True)
-class ReleasedProjector(Deflated, LeadingProjector):
-    """The projector with that gradient."""
-
-
-@dataclass(frozen=True)
 class ReleasedSVDPI(EigenvectorMethod):
     """eigh, and the deflated power iteration's gradient."""
 
@@ -91,15 +86,13 @@ class ReleasedSVDPI(EigenvectorMethod):
     iterations: int = 19
 
     def apply(self, covariance: Tensor, function: Leading) -> Tensor:
-        if isinstance(function, LeadingProjector):
-            released: Leading = ReleasedProjector(function.energy, function.components, iterations=self.iterations)
-        else:
-            released = ReleasedInverseRoot(eps=function.eps, iterations=self.iterations)
+        options = dict(vars(function), iterations=self.iterations)
+        released = Deflated(**options) if function.projector else ReleasedInverseRoot(**options)
         return spectral_function(symmetrize(covariance), released)
 
 
 @dataclass(frozen=True)
-class ReleasedSVDInverseRoot(LeadingInverseRoot):
+class ReleasedSVDInverseRoot(Leading):
     """One eigenvector where all eigenvalues are positive, else those of the positive ones."""
 
     def dropped(self, eigenvalues: Tensor) -> Tensor:
@@ -159,9 +152,7 @@ class Entry(NamedTuple):
 def place_entry(name: str, pca: bool) -> Entry | None:
     """The place of a tensor of an original layer; ``None`` for a vector that power iterations start from.
 
-    Args:
-        name: in the original.
-        pca: whether the layer is ``myPCANormSVDPI``, which projects by the transpose of what it keeps.
+    The layer of ``pca``, ``myPCANormSVDPI``, projects by the transpose of what it keeps.
     """
     numbered = re.fullmatch(r"running_subspace(\d+)", name)
     if numbered:
@@ -176,10 +167,7 @@ def convert_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     The subspaces of the groups, ``running_subspace0``, ``running_subspace1``, ..., become one (G, d, d); weights,
     biases and means of shapes (C, 1), (1, C, 1) or (G, d, 1) become (C,); the vectors that power iterations started
-    from are left out.
-
-    Args:
-        state: the entries of one layer, without a prefix.
+    from are left out. ``state`` has the entries of one layer, without a prefix.
 
     Examples:
         >>> original = ZCANorm2d(4, groups=2).state_dict()

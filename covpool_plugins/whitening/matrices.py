@@ -26,12 +26,12 @@ from torch import Tensor
 from ..checks import check_integer
 from ..errors import OptionError, UnknownNameError
 from ..linalg import MPA, MTP, IterativeMethod, Method, NewtonSchulz
-from ..linalg.eigenbasis import PlainSpectralFunction, compose
-from ..linalg.methods.base import check_field
-from ..linalg.methods.leading import Leading, LeadingInverseRoot, LeadingProjector
+from ..linalg.eigenbasis import compose, spectral_function
+from ..linalg.methods.base import option
 from ..linalg.square_root import root_of_symmetric
-from ..linalg.tensors import apply, autocast_off, guarded_eigh, symmetrize
+from ..linalg.tensors import autocast_off, guarded_eigh, symmetrize
 from ..tables import Table
+from .leading import Leading
 
 RELEASED = "_released"  # how names of methods end that are for compatibility only
 ROUNDING = 1e-6  # of the largest eigenvalue: what power iterations leave of a null space
@@ -55,36 +55,25 @@ class EigenvectorMethod(Method):
 class Decomposition(EigenvectorMethod):
     """eigh, with the exact gradient or, for a number of ``iterations``, that of the power iteration."""
 
-    iterations: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.iterations is not None:
-            check_field(self, "iterations", check_integer, 1)
+    iterations: int | None = option(None, check_integer, 1)
 
     def apply(self, covariance: Tensor, function: Leading) -> Tensor:
         if self.iterations is not None:
             function = replace(function, iterations=self.iterations)
-        return apply(PlainSpectralFunction, covariance, function)
+        return spectral_function(covariance, function)
 
 
 @dataclass(frozen=True)
 class PowerIteration(EigenvectorMethod):
-    """Power iterations for one eigenvector after the other, each on what its predecessors have left.
+    """Power iterations, so many for one eigenvector after the other, each on what its predecessors have left.
 
-    For comparison: eigenvectors of close eigenvalues do not converge, every error adds to those that follow, and d
-    channels take d times ``iterations`` steps one after the other. Eigenvectors of eigenvalues that cannot be told from
-    zero are left out.
-
-    Args:
-        iterations: for each eigenvector.
+    For comparison: eigenvectors of close eigenvalues do not converge, every error adds to those that follow. Those of
+    eigenvalues that cannot be told from zero are left out.
 
     Source: Wang et al., "Backpropagation-Friendly Eigendecomposition", NeurIPS 2019, section 3.
     """
 
-    iterations: int = 19
-
-    def __post_init__(self) -> None:
-        check_field(self, "iterations", check_integer, 1)
+    iterations: int = option(19, check_integer, 1)
 
     def starts(self, A: Tensor) -> Tensor:
         """Starting vectors in the columns of (..., d, d); always the same."""
@@ -142,15 +131,9 @@ def list_whitening_methods(eigenvectors: bool = False) -> list[str]:
 
 
 def resolve_whitening_method(method: str | Method, needs_eigenvectors: str = "") -> Method:
-    """A method object from a name or an object.
+    """The method of a name, or an object of this module's or linalg's iterative methods.
 
-    Args:
-        method: one of :func:`list_whitening_methods`, or a method object of this module or an iterative one of linalg.
-        needs_eigenvectors: the option that does, for the message; empty if none.
-
-    Raises:
-        UnknownNameError: for a name that there is not.
-        OptionError: for an object of another kind, or one without eigenvectors where these are needed.
+    ``needs_eigenvectors`` is the option that does, for the message; empty if none.
     """
     if isinstance(method, str) and method not in WHITENING_METHODS:
         raise UnknownNameError("whitening method", method, list_whitening_methods())
@@ -169,18 +152,14 @@ def whitening_matrix(covariance: Tensor, method: Method, eps: float, energy: flo
     With ``energy`` below one, of the leading eigenvectors alone: those whose eigenvalues have this share of the total.
     """
     if isinstance(method, EigenvectorMethod):
-        return method.apply(covariance, LeadingInverseRoot(energy=energy, eps=eps))
+        return method.apply(covariance, Leading(energy=energy, eps=eps))
     assert isinstance(method, IterativeMethod)
     eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
     return root_of_symmetric(symmetrize(covariance) + eps * eye, method, "inverse")
 
 
 def whitened_covariance(W: Tensor, method: Method, eps: float, energy: float = 1.0) -> Tensor:
-    """The covariances Σ = W⁻² - eps I (G, d, d), at least zero, that matrices W = (Σ + eps I)^(-1/2) whiten.
-
-    Raises:
-        OptionError: for a method, or an ``energy``, that gives another function of Σ; for a W that has no inverse.
-    """
+    """The covariances Σ = W⁻² - eps I (G, d, d), at least zero, that matrices W = (Σ + eps I)^(-1/2) whiten."""
     if energy < 1 or not isinstance(method, Decomposition):
         raise no_covariance(f"matrices of energy={energy}, method={method}")
     values, U = guarded_eigh(symmetrize(W.to(torch.float64)))
@@ -199,4 +178,4 @@ def no_covariance(what: str) -> OptionError:
 def projector(covariance: Tensor, method: Method, components: int | None, energy: float = 1.0) -> Tensor:
     """U Uᵀ with the leading eigenvectors U of covariances (G, d, d): at most so many, and so much of the energy."""
     assert isinstance(method, EigenvectorMethod)
-    return method.apply(covariance, LeadingProjector(energy=energy, components=components))
+    return method.apply(covariance, Leading(projector=True, energy=energy, components=components))

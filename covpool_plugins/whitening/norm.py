@@ -31,6 +31,7 @@ class WhiteningNorm(_InstanceNorm):
 
     _abbr_ = "bn"  # MMEngine names the layer's attribute so: keys are those of a batch normalisation
     _keeps_variance: ClassVar[bool] = False
+    _eigenvectors_for: ClassVar[str] = ""  # what needs them, whatever the options
     dimensions: ClassVar[tuple[int, ...]] = ()
     running_mean: Tensor
     running_var: Tensor
@@ -67,7 +68,8 @@ class WhiteningNorm(_InstanceNorm):
         kind: dict[str, Any] = dict(momentum=momentum, device=device, dtype=dtype)
         super().__init__(num_features, eps, affine=affine, track_running_stats=track_running_stats, **kind)
         self.groups, self.method, self.energy, self.average, self.sync = groups, method, energy, average, sync
-        self._chosen = matrices.resolve_whitening_method(method, self._needs_eigenvectors())
+        needed = self._eigenvectors_for or "energy below one" * (energy < 1)
+        self._chosen = matrices.resolve_whitening_method(method, needed)
         if not self._keeps_variance:
             del self.running_var
         shape = (groups, num_features // groups, num_features // groups)
@@ -75,9 +77,6 @@ class WhiteningNorm(_InstanceNorm):
             running = torch.empty(shape, device=device, dtype=dtype) if track_running_stats else None
             self.register_buffer(name, running)
         self.reset_running_stats()
-
-    def _needs_eigenvectors(self) -> str:
-        return "energy below one" if self.energy < 1 else ""
 
     def reset_running_stats(self) -> None:
         """As new: no mean, variance one, the identity, no batches."""
@@ -141,28 +140,23 @@ class WhiteningNorm(_InstanceNorm):
     def _update(self, mean: Tensor, covariance: Tensor, matrix: Tensor, unbiased: Tensor) -> None:
         """Move the running averages towards the batch: by ``momentum``, or as far as makes all batches count alike."""
         self.num_batches_tracked.add_(1)
-        moved = {"running_mean": self._moved("running_mean", mean)}
+        batch = dict(running_mean=mean, running_subspace=matrix)
         if self._keeps_variance:
-            variance = covariance.diagonal(dim1=1, dim2=2) * unbiased
-            moved["running_var"] = self._moved("running_var", variance)
+            batch["running_var"] = covariance.diagonal(dim1=1, dim2=2) * unbiased
         if self.average == "covariance":
-            average = self._moved("running_covariance", covariance * unbiased)
-            matrix = self._matrices(average.to(covariance.dtype), 1.0)[0]
-            moved |= {"running_covariance": average, "running_subspace": matrix.to(average.dtype)}
-        else:
-            moved["running_subspace"] = self._moved("running_subspace", matrix)
-        values = {name: value.reshape(self.groups, -1) for name, value in moved.items()}
-        finite = torch.cat(list(values.values()), dim=1).isfinite().all(dim=1, keepdim=True)
-        for name, value in values.items():
-            running = getattr(self, name).view(value.shape)
-            running.copy_(torch.where(finite, value, running))
-
-    def _moved(self, name: str, batch: Any) -> Any:
-        running: Any = getattr(self, name)
-        weight: Any = self.momentum
-        if weight is None:
-            weight = self.num_batches_tracked.to(running.dtype).reciprocal()
-        return running.lerp(batch.reshape(running.shape).to(running.dtype), weight)
+            batch["running_covariance"] = covariance * unbiased
+        running = {name: getattr(self, name).view(self.groups, -1) for name in batch}
+        moved = {}
+        for name, value in running.items():
+            count = self.num_batches_tracked.to(value.dtype)
+            part: Any = count.reciprocal() if self.momentum is None else self.momentum
+            moved[name] = value.lerp(batch[name].reshape(value.shape).to(value.dtype), part)
+        if self.average == "covariance":
+            average = moved["running_covariance"].view(covariance.shape).to(covariance.dtype)
+            moved["running_subspace"] = self._matrices(average, 1.0)[0].to(moved["running_mean"].dtype).flatten(1)
+        finite = torch.cat(list(moved.values()), dim=1).isfinite().all(dim=1, keepdim=True)
+        for name, value in running.items():
+            value.copy_(torch.where(finite, moved[name], value))
 
     @torch.no_grad()
     def whitening_error(self, x: Tensor) -> Tensor:
@@ -218,7 +212,8 @@ class WhiteningNorm(_InstanceNorm):
     def extra_repr(self) -> str:
         """The options, as in the call that makes the layer."""
         names = ["groups", "eps", "momentum", "affine", "method", *["energy"] * (self.energy < 1), "average", "sync"]
-        options = [f"{name}={getattr(self, name)!r}" for name in (*names, "track_running_stats")]
+        names += ["track_running_stats", *["n_components"] * hasattr(self, "n_components")]
+        options = [f"{name}={getattr(self, name)!r}" for name in names]
         return ", ".join([str(self.num_features), *options])
 
 
@@ -283,7 +278,7 @@ class PCANorm(WhiteningNorm):
     Args:
         num_features: C.
         n_components: how many eigenvectors of each group are kept; ``None`` for all.
-        groups, momentum, affine, sync, track_running_stats: as of :class:`ZCANorm`.
+        groups, momentum, affine, sync, track_running_stats, device, dtype: as of :class:`ZCANorm`.
         eps: added to the variances.
         method: how the eigenvectors and their gradients are computed: ``exact``, ``svdpi`` or ``power_iteration``.
         energy: keep eigenvectors only until their eigenvalues have this share of the total.
@@ -304,33 +299,15 @@ class PCANorm(WhiteningNorm):
     """
 
     _keeps_variance = True
+    _eigenvectors_for = "PCA"
 
-    def __init__(
-        self,
-        num_features: int,
-        n_components: int | None = None,
-        groups: int = 1,
-        eps: float = 1e-4,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        method: str | Method = "exact",
-        energy: float = 1.0,
-        average: Average = "inverse_root",
-        sync: bool = True,
-        track_running_stats: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        options = (groups, eps, momentum, affine, method, energy, average, sync, track_running_stats, device, dtype)
-        super().__init__(num_features, *options)
+    def __init__(self, num_features: int, n_components: int | None = None, groups: int = 1, **options: Any) -> None:
+        super().__init__(num_features, groups, **options)
         if n_components is not None:
             check_integer("n_components", n_components)
             if n_components > num_features // groups:
                 raise OptionError(f"n_components must be at most {num_features // groups}, got {n_components}")
         self.n_components = n_components
-
-    def _needs_eigenvectors(self) -> str:
-        return "PCA"
 
     def _matrices(self, covariance: Tensor, unbiased: Tensor | float) -> tuple[Tensor, Tensor]:
         assert isinstance(self._chosen, matrices.EigenvectorMethod)
@@ -356,10 +333,6 @@ class PCANorm(WhiteningNorm):
         if not torch.equal(matrix, self._matrix_of_variance(variances)):
             raise matrices.no_covariance("projectors")
         return torch.diag_embed(variances)
-
-    def extra_repr(self) -> str:
-        """The options, as in the call that makes the layer."""
-        return f"{super().extra_repr()}, n_components={self.n_components}"
 
 
 class ZCANorm1d(ZCANorm):

@@ -163,9 +163,13 @@ def _built(rule: Rule, old: _BatchNorm) -> nn.Module:
         kind = known[name]
     if not isinstance(kind, type):
         raise OptionError(f"must have a type, the name of a layer or a class, got {rule!r}")
-    allowed = list(inspect.signature(kind).parameters.values())[1:]
-    names = [option.name for option in allowed if option.name not in ("device", "dtype")]
-    if not any(option.kind is option.VAR_KEYWORD for option in allowed):
+    allowed = dict(inspect.signature(kind).parameters)
+    ours = issubclass(kind, WhiteningNorm)
+    if ours:  # which pass on what all of them have
+        allowed |= inspect.signature(WhiteningNorm).parameters
+    passed_on = [name for name, option in allowed.items() if option.kind is option.VAR_KEYWORD]
+    names = [name for name in allowed if name not in ("num_features", "device", "dtype", *passed_on)]
+    if ours or not passed_on:
         check_known(kind.__name__, options, names)
     for option in {"affine", "track_running_stats"}.intersection(names):
         options.setdefault(option, getattr(old, option))

@@ -15,6 +15,7 @@ from support.checkpoints import MANIFESTS
 
 from covpool_plugins.checkpoints import CheckpointError, load_original, write
 from covpool_plugins.checkpoints.heads import ORIGINAL_HEADS, names
+from covpool_plugins.checkpoints.transformers import PROBED
 from covpool_plugins.checkpoints.triangle import PHOTOGRAPHS, columns
 from covpool_plugins.errors import OptionError, UnknownNameError
 
@@ -311,7 +312,7 @@ def test_moment_probing_that_does_not_fit(tmp_path):
     del state["head.classifier1.bias"]
     with pytest.raises(OptionError, match=r"parts of 'head.fc.bias' are not complete"):
         load_original(saved(state, tmp_path))
-    with pytest.raises(OptionError, match="called moment"):
+    with pytest.raises(OptionError, match="--head isqrt: keys and shapes are those of the head moment"):
         load_original(saved(probed(), tmp_path), head="isqrt")
     with pytest.raises(OptionError, match="none of timm's ViT, CLIP, Swin, ConvNeXt"):
         load_original(saved({key: t for key, t in probed().items() if "blocks.0.attn" not in key}, tmp_path))
@@ -319,6 +320,51 @@ def test_moment_probing_that_does_not_fit(tmp_path):
         load_original(saved({key: t for key, t in probed().items() if not key.startswith("blocks.11.")}, tmp_path))
     with pytest.raises(OptionError, match=r"head.global_pool.reduction.weight. would be \[512, 192, 2\]"):
         load_original(saved({**probed(), "head.proj.weight": torch.zeros(512, 192, 2)}, tmp_path))
+
+
+NAMES_IN_TIMM_06 = {r"^stem\.0\.": "stem.proj.", r"^stem\.1\.": "stem.norm."}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_base_patch32_224",
+        "vit_large_patch16_384",
+        "swin_tiny_patch4_window7_224",
+        "swin_large_patch4_window12_384",
+        "convnext_small",
+        "convnext_xlarge",
+    ],
+)
+def test_sizes_of_probed_backbones(name):
+    """Told from widths, blocks, patches, positions, windows."""
+    with torch.device("meta"):
+        state = timm.create_model(name, num_classes=0).state_dict()
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    for today, before in NAMES_IN_TIMM_06.items():
+        shapes = {re.sub(today, before, key): shape for key, shape in shapes.items()}
+    (row,) = [row for row in PROBED if any(key.startswith(row.mark) for key in shapes)]
+    assert row.name(shapes) == name
+
+
+@pytest.mark.parametrize(
+    "name, backbone", [("sot__SoT_Small", "sot_small"), ("dropcov__T2T_ViT_14", "dropcov_t2t_vit_14")]
+)
+def test_transformers_of_sot_and_dropcov(name, backbone, tmp_path):
+    """The blocks tell which; DropCov's third projection goes nowhere."""
+    state = small(name)
+    (projection,) = [key for key in state if ".wr." in key]
+    state[projection] += torch.arange(len(state[projection]))[:, None]
+    converted = load_original(saved(state, tmp_path))
+    assert converted.model_name == backbone
+    firsts = [converted.state_dict[f"head.global_pool.reductions.{i}.weight"][0, 0, 0, 0] for i in range(2)]
+    assert firsts == [0, 144]
+    assert list(converted.left_out) == [projection] * (backbone != "sot_small")
+    fewer = {key: tensor for key, tensor in state.items() if not key.startswith("blocks.13.")}
+    with pytest.raises(OptionError, match=f"384 channels x 13 blocks are no SoT or DropCov; known: .*{backbone}"):
+        load_original(saved(fewer, tmp_path))
+    with pytest.raises(OptionError, match="--head mpa"):
+        load_original(saved(state, tmp_path), head="mpa")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import torch
 from support.checkpoints import save_original
 
 from covpool_plugins.checkpoints import TARGETS, KeyReport, load_original, summary, write
-from covpool_plugins.checkpoints.report import report_text
+from covpool_plugins.checkpoints.targets import report_text
 from covpool_plugins.command_line import run_tool
 from covpool_plugins.errors import OptionError, ShapeError, UnknownNameError
 

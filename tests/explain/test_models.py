@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 import covpool_plugins
 from covpool_plugins.errors import OptionError
 from covpool_plugins.explain import ModelView, deletion_insertion, explain, metrics
-from covpool_plugins.explain.wrappers import is_multi_label
+from covpool_plugins.explain.models import is_multi_label
 
 
 class Trainer(nn.Module):

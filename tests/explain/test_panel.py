@@ -13,8 +13,7 @@ from torch import Tensor
 
 from covpool_plugins.errors import MissingExtraError, OptionError
 from covpool_plugins.explain import Explanation, ModelView, explain
-from covpool_plugins.explain.overlay import at_least, balance, heat_map
-from covpool_plugins.explain.panel import eigen_panel, montage
+from covpool_plugins.explain.overlay import at_least, balance, eigen_panel, heat_map, montage
 
 
 def colourful(picture: Image.Image) -> np.ndarray:

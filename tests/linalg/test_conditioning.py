@@ -21,7 +21,6 @@ from covpool_plugins.linalg import (
     resolve_method,
     sqrtm,
 )
-from covpool_plugins.linalg.spectral import damped
 
 EIGEN = [name for name in list_methods() if isinstance(resolve_method(name), EigenMethod)]
 CALM = settings(max_examples=15, deadline=None, derandomize=True)
@@ -258,7 +257,6 @@ IN_AUTOCAST = {
     "logm": lambda X: linalg.logm(covariance(X)),
     "powm": lambda X: linalg.powm(covariance(X), 0.4),
     "learned powm": lambda X: linalg.powm(covariance(X), torch.tensor(0.4, requires_grad=True)),
-    "damped": lambda X: damped(covariance(X)),
     "lyapunov": lambda X: linalg.lyapunov(covariance(X), covariance(X.square())),
     "newton_schulz": lambda X: linalg.lyapunov(covariance(X), covariance(X.square()), "newton_schulz"),
 }

@@ -6,7 +6,6 @@ from support.matrices import SPECTRA, relative_error, with_spectrum
 
 from covpool_plugins.linalg import expm_neg, inv_sqrtm, list_methods, logm, lyapunov, powm, sqrtm
 from covpool_plugins.linalg.methods.minimax import best_odd_polynomial
-from covpool_plugins.linalg.spectral import damped
 
 EYE = torch.eye(6, dtype=torch.float64)
 INVERSE = list_methods("inv_sqrtm")
@@ -16,7 +15,6 @@ SPECTRAL = {
     "powm(-1.5)": lambda A: powm(A, -1.5),
     "powm(2)": lambda A: powm(A, 2),
     "expm_neg": expm_neg,
-    "damped": damped,
     "logm": logm,
 }
 
@@ -28,7 +26,6 @@ def test_values_against_other_algorithms(spectrum):
     assert relative_error(torch.linalg.matrix_exp(logm(A)), A) < 1e-12
     assert relative_error(logm(3 * A), logm(A) + 1.0986122886681098 * EYE) < 1e-9
     assert relative_error(expm_neg(A), torch.linalg.matrix_exp(-A)) < 1e-13
-    assert relative_error(damped(A), A @ torch.linalg.matrix_exp(-2 * A)) < 1e-13
     assert relative_error(powm(A, 3), A @ A @ A) < 1e-13
     assert relative_error(powm(A, 0.5), sqrtm(A)) < 1e-14
     third = powm(A, 1 / 3)

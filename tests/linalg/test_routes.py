@@ -5,7 +5,6 @@ import torch
 from support.matrices import features, relative_error
 
 from covpool_plugins.linalg import ExactInverse, covariance, covariance_sqrt, inv_sqrtm, resolve_method, sqrtm
-from covpool_plugins.linalg.routes import ROUTES, uses_products
 
 FUNCTIONS = {
     "fused, by the Gram matrix": (lambda X, **o: covariance_sqrt(X, **o), (8, 5)),
@@ -20,7 +19,7 @@ FUNCTIONS = {
 def test_both_routes_give_the_same_root_and_gradient(function, shape, dtype, tolerance):
     X = features(*shape).to(dtype)
     results = []
-    for route in ROUTES:
+    for route in ("eigh", "products"):
         leaf = X.clone().requires_grad_()
         out = function(leaf, route=route)
         results.append((out.detach(), *torch.autograd.grad(out.sin().sum(), leaf)))
@@ -48,15 +47,15 @@ def test_auto_takes_products_on_a_gpu_and_in_an_export(is_cuda, onnx, exporting,
 
     exact = resolve_method("exact")
     others = [resolve_method("exact", route="eigh"), resolve_method("svdtopn"), ExactInverse()]
-    assert not uses_products(exact, X)
+    assert not exact.by_products(X)
     monkeypatch.setattr(X, "is_cuda", is_cuda)
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: onnx)
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: exporting)
-    assert uses_products(exact, X)
+    assert exact.by_products(X)
     # Their forward is the same root; a GPU keeps their gradients.
-    assert uses_products(resolve_method("svdpi"), X) != is_cuda
+    assert resolve_method("svdpi").by_products(X) != is_cuda
     # The inverse root of a singular matrix is the pseudo-inverse by eigh alone.
-    assert not any(uses_products(method, X) for method in others)
+    assert not any(method.by_products(X) for method in others)
 
 
 def test_an_exported_graph_has_no_decomposition():

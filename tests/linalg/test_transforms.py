@@ -11,7 +11,6 @@ from support.matrices import features, orthogonal, relative_error
 from covpool_plugins import linalg
 from covpool_plugins.errors import ExportError
 from covpool_plugins.linalg import covariance, covariance_sqrt, inv_sqrtm, list_methods, resolve_method, sqrtm
-from covpool_plugins.linalg.spectral import damped
 
 REGULAR, WIDE = (4, 6), (6, 4)  # features whose covariance has full rank, and features with fewer positions
 
@@ -32,7 +31,6 @@ FUNCTIONS = {
     "powm-half": (lambda X: linalg.powm(covariance(X), 1.5), REGULAR, True),
     "covariance_powm-half": (lambda X: linalg.covariance_powm(X, 0.5), WIDE, True),
     "expm_neg": (lambda X: linalg.expm_neg(covariance(X)), REGULAR, True),
-    "damped": (lambda X: damped(covariance(X)), REGULAR, True),
     "lyapunov-exact": (lambda X: _lyapunov(X, "exact"), REGULAR, False),
     "lyapunov-newton_schulz": (lambda X: _lyapunov(X, "newton_schulz"), REGULAR, True),
     "covariance_log1p": (lambda X: linalg.covariance_log1p(X, 0.1), WIDE, False),
@@ -118,6 +116,21 @@ def test_vmap_and_gradients(name):
     assert relative_error(of_each, grad) < tolerance and relative_error(of_all, grad) < tolerance
 
 
+@pytest.mark.parametrize("power", [lambda X, p: linalg.powm(covariance(X), p), linalg.covariance_powm])
+def test_transforms_of_a_learned_exponent(power):
+    X, p = features(*WIDE, batch=3), torch.tensor(0.4, dtype=torch.float64)
+    loss = lambda X, p: power(X, p).sin().sum()  # noqa: E731
+    of_each = torch.func.vmap(torch.func.grad(loss, (0, 1)), (0, None))(X, p)
+    for k in range(3):
+        leaves = X[k].clone().requires_grad_(), p.clone().requires_grad_()
+        expected = torch.autograd.grad(loss(*leaves), leaves)
+        assert all(relative_error(of[k], grad) < 1e-11 for of, grad in zip(of_each, expected, strict=True))
+    slope = (loss(X, p + 1e-6) - loss(X, p - 1e-6)) / 2e-6
+    assert torch.func.jacfwd(loss, 1)(X, p).item() == pytest.approx(slope.item(), rel=1e-7)
+    with pytest.raises(ValueError, match="p must be one number for all matrices, got one that vmap maps over"):
+        torch.func.vmap(power)(X, torch.ones(3, dtype=torch.float64))
+
+
 @every_function(*FUNCTIONS)
 def test_forward_mode(name):
     function, shape, _ = FUNCTIONS[name]
@@ -166,7 +179,7 @@ ACROSS = {
     "svdnewton": lambda X: covariance_sqrt(X, "svdnewton"),
     "isqrt": lambda X: covariance_sqrt(X, "isqrt"),
     "powm": lambda X: linalg.covariance_powm(X, 0.5),
-    "damped": lambda X: damped(linalg.smaller_covariance(X)).diagonal(dim1=-2, dim2=-1).sum(-1),
+    "expm_neg": lambda X: linalg.expm_neg(covariance(X)),
 }
 
 

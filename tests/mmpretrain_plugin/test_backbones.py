@@ -1,4 +1,4 @@
-"""timm's networks as MMPretrain's backbones, those that timm lacks among them, and So-ViT's head."""
+"""timm's networks as MMPretrain's backbones, those that timm lacks among them."""
 
 import pytest
 import timm
@@ -8,8 +8,8 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
 import covpool_plugins  # noqa: F401  registers alexnet and so_vit_7 with timm
-from covpool_plugins import SoViTHead, TIMMBackbone
-from covpool_plugins.errors import OptionError, ShapeError
+from covpool_plugins import TIMMBackbone
+from covpool_plugins.errors import OptionError
 
 TINY = dict(embed_dim=24, depth=2, num_heads=3, mlp_ratio=2.0, img_size=64)
 
@@ -19,12 +19,14 @@ def images(count=2):
 
 
 def so_vit(pool="mpa", reduce_channels=6, **backbone):
-    head = dict(num_classes=3, in_channels=24, pool=pool, reduce_channels=reduce_channels)
+    tokens = dict(input_fmt="NLC", num_prefix_tokens=1, cls_token=True, reduction="conv-bn-relu")
+    neck = dict(type="covpool_plugins.CovariancePooling", in_channels=24, pool=pool, reduce_channels=reduce_channels)
     return MODELS.build(
         dict(
             type="mmpretrain.ImageClassifier",
             backbone=dict(type="covpool_plugins.TIMMBackbone", model_name="so_vit_7", **TINY, **backbone),
-            head=dict(type="covpool_plugins.SoViTHead", **head),
+            neck=neck | tokens,
+            head=dict(type="covpool_plugins.SecondOrderClsHead", num_classes=3),
         )
     )
 
@@ -40,19 +42,17 @@ def test_a_backbone_is_timms(name, kind):
     assert torch.equal(ours(x)[0], plain(x))
 
 
-@pytest.mark.parametrize("pool, reduced", [("mpa", 6), ("isqrt", (6, 4)), ("svpn", 6), ("crosscov", [6, 4])])
+@pytest.mark.parametrize("pool, reduced", [("mpa", 6), ("isqrt", 6), ("svpn", 6), ("crosscov", [6, 4])])
 def test_so_vit_is_timms(pool, reduced):
     plain = timm.create_model("so_vit_7", num_classes=3, global_pool=pool, reduce_channels=reduced, **TINY)
     ours = so_vit(pool, reduced).eval()
     state = plain.eval().state_dict()
-    width = plain.head.global_pool.out_features
-    weight, bias = state.pop("head.fc.weight"), state.pop("head.fc.bias")
-    state |= {"head.fc.weight": weight[:, :width], "head.cls_fc.weight": weight[:, width:]}
-    state |= {"head.fc.bias": bias, "head.cls_fc.bias": torch.zeros_like(bias)}
+    names = {"head.global_pool": "neck.pool", "head.fc": "head.fc"}
+    parts = {key: next((part for part in names if key.startswith(f"{part}.")), None) for key in state}
     ours.load_state_dict(
         {
-            key.replace("global_pool", "pool") if key.startswith("head.") else f"backbone.timm_model.{key}": value
-            for key, value in state.items()
+            f"backbone.timm_model.{key}" if part is None else names[part] + key[len(part) :]: state[key]
+            for key, part in parts.items()
         }
     )
     x = images()
@@ -142,13 +142,6 @@ def test_initialisation(tmp_path):
             lambda: TIMMBackbone("resnet10t", features_only=True).get_layer_depth("x"),
             OptionError,
             "FeatureListNet has no layers to count: use features_only=False",
-        ),
-        (lambda: SoViTHead(0, 24), OptionError, "num_classes must be a positive integer, got 0"),
-        (lambda: SoViTHead(3, 24, method="isqrt"), OptionError, "is chosen by pool=.isqrt."),
-        (
-            lambda: SoViTHead(3, 24, reduce_channels=6)((torch.randn(2, 24),)),
-            ShapeError,
-            r"expected tokens \(B, N, 24\), got \(2, 24\); a backbone gives them",
         ),
     ],
 )

@@ -31,12 +31,20 @@ EXPECTED = {
     "seb": ("resnet50 cub", "resnet50 cars", "resnet50 aircraft"),
     "mpa": tuple(f"so-vit-{depth} in1k" for depth in (7, 10, 14, 19)),
     "dropcov": tuple(f"resnet{depth}-stride1 in1k" for depth in (34, 50, 101)),
+    "crosscov": (
+        "sot-tiny in1k",
+        "sot-small in1k",
+        "sot-base in1k",
+        "deit-small-dropcov in1k",
+        "t2t-vit-14-dropcov in1k",
+    ),
     "moment": ("vit-base-p16 in1k", "vit-base-p16 cub"),
     "isqrt, VGG": ("vgg16bn cub",),
     "bcnn": ("vgg16-frozen cub", "vgg16 cub"),
     "gaussian": ("vgg16 cub",),
     "isice": ("vgg16bn cub",),
     "cholesky": ("resnet50 aircraft",),
+    "powtmlr": ("resnet50 aircraft", "resnet50 cub"),
     "scalepow": ("resnet50 cub", "resnet50 cars"),
     "zca-svdpi": ("resnet18 cifar10", "resnet18 cifar100"),
     "pca-svdpi": ("resnet18 cifar10",),
@@ -53,7 +61,7 @@ def up_to_date(path, text):
 
 def heads(cfg):
     """What a config may have for ``<head>`` in its name: the pool, or the whitening layers and their method."""
-    pooling = cfg.model.get("neck") or cfg.model.head
+    pooling = cfg.model.get("neck", {})
     if "pool" in pooling:
         assert pooling.pool in list_pools()
         switched = {f"{hook.method}-hybrid" for hook in cfg.get("custom_hooks", []) if "method" in hook}

@@ -36,13 +36,13 @@ def shrunk(path):
     if cfg.model.backbone.type == "SwinTransformer":
         cfg.model.backbone.pad_small_map = True
     cfg.model.head.num_classes = min(cfg.model.head.num_classes, CLASSES)
-    pooling = cfg.model.get("neck") or cfg.model.head
+    pooling = cfg.model.neck
     if pooling.get("pool", "cbp") != "cbp" and "reduce_channels" not in pooling:
         pooling.reduce_channels = 32
     preprocessor = dict(cfg.data_preprocessor, num_classes=cfg.model.head.num_classes)
     size = 160 if cfg.model.backbone.get("model_name") == "inception_v3" else 96  # which would leave a single position
     size = 32 if "cifar" in path.stem else size
-    if cfg.model.backbone.get("model_name", "").startswith("so_vit"):
+    if cfg.model.backbone.get("model_name", "").startswith(("so_vit", "sot_", "dropcov_")):
         cfg.model.backbone.img_size = size
     return cfg, MODELS.build(dict(cfg.model, data_preprocessor=preprocessor, _scope_="mmpretrain")), size
 

@@ -11,13 +11,12 @@ from support.small_runs import BATCHES, EPOCHS, a_runner, different, load, pools
 from torch import nn
 
 from covpool_plugins.errors import OptionError, UnknownNameError
-from covpool_plugins.linalg import EigenMethod, NewtonSchulz, SVDPade, SVDTopN
+from covpool_plugins.linalg import EigenMethod, Exact, NewtonSchulz, SVDTopN
+from covpool_plugins.mmpretrain_plugin import SpectrumHook, SwitchMethodHook
 from covpool_plugins.mmpretrain_plugin.active_method import KEY, decode, encode
 from covpool_plugins.mmpretrain_plugin.safe_checkpoints import weights_only_checkpoints
-from covpool_plugins.mmpretrain_plugin.spectrum_hook import SpectrumHook
-from covpool_plugins.mmpretrain_plugin.switch_method_hook import SwitchMethodHook
 
-BEFORE, AFTER = NewtonSchulz(iterations=3), SVDPade()
+BEFORE, AFTER = NewtonSchulz(iterations=3), Exact()
 SWITCH = dict(type="SwitchMethodHook", begin=1, method="svdpade")
 EMA = dict(type=EMAHook, momentum=0.3)
 
@@ -77,7 +76,7 @@ def test_runs_with_and_without_the_hook(tmp_path):
     runner.test()
     assert [pool.method for pool in pools(runner.model)] == [AFTER]
     (hook,) = [hook for hook in runner.hooks if isinstance(hook, SwitchMethodHook)]
-    assert hook._first[1] == BEFORE
+    assert hook._first == BEFORE
     a_runner(tmp_path / "without").train()
     first, last = (
         [load(tmp_path / name / f"epoch_{n}.pth")["state_dict"] for name in ("without", "with")] for n in (1, EPOCHS)

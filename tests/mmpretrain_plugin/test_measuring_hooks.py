@@ -14,7 +14,7 @@ from torch import nn
 
 from covpool_plugins.errors import OptionError
 from covpool_plugins.mmpretrain_plugin import CovariancePooling
-from covpool_plugins.mmpretrain_plugin.spectrum_hook import summary
+from covpool_plugins.mmpretrain_plugin.measuring_hooks import summary
 from covpool_plugins.whitening import PCANorm2d, ZCANorm2d
 
 HOOK_TYPES = ("SpectrumHook", "WhiteningErrorHook")

@@ -14,7 +14,7 @@ import covpool_plugins
 from covpool_plugins import CovariancePooling, SecondOrderClsHead, list_pools, mmpretrain_plugin
 from covpool_plugins.errors import MissingExtraError, OptionError, ShapeError, UnknownNameError
 from covpool_plugins.linalg import resolve_method
-from covpool_plugins.mmpretrain_plugin import covariance_pooling, second_order_heads
+from covpool_plugins.mmpretrain_plugin import covariance_pooling, heads
 
 BACKBONES = {
     "ResNet stages": (dict(type="ResNet", depth=18, out_indices=(1, 3)), dict(in_channels=[128, 512])),
@@ -105,7 +105,7 @@ def classifier(neck, head, **backbone):
 
 @pytest.fixture
 def no_neck_yet(monkeypatch):
-    monkeypatch.setattr(covariance_pooling, "_latest", ContextVar("latest", default=None))
+    monkeypatch.setattr(covariance_pooling, "_latest", ContextVar("latest", default=lambda: None))
 
 
 HEAD = dict(type="covpool_plugins.SecondOrderClsHead", num_classes=5)
@@ -171,7 +171,7 @@ def test_a_head_alone_takes_the_width_of_its_input(no_neck_yet):
 
 def test_heads_that_do_not_fit_the_neck(monkeypatch):
     said = []
-    monkeypatch.setattr(second_order_heads, "print_log", lambda message, *where: said.append(message))
+    monkeypatch.setattr(heads, "print_log", lambda message, *where: said.append(message))
     average = dict(type="mmpretrain.GlobalAveragePooling")
     assert classifier(average, dict(HEAD, in_channels=768))(random(2, 3, 64, 64)).shape == (2, 5)
     said.clear()  # there may be a neck of an earlier test

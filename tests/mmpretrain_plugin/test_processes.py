@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,10 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from support.small_configs import seen, small_config
-from support.small_runs import load
+from support.small_runs import load, run_main, test, train
 
 from covpool_plugins.errors import OptionError
-from covpool_plugins.mmpretrain_plugin import runner
+from covpool_plugins.mmpretrain_plugin import runs
 
 ROOT = Path(__file__).parents[2]
 BATCH = 6
@@ -50,8 +51,8 @@ def two_processes(script, *arguments):
 def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     config = small_config(tmp_path / "config.py", batch_size=BATCH)
     checkpoint = tmp_path / "one" / "epoch_3.pth"
-    runner.train(config, work_dir=tmp_path / "one")
-    runner.test(config, checkpoint, work_dir=tmp_path / "one", out=tmp_path / "one.json")
+    train(config, tmp_path / "one")
+    one = test(config, checkpoint, tmp_path / "one")
 
     half = ["--cfg-options", f"train_dataloader.batch_size={BATCH // 2}"]
     odd = ["--cfg-options", "train_dataloader.dataset.size=11", "train_dataloader.num_workers=1"]
@@ -75,8 +76,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     for name, weight in last.items():
         torch.testing.assert_close(together[name], weight, rtol=1e-6, atol=1e-7)
         assert not torch.equal(first[name], weight)
-    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
-    assert one == two
+    assert json.loads((tmp_path / "two.json").read_text()) == one
     assert 0 < one["accuracy/top1"] < 100  # of 9 images, which is no even number
     # Every process gets 6 of 11 images, one of them twice.
     assert [len(seen(tmp_path / "odd", rank)) for rank in (0, 1)] == [3, 3]
@@ -95,7 +95,7 @@ def test_an_error_of_several_processes_is_a_line_of_each(tmp_path):
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_how_a_model_is_wrapped(gpu, monkeypatch):
+def test_how_a_model_is_wrapped(gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     without_device = dict(type="MMDistributedDataParallel", find_unused_parameters=True, broadcast_buffers=False)
     own = dict(type="MMDistributedDataParallel", broadcast_buffers=True)
@@ -107,8 +107,10 @@ def test_how_a_model_is_wrapped(gpu, monkeypatch):
             own if gpu else dict(own, device_ids=None),
         ),
     ):
-        cfg = Config(dict(given, find_unused_parameters=True))
-        runner._prepare("config.py", cfg, None, "pytorch")
+        Config(dict(given, find_unused_parameters=True)).dump(tmp_path / "config.py")
+        cfg = runs.configure(
+            Namespace(config=tmp_path / "config.py", cfg_options=[], launcher="pytorch", work_dir=None)
+        )
         assert cfg.get("model_wrapper_cfg") == expected
 
 
@@ -118,17 +120,15 @@ def test_which_group_the_processes_form(gpu, monkeypatch):
     for name, value in dict(RANK=0, WORLD_SIZE=1, MASTER_ADDR="localhost", MASTER_PORT=0).items():
         monkeypatch.setenv(name, str(value))
     for _ in range(2):
-        with runner.process_group("pytorch"):
+        with runs.process_group("pytorch"):
             assert dist.is_initialized() == (not gpu)  # with a GPU MMEngine is to find none, and takes nccl
             assert gpu or dist.get_backend() == "gloo"
         assert not dist.is_initialized()
-    with runner.process_group("none"):
+    with runs.process_group("none"):
         assert not dist.is_initialized()
 
 
-def test_bad_launchers(monkeypatch):
+def test_a_launcher_that_did_not_start_the_process(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(OptionError, match="launcher must be one of none, pytorch, got 'slurm'"):
-        runner.train("config.py", launcher="slurm")
     with pytest.raises(OptionError, match=r"needs processes that torchrun starts, for example: python -m torch\."):
-        runner.train("config.py", launcher="pytorch")
+        run_main("train", "config.py", "--launcher", "pytorch")

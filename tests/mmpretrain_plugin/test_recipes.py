@@ -39,6 +39,8 @@ RELEASED = {
     "fine_grained/resnet50_cholesky_1xb8_aircraft": Released(8, 5e-3, 50, (21,), 1e-4, 5),
     "fine_grained/resnet50_scalepow_1xb10_cub": Released(10, 5e-2, 100, (50,), 1e-4, 10),
     "fine_grained/resnet50_scalepow_1xb10_cars": Released(10, 5e-2, 100, (50,), 1e-4, 10),
+    "fine_grained/resnet50_powtmlr_1xb8_aircraft": Released(8, 5e-3, 50, (21,), 1e-4, 5),
+    "fine_grained/resnet50_powtmlr_1xb6_cub": Released(6, 5e-3, 100, (50,), 1e-4),
     "resnet/resnet50-stride1_dropcov_8xb32_in1k": Released(256, 0.1, 100, (30, 60, 90), 1e-4, clip=None),
     "whitening/resnet18-stem_zca-mpa_1xb128_cifar10": Released(128, 0.1, 350, (100, 200, 300), 5e-4, clip=None),
     "whitening/resnet50-stem_zca-mpa_1xb128_cifar100": Released(128, 0.1, 350, (100, 200, 300), 5e-4, clip=None),

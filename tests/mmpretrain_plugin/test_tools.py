@@ -12,10 +12,10 @@ import torch
 from mmengine.config import Config
 from mmpretrain.registry import MODELS
 from support.small_configs import small_config, validated
-from support.small_runs import load
+from support.small_runs import load, train
 
 from covpool_plugins.errors import OptionError
-from covpool_plugins.mmpretrain_plugin import runner
+from covpool_plugins.mmpretrain_plugin import runs
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "demo" / "resnet18_svdpade_textures.py"
@@ -26,7 +26,7 @@ def small(tmp_path_factory):
     """A config and the folder with the checkpoints of its first two epochs."""
     folder = tmp_path_factory.mktemp("small")
     config = small_config(folder / "config.py")
-    runner.train(config, work_dir=folder / "run", options=["train_cfg.max_epochs=2"])
+    train(config, folder / "run", options=["train_cfg.max_epochs=2"])
     return config, folder / "run"
 
 
@@ -80,11 +80,11 @@ test_evaluator = dict(_delete_=True, type='mmengine.DumpResults', out_file_path=
 
 
 def test_data_root_moves_every_data_set(textures):
-    cfg = runner.load_config(CONFIG, [f"data_root={textures}", "model.neck.pool=isqrt", "model.neck.iterations=3"])
+    cfg = runs.load_config(CONFIG, [f"data_root={textures}", "model.neck.pool=isqrt", "model.neck.iterations=3"])
     loaders = [cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader]
     assert [loader.dataset.data_root for loader in loaders] == [str(textures)] * 3
     assert (cfg.model.neck.pool, cfg.model.neck.iterations) == ("isqrt", 3)
-    cfg = runner.load_config(CONFIG, ["val_dataloader.dataset.data_root=elsewhere", f"data_root={textures}"])
+    cfg = runs.load_config(CONFIG, ["val_dataloader.dataset.data_root=elsewhere", f"data_root={textures}"])
     assert (cfg.train_dataloader.dataset.data_root, cfg.val_dataloader.dataset.data_root) == (
         str(textures),
         "elsewhere",
@@ -142,10 +142,10 @@ def test_a_bug_in_a_run_keeps_its_traceback(tmp_path, monkeypatch):
     config = small_config(tmp_path / "config.py")
     with monkeypatch.context() as patch, pytest.raises(OptionError, match=r"config\.py: a bug"):
         patch.setattr("mmengine.runner.EpochBasedTrainLoop.__init__", fail)  # before there are data
-        runner.train(config, work_dir=tmp_path)
+        train(config, tmp_path)
     monkeypatch.setattr("mmpretrain.models.ImageClassifier.train_step", fail)
     with pytest.raises(RuntimeError, match="a bug"):
-        runner.train(config, work_dir=tmp_path)
+        train(config, tmp_path)
 
 
 def test_where_the_metrics_cannot_go_is_said_first(tmp_path, refused):

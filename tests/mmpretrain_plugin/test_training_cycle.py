@@ -6,9 +6,10 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from support.small_configs import seen, small_config, validated
-from support.small_runs import different, load
+from support.small_runs import different, load, test, train
 
-from covpool_plugins.mmpretrain_plugin import runner
+from covpool_plugins.mmpretrain_plugin import runs
+from covpool_plugins.mmpretrain_plugin.safe_checkpoints import load_or_resume
 
 EMA = dict(type="EMAHook", momentum=0.3)
 SWITCH = dict(type="covpool_plugins.SwitchMethodHook", begin=1, method="svdpade")
@@ -46,8 +47,8 @@ def test_a_resumed_run_ends_as_one_run(name, tmp_path):
     options = {"pool": "isqrt", "hooks": [], **CYCLES[name]}
     pool, hooks = options.pop("pool"), options.pop("hooks")
     config = small_config(tmp_path / "config.py", pool, *hooks, augment=True, **options)
-    runner.train(config, work_dir=tmp_path / "full")
-    runner.train(config, work_dir=tmp_path / "resumed", resume=tmp_path / "full" / "epoch_1.pth")
+    train(config, tmp_path / "full")
+    train(config, tmp_path / "resumed", "--resume", tmp_path / "full" / "epoch_1.pth")
     assert_same(tmp_path / "full" / "epoch_3.pth", tmp_path / "resumed" / "epoch_3.pth")
     assert seen(tmp_path / "full")[3:] == seen(tmp_path / "resumed")
 
@@ -58,26 +59,26 @@ def test_every_epoch_is_augmented_anew(tmp_path):
     for name, options in {"none": [0, False], "new for every epoch": [2, False], "persistent": [2, True]}.items():
         workers, persistent = options
         loader = [f"num_workers={workers}", f"persistent_workers={persistent}", "sampler.shuffle=False"]
-        runner.train(unshuffled, work_dir=tmp_path / name, options=[f"train_dataloader.{option}" for option in loader])
+        train(unshuffled, tmp_path / name, options=[f"train_dataloader.{option}" for option in loader])
         sums[name] = [iteration["images"] for iteration in seen(tmp_path / name)]
         assert len(set(sums[name])) == len(sums[name]) == 9
     assert sums["persistent"] == sums["new for every epoch"]
 
 
 def test_without_the_hook_a_resumed_run_differs(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "EpochSeedHook", Hook)
+    monkeypatch.setattr(runs, "EpochSeedHook", Hook)
     config = small_config(tmp_path / "config.py", augment=True)
-    runner.train(config, work_dir=tmp_path / "full")
-    runner.train(config, work_dir=tmp_path / "resumed", resume=tmp_path / "full" / "epoch_1.pth")
+    train(config, tmp_path / "full")
+    train(config, tmp_path / "resumed", "--resume", tmp_path / "full" / "epoch_1.pth")
     assert seen(tmp_path / "full")[3:] != seen(tmp_path / "resumed")
 
 
 def test_a_seed_that_nobody_chose_is_resumed(tmp_path):
     config = small_config(tmp_path / "config.py", randomness=dict(seed=None, deterministic=False))
-    runner.train(config, work_dir=tmp_path / "full")
+    train(config, tmp_path / "full")
     checkpoint = tmp_path / "full" / "epoch_2.pth"
-    cfg = runner.load_config(config)
-    runner._prepare_checkpoint(cfg, checkpoint)
+    cfg = runs.load_config(config)
+    load_or_resume(cfg, str(checkpoint))
     assert cfg.randomness == dict(seed=load(checkpoint)["meta"]["seed"], deterministic=False)
 
 
@@ -86,14 +87,14 @@ def test_compiled_and_plain_runs_continue_each_other(tmp_path):
     config = small_config(tmp_path / "config.py", "dropcov", EMA, augment=True, param_scheduler=STEPS)
     plain, compiled, back = (tmp_path / name for name in ("plain", "compiled", "back"))
     options = ["compile.backend=eager"]
-    runner.train(config, work_dir=plain)
+    train(config, plain)
     # Numbers that change with every iteration, as learning rates and logs, would be compiled in again and again.
     with torch._dynamo.config.patch(recompile_limit=3, fail_on_recompile_limit_hit=True):
-        runner.train(config, work_dir=compiled, resume=plain / "epoch_1.pth", options=options)
-    runner.train(config, work_dir=back, resume=compiled / "epoch_2.pth")
+        train(config, compiled, "--resume", plain / "epoch_1.pth", options=options)
+    train(config, back, "--resume", compiled / "epoch_2.pth")
     for folder in (compiled, back):
         assert_same(folder / "epoch_3.pth", plain / "epoch_3.pth")
-    tested = runner.test(config, compiled / "epoch_3.pth", work_dir=tmp_path, options=options)
+    tested = test(config, compiled / "epoch_3.pth", tmp_path, options=options)
     assert tested == validated(plain)
 
 
@@ -124,24 +125,24 @@ AVERAGES = {
 @pytest.mark.parametrize("name", AVERAGES)
 def test_the_weights_that_were_validated_are_tested(name, tmp_path):
     config = small_config(tmp_path / "config.py", "isqrt", *AVERAGES[name])
-    runner.train(config, work_dir=tmp_path / "run")
-    tested = runner.test(config, tmp_path / "run" / "epoch_3.pth", work_dir=tmp_path / "test")
+    train(config, tmp_path / "run")
+    tested = test(config, tmp_path / "run" / "epoch_3.pth", tmp_path / "test")
     assert tested == validated(tmp_path / "run")
     # A config without the averages tests them all the same: they are the checkpoint's weights.
     without = small_config(tmp_path / "without.py", "isqrt")
-    stored = runner.test(without, tmp_path / "run" / "epoch_3.pth", work_dir=tmp_path / "other")
+    stored = test(without, tmp_path / "run" / "epoch_3.pth", tmp_path / "other")
     assert (stored == tested) == (name != "weights")
 
 
 @pytest.mark.parametrize("pool", ["mpa", "seb"])
 def test_new_training_from_a_run_that_switched_pools_by_its_own_config(pool, tmp_path):
     switched = small_config(tmp_path / "switched.py", "isqrt", SWITCH)
-    runner.train(switched, work_dir=tmp_path / "run")
+    train(switched, tmp_path / "run")
     last = tmp_path / "run" / "epoch_3.pth"
     assert "neck.active_method" in load(last)["state_dict"]
     config = small_config(tmp_path / "config.py", pool)
-    runner.train(config, work_dir=tmp_path / "new", options=[f"load_from={last}", "train_cfg.max_epochs=1"])
+    train(config, tmp_path / "new", options=[f"load_from={last}", "train_cfg.max_epochs=1"])
     state = load(tmp_path / "new" / "epoch_1.pth")["state_dict"]
     assert "neck.active_method" not in state
-    tested = runner.test(config, tmp_path / "new" / "epoch_1.pth", work_dir=tmp_path / "test")
+    tested = test(config, tmp_path / "new" / "epoch_1.pth", tmp_path / "test")
     assert tested == validated(tmp_path / "new")

@@ -7,8 +7,7 @@ import torch
 from support.golden import load, names, sample_errors
 from support.matrices import exact_covariance_root
 
-from covpool_plugins.pooling import CovariancePool, create_pool
-from covpool_plugins.pooling.normalizations import Plain
+from covpool_plugins.pooling import CovariancePool, Plain, create_pool
 
 HEADS = ("dsvd__SVD", "dsvd__SEB", "dsvd__MPNCOV", "fmpn__MPNCOV")
 METHODS = {"MPNCOV": "isqrt", "GAvP": "gap"}

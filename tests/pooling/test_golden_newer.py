@@ -11,8 +11,7 @@ from torch import nn
 
 from covpool_plugins.linalg import covariance, sqrtm
 from covpool_plugins.pooling import create_pool
-from covpool_plugins.pooling.channel_dropout import AdaptiveChannelDropout
-from covpool_plugins.pooling.gaussian import GaussianEmbedding
+from covpool_plugins.pooling.weightings import AdaptiveChannelDropout, GaussianEmbedding
 
 # A zero sample is NaN there, or the inverse of the jitter that was drawn; here it is zero.
 NOT_COMPARED = {"rgcp__Pow": "zero", "rgcp__Scale": "zero", "isice__": "zero"}

@@ -35,6 +35,18 @@ OPTIONS = [
     ("crosscov", dict(reduce_channels=(6, 4), iterations=2, n=5), "svpn: n must be an integer from 1 to 4 or None"),
     ("crosscov", dict(reduce_channels=(6, 4, 2)), r"one or two positive integers or None, got \(6, 4, 2\)"),
     ("crosscov", dict(normalization="root"), "normalization must be one of svpn, none, got 'root'"),
+    *(
+        (
+            "crosscov",
+            dict(normalization="none") | {option: value},
+            f"normalization='none' has no option '{option}', got",
+        )
+        for option, value in dict(alpha=0.7, iterations=2, n=None, start="ones", eps=1e-3).items()
+    ),
+    ("svpn", dict(n=None, iterations=2, eps=0.0), "svpn: n=None leaves no rest, and takes no option 'eps', got 0.0"),
+    ("crosscov", dict(reduce_channels=None, reduction="projection"), "reduction='projection' needs reduce_channels"),
+    ("temporal", dict(channel_attention=False, gate_channels=8), "gate_channels=8 needs channel_attention=True"),
+    ("scalepow", dict(theta=0.3, method="mpa"), "theta=0.3 is no square root, and takes no option 'method'"),
     ("temporal", dict(frames=0), f"frames {COUNT}"),
     ("temporal", dict(gate_channels=0), f"gate_channels {COUNT}"),
     ("temporal", dict(level="clip"), "level must be one of video, frame, got 'clip'"),

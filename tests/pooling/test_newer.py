@@ -8,7 +8,7 @@ from support.matrices import features, relative_error
 
 from covpool_plugins.linalg import Minimax, covariance, powm
 from covpool_plugins.pooling import create_pool, list_pools
-from covpool_plugins.pooling.max_exp import geometric_series
+from covpool_plugins.pooling.scale_free import geometric_series
 
 NEWER = ("gaussian", "bdc", "scalepow", "powtmlr", "cholesky", "precision", "isice", "maxexp")
 

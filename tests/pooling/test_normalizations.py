@@ -82,6 +82,23 @@ def test_zero_features_give_zeros_and_no_gradient(name):
         assert name in ("gaussian", "powtmlr", "cholesky") or not out[0].any()  # others hold a constant matrix
 
 
+@pytest.mark.parametrize(
+    "channels, positions, of_root, of_gradient", [(8, 20, 1e-4, 1e-4), (32, 49, 1e-4, 1e-4), (32, 16, 2e-2, None)]
+)
+def test_accuracy_of_denman_beavers_as_documented(channels, positions, of_root, of_gradient):
+    results = []
+    for name in ("denman_beavers", "exact"):
+        X = features(channels, positions).float().requires_grad_()
+        vectors = create_pool(name, channels, reduce_channels=None).represent(X)
+        results.append((vectors, *torch.autograd.grad(vectors.sin().sum(), X)))
+    (root, gradient), (exact_root, exact_gradient) = results
+    assert relative_error(root, exact_root) < of_root
+    if of_gradient is not None:
+        assert relative_error(gradient, exact_gradient) < of_gradient
+    else:
+        assert gradient.norm() > 10 * exact_gradient.norm()
+
+
 def test_a_learned_exponent_learns():
     pool = _pool("powcov", p=0.5, learn_p=True)
     row, column = torch.triu_indices(12, 12)

@@ -6,9 +6,7 @@ import torch
 from support.matrices import features, relative_error
 
 from covpool_plugins.linalg import covariance, pack_triu
-from covpool_plugins.pooling import create_pool
-from covpool_plugins.pooling.channel_dropout import AdaptiveChannelDropout
-from covpool_plugins.pooling.democratic import DemocraticWeighting
+from covpool_plugins.pooling import AdaptiveChannelDropout, DemocraticWeighting, create_pool
 
 
 def contributions(X, alpha):

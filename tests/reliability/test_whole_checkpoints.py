@@ -7,8 +7,8 @@ from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook
 from support.small_runs import a_runner
 
-from covpool_plugins.mmpretrain_plugin.whole_checkpoints import (
-    NAME,
+from covpool_plugins.mmpretrain_plugin.safe_checkpoints import (
+    WHOLE_FILES,
     WholeFiles,
     latest_checkpoint,
     write_whole_checkpoints,
@@ -18,7 +18,7 @@ from covpool_plugins.mmpretrain_plugin.whole_checkpoints import (
 def test_a_file_is_removed_when_the_next_one_is_there(tmp_path):
     first, second = tmp_path / "epoch_1.pth", tmp_path / "new" / "epoch_2.pth"
     outdated = []
-    removing, writing = (get_file_backend(backend_args=dict(backend=NAME, outdated=outdated)) for _ in range(2))
+    removing, writing = (get_file_backend(backend_args=dict(backend=WHOLE_FILES, outdated=outdated)) for _ in range(2))
     writing.put(b"one", first)
     removing.remove(str(first))
     assert first.read_bytes() == b"one"

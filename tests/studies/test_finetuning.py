@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,14 @@ from studies.finetune_training import (
     FinetuneRecipe,
     FinetuneRun,
     build,
+    build_from_probe,
     five_crops,
+    normalized,
+    pictures_of,
     random_crops,
+    train,
 )
-from studies.finetuning import RATES, best_rates, counted, difference, of_all_rows
+from studies.finetuning import RATES, best_rates, counted, difference, of_all_rows, table
 from studies.modes import COMPARISONS, run_mode
 from studies.rows import head_and_options
 
@@ -33,6 +38,7 @@ def made_run(row="gap", fold=1, seed=0, crops=50.0, rates=RATES[0], pictures=Non
 def without_packages(monkeypatch):
     """The untrained network takes the place of the pretrained one."""
 
+    @cache
     def weights(backbone, packages):
         return {"state_dict": timm.create_model(backbone).state_dict(), "mean": (0.5,) * 3, "std": (0.5,) * 3}
 
@@ -60,6 +66,34 @@ def test_gap_is_the_plain_network(without_packages):
     x = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(model.eval()(x), plain.eval()(x))
     assert build(recipe, "svdpade(last_stride=1)", 3, 0).head.fc.in_features == 64 * 65 // 2
+
+
+@pytest.mark.parametrize("row", ["gap", "svdpade(centered=False)"])
+def test_a_head_can_start_as_a_probe(row, tmp_path, without_packages):
+    images = write_classes(tmp_path / "images", 3, (48, 48))
+    recipe = FinetuneRecipe(images, "resnet10t", folds=3, size=64, channels=4, epochs=1, start="probe")
+    data = pictures_of(recipe)
+    training = data.folds[1][0]
+    model = build_from_probe(recipe, row, training, 0).eval()
+    crops = normalized(model, five_crops(data.pixels, 64)[-1])
+    with torch.inference_mode():
+        assert (model(crops[training]).argmax(1) == data.labels[training]).all()  # what it was fitted to
+    run = train(recipe, row, 1, 0, 1e-9, 1e-9, tmp_path / "network")
+    assert run.frozen == run.pictures  # nothing was learned, and batch norm has kept its statistics
+    saved = timm.create_model(f"local-dir:{tmp_path / 'network'}", pretrained=True).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(saved(crops), model(crops), rtol=1e-3, atol=1e-3)
+    header, (cells,) = table(
+        [
+            run,
+        ]
+    )
+    assert header[1] == "frozen, %" and cells[1] == f"{run.frozen:.1f}"
+
+
+def test_a_row_may_name_its_backbone(without_packages):
+    recipe = FinetuneRecipe(Path(), backbone="resnet10t")
+    assert build(recipe, "gap(backbone='resnet18')", 3, 0).second_order_arguments["backbone"] == "resnet18"
 
 
 def test_crops_lie_in_the_picture():

@@ -10,7 +10,6 @@ from studies.photographs import (
     TEXTURES,
     crops,
     folder_classes,
-    mosaic,
     photograph,
     random_crop,
     shipped_classes,
@@ -109,10 +108,3 @@ def test_written_crops_are_the_same_for_the_same_seed(tmp_path):
     pixels = {run: [np.asarray(Image.open(tmp_path / run / file)) for file in files] for run in "abc"}
     assert all(np.array_equal(a, b) for a, b in zip(pixels["a"], pixels["b"], strict=True))
     assert not any(np.array_equal(a, c) for a, c in zip(pixels["a"], pixels["c"], strict=True))
-
-
-def test_mosaic_is_half_and_half():
-    picture = np.asarray(mosaic("brick", "grass", 64, np.random.default_rng(0)))
-    generator = np.random.default_rng(0)
-    brick, grass = (np.asarray(random_crop(shipped_halves(n)["val"], 64, generator)) for n in ("brick", "grass"))
-    assert np.array_equal(picture[:, :32], brick[:, :32]) and np.array_equal(picture[:, 32:], grass[:, 32:])

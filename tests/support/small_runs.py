@@ -1,7 +1,12 @@
 """Runs of MMEngine's runner by small configs, and what they leave."""
 
 import itertools
+import json
 import logging
+import runpy
+import sys
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -14,7 +19,31 @@ from covpool_plugins.mmpretrain_plugin.safe_checkpoints import weights_only_chec
 from .small_configs import model_config, settings
 
 EPOCHS, BATCHES = 3, 3
+ROOT = Path(__file__).parents[2]
 run_numbers = itertools.count()
+
+
+def run_main(name, *arguments):
+    """tools/NAME.py in this process; what it raises goes through."""
+    main = runpy.run_path(str(ROOT / "tools" / f"{name}.py"))["main"]
+    with mock.patch.object(sys, "argv", [f"tools/{name}.py", *map(str, arguments)]):
+        main()
+
+
+def train(config, work_dir, *arguments, options=()):
+    """tools/train.py with overrides of the config."""
+    run_main("train", config, "--work-dir", work_dir, *arguments, *(["--cfg-options", *options] if options else []))
+
+
+def test(config, checkpoint, work_dir, options=()):
+    """The metrics of tools/test.py."""
+    out = ["--out", Path(work_dir) / "metrics.json"]
+    arguments = [config, checkpoint, "--work-dir", work_dir, *out]
+    run_main("test", *arguments, *(["--cfg-options", *options] if options else []))
+    return json.loads(out[1].read_text())
+
+
+test.__test__ = False
 
 
 def tiny(**options):

@@ -7,7 +7,7 @@ from support.matrices import maps, relative_error
 
 from covpool_plugins.errors import DtypeError, OptionError, ShapeError, UnknownNameError
 from covpool_plugins.linalg import Exact, ExactInverse, NewtonSchulz, covariance, inv_sqrtm, list_methods, sqrtm
-from covpool_plugins.linalg.logarithm import Logarithm
+from covpool_plugins.linalg.spectral import Logarithm
 from covpool_plugins.whitening.coloring import both_roots, whitening_coloring
 
 METHODS = sorted({*list_methods("sqrtm"), *list_methods("inv_sqrtm")})

@@ -5,7 +5,7 @@ import torch
 from support.whitening import correlated, inverse_root, samples, statistics
 
 from covpool_plugins.errors import OptionError, ShapeError, UnknownNameError
-from covpool_plugins.linalg import MPA, NewtonSchulz, SVDPade
+from covpool_plugins.linalg import MPA, Exact, NewtonSchulz
 from covpool_plugins.whitening import PCANorm1d, PCANorm2d, ZCANorm1d, ZCANorm2d, ZCANorm3d, list_whitening_methods
 from covpool_plugins.whitening.matrices import Decomposition, PowerIteration
 
@@ -193,7 +193,7 @@ BAD = [
     (dict(momentum=2), OptionError, "momentum must be a number in [0, 1], got 2"),
     (dict(sync=1), OptionError, "sync must be True or False, got 1"),
     (dict(method="zca"), UnknownNameError, "unknown whitening method 'zca'; available: "),
-    (dict(method=SVDPade()), OptionError, "is no whitening method; available: exact, svdpi, "),
+    (dict(method=Exact()), OptionError, "is no whitening method; available: exact, svdpi, "),
     (
         dict(method="mpa", energy=0.9),
         OptionError,

@@ -16,7 +16,7 @@ from timm.utils import random_seed
 from torch import Tensor, nn
 
 from covpool_plugins.linalg import resolve_method
-from covpool_plugins.pooling import CovariancePool
+from covpool_plugins.pooling import CovariancePool, Normalization
 from covpool_plugins.timm_plugin import SecondOrderHead
 from covpool_plugins.timm_plugin.two_stream import Stream, TwoStreamNet
 
@@ -122,7 +122,7 @@ def build(network: SmallNetwork, num_classes: int, seed: int) -> nn.Module:
     return nn.Sequential(stream.network, head)
 
 
-class BaselineRoot(nn.Module):
+class BaselineRoot(Normalization):
     """A plain form of the root in the place of a pool's normalisation."""
 
     def __init__(self, name: str) -> None:

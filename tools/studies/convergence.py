@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from covpool_plugins.command_line import markdown_table
 from covpool_plugins.linalg import Method
-from covpool_plugins.linalg.methods.leading import Leading
 from covpool_plugins.linalg.tensors import symmetrize
 from covpool_plugins.whitening import list_whitening_methods
+from covpool_plugins.whitening.leading import Leading
 from covpool_plugins.whitening.matrices import EigenvectorMethod, PowerIteration
 
 from .modes import MODES, Mode, add_names, add_numbers, add_threads_and_json, environment

@@ -1,88 +1,106 @@
-"""The demo: from photographs to trained heads, explanations and one page."""
+"""The demo: a pretrained network with three heads, fine-tuned on photographs and explained, on one page."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import timm
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from covpool_plugins.command_line import markdown_table
 from covpool_plugins.explain import Explanation, ModelView, explain
-from covpool_plugins.explain.pointing import energy_inside
 from covpool_plugins.files import write_json
 from covpool_plugins.pictures import Picture
 
-from .demo_page import accuracy_curves, explanation_grid, write_page
-from .demo_training import DemoRecipe, DemoRun, build, train
-from .photographs import TEXTURES, mosaic, write_crops
+from .demo_page import draw_maps, write_page
+from .finetune_training import FinetuneRecipe, FinetuneRun, train, weights_of
+from .finetuning import draw, table
+from .front import FRONT, whole_network
+from .photographs import write_crops
+from .regions import BLOCKS, PATTERN, REGIONS, colour_photograph, write_regions
+from .training import train_all
 
-HEADS: dict[str, dict[str, Any]] = {"gap": {}, "svdpade": {"reduce_channels": 32}, "isqrt": {"reduce_channels": 32}}
-EXPLAINED_BY = ("contribution", "grad_cam", "gradient")
+HEADS = ("gap", "svdpade", "svdpade(centered=False)", f"gap(backbone={whole_network(FRONT)!r})")
+EXPLAINED = HEADS[:3]
+RATE = 3e-4  # of network and classifier; chosen, as all of the recipe, on the first fold, which is not reported
+# The photograph that is explained, how many times as large it is shown, and the classes that are in it.
+PHOTOGRAPH, SCALE, SHOWN = "china", 2.4, ("building", "trees", "sky")
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = Path("configs/demo/resnet18_svdpade_textures.py")
-MOSAIC_SIZE = 160
 
 
-@dataclass(frozen=True)
-class Localisation:
-    """Shares of the maps' positive energy in the half that shows the target, over all mosaics and targets."""
+def recipe_of(images: Path, epochs: int) -> FinetuneRecipe:
+    """What all heads have in common."""
+    return FinetuneRecipe(
+        images,
+        FRONT,
+        groups=PATTERN,
+        folds=BLOCKS[0] * BLOCKS[1],
+        size=96,
+        epochs=epochs,
+        batch_size=24,
+        start="probe",
+    )
 
-    head: str
-    method: str
-    shares: list[float]
-    mean: float
 
-
-def run_demo(out: Path, epochs: int = 6, per_class: int = 160, mosaics: int = 6, mmpretrain_epochs: int = 6) -> None:
-    """Train, test and explain; everything is left in ``out``, with ``out/index.html`` to look at."""
+def run_demo(out: Path, epochs: int = 2, crops: int = 5, textures: int = 160, mmpretrain_epochs: int = 6) -> None:
+    """Fine-tune, test and explain; everything is left in ``out``, with ``out/index.html`` to look at."""
     start = time.perf_counter()
+    weights_of(FRONT, None)  # a missing package is said before anything is done
+    recipe = recipe_of(write_regions(out / "regions", crops), epochs)
     print(
-        f"Trains {len(HEADS)} heads on {len(TEXTURES)} x {per_class} crops of photographs, one of them through "
-        "MMPretrain too, and explains them: about 3 minutes on two cores",
+        f"Fine-tunes {FRONT} with {len(EXPLAINED)} heads on {len(REGIONS)} kinds of surfaces in photographs, "
+        f"{recipe.folds - 1} times each,\ntrains a network through MMPretrain, explains: "
+        "four to five minutes on two cores",
         flush=True,
     )
-    data = write_crops(out / "data", {"train": per_class, "val": per_class // 2}, size=96)
-    recipe = DemoRecipe(data, epochs=epochs)
-    runs = [_train_in_own_process(recipe, head, options, out / f"{head}.pth") for head, options in HEADS.items()]
-    accuracies = accuracy_table(runs)
+    runs = fine_tune(recipe, out)
+    accuracies = table(runs)
     print(markdown_table(*accuracies))
+    data = write_crops(out / "textures", {"train": textures, "val": textures // 2}, size=96)
     mmpretrain_accuracy = train_with_mmpretrain(data, out / "mmpretrain", mmpretrain_epochs)
-    print(f"\nMMPretrain, {CONFIG}: {mmpretrain_accuracy:.1f} % validation accuracy\n")
-    localisations, pictures = explain_mosaics(recipe, runs, mosaics)
-    shares = localisation_table(localisations)
-    print(markdown_table(*shares))
-
-    accuracy_curves(runs, out / "accuracy.png")
-    explanation_grid(pictures, out / "explanations.png")
+    print(f"\nMMPretrain, {CONFIG}, on three grey textures: {mmpretrain_accuracy:.1f} % validation accuracy\n")
+    photograph, maps = explain_photograph(out)
+    draw(runs, out / "accuracy.png")
+    draw_maps(photograph, maps, SHOWN, out / "explanations.png")
+    draw_maps(photograph, {EXPLAINED[-1]: maps[EXPLAINED[-1]]}, SHOWN, out / "photograph.png")
     seconds = time.perf_counter() - start
-    facts = dict(
+    facts: dict[str, Any] = dict(
         seconds=seconds, torch=torch.__version__, cores=os.cpu_count(), mmpretrain_accuracy=mmpretrain_accuracy
     )
-    named_runs = [{**asdict(run), "checkpoint": run.checkpoint.name} for run in runs]
-    write_json(out / "numbers.json", {**facts, "runs": named_runs, "localisation": list(map(asdict, localisations))})
-    write_page(out / "index.html", accuracies, shares, facts)
-    print(f"\n{seconds:.0f} s in all; look at {out / 'index.html'}")
+    write_json(out / "numbers.json", {**facts, "runs": list(map(asdict, runs))})
+    facts |= {"front": FRONT, "classes": len(REGIONS), "parts": recipe.folds, "chosen": f"{RATE:g}"}
+    write_page(out / "index.html", accuracies, facts)
+    print(f"{seconds:.0f} s in all; look at {out / 'index.html'}")
 
 
-def _train_in_own_process(recipe: DemoRecipe, head: str, options: dict[str, Any], checkpoint: Path) -> DemoRun:
-    """One training in a fresh process, so that its peak memory is its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
-        return executor.submit(train, recipe, head, options, checkpoint).result()
+def fine_tune(recipe: FinetuneRecipe, out: Path) -> list[FinetuneRun]:
+    """Every head on every fold but the first; the networks of the second fold are kept for explanations."""
+    jobs = [
+        (recipe, row, fold, 0, RATE, RATE, folder_of(out, row) if fold == 1 and row in EXPLAINED else None)
+        for fold in range(1, recipe.folds)
+        for row in HEADS
+    ]
+    return train_all(train, jobs, workers=min(os.cpu_count() or 1, 4))
+
+
+def folder_of(out: Path, row: str) -> Path:
+    """Where a network is saved."""
+    return out / "networks" / str(HEADS.index(row))
 
 
 def train_with_mmpretrain(data: Path, work_dir: Path, epochs: int) -> float:
-    """The same pictures through ``tools/train.py`` and ``tools/test.py``; returns the test accuracy in percent."""
+    """Textures through ``tools/train.py`` and ``tools/test.py``; returns the test accuracy in percent."""
     options = ["--work-dir", str(work_dir), "--cfg-options", f"data_root={data}"]
     _run_tool("train.py", str(CONFIG), *options, f"train_cfg.max_epochs={epochs}", log=work_dir / "train.txt")
     checkpoint, metrics = work_dir / f"epoch_{epochs}.pth", work_dir / "metrics.json"
@@ -105,57 +123,16 @@ def _run_tool(tool: str, *arguments: str, log: Path) -> None:
         raise OSError(f"tools/{tool} ended with status {process.returncode}; see {log}")
 
 
-def explain_mosaics(
-    recipe: DemoRecipe, runs: list[DemoRun], count: int
-) -> tuple[list[Localisation], list[tuple[str, Picture, list[Explanation]]]]:
-    """Explain both classes of pictures made of two textures.
-
-    Returns:
-        The localisation of every head and method, and of every head the explanations of both classes of one mosaic.
-    """
-    generator = np.random.default_rng(0)
-    pairs = [(a, b) for a in range(len(TEXTURES)) for b in range(len(TEXTURES)) if a != b]
-    chosen = [pairs[i % len(pairs)] for i in range(count)]
-    scenes = [((a, b), mosaic(TEXTURES[a], TEXTURES[b], MOSAIC_SIZE, generator)) for a, b in chosen]
-    regions = np.indices((MOSAIC_SIZE, MOSAIC_SIZE))[1] // (MOSAIC_SIZE // 2) == np.arange(2)[:, None, None]
-    localisations, pictures = [], []
-    with tqdm(total=len(runs) * len(EXPLAINED_BY) * count, desc="  explain", unit="mosaic", disable=None) as bar:
-        for run in runs:
-            view = _trained_view(recipe, run)
-            for method in EXPLAINED_BY:
-                shares = []
-                for pair, picture in scenes:
-                    for target, region in zip(pair, regions, strict=True):
-                        share = energy_inside(explain(view, picture, method, target).map, region)
-                        shares.append(0.5 if share is None else share)
-                    bar.update()
-                localisations.append(Localisation(run.head, method, shares, float(np.mean(shares))))
-            pair, picture = scenes[0]
-            pictures.append((run.head, picture, [explain(view, picture, "contribution", target) for target in pair]))
-    return localisations, pictures
-
-
-def _trained_view(recipe: DemoRecipe, run: DemoRun) -> ModelView:
-    model: Any = build(recipe, run.head, HEADS[run.head])
-    model.load_state_dict(torch.load(run.checkpoint, weights_only=True))
-    # The mosaics are shown whole: larger than the training crops, and not cropped.
-    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, MOSAIC_SIZE, MOSAIC_SIZE), "crop_pct": 1.0}
-    return ModelView.of(model.eval())
-
-
-def accuracy_table(runs: list[DemoRun]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows."""
-    header = ["head", "validation accuracy", "after 2 epochs", "ms per training step", "peak memory"]
-    rows = []
-    for run in runs:
-        accuracies = (f"{percent:.1f} %" for percent in (run.accuracies[-1], run.accuracies[:2][-1]))
-        rows.append([run.head, *accuracies, f"{run.step_ms:.0f}", f"{run.memory_mb:.0f} MB"])
-    return header, rows
-
-
-def localisation_table(localisations: list[Localisation]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: mean shares of the maps' energy in the half that shows the class; by chance 50 %."""
-    means = {(entry.head, entry.method): f"{100 * entry.mean:.0f} %" for entry in localisations}
-    heads = dict.fromkeys(entry.head for entry in localisations)
-    table = [[head, *(means[head, method] for method in EXPLAINED_BY)] for head in heads]
-    return ["energy in the right half", *EXPLAINED_BY], table
+def explain_photograph(out: Path) -> tuple[Picture, dict[str, Sequence[Explanation]]]:
+    """The photograph, and of every head the contribution map of each class that is in it."""
+    photograph = colour_photograph(PHOTOGRAPH)
+    width, height = (32 * round(side * SCALE / 32) for side in photograph.size)
+    photograph = photograph.resize((width, height), Image.Resampling.BICUBIC)
+    targets = [sorted(REGIONS).index(name) for name in SHOWN]
+    maps: dict[str, Sequence[Explanation]] = {}
+    for row in EXPLAINED:
+        model: Any = timm.create_model(f"local-dir:{folder_of(out, row)}", pretrained=True)
+        model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, height, width), "crop_pct": 1.0}
+        view = ModelView.of(model.eval())
+        maps[row] = [explain(view, photograph, "contribution", target) for target in targets]
+    return photograph, maps

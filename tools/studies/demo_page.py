@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,7 @@ from covpool_plugins.explain.overlay import colour_limit
 from covpool_plugins.files import write_atomically
 from covpool_plugins.pictures import Picture
 
-from .demo_training import DemoRun
 from .figures import new_figure, save_figure
-from .photographs import TEXTURES
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -36,61 +34,63 @@ PAGE = """<!doctype html>
 <div class="scroll"><table>
 <tr>{% for cell in header %}<th>{{ cell }}</th>{% endfor %}</tr>
 {% for row in rows -%}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+<tr>{% for cell in row %}<td>{{ cell.strip("`") }}</td>{% endfor %}</tr>
 {% endfor -%}
 </table></div>
 {%- endmacro -%}
-<h1>Second-order pooling on three textures</h1>
-<p>The same small ResNet, trained from the same weights on crops of scikit-image's photographs of brick, grass and
-gravel (training and validation crops come from disjoint halves of each photograph), with three heads.</p>
+<h1>Second-order pooling on a pretrained network</h1>
+<p>The task: {{ facts.classes }} kinds of surfaces, told from small crops of colour photographs whose colours are
+changed at random. Each kind is cut into {{ facts.parts }} blocks. A network is tested on one block and trained on the
+others; the first block of each kind has chosen the recipe and is not counted. Differences are to <code>gap</code>,
+average pooling, with 95 % intervals over the blocks.</p>
 {{ table(*accuracies) }}
-<p><img src="accuracy.png" alt="Validation accuracy by epoch for each head"></p>
-<p>Through MMPretrain (<code>configs/demo/resnet18_svdpade_textures.py</code>, <code>tools/train.py</code>):
-{{ "%.1f"|format(facts.mmpretrain_accuracy) }} % validation accuracy.</p>
+<p><img src="accuracy.png" alt="Differences of accuracy with intervals"></p>
+<ul>
+<li>The network is <code>{{ facts.front }}</code>: the first stages of a network that was trained on ImageNet, with 40
+channels. Its head is swapped by one line,
+<code>create_model("{{ facts.front }}", "svdpade")</code>. The last row is the whole network as it comes.</li>
+<li><em>frozen</em>: a linear classifier on the vectors of the head, nothing else is trained. <em>pictures</em>: from
+there the whole network is fine-tuned (learning rate {{ facts.chosen }}). <em>crops</em>: the same for parts of the
+pictures.</li>
+<li>An interval that holds zero tells no difference. The blocks share training pictures, so the intervals are a
+guide.</li>
+</ul>
 <h2>Where the scores come from</h2>
-<p>Pictures whose halves show two textures; the contribution map of each class. Red speaks for the class, blue against
-it, and the values sum to the score without its bias.</p>
-<p><img src="explanations.png" alt="Contribution maps of both classes of a mosaic for each head"></p>
-<p>Share of the positive energy of the maps in the half that shows the class (by chance: 50 %):</p>
-{{ table(*shares) }}
-<p>{{ "%.0f"|format(facts.seconds) }} s on {{ facts.cores }} CPU cores, PyTorch {{ facts.torch }}.
-The numbers are in <a href="numbers.json">numbers.json</a>.</p>
+<p>A photograph, and the contribution map of each class in it. Red speaks for the
+class, blue against it, and the values sum to the score without its bias. The networks have been trained on crops of
+five of six blocks of the building, the trees and a part of the sky, never on the photograph as a whole.</p>
+<p><img src="explanations.png" alt="Contribution maps of three classes in a photograph for each head"></p>
+<h2>MMPretrain</h2>
+<p>With the config <code>configs/demo/resnet18_svdpade_textures.py</code> and <code>tools/train.py</code> a small
+network learns to tell brick, grass and gravel from the start: {{ "%.1f"|format(facts.mmpretrain_accuracy) }} %
+validation accuracy.</p>
+<p>{{ "%.0f"|format(facts.seconds) }} s on {{ facts.cores }} CPU cores, PyTorch {{ facts.torch }}. The numbers are in
+<a href="numbers.json">numbers.json</a>.</p>
 </body>
 </html>
 """
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # header and rows
 
 
-def accuracy_curves(runs: Sequence[DemoRun], path: Path) -> None:
-    """Validation accuracy by epoch, one line per head."""
-    figure = new_figure(7, 3.6)
-    axes = figure.subplots()
-    for run, marker in zip(runs, "os^vDP*", strict=False):
-        axes.plot(range(1, len(run.accuracies) + 1), run.accuracies, marker=marker, label=run.head)
-    axes.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 102))
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    save_figure(figure, path)
-
-
-def explanation_grid(rows: Sequence[tuple[str, Picture, list[Explanation]]], path: Path) -> None:
-    """A row per head: the picture and the maps of its two classes, each row on one colour scale."""
-    figure = new_figure(7.5, 2.6 * len(rows))
-    for axes, (head, picture, explanations) in zip(figure.subplots(len(rows), 3, squeeze=False), rows, strict=True):
+def draw_maps(picture: Picture, maps: Mapping[str, Sequence[Explanation]], names: Sequence[str], path: Path) -> None:
+    """A row per head: the picture and the maps of its classes, each row on one colour scale."""
+    height = 2.75 * picture.height / picture.width
+    figure = new_figure(2.75 * (1 + len(names)), (height + 0.3) * len(maps))
+    grid = figure.subplots(len(maps), 1 + len(names), squeeze=False)
+    for axes, (head, explanations) in zip(grid, maps.items(), strict=True):
         limit = max(colour_limit(explanation.map) for explanation in explanations)
         images = [picture, *(explanation.overlay(limit) for explanation in explanations)]
-        titles = [head, *(f"{TEXTURES[e.target]}: p = {e.probability:.2f}" for e in explanations)]
+        titles = [head if len(maps) > 1 else "photograph", *names]
         for cell, image, title in zip(axes, images, titles, strict=True):
             cell.imshow(image)
-            cell.set_title(title, fontsize=10)
+            cell.set_title(title, fontsize=12 if len(maps) == 1 else 10)
             cell.axis("off")
     save_figure(figure, path)
 
 
-def write_page(path: Path, accuracies: Table, shares: Table, facts: dict[str, Any]) -> None:
+def write_page(path: Path, accuracies: Table, facts: dict[str, Any]) -> None:
     """``index.html`` beside the pictures it shows; it opens offline."""
     jinja2 = require_extra("jinja2", "demo")
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(PAGE)
-    html = page.render(accuracies=accuracies, shares=shares, facts=facts)
+    html = page.render(accuracies=accuracies, facts=facts)
     write_atomically(path, lambda file: file.write(html.encode()))

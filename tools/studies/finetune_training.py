@@ -1,6 +1,9 @@
 """Fine-tuning of a pretrained network with a head on a folder of classes: one training.
 
-A row is a head with options, such as ``svdpade(centered=False)``; ``gap`` is the plain network.
+A row is a head with options, such as ``svdpade(centered=False)``; ``gap`` is the plain network. ``backbone`` and
+``last_stride`` may be among the options. A head starts from
+random weights or, as Kumar et al. ("Fine-tuning can distort pretrained features and underperform out-of-distribution",
+ICLR 2022) found better, as a probe that was fitted to the features of the frozen network.
 """
 
 from __future__ import annotations
@@ -10,17 +13,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from timm.layers import freeze_batch_norm_2d, unfreeze_batch_norm_2d
 from timm.optim import create_optimizer_v2
 from timm.utils import random_seed
 from torch import Tensor, nn
 
-from covpool_plugins.probe import packaged_weights
-from covpool_plugins.timm_plugin import create_model
+from covpool_plugins.probe import model_with_probe, packaged_weights
+from covpool_plugins.timm_plugin import create_model, save_for_hub
 
+from .front import whole_network
 from .labelled import LabelledFiles, folds, labelled_files, read_squares
 from .modes import environment
 from .rows import head_and_options
@@ -29,6 +34,8 @@ from .training import DivergedError, cosine, fit
 BASELINE = "gap"
 OF_THE_MODEL = ("last_stride", "fuse_class_token", "drop_rate")  # not options of the pool
 SIDE = 1.4  # of a picture as it is read, in sides of what the network gets
+STARTS = ("random", "probe")  # of a head
+STRENGTH = 1.0  # C of the probe's logistic classifier
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class FinetuneRecipe:
     batch_size: int = 32
     weight_decay: float = 0.05
     clip_grad: float = 5.0
+    start: str = "random"
     device: str = "cpu"
 
 
@@ -65,6 +73,7 @@ class FinetuneRun:
         loss: of the last epoch.
         seconds: of the whole training.
         device: what it ran on.
+        frozen: accuracy on the pictures before the training, in percent; none for a head that starts at random.
     """
 
     row: str
@@ -79,6 +88,7 @@ class FinetuneRun:
     loss: float | None = None
     seconds: float | None = None
     device: str = ""
+    frozen: float | None = None
 
     @property
     def job(self) -> tuple[str, int, int, float, float]:
@@ -88,26 +98,34 @@ class FinetuneRun:
 
 @cache
 def weights_of(backbone: str, packages: Path | None) -> dict[str, Any]:
-    return packaged_weights(backbone, packages)
+    return packaged_weights(whole_network(backbone), packages)
+
+
+class Parts(NamedTuple):
+    """What a row asks for: the network, the head with options of its pool, what else ``create_model`` takes."""
+
+    backbone: str
+    head: str
+    options: dict[str, Any]
+    of_model: dict[str, Any]
+
+
+def parts_of(recipe: FinetuneRecipe, row: str) -> Parts:
+    """The parts of a row, with the weights of its network."""
+    head, options = head_and_options(row)
+    of_model = {name: options.pop(name) for name in OF_THE_MODEL if name in options}
+    backbone = options.pop("backbone", recipe.backbone)
+    if head != BASELINE:
+        options.setdefault("reduce_channels", recipe.channels)
+    of_model |= {"pretrained": True, "pretrained_cfg_overlay": weights_of(backbone, recipe.packages)}
+    return Parts(backbone, head, options, of_model)
 
 
 def build(recipe: FinetuneRecipe, row: str, classes: int, seed: int) -> nn.Module:
-    """The pretrained network with a head, on the CPU."""
+    """The pretrained network with a fresh head, on the CPU."""
     random_seed(seed)
-    head, options = head_and_options(row)
-    of_model = {name: options.pop(name) for name in OF_THE_MODEL if name in options}
-    if head != BASELINE:
-        options.setdefault("reduce_channels", recipe.channels)
-    overlay = weights_of(recipe.backbone, recipe.packages)
-    return create_model(
-        recipe.backbone,
-        head,
-        pretrained=True,
-        pretrained_cfg_overlay=overlay,
-        num_classes=classes,
-        head_kwargs=options,
-        **of_model,
-    )
+    backbone, head, options, of_model = parts_of(recipe, row)
+    return create_model(backbone, head, num_classes=classes, head_kwargs=options, **of_model)
 
 
 class Pictures:
@@ -125,6 +143,37 @@ class Pictures:
 def pictures_of(recipe: FinetuneRecipe) -> Pictures:
     """Read once in each process."""
     return Pictures(recipe)
+
+
+@cache
+@torch.inference_mode()
+def features_of(recipe: FinetuneRecipe, row: str) -> np.ndarray:
+    """Maps (N, C, H, W) of the middle of all pictures, by the frozen network of a row."""
+    data = pictures_of(recipe)
+    network: Any = build(recipe, row, 0, 0).eval().to(data.pixels.device)
+    crops = normalized(network, five_crops(data.pixels, recipe.size)[-1])
+    return torch.cat([network.forward_features(x) for x in crops.split(32)]).cpu().numpy()
+
+
+def build_from_probe(recipe: FinetuneRecipe, row: str, training: np.ndarray, seed: int) -> nn.Module:
+    """The pretrained network, its head a probe that was fitted to the features of the training pictures, on the CPU."""
+    from covpool_plugins.probe.estimator import SecondOrderProbe, logistic
+
+    backbone, head, options, of_model = parts_of(recipe, row)
+    stride = of_model.get("last_stride")
+    maps = features_of(recipe, f"{BASELINE}(backbone={backbone!r}, last_stride={stride})")
+    channels = options.pop("reduce_channels", recipe.channels)
+    probe = SecondOrderProbe(
+        head, logistic(STRENGTH), channels=channels, pool_options=options or None, random_state=seed
+    )
+    probe.fit(maps[training], pictures_of(recipe).files.labels[training])
+    return model_with_probe(probe, backbone, **of_model)
+
+
+def normalized(model: Any, x: Tensor) -> Tensor:
+    """Pictures (..., 3, H, W) from 0 to 1 as the network takes them."""
+    mean, std = (torch.tensor(model.pretrained_cfg[key], device=x.device)[:, None, None] for key in ("mean", "std"))
+    return (x - mean) / std
 
 
 def random_crops(pixels: Tensor, size: int, generator: np.random.Generator) -> Tensor:
@@ -157,43 +206,63 @@ def five_crops(pixels: Tensor, size: int) -> Tensor:
 
 
 def train(
-    recipe: FinetuneRecipe, row: str, fold: int, seed: int, learning_rate: float, classifier_rate: float
+    recipe: FinetuneRecipe,
+    row: str,
+    fold: int,
+    seed: int,
+    learning_rate: float,
+    classifier_rate: float,
+    folder: Path | None = None,
 ) -> FinetuneRun:
-    """Fine-tune one network and test it."""
+    """Fine-tune one network and test it; it is saved where a folder is named."""
     start = time.perf_counter()
     data = pictures_of(recipe)
     device = data.pixels.device
-    model: Any = build(recipe, row, len(data.files.classes), seed).to(device)
+    probed = recipe.start == "probe"
+    if probed:
+        model: Any = build_from_probe(recipe, row, data.folds[fold][0], seed)
+    else:
+        model = build(recipe, row, len(data.files.classes), seed)
+    model.to(device).requires_grad_(True)
+    training, testing = (torch.from_numpy(indices).to(device) for indices in data.folds[fold])
+    tested = normalized(model, five_crops(data.pixels[testing], recipe.size)), data.labels[testing]
+    frozen = _test(model, *tested)[1] if probed else None
+    if probed:  # the statistics are those that the probe has seen
+        model = freeze_batch_norm_2d(model)
     classifier = list(model.get_classifier().parameters())
     known = {id(parameter) for parameter in classifier}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
     groups: list[dict[str, Any]] = [{"params": rest}, {"params": classifier, "lr": classifier_rate}]
     optimizer = create_optimizer_v2(groups, opt="adamw", lr=learning_rate, weight_decay=recipe.weight_decay)
-    mean, std = (torch.tensor(model.pretrained_cfg[key], device=device)[:, None, None] for key in ("mean", "std"))
-    training, testing = (torch.from_numpy(indices).to(device) for indices in data.folds[fold])
     generator = np.random.default_rng([seed, fold])
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         order = training[torch.from_numpy(generator.permutation(len(training))).to(device)]
         for chosen in order[: max(len(order) // recipe.batch_size, 1) * recipe.batch_size].split(recipe.batch_size):
-            crops = random_crops(data.pixels[chosen], recipe.size, generator)
-            yield (crops - mean) / std, data.labels[chosen]
+            yield normalized(model, random_crops(data.pixels[chosen], recipe.size, generator)), data.labels[chosen]
 
     def done(**results: Any) -> FinetuneRun:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         settings = (row, fold, seed, learning_rate, classifier_rate, parameters, model.get_classifier().in_features)
         name = environment(device)["device"]
-        return FinetuneRun(*settings, seconds=time.perf_counter() - start, device=name, **results)
+        return FinetuneRun(*settings, seconds=time.perf_counter() - start, device=name, frozen=frozen, **results)
 
-    schedule = cosine(optimizer, recipe.epochs, 1)
+    epochs = fit(
+        model,
+        optimizer,
+        recipe.epochs,
+        batches,
+        scheduler=cosine(optimizer, recipe.epochs, min(1, recipe.epochs - 1)),
+        clip_grad=recipe.clip_grad,
+    )
     try:
-        losses = [
-            loss
-            for loss, _ in fit(model, optimizer, recipe.epochs, batches, scheduler=schedule, clip_grad=recipe.clip_grad)
-        ]
+        losses = [loss for loss, _ in epochs]
     except DivergedError:
         return done()
-    crops, pictures = _test(model, (five_crops(data.pixels[testing], recipe.size) - mean) / std, data.labels[testing])
+    model = unfreeze_batch_norm_2d(model) if probed else model
+    if folder is not None:
+        save_for_hub(model, folder)
+    crops, pictures = _test(model, *tested)
     return done(crops=crops, pictures=pictures, loss=losses[-1])
 
 

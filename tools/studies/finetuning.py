@@ -22,7 +22,7 @@ from covpool_plugins.command_line import available_device, markdown_table
 from covpool_plugins.errors import OptionError
 
 from .figures import mean_and_interval, mean_and_spread, new_figure, save_figure, shown_interval
-from .finetune_training import BASELINE, FinetuneRecipe, FinetuneRun, train, weights_of
+from .finetune_training import BASELINE, STARTS, FinetuneRecipe, FinetuneRun, train, weights_of
 from .labelled import folds, labelled_files
 from .modes import COMPARISONS, Mode, add_numbers, add_training_arguments, environment, existing_folder, plot_file
 from .rows import head_and_options
@@ -41,6 +41,7 @@ ROWS = (
 )
 RATES = tuple(product((3e-4, 1e-3), (1e-3, 1e-2)))  # of the network and of the classifier
 SETTINGS = ("epochs", "size", "channels", "folds")
+MEASURES = ("frozen", "pictures", "crops")  # accuracies of a run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rates", type=float, nargs=2, default=RATES[0], metavar="X", help="network's and classifier's"
     )
+    parser.add_argument(
+        "--start", choices=STARTS, default=default.start, help=f"heads from a fitted probe or not ({default.start})"
+    )
     parser.add_argument("--choose", action="store_true", help="choose the rates on the first fold")
     parser.add_argument("--against", default=BASELINE, metavar="HEAD", help=f"the row of the differences ({BASELINE})")
     parser.add_argument("--report", action="store_true", help="train nothing, report what the file of --json has")
@@ -69,7 +73,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     settings = {name: getattr(options, name) for name in SETTINGS}
     recipe = FinetuneRecipe(
-        options.images, options.backbone, options.packages, options.groups, device=str(options.device), **settings
+        options.images,
+        options.backbone,
+        options.packages,
+        options.groups,
+        start=options.start,
+        device=str(options.device),
+        **settings,
     )
     for row in options.rows:
         head_and_options(row)
@@ -96,7 +106,7 @@ def run(options: argparse.Namespace) -> None:
     jobs = [(row, fold, seed, *rates) for seed, fold, row in order]
     runs = _train_missing(recipe, jobs, runs, options, facts)
     reported = of_all_rows([run for run in runs if run.job in set(jobs)], options.rows)
-    print(f"\n{len(reported)} trainings: {counted(reported)}\n\n{table(reported, options.against)}")
+    print(f"\n{len(reported)} trainings: {counted(reported)}\n\n{markdown_table(*table(reported, options.against))}")
     if options.plot is not None:
         draw(reported, options.plot, options.against)
 
@@ -180,19 +190,25 @@ def difference(
     return mean_and_interval([own[fold] - base[fold] for fold in own if fold in base])
 
 
-def table(runs: Sequence[FinetuneRun], baseline: str = BASELINE) -> str:
-    """Means over folds ± deviation; differences to a row, fold by fold, with their 95 % intervals."""
-    header = ["head", "pictures, %", "difference", "crops, %", "difference", "width", "million parameters", "s"]
+def measures_of(runs: Sequence[FinetuneRun]) -> list[str]:
+    """The accuracies that the runs have; heads that start at random have none before the training."""
+    return [measure for measure in MEASURES if any(getattr(run, measure) is not None for run in runs)]
+
+
+def table(runs: Sequence[FinetuneRun], baseline: str = BASELINE) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: means over folds ± deviation; differences to a row, fold by fold, with their 95 % intervals."""
+    measures = measures_of(runs)
+    header = ["head", *(cell for measure in measures for cell in (f"{measure}, %", "difference"))]
     rows = []
     for row in dict.fromkeys(run.row for run in runs):
         of_row = [run for run in runs if run.row == row]
         cells = [f"`{row}`"]
-        for measure in ("pictures", "crops"):
+        for measure in measures:
             cells.append(mean_and_spread(list(fold_means(runs, row, measure).values())))
             cells.append("" if row == baseline else shown_interval(difference(runs, row, measure, baseline)))
         seconds = statistics.median(run.seconds or 0.0 for run in of_row)
         rows.append([*cells, str(of_row[0].width), f"{of_row[0].parameters / 1e6:.2f}", f"{seconds:.1f}"])
-    return markdown_table(header, rows)
+    return [*header, "width", "million parameters", "s"], rows
 
 
 def draw(runs: Sequence[FinetuneRun], path: Path, baseline: str = BASELINE) -> None:
@@ -200,7 +216,8 @@ def draw(runs: Sequence[FinetuneRun], path: Path, baseline: str = BASELINE) -> N
     rows = [row for row in dict.fromkeys(run.row for run in runs) if row != baseline][::-1]
     figure = new_figure(7, 1.2 + 0.3 * len(rows))
     axis = figure.subplots()
-    for shift, measure in ((0.12, "pictures"), (-0.12, "crops")):
+    for number, measure in enumerate(measures_of(runs)):
+        shift = 0.2 * (0.5 - number)
         found = [(place, difference(runs, row, measure, baseline)) for place, row in enumerate(rows)]
         shown = [(place, pair) for place, pair in found if pair is not None]
         axis.errorbar(

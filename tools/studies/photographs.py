@@ -163,13 +163,6 @@ def write_crops(root: Path, per_class: Mapping[Split, int], size: int, seed: int
     return root
 
 
-def mosaic(left: str, right: str, size: int, generator: np.random.Generator) -> Picture:
-    """A picture whose left half is one texture and whose right half is another, from validation halves."""
-    picture, other = (random_crop(shipped_halves(name)["val"], size, generator) for name in (left, right))
-    picture.paste(other.crop((size // 2, 0, size, size)), (size // 2, 0))
-    return picture
-
-
 Draw = Callable[[Split, int, int, float, int], tuple[Tensor, Tensor]]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import copy
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_numbers(parser, "--group-sizes", [2, 4, 8, 16, 64])
     add_numbers(parser, "--side", 16, "of the maps")
     add_names(parser, "--methods", list_whitening_methods(), ["exact", "svdpi"])
+    parser.add_argument("--compile", action="store_true", help="time each method as torch.compile makes it, too")
     add_common_arguments(parser)
 
 
@@ -125,11 +127,16 @@ def group_section(arguments: argparse.Namespace, size: int) -> Section:
     """Maps (batch, C, side, side) through the layers in groups of so many channels, with all gradients."""
     C, S, device = arguments.channels, arguments.side, arguments.device
     groups = C // size
+    ours: dict[str, nn.Module] = {name: ZCANorm2d(C, groups, EPS, MOMENTUM, method=name) for name in arguments.methods}
+    if arguments.compile:
+        ours |= {
+            f"{name}, compiled": cast(nn.Module, torch.compile(layer)) for name, layer in copy.deepcopy(ours).items()
+        }
     layers: list[tuple[str, str, nn.Module]] = [
         (LOOP, "baseline", EigenvectorLoop(C, groups)),
         (COMPOSITION, "baseline", PadeComposition(C, groups)),
         (BATCH_NORM, "baseline", nn.BatchNorm2d(C)),
-        *((name, "ours", ZCANorm2d(C, groups, EPS, MOMENTUM, method=name)) for name in arguments.methods),
+        *((name, "ours", layer) for name, layer in ours.items()),
     ]
     contenders = [Contender(name, kind, layer.to(device)) for name, kind, layer in layers]
     X = correlated_features(arguments.batch, C, S * S, device).unflatten(-1, (S, S))

@@ -17,14 +17,20 @@ from .._dual import Matrix
 from ..eigenbasis import second_differences, spectral_function
 from ..feature_functions import Rule, function_of_features
 from ..iterations import iterative_root, iterative_root_of_features
-from ..tensors import exporting
+from ..tensors import check_features, check_square, exporting, symmetrize, working_dtype
 
 Wanted = Literal["root", "inverse", "factor"]
 Scaling = Literal["trace", "frobenius", "spectral"]
 Gradient = Literal["auto", "exact", "lyapunov"]
-Route = Literal["auto", "eigh", "products"]
+ROUTES = ("auto", "eigh", "products")
 Compute = Literal["mixed", "float32", "float64"]
 COMPUTES: tuple[str, ...] = get_args(Compute)
+Vectorize = Literal["full", "triu"]
+
+
+def option(default: Any, check: Callable[..., None], *allowed: object) -> Any:
+    """A field of a method, with its check: one of :mod:`covpool_plugins.checks` and what this takes."""
+    return dataclasses.field(default=default, metadata={"check": (check, *allowed)})
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,12 @@ class Method:
         >>> resolve_method("isqrt").exportable("sqrtm"), resolve_method("svdtopn").exportable("sqrtm")
         (True, False)
     """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, (check, *allowed) = getattr(self, field.name), field.metadata.get("check", (None,))
+            if check and not (value is None and field.default is None):
+                check(f"{type(self).__name__}: {field.name}", value, *allowed)
 
     def exportable(self, function: str) -> bool:
         """Whether it exports to ONNX, which has no decompositions: it can do with matrix products alone."""
@@ -48,10 +60,10 @@ class Method:
         """The root or the inverse root of A + shift I, for symmetric matrices A (..., n, n) in float32 or float64."""
         raise NotImplementedError
 
-    def of_features(self, X: Tensor, centered: bool, compute: Compute, packed: bool) -> Tensor:
-        """The root of the covariance of features (..., C, M) in float32 or float64, in that precision.
+    def of_features(self, X: Tensor, centered: bool, mixed: bool, packed: bool) -> Tensor:
+        """The function of the covariance of features (..., C, M) in float32 or float64, in that precision.
 
-        ``packed`` asks for the upper triangle as a vector.
+        ``mixed`` asks for decompositions in float64, ``packed`` for the upper triangle as a vector.
         """
         raise NotImplementedError
 
@@ -61,7 +73,20 @@ class SpectralMethod(Method):
     """A function f of the eigenvalues λ: eigh forward; backward U [K ∘ (Uᵀ G U)] Uᵀ with its divided differences K.
 
     Eigenvalues are never negative here, and zero where they cannot be told from zero.
+
+    ``route`` says where the root by matrix products replaces it: ``products``, everywhere; ``auto``, on a GPU and while
+    a graph is exported; ``export``, then alone; ``eigh``, nowhere.
     """
+
+    route: ClassVar[Any] = "eigh"
+
+    def exportable(self, function: str) -> bool:
+        return self.route != "eigh"
+
+    def by_products(self, X: Tensor) -> bool:
+        if self.route in ("auto", "export") and exporting():
+            return True
+        return self.route == "products" or (self.route == "auto" and X.is_cuda)
 
     def values(self, eigenvalues: Tensor) -> Tensor:
         """f(λ) for the eigenvalues (..., n) of a matrix, ascending."""
@@ -110,9 +135,8 @@ class SpectralMethod(Method):
         work = A if compute == "float32" else A.double()
         return spectral_function(work, self, A.dtype, shift).to(A.dtype)
 
-    def of_features(self, X: Tensor, centered: bool, compute: Compute, packed: bool) -> Tensor:
-        work = X.double() if compute == "float64" else X
-        return function_of_features(work, Rule(self, centered, compute == "mixed", packed)).to(X.dtype)
+    def of_features(self, X: Tensor, centered: bool, mixed: bool, packed: bool) -> Tensor:
+        return function_of_features(X, Rule(self, centered, mixed, packed))
 
     @property
     def quotient(self) -> SpectralMethod | None:
@@ -136,19 +160,10 @@ class EigenMethod(SpectralMethod):
                 [0.1667, 0.5000]])
     """
 
-    def exportable(self, function: str) -> bool:
-        return True
-
-    def by_products(self, X: Tensor) -> bool:
-        return exporting()
+    route: ClassVar[Any] = "export"
 
     def values(self, eigenvalues: Tensor) -> Tensor:
         return eigenvalues.sqrt()
-
-    def divided_differences(self, first: Tensor, second: Tensor) -> Tensor:
-        K = (first.sqrt() + second.sqrt()).reciprocal()
-        factor = self.factor(first, second)
-        return K if factor is None else K * factor
 
     def coefficients(self, values: Tensor, others: Tensor) -> Tensor:
         """K for all pairs of the eigenvalues ``values`` (..., n) and ``others`` (..., m), shape (..., n, m).
@@ -203,12 +218,13 @@ class IterativeMethod(Method):
     through_gram: ClassVar[bool] = True
     scaling: Scaling = "frobenius"
     gradient: Gradient = "exact"
-    lyapunov_iterations: int = 9
+    lyapunov_iterations: int = option(9, check_integer, 1)
 
     def __post_init__(self) -> None:
-        check_field(self, "scaling", check_choice, get_args(Scaling))
-        check_field(self, "gradient", check_choice, get_args(Gradient))
-        check_field(self, "lyapunov_iterations", check_integer, 1)
+        super().__post_init__()
+        # Of these, subclasses have other defaults.
+        check_choice(f"{type(self).__name__}: scaling", self.scaling, get_args(Scaling))
+        check_choice(f"{type(self).__name__}: gradient", self.gradient, get_args(Gradient))
 
     def of_matrix(self, A: Tensor, wanted: Wanted, compute: Compute, shift: float = 0.0) -> Tensor:
         work = A.double() if compute == "float64" else A
@@ -216,9 +232,8 @@ class IterativeMethod(Method):
             work = work + shift * torch.eye(A.shape[-1], dtype=work.dtype, device=A.device)
         return iterative_root(work, self, wanted).to(A.dtype)
 
-    def of_features(self, X: Tensor, centered: bool, compute: Compute, packed: bool) -> Tensor:
-        work = X.double() if compute == "float64" else X
-        return iterative_root_of_features(work, self, centered, packed).to(X.dtype)
+    def of_features(self, X: Tensor, centered: bool, mixed: bool, packed: bool) -> Tensor:
+        return iterative_root_of_features(X, self, centered, packed)
 
     def evaluate(self, B: Matrix, wanted: Wanted) -> Matrix:
         """The root of B, its inverse, or the factor F with root = at_zero I + B F; eigenvalues of B in [0, 1]."""
@@ -297,6 +312,29 @@ def check_exportable(method: Method, function: str) -> None:
         )
 
 
-def check_field(method: object, option: str, check: Callable[..., None], *allowed: object) -> None:
-    """Check an option of a method by one of :mod:`covpool_plugins.checks`."""
-    check(f"{type(method).__name__}: {option}", getattr(method, option), *allowed)
+def check_root_options(compute: str, vectorize: str) -> None:
+    """Raise :class:`OptionError` unless both are options of :func:`covariance_sqrt`.
+
+    Examples:
+        >>> check_root_options("mixed", "tril")
+        Traceback (most recent call last):
+        covpool_plugins.errors.OptionError: vectorize must be one of full, triu, got 'tril'
+    """
+    check_choice("compute", compute, COMPUTES)
+    check_choice("vectorize", vectorize, get_args(Vectorize))
+
+
+def function_of_matrices(A: Tensor, function: SpectralMethod) -> Tensor:
+    """f(A) for matrices of any floating point dtype, in that dtype; computed in float64."""
+    check_square(A)
+    check_exportable(function, type(function).__name__)
+    return function.of_matrix(symmetrize(A.to(working_dtype(A.dtype))), "root", "mixed").to(A.dtype)
+
+
+def function_of_covariance(X: Tensor, method: Method, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
+    """What a method makes of the covariance of features of any floating point dtype, in that dtype."""
+    check_features(X)
+    check_root_options(compute, vectorize)
+    check_exportable(method, "sqrtm" if is_method(method, "sqrtm") else type(method).__name__)
+    work = X.to(torch.float64 if compute == "float64" else working_dtype(X.dtype))
+    return method.of_features(work, centered, compute == "mixed", vectorize == "triu").to(X.dtype)

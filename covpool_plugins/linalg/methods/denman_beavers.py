@@ -10,7 +10,7 @@ import torch
 from ...checks import check_integer, check_number
 from ...tables import About
 from .._dual import Dual, Matrix, affine, combination, inverse_positive
-from .base import SQUARE_ROOTS, Gradient, IterativeMethod, Wanted, check_field
+from .base import SQUARE_ROOTS, Gradient, IterativeMethod, Wanted, option
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,8 @@ class DenmanBeavers(IterativeMethod):
 
     through_gram: ClassVar[bool] = False
     gradient: Gradient = "auto"
-    iterations: int = 10
-    ridge: float = 1e-6
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_field(self, "ridge", check_number, "(0, 1)")
-        check_field(self, "iterations", check_integer, 1)
+    iterations: int = option(10, check_integer, 1)
+    ridge: float = option(1e-6, check_number, "(0, 1)")
 
     def evaluate(self, B: Matrix, wanted: Wanted) -> Matrix:
         dtype = B.value.dtype if isinstance(B, Dual) else B.dtype

@@ -19,21 +19,20 @@ method            factor                             so, for nearly equal eigenv
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...checks import check_choice, check_integer, check_number
 from ...tables import About
-from ..tensors import exporting
 from .base import (
     INVERSE_ROOTS,
+    ROUTES,
     SQUARE_ROOTS,
     EigenMethod,
-    Route,
     SpectralMethod,
-    check_field,
+    option,
     sum_or_infinity,
 )
 
@@ -53,12 +52,20 @@ class Exact(EigenMethod):
 
     Finite for equal eigenvalues; no difference is ever divided.
 
+    ``svdpade``, SVD with the Padé approximant of the geometric series as its gradient, is this too. The paper writes
+    1 / (λ_i - λ_j) = (1 / λ_i) · 1 / (1 - x) with x = λ_j / λ_i <= 1, and replaces the geometric series 1 / (1 - x) by
+    its [50/50] Padé approximant. That approximant *is* 1 / (1 - x): for every degree of denominator above zero the
+    rational approximant of a geometric series is the series' sum, and the coefficients of the released code are
+    rounding noise around a common factor. The quotient (√λ_i - √λ_j) / (λ_i (1 - x)) is (1 / √λ_max) / (1 + √x)
+    without the cancellation: the exact K. It agrees with the released code but for ties, where that code returns noise.
+
     Args:
         route: ``eigh``; ``products``, the same root by matrix products alone (``minimax`` with enough steps for the
             precision; eigenvalues below 1e-8 of the norm, computed in float32 1e-4, come out too small); or ``auto``:
             products on a GPU and while a graph is exported (``torch.export``, ONNX), elsewhere eigh.
 
-    Source: Lin & Maji, "Improved Bilinear Pooling with CNNs", BMVC 2017, eq. 9.
+    Source: Lin & Maji, "Improved Bilinear Pooling with CNNs", BMVC 2017, eq. 9; for ``svdpade`` Song, Sebe & Wang, "Why
+    Approximate Matrix Square Root Outperforms Accurate SVD in Global Covariance Pooling?", ICCV 2021, eq. 15-17.
 
     Examples:
         >>> A = torch.eye(2, requires_grad=True)
@@ -68,16 +75,7 @@ class Exact(EigenMethod):
                 [0.5000, 0.5000]])
     """
 
-    route: Route = "auto"
-
-    def __post_init__(self) -> None:
-        check_field(self, "route", check_choice, get_args(Route))
-
-    def exportable(self, function: str) -> bool:
-        return self.route != "eigh"
-
-    def by_products(self, X: Tensor) -> bool:
-        return self.route == "products" or (self.route == "auto" and (X.is_cuda or exporting()))
+    route: str = option("auto", check_choice, ROUTES)  # type: ignore[misc]
 
     def curvature(self, values: Tensor, E: Tensor, D: Tensor) -> Tensor:
         """S S'' + S'' S = -(R L + L R) with the solutions R and L for E and D."""
@@ -88,29 +86,6 @@ class Exact(EigenMethod):
     @property
     def quotient(self) -> SpectralMethod:
         return ExactInverse()
-
-
-@dataclass(frozen=True)
-class SVDPade(Exact):
-    """SVD with the Padé approximant of the geometric series as its gradient.
-
-    The paper writes 1 / (λ_i - λ_j) = (1 / λ_i) · 1 / (1 - x) with x = λ_j / λ_i <= 1, and replaces the geometric
-    series 1 / (1 - x) by its [50/50] Padé approximant. That approximant *is* 1 / (1 - x): for every degree of
-    denominator above zero the rational approximant of a geometric series is the series' sum, and the coefficients
-    of the released code are rounding noise around a common factor. The quotient (√λ_i - √λ_j) / (λ_i (1 - x)) is
-    (1 / √λ_max) / (1 + √x) without the cancellation: the exact K. It agrees with the released code but for ties, where
-    that code returns noise.
-
-    Source: Song, Sebe & Wang, "Why Approximate Matrix Square Root Outperforms Accurate SVD in Global Covariance
-    Pooling?", ICCV 2021, eq. 15-17.
-
-    Examples:
-        >>> A = torch.eye(2, requires_grad=True)
-        >>> sqrtm(A, SVDPade()).sum().backward()
-        >>> A.grad
-        tensor([[0.5000, 0.5000],
-                [0.5000, 0.5000]])
-    """
 
 
 @dataclass(frozen=True)
@@ -130,10 +105,7 @@ class SVDTaylor(EigenMethod):
         tensor([0.6376])
     """
 
-    degree: int = 100
-
-    def __post_init__(self) -> None:
-        check_field(self, "degree", check_integer, 0)
+    degree: int = option(100, check_integer, 0)
 
     def factor(self, first: Tensor, second: Tensor) -> Tensor:
         return partial_sum(first, second, self.degree)
@@ -156,10 +128,7 @@ class SVDPI(EigenMethod):
         tensor([0.1821])
     """
 
-    iterations: int = 19
-
-    def __post_init__(self) -> None:
-        check_field(self, "iterations", check_integer, 1)
+    iterations: int = option(19, check_integer, 1)
 
     def factor(self, first: Tensor, second: Tensor) -> Tensor:
         return partial_sum(first, second, self.iterations)
@@ -179,10 +148,7 @@ class SVDTrunc(EigenMethod):
         tensor([0.1000])
     """
 
-    cap: float = 1e10
-
-    def __post_init__(self) -> None:
-        check_field(self, "cap", check_number, "(0, inf)")
+    cap: float = option(1e10, check_number, "(0, inf)")
 
     def factor(self, first: Tensor, second: Tensor) -> Tensor:
         gap = (first - second).abs()
@@ -205,16 +171,8 @@ class SVDTopN(EigenMethod):
         tensor([3., 2., 0.])
     """
 
-    n: int = 206
-
-    def __post_init__(self) -> None:
-        check_field(self, "n", check_integer, 1)
-
-    def exportable(self, function: str) -> bool:
-        return False
-
-    def by_products(self, X: Tensor) -> bool:
-        return False
+    route: ClassVar[Any] = "eigh"
+    n: int = option(206, check_integer, 1)
 
     def truncate(self, eigenvalues: Tensor) -> Tensor:
         dropped = eigenvalues.shape[-1] - self.n
@@ -261,30 +219,14 @@ class ExactInverse(SpectralMethod):
         tensor([0.5000, 0.0000])
     """
 
-    route: Route = "eigh"
-
-    def __post_init__(self) -> None:
-        check_field(self, "route", check_choice, get_args(Route))
-
-    def exportable(self, function: str) -> bool:
-        return self.route != "eigh"
-
-    def by_products(self, X: Tensor) -> bool:
-        return self.route == "products" or (self.route == "auto" and (X.is_cuda or exporting()))
+    route: str = option("eigh", check_choice, ROUTES)  # type: ignore[misc]
 
     def values(self, eigenvalues: Tensor) -> Tensor:
         zero = eigenvalues == 0
         return torch.where(zero, 0.0, torch.where(zero, 1.0, eigenvalues).rsqrt())
 
-    def divided_differences(self, first: Tensor, second: Tensor) -> Tensor:
-        a, b = first.sqrt(), second.sqrt()
-        one_zero = (a == 0) | (b == 0)
-        low, high = torch.minimum(a, b), torch.maximum(a, b)
-        regular = -(torch.where(one_zero, 1.0, low) * high * (low + high)).reciprocal()
-        return torch.where(one_zero, high**-3, regular)
-
     def coefficients(self, values: Tensor, others: Tensor) -> Tensor:
-        # The same by sums and products, which are faster than masks: a zero root has a zero inverse here.
+        # By sums and products, which are faster than masks: a zero root has a zero inverse here.
         a, b = (v.sqrt() for v in (values, others))
         p, q = (torch.where(v == 0, 0.0, v.reciprocal()) for v in (a, b))
         regular = (p.unsqueeze(-1) * q.unsqueeze(-2)).div_(sum_or_infinity(a.unsqueeze(-1), b.unsqueeze(-2)))
@@ -302,7 +244,7 @@ class ExactInverse(SpectralMethod):
 
 
 SQUARE_ROOTS.add("exact", Exact(), About(BY_EIGH, "exact", "BMVC 2017"))
-SQUARE_ROOTS.add("svdpade", SVDPade(), About(BY_EIGH, "exact; the published Padé quotient equals it", "ICCV 2021"))
+SQUARE_ROOTS.add("svdpade", Exact(), About(BY_EIGH, "exact; the published Padé quotient equals it", "ICCV 2021"))
 SQUARE_ROOTS.add("svdtaylor", SVDTaylor(), About(BY_EIGH, "approximate: Taylor series of degree 100", "ICCV 2021"))
 SQUARE_ROOTS.add("svdpi", SVDPI(), About(BY_EIGH, "approximate: 19 power iterations", "NeurIPS 2019"))
 SQUARE_ROOTS.add("svdtrunc", SVDTrunc(), About(BY_EIGH, "approximate: 1 / (λi - λj) capped at 1e10", "ICCV 2021"))

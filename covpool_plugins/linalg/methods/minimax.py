@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby
 
+import numpy as np
 import torch
+from numpy.polynomial import Polynomial
 
 from ...checks import check_choice, check_integer, check_number
 from ...tables import About
 from .._dual import Matrix
-from .base import INVERSE_ROOTS, SQUARE_ROOTS, IterativeMethod, Scaling, Wanted, check_field
+from .base import INVERSE_ROOTS, SQUARE_ROOTS, IterativeMethod, Scaling, Wanted, option
 from .newton_schulz import coupled_steps
 
 DEGREES = (3, 5, 7, 9)
@@ -57,15 +57,9 @@ class Minimax(IterativeMethod):
     """
 
     scaling: Scaling = "frobenius"
-    smallest: float = 1e-2
-    steps: int = 3
-    degree: int = 5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_field(self, "smallest", check_number, "(0, 1)")
-        check_field(self, "steps", check_integer, 1)
-        check_field(self, "degree", check_choice, DEGREES)
+    smallest: float = option(1e-2, check_number, "(0, 1)")
+    steps: int = option(3, check_integer, 1)
+    degree: int = option(5, check_choice, DEGREES)
 
     def exportable(self, function: str) -> bool:
         return True
@@ -90,66 +84,43 @@ def _step_coefficients(smallest: float, steps: int, degree: int) -> tuple[tuple[
     return tuple(polynomials)
 
 
+# Numbers and arrays, not tensors: torch.export replaces the tensors of what it runs by ones without values.
+
+
 def best_odd_polynomial(low: float, high: float, degree: int) -> tuple[list[float], float]:
     """The odd polynomial closest to one on [low, high] in the largest error, by Remez exchange, and that error."""
     terms = (degree + 1) // 2
+    powers, signs = 2 * np.arange(terms) + 1, (-1.0) ** np.arange(terms + 1)
+
+    def error(x: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+        return 1 - x[:, None] ** powers @ coefficients
+
     if high - low < NARROW:
         coefficients = limit_polynomial(terms)
-        return coefficients, max(
-            abs(1 - sum(c * x ** (2 * k + 1) for k, c in enumerate(coefficients))) for x in (low, high)
-        )
-    # Numbers, also while torch.export replaces tensors by fake ones.
-    cosines = [math.cos(math.pi * k / terms) for k in range(terms + 1)]
-    points = [(high + low) / 2 - (high - low) / 2 * cosine for cosine in cosines]
-    grid = _dense_grid(low, high)
+        return coefficients.tolist(), np.abs(error(np.array([low, high]), coefficients)).max().item()
+    points = (high + low) / 2 - (high - low) / 2 * np.cos(np.linspace(0, np.pi, terms + 1))
+    # Dense at both ends of the interval and, for a wide one, at small values.
+    grid = low * (high / low) ** (0.5 - 0.5 * np.cos(np.linspace(0, np.pi, 20001)))
     for _ in range(50):
-        rows = [[x ** (2 * k + 1) for k in range(terms)] + [(-1.0) ** i] for i, x in enumerate(points)]
-        *coefficients, level = _solve(rows, [1.0] * (terms + 1))
-        error = [1 - sum(c * x ** (2 * k + 1) for k, c in enumerate(coefficients)) for x in grid]
-        largest = max(map(abs, error))
-        new = _alternation(grid, error, terms + 1)
-        if largest <= abs(level) * (1 + 1e-9) or new == points:
+        *best, level = np.linalg.solve(np.column_stack([points[:, None] ** powers, signs]), np.ones(terms + 1))
+        found = error(grid, np.array(best))
+        largest = np.abs(found).max().item()
+        # The point of largest error of each run of one sign; the last runs have as many as are needed.
+        runs = np.split(np.arange(len(grid)), np.flatnonzero(np.diff(found >= 0)) + 1)
+        new = grid[[run[np.abs(found[run]).argmax()] for run in runs[-terms - 1 :]]]
+        if largest <= abs(level) * (1 + 1e-9) or np.array_equal(new, points):
             break
         points = new
-    return coefficients, largest
+    return [float(c) for c in best], largest
 
 
-def limit_polynomial(terms: int) -> list[float]:
+def limit_polynomial(terms: int) -> np.ndarray:
     """What the best polynomial tends to for an interval that shrinks to one: x times the series of (x²)^(-1/2)."""
-    total = [0.0] * terms
-    factor = 1.0  # of (1 - x²)^k in (1 - (1 - x²))^(-1/2)
+    total, factor = Polynomial([0.0]), 1.0  # the factor of (1 - x²)^k in (1 - (1 - x²))^(-1/2)
     for k in range(terms):
-        for j in range(k + 1):
-            total[j] += factor * math.comb(k, j) * (-1) ** j
+        total += factor * Polynomial([1, -1]) ** k
         factor *= (k + 0.5) / (k + 1)
-    return total
-
-
-# Numbers, not tensors: torch.export replaces the tensors of what it runs by ones without values.
-
-
-def _dense_grid(low: float, high: float, size: int = 20001) -> list[float]:
-    """Points dense at both ends of the interval and, for a wide one, at small values."""
-    return [low * (high / low) ** (0.5 - 0.5 * math.cos(math.pi * k / (size - 1))) for k in range(size)]
-
-
-def _alternation(grid: list[float], error: list[float], count: int) -> list[float]:
-    """The point of largest error of each run of one sign; the ``count`` last runs have them all."""
-    runs = [list(run) for _, run in groupby(range(len(grid)), key=lambda k: error[k] >= 0)]
-    return [grid[max(run, key=lambda k: abs(error[k]))] for run in runs[-count:]]
-
-
-def _solve(rows: list[list[float]], right: list[float]) -> list[float]:
-    """x with Σ_j rows_ij x_j = right_i, by elimination with pivots."""
-    table = [[*row, value] for row, value in zip(rows, right, strict=True)]
-    for k in range(len(table)):
-        pivot = max(range(k, len(table)), key=lambda i: abs(table[i][k]))
-        table[k], table[pivot] = table[pivot], table[k]
-        table[k] = [value / table[k][k] for value in table[k]]
-        for i, row in enumerate(table):
-            if i != k:
-                table[i] = [value - row[k] * other for value, other in zip(row, table[k], strict=True)]
-    return [row[-1] for row in table]
+    return total.coef
 
 
 SQUARE_ROOTS.add(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ...checks import check_integer
 from ...tables import About
-from .._dual import Matrix, affine, polynomials, product
-from .base import INVERSE_ROOTS, SQUARE_ROOTS, IterativeMethod, Scaling, Wanted, check_field
+from .._dual import Matrix, polynomial, product
+from .base import INVERSE_ROOTS, SQUARE_ROOTS, IterativeMethod, Scaling, Wanted, option
 
 NEWTON_SCHULZ_STEP = (1.5, -0.5)
 
@@ -24,21 +24,15 @@ def coupled_steps(B: Matrix, steps: Sequence[Sequence[float]], wanted: Wanted) -
         wanted: Y (``root``) or Z (``inverse``, ``factor``).
     """
     first, *others = steps
-    T = _polynomial(first, B)
+    T = polynomial(first, B, block=2)
     if not others:
         return product(B, T) if wanted == "root" else T
     Y, Z = product(B, T), T
     for coefficients in others[:-1]:
-        T = _polynomial(coefficients, product(Z, Y))
+        T = polynomial(coefficients, product(Z, Y), block=2)
         Y, Z = product(Y, T), product(T, Z)
-    T = _polynomial(others[-1], product(Z, Y))
+    T = polynomial(others[-1], product(Z, Y), block=2)
     return product(Y, T) if wanted == "root" else product(T, Z)
-
-
-def _polynomial(coefficients: Sequence[float], X: Matrix) -> Matrix:
-    if len(coefficients) == 2:
-        return affine(X, *coefficients)
-    return polynomials([coefficients], X, block=2)[0]
 
 
 @dataclass(frozen=True)
@@ -77,11 +71,7 @@ class NewtonSchulz(IterativeMethod):
     """
 
     scaling: Scaling = "trace"
-    iterations: int = 5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_field(self, "iterations", check_integer, 1)
+    iterations: int = option(5, check_integer, 1)
 
     def exportable(self, function: str) -> bool:
         return True

@@ -9,7 +9,7 @@ from torch import Tensor
 from ...checks import check_integer
 from ...tables import About
 from ..tensors import exporting, is_plain
-from .base import SQUARE_ROOTS, Compute, Method, Wanted, check_field
+from .base import SQUARE_ROOTS, Compute, Method, Wanted, option
 from .eigen import BY_EIGH, Exact
 from .newton_schulz import NewtonSchulz
 
@@ -33,10 +33,7 @@ class SVDNewton(Method):
         True
     """
 
-    iterations: int = 10
-
-    def __post_init__(self) -> None:
-        check_field(self, "iterations", check_integer, 1)
+    iterations: int = option(10, check_integer, 1)
 
     def exportable(self, function: str) -> bool:
         return True
@@ -46,25 +43,25 @@ class SVDNewton(Method):
 
     def of_matrix(self, A: Tensor, wanted: Wanted, compute: Compute, shift: float = 0.0) -> Tensor:
         root = Exact().of_matrix(A.detach(), wanted, compute, shift)
-        return root if is_plain(A) else _straight_through(root, self._steps.of_matrix(A, wanted, _wide(compute), shift))
+        if is_plain(A):
+            return root
+        work = A if compute == "float32" else A.double()
+        return _with_derivatives(root, self._steps.of_matrix(work, wanted, compute, shift))
 
-    def of_features(self, X: Tensor, centered: bool, compute: Compute, packed: bool) -> Tensor:
-        root = Exact().of_features(X.detach(), centered, compute, packed)
-        steps = self._steps
-        return root if is_plain(X) else _straight_through(root, steps.of_features(X, centered, _wide(compute), packed))
+    def of_features(self, X: Tensor, centered: bool, mixed: bool, packed: bool) -> Tensor:
+        root = Exact().of_features(X.detach(), centered, mixed, packed)
+        if is_plain(X):
+            return root
+        return _with_derivatives(root, self._steps.of_features(X.double() if mixed else X, centered, mixed, packed))
 
     @property
     def _steps(self) -> NewtonSchulz:
         return NewtonSchulz(iterations=self.iterations)
 
 
-def _wide(compute: Compute) -> Compute:
-    return "float64" if compute == "mixed" else compute
-
-
-def _straight_through(value: Tensor, differentiated: Tensor) -> Tensor:
+def _with_derivatives(value: Tensor, of: Tensor) -> Tensor:
     """The value of one with the derivatives of the other."""
-    return value + (differentiated - differentiated.detach())
+    return value + (of - of.detach()).to(value.dtype)
 
 
 SQUARE_ROOTS.add("svdnewton", SVDNewton(), About(BY_EIGH, "that of 10 Newton-Schulz steps", "ICCV 2021"))

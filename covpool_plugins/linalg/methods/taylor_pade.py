@@ -12,8 +12,8 @@ import torch
 
 from ...checks import check_integer
 from ...tables import About
-from .._dual import Matrix, affine, combination, inverse_positive, polynomials, product
-from .base import INVERSE_ROOTS, SQUARE_ROOTS, Gradient, IterativeMethod, Wanted, check_field
+from .._dual import Matrix, affine, combination, inverse_positive, polynomial, product
+from .base import INVERSE_ROOTS, SQUARE_ROOTS, Gradient, IterativeMethod, Wanted, option
 
 Coefficients = tuple[Fraction, ...]
 
@@ -66,11 +66,7 @@ class MTP(IterativeMethod):
     """
 
     gradient: Gradient = "auto"
-    degree: int = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_field(self, "degree", check_integer, 1)
+    degree: int = option(10, check_integer, 1)
 
     @property
     def at_zero(self) -> float:  # type: ignore[override]
@@ -81,7 +77,7 @@ class MTP(IterativeMethod):
 
     def evaluate(self, B: Matrix, wanted: Wanted) -> Matrix:
         Z = affine(B, 1.0, -1.0)
-        result = polynomials([_taylor_row(self.degree, wanted)], Z)[0]
+        result = polynomial(_taylor_row(self.degree, wanted), Z)
         return inverse_positive(result) if wanted == "inverse" else result
 
 
@@ -117,11 +113,7 @@ class MPA(IterativeMethod):
     """
 
     gradient: Gradient = "auto"
-    degree: int = 5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_field(self, "degree", check_integer, 1)
+    degree: int = option(5, check_integer, 1)
 
     @property
     def at_zero(self) -> float:  # type: ignore[override]
