@@ -13,10 +13,16 @@ from ..errors import OptionError
 from ..pooling import POOLS, create_pool, list_pools, pool_options
 from ..pooling.base import InputFormat
 from .clips import mean_over_frames
-from .streams import Unpooled
 
 # What the heads of timm's families call their classifiers, for lines like ``model.head.l = nn.Linear(...)``.
 NAMES_OF_CLASSIFIERS = ("linear", "l", "fc2", "proj")
+PARTS = ("norm", "dropout", "global_pool", "hidden", "fc")
+
+
+class Unpooled(nn.Identity):
+    """Stands for no pool; timm reads its empty name."""
+
+    pool_type = ""
 
 
 def list_heads() -> list[str]:
@@ -174,7 +180,11 @@ class SecondOrderHead(nn.Module):
             self.fc = nn.Linear(self.num_features, num_classes, device=device, dtype=dtype)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__("fc" if name in NAMES_OF_CLASSIFIERS else name, value)
+        if name in NAMES_OF_CLASSIFIERS:
+            name = "fc"
+        if isinstance(value, nn.Module) and name not in PARTS:
+            raise OptionError(f"a second-order head has no part {name!r}; its classifier is head.fc")
+        super().__setattr__(name, value)
 
     linear = l = fc2 = proj = property(lambda self: self.fc)
 
@@ -188,6 +198,10 @@ class SecondOrderHead(nn.Module):
         if next((p.dtype for layers in (self.hidden, self.fc) for p in layers.parameters()), None) == torch.float16:
             vector = vector.half()  # pools give float32 where float16 may not hold their vectors
         vector = self.dropout(mean_over_frames(self.hidden(vector), self.frames_averaged))
+        if type(self.fc) is nn.Linear and self.fc._modules:  # head.fc.fc2 of a MetaFormer
+            raise OptionError(
+                f"head.fc is the classifier and cannot hold {next(iter(self.fc._modules))!r}: assign head.fc"
+            )
         return vector if pre_logits else self.fc(vector)
 
 

@@ -17,8 +17,7 @@ from ..errors import OptionError
 from .backbones import Place
 from .clips import join_clips, mean_over_frames
 from .head import SecondOrderHead
-from .layer_groups import apart_from_rest
-from .state_dicts import prepare, refuse_plain_backbone
+from .weights import HEAD_NAMES, head_name, prepare, refuse_plain_backbone
 
 # Leaves for torch.fx: they look at the shape.
 for _function in (join_clips, mean_over_frames):
@@ -29,6 +28,22 @@ SECOND_ORDER_NAMES: set[str] = set()
 # Arguments that do not describe the network, but its place, its weights or what the head knows.
 NOT_SAVED = ("device", "dtype", "pretrained_model_args", "pretrained_strict", "num_classes", "global_pool", "drop_rate")
 OF_THE_HEAD = ("backbone", "head", "head_kwargs", "reduce_channels")
+
+
+# Groups for layer decay besides timm's own: the classifier, or all that a pretrained backbone does not bring.
+LAYER_GROUPS = (None, "head", "new")
+
+
+def apart_from_rest(pattern: str) -> dict[str, str]:
+    """What ``model.group_matcher()`` has to return for two groups: parameters whose names begin so, and all the rest.
+
+    timm multiplies the learning rate of a parameter by ``layer_decay ** (last group - its group)``: by 1 for those and
+    by ``layer_decay`` for the rest. The fine-tuning recipes of the papers, which give the classifier k times the rate
+    of the rest, are ``lr = k * rate`` and ``layer_decay = 1 / k``; ``layer_decay_no_opt_scale`` above ``layer_decay``
+    freezes the rest. A model without such parameters (``num_classes=0``) gets one group, and timm warns that layer
+    decay has no effect.
+    """
+    return {"rest": f"^(?!{pattern})"}  # names without a match are the last group
 
 
 class SecondOrderModel:
@@ -154,25 +169,16 @@ class HeadInstead(SecondOrderModel):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits (B, num_classes) for the backbone's features; the pooled vector with ``pre_logits``."""
-        return self.head(x, pre_logits)
+        return getattr(self, head_name(self))(x, pre_logits)
 
     @property
     def drop_rate(self) -> float:
         """Dropout before the classifier. A backbone whose own ``forward_head`` still runs would drop out by it too."""
-        return self.head.dropout.p
+        return getattr(self, head_name(self)).dropout.p
 
 
-class HeadBeside(SecondOrderModel):
+class HeadBeside(HeadInstead):
     """The head takes the backbone's features; the name ``head`` belongs to some of the backbone's layers."""
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits (B, num_classes) for the backbone's features; the pooled vector with ``pre_logits``."""
-        return self.second_order_head(x, pre_logits)  # type: ignore[attr-defined]
-
-    @property
-    def drop_rate(self) -> float:
-        """Dropout before the classifier."""
-        return self.second_order_head.dropout.p  # type: ignore[attr-defined]
 
 
 class TakesClips:
@@ -185,19 +191,13 @@ class TakesClips:
         return super().forward(join_clips(x, self.frames))  # type: ignore[misc]
 
 
-HEAD_NAMES = ("head", "second_order_head")
-PLACES: dict[Place, type[SecondOrderModel]] = {"after": HeadAfter, "instead": HeadInstead, "beside": HeadBeside}
+PLACES: dict[Place, type[SecondOrderModel]] = {"after": HeadAfter, "beside": HeadBeside, "instead": HeadInstead}
 _classes: dict[Any, type[nn.Module]] = {}
 
 
 def place_of(model: Any) -> Place:
     """Where a second-order model has its head."""
     return next(place for place, mixin in PLACES.items() if isinstance(model, mixin))
-
-
-def head_name(model: Any) -> str:
-    """The name of the head in a second-order model."""
-    return HEAD_NAMES[isinstance(model, HeadBeside)]
 
 
 def _new_names(head: str) -> str:
@@ -228,7 +228,7 @@ def attach_head(model: nn.Module, backbone: str, head: SecondOrderHead, place: P
     model.__class__ = second_order_class(type(model), place, head.frames is not None, classifier)
     if head.frames is not None:
         model.frames = head.frames  # type: ignore[assignment]
-    setattr(model, head_name(model), head)
+    setattr(model, HEAD_NAMES[place == "beside"], head)
     model.register_load_state_dict_pre_hook(prepare)
 
 
