@@ -104,9 +104,10 @@ def alexnet(shapes: Shapes) -> Backbone | None:
     if len(convolutions) != 5 or shapes[f"{convolutions[0]}.weight"][2:] != (11, 11):
         return None
     batch_norm = "1.running_mean" in shapes
-    pairs = [(str(index), f"layer{number}.conv") for number, index in enumerate(convolutions, start=1)]
+    ours = [("conv1", "bn1"), *((f"layer{number}.0.conv", f"layer{number}.0.norm") for number in range(1, 5))]
+    pairs = [(str(index), conv) for index, (conv, _) in zip(convolutions, ours, strict=True)]
     if batch_norm:
-        pairs += [(str(index + 1), f"layer{number}.norm") for number, index in enumerate(convolutions, start=1)]
+        pairs += [(str(index + 1), norm) for index, (_, norm) in zip(convolutions, ours, strict=True)]
     return Backbone("alexnet", 256, pairs, {} if batch_norm else {"batch_norm": False})
 
 

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 from ..tables import Table
 from ..timm_plugin.head import SecondOrderHead
-from ..timm_plugin.so_vit import SO_VITS
 from ..timm_plugin.whitened_models import MODELS as WHITENED_MODELS
-from .network import TOKEN_POOL, Network
+from .network import Network
 
 Config = dict[str, Any]
 VGG_STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -122,16 +121,6 @@ def mmpretrain_model(network: Network, model: Any) -> tuple[Config, dict[str, st
 
 def _neck_and_head(network: Network, model: Any, common: Config) -> tuple[Config, Mapping[str, str]]:
     """Configs of neck and head, and their names for the modules of the timm model."""
-    if network.backbone.startswith("so_vit"):
-        arch = network.backbone.rpartition("_")[2]
-        head = dict(
-            type="covpool_plugins.SoViTHead",
-            in_channels=model.num_features,
-            pool=network.backbone_kwargs.get("global_pool", TOKEN_POOL),
-            reduce_channels=SO_VITS[arch].reduce_channels,
-            **common,
-        )
-        return dict(head=head), {"head": "head"}
     pool = model.head if isinstance(getattr(model, "head", None), SecondOrderHead) else None
     if pool is None:
         head = dict(type="LinearClsHead", in_channels=model.num_features, **common)

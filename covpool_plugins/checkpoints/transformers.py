@@ -15,7 +15,7 @@ from ..timm_plugin.token_transformers import TokenModel
 from .backbones import CONVNEXTS, Shapes, numbered
 from .network import TOKEN_POOL, Network
 from .original_state import OriginalState
-from .placement import Dropped, Hints, Placement, Places, Plan, RefusedError, Renaming, by_modules, by_renaming
+from .placement import Dropped, Hints, Placement, Places, Plan, RefusedError, Renaming, by_renaming
 
 POOL = "head.global_pool"
 VITS = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large"}
@@ -28,6 +28,26 @@ SWINS: dict[tuple[int, tuple[int, ...]], str] = {
 PATCHES_OF_SWIN = 32  # sides of a picture over a window's
 
 
+PROJECTION = "classifier.representation.wr.weight"
+OF_SOT = (
+    Renaming(r"^visual_tokens\.tokens\.stem\.0\.", "patch_embed.backbone.stem."),
+    Renaming(r"^visual_tokens\.tokens\.stage\.", "patch_embed.backbone.stages."),
+    Renaming(r"^visual_tokens\.tokens\.transition\.", "patch_embed.proj."),
+    Renaming(r"^classifier\.representation\.norm\.", f"{POOL}.normalization."),
+    Renaming(r"^classifier\.visual_fc\.", "head.fc.", 0, "sum"),
+    Renaming(r"^classifier\.cls_fc\.", "head.fc.", 1, "sum"),
+)
+REDUCTION = r"^classifier\.representation\.conv_dr_block\."
+OF_SO_VIT = (
+    *OF_SOT,
+    Renaming(REDUCTION + r"(\d)\.0\.", rf"{POOL}.reductions.\1.conv."),
+    Renaming(REDUCTION + r"(\d)\.1\.", rf"{POOL}.reductions.\1.norm."),
+    Renaming(REDUCTION + r"0\.", f"{POOL}.reduction.conv."),
+    Renaming(REDUCTION + r"1\.", f"{POOL}.reduction.norm."),
+    Renaming(r"^classifier\.normalization\.", f"{POOL}.normalization."),
+)
+
+
 def so_vit(state: OriginalState, hints: Hints) -> Plan | None:
     """So-ViT of FastDifferentiableMatSqrt: visual tokens, blocks, two classifiers."""
     if not state.has("visual_tokens.", "blocks.", "classifier.visual_fc."):
@@ -37,18 +57,9 @@ def so_vit(state: OriginalState, hints: Hints) -> Plan | None:
     if not timm.is_model(name):
         raise UnknownNameError("timm model", name, timm.list_models("so_vit*"))
     pool, notes = _token_pool(state, hints)
-    reduction = "classifier.representation.conv_dr_block"
-    tokens = {"stem.0": "stem", "stage": "stages", "transition": "proj"}
-    pairs = [(part, part) for part in ("", "blocks", "norm")]
-    pairs += [(f"visual_tokens.tokens.{theirs}", f"patch_embed.{ours}") for theirs, ours in tokens.items()]
-    for i, part in enumerate(("conv", "norm")):
-        pairs += [(f"{reduction}.{i}", f"head.pool.reduction.{part}")]
-        pairs += [(f"{reduction}.{side}.{i}", f"head.pool.reductions.{side}.{part}") for side in (0, 1)]
-    pairs += [("classifier.normalization", "head.pool.normalization")]
-    pairs += [("classifier.visual_fc", "head.fc"), ("classifier.cls_fc", "head.cls_fc")]
     arguments = {} if pool == TOKEN_POOL else {"global_pool": pool}
     network = Network(name, state.shape("classifier.cls_fc.weight")[0], backbone_kwargs=arguments)
-    return Plan("So-ViT (FastDifferentiableMatSqrt)", network, by_modules(pairs), notes)
+    return Plan("So-ViT (FastDifferentiableMatSqrt)", network, by_renaming(OF_SO_VIT), notes)
 
 
 def _token_pool(state: OriginalState, hints: Hints) -> tuple[str, list[str]]:
@@ -62,17 +73,6 @@ def _token_pool(state: OriginalState, hints: Hints) -> tuple[str, list[str]]:
     return TOKEN_POOL, [
         f"head {TOKEN_POOL!r}, which the repository trains, is a guess: isqrt has the same keys; see --head"
     ]
-
-
-PROJECTION = "classifier.representation.wr.weight"
-OF_SOT = (
-    Renaming(r"^visual_tokens\.tokens\.stem\.0\.", "patch_embed.backbone.stem."),
-    Renaming(r"^visual_tokens\.tokens\.stage\.", "patch_embed.backbone.stages."),
-    Renaming(r"^visual_tokens\.tokens\.transition\.", "patch_embed.proj."),
-    Renaming(r"^classifier\.representation\.norm\.", f"{POOL}.normalization."),
-    Renaming(r"^classifier\.visual_fc\.", "head.fc.", 0, "sum"),
-    Renaming(r"^classifier\.cls_fc\.", "head.fc.", 1, "sum"),
-)
 
 
 def sot(state: OriginalState, hints: Hints) -> Plan | None:

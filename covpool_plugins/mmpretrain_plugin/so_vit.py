@@ -22,7 +22,7 @@ class SoViTHead(ClsHead):
     """Logits of the second-order pooled visual tokens plus those of the class token.
 
     Takes the raw tokens (B, 1 + N, in_channels), class token first, of ``so_vit_7`` in a ``TIMMBackbone`` or of another
-    transformer. Keys are those of timm's ``so_vit_7`` of this package.
+    transformer. Keys are those of the original's two classifiers.
 
     Args:
         num_classes: number of classes.

@@ -1,6 +1,6 @@
 """Second-order heads on timm backbones, and their registered names."""
 
-from . import token_transformers, whitened_models  # noqa: F401  registers them
+from . import whitened_models  # noqa: F401  registers them
 from .builder import create_model
 from .head import SecondOrderHead, list_heads
 from .hub import save_for_hub

@@ -23,6 +23,7 @@ for _pool in pool_classes():
 
 # What the heads of timm's families call their classifiers, for lines like ``model.head.l = nn.Linear(...)``.
 NAMES_OF_CLASSIFIERS = ("linear", "l", "fc2", "proj")
+PARTS = ("norm", "dropout", "global_pool", "hidden", "fc")
 
 
 def list_heads() -> list[str]:
@@ -180,7 +181,11 @@ class SecondOrderHead(nn.Module):
             self.fc = nn.Linear(self.num_features, num_classes, device=device, dtype=dtype)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__("fc" if name in NAMES_OF_CLASSIFIERS else name, value)
+        if name in NAMES_OF_CLASSIFIERS:
+            name = "fc"
+        if isinstance(value, nn.Module) and name not in PARTS:
+            raise OptionError(f"a second-order head has no part {name!r}; its classifier is head.fc")
+        super().__setattr__(name, value)
 
     linear = l = fc2 = proj = property(lambda self: self.fc)
 
@@ -194,6 +199,10 @@ class SecondOrderHead(nn.Module):
         if next((p.dtype for layers in (self.hidden, self.fc) for p in layers.parameters()), None) == torch.float16:
             vector = vector.half()  # pools give float32 where float16 may not hold their vectors
         vector = self.dropout(mean_over_frames(self.hidden(vector), self.frames_averaged))
+        if type(self.fc) is nn.Linear and self.fc._modules:  # head.fc.fc2 of a MetaFormer
+            raise OptionError(
+                f"head.fc is the classifier and cannot hold {next(iter(self.fc._modules))!r}: assign head.fc"
+            )
         return vector if pre_logits else self.fc(vector)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from timm.models import register_model
 from torch import nn
 
-from . import own_backbones  # noqa: F401  registered before they are looked up
+from . import own_backbones, token_transformers  # noqa: F401  registered before they are looked up
 from .builder import CLASSIFIER, create_model
 from .head import list_heads
 from .subclass import SECOND_ORDER_NAMES

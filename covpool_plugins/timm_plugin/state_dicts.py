@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..checkpoint_file import COUNTERS, bare_keys, check_real_numbers
@@ -24,6 +25,12 @@ ORIGINAL_PARTS = (
     "bn1.running_subspace0",
 )
 WHERE = "the state dict"
+# How keys of version 0.1's So-ViT began, and begin now.
+SO_VIT = {
+    "patch_embed.stem.": "patch_embed.backbone.stem.",
+    "patch_embed.stages.": "patch_embed.backbone.stages.",
+    "head.pool.": "head.global_pool.",
+}
 
 
 class WeightsError(OptionError, RuntimeError):
@@ -33,6 +40,18 @@ class WeightsError(OptionError, RuntimeError):
 def is_new(key: str, head: str) -> bool:
     """Whether a key is one of a second-order model's head, or of what MP+ adds to blocks: none of the backbone's."""
     return key.startswith(f"{head}.") or PART_OF_KEYS in key
+
+
+def rename_so_vit(weights: dict[str, Any], prefix: str = "") -> None:
+    """Give weights of version 0.1's So-ViT, which had a stem and two classifiers of its own, today's keys, in place."""
+    for key in [key for key in weights if key.startswith(tuple(prefix + former for former in SO_VIT))]:
+        former = next(former for former in SO_VIT if key.startswith(prefix + former))
+        weights[prefix + SO_VIT[former] + key[len(prefix + former) :]] = weights.pop(key)
+    first, second = (f"{prefix}head.{name}." for name in ("fc", "cls_fc"))
+    if f"{second}weight" in weights:
+        joined = [weights[f"{first}weight"], weights.pop(f"{second}weight")]
+        weights[f"{first}weight"] = torch.cat(joined, dim=1)
+        weights[f"{first}bias"] = weights[f"{first}bias"] + weights.pop(f"{second}bias")
 
 
 def prepare(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -51,6 +70,7 @@ def prepare(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: An
     if any(key in own for key in bare):
         values = {key: state_dict.pop(stored[wrapped]) for key, wrapped in bare.items()}
         state_dict.update({prefix + key: value for key, value in values.items()})
+        rename_so_vit(state_dict, prefix)
         check_real_numbers(values, own, WHERE)
     elif original is not None:
         raise WeightsError(

@@ -1,4 +1,4 @@
-"""Transformers that classify the class token and a second-order vector of the others: SoT, and those of DropCov.
+"""Transformers that classify the class token and a second-order vector of the others: So-ViT, SoT, those of DropCov.
 
 They are timm's vision transformer on tokens by convolutions, with the head of this package and ``fuse_class_token``.
 """
@@ -15,15 +15,31 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import HybridEmbed, resample_abs_pos_embed
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_function
 from timm.models.densenet import DenseBlock, DenseTransition
+from timm.models.resnet import Bottleneck, downsample_conv
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from ..errors import ShapeError
-from ..pooling import pool_options
+from ..pooling import POOLS, CrossCovariancePool, pool_options
 from .builder import create_model
+from .state_dicts import rename_so_vit
 
 GRID = (14, 14)  # of the position embedding, for images of 224x224
 STEM_CHANNELS = 64
+
+
+def resnet_tokens(in_chans: int, **factory: Any) -> nn.Sequential:
+    """A 3x3 convolution, max-pooling, three bottlenecks with stride 2 and 256 channels."""
+    layers: dict[str, nn.Module] = _stem(in_chans, **factory)
+    width = Bottleneck.expansion * STEM_CHANNELS
+    stages = []
+    for inner in (STEM_CHANNELS, width, width):
+        stage = Bottleneck(inner, STEM_CHANNELS, 2, downsample_conv(inner, width, 1, stride=2, **factory), **factory)
+        norms: Any = (stage.bn1, stage.bn2, stage.bn3)  # not that of the shortcut
+        for norm in norms:
+            norm.eps, norm.momentum = 1e-3, 0.01
+        stages.append(stage)
+    return nn.Sequential(OrderedDict(**layers, stages=nn.Sequential(*stages)))
 
 
 def densenet_tokens(in_chans: int, **factory: Any) -> nn.Sequential:
@@ -44,7 +60,7 @@ def _stem(in_chans: int, **factory: Any) -> dict[str, nn.Module]:
     return dict(stem=stem, pool=nn.MaxPool2d(3, stride=2, padding=1))
 
 
-STEMS: dict[str, Callable[..., nn.Sequential]] = {"densenet": densenet_tokens}
+STEMS: dict[str, Callable[..., nn.Sequential]] = {"resnet": resnet_tokens, "densenet": densenet_tokens}
 
 
 def check_image_size(x: Tensor, img_size: tuple[int, int]) -> None:
@@ -118,6 +134,7 @@ class TokenTransformer(VisionTransformer):
         positions = sinusoids(1 + GRID[0] * GRID[1], self.embed_dim)
         grid: Any = self.patch_embed.grid_size
         self._keep_positions(resample_abs_pos_embed(positions, grid, list(GRID)).to(self.pos_embed))
+        self.register_load_state_dict_pre_hook(_rename)
 
     def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:
         """Expect images of another height and width."""
@@ -127,6 +144,10 @@ class TokenTransformer(VisionTransformer):
     def _keep_positions(self, positions: Tensor) -> None:
         del self.pos_embed  # timm's parameter
         self.register_buffer("pos_embed", positions)
+
+
+def _rename(_: nn.Module, weights: dict[str, Any], prefix: str, *__: Any) -> None:
+    rename_so_vit(weights, prefix)
 
 
 class TokenModel(NamedTuple):
@@ -153,8 +174,20 @@ def _sot(embed_dim: int, depth: int, num_heads: int, mlp_ratio: float, h: int, w
     return TokenModel(network, "crosscov", dict(reduce_channels=h * w, heads=h, **options))
 
 
+def _so_vit(embed_dim: int, depth: int, num_heads: int, mlp_ratio: float, *reduce_channels: int) -> TokenModel:
+    """With the covariance of so many channels, or with the cross-covariance of both numbers of channels."""
+    network = _network("resnet", embed_dim, depth, num_heads, mlp_ratio)
+    return TokenModel(network, "mpa", dict(reduce_channels=reduce_channels, reduction="conv-bn-relu"))
+
+
 DROPCOV: dict[str, Any] = dict(normalization="none", token_dropout=0.2, entry_dropout=0.5)
 MODELS = {
+    # Xie et al., "So-ViT: Mind Visual Tokens for Vision Transformer", arXiv 2104.10935, first version; with the root of
+    # the covariance in Song, Sebe & Wang, "Fast Differentiable Matrix Square Root", ICLR 2022.
+    "so_vit_7": _so_vit(256, 7, 4, 2.0, 48, 24),
+    "so_vit_10": _so_vit(256, 10, 4, 2.0, 48, 24),
+    "so_vit_14": _so_vit(384, 14, 6, 3.0, 64, 48),
+    "so_vit_19": _so_vit(448, 19, 7, 3.0, 96, 48),
     # Xie et al., "SoT: Delving Deeper into Classification Head for Transformer", arXiv 2104.10935.
     "sot_tiny": _sot(240, 12, 4, 2.5, 6, 14),
     "sot_small": _sot(384, 14, 6, 3.5, 6, 24, entry_dropout=0.5),
@@ -165,7 +198,7 @@ MODELS = {
     "dropcov_deit_base": _sot(768, 12, 12, 4.0, 12, 24, **DROPCOV),
     "dropcov_t2t_vit_14": _sot(384, 14, 6, 3.0, 6, 24, **DROPCOV),
 }
-__all__: list[str] = []
+__all__ = list(MODELS)
 # register_model reads this when it decorates a function below. No weights have been published.
 default_cfgs = generate_default_cfgs(
     {
@@ -187,6 +220,20 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+def _pool_options(pool: str, defaults: dict[str, Any], kwargs: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Those of a pool: the network's own where it takes them, under what the call names; ``kwargs`` lose theirs."""
+    known = pool_options(pool, of_parts=False)
+    if "reduce_channels" in kwargs:
+        defaults = {**defaults, "reduce_channels": kwargs.pop("reduce_channels") or None}
+    options = {name: value for name, value in defaults.items() if name in known} | given
+    channels = options.get("reduce_channels")
+    if isinstance(channels, (list, tuple)) and POOLS[pool] is not CrossCovariancePool:
+        options["reduce_channels"] = channels[0]
+    if channels is None and "reduction" not in given:
+        options.pop("reduction", None)
+    return options
+
+
 def _entrypoint(name: str, row: TokenModel) -> Callable[..., nn.Module]:
     def build(
         pretrained: bool = False,
@@ -196,20 +243,13 @@ def _entrypoint(name: str, row: TokenModel) -> Callable[..., nn.Module]:
     ) -> nn.Module:
         if global_pool == "" or kwargs.get("features_only"):
             features: Any = dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter")
-            arguments = {**row.network, "global_pool": "token" if global_pool is None else global_pool, **kwargs}
+            arguments = {**row.network, "num_classes": 0, **kwargs, "global_pool": ""}
             filters: Any = dict(pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=features)
             return build_model_with_cfg(TokenTransformer, name, pretrained, **filters, **arguments)
         pool = global_pool or row.pool
-        given = {key: kwargs.pop(key) for key in ("reduce_channels",) if key in kwargs}
-        known = pool_options(pool, of_parts=False)
-        options = {key: value for key, value in {**row.options, **given}.items() if key in known}
+        options = _pool_options(pool, row.options, kwargs, dict(head_kwargs or {}))
         model: Any = create_model(
-            name,
-            pool,
-            pretrained=pretrained,
-            fuse_class_token=True,
-            head_kwargs=options | (head_kwargs or {}),
-            **kwargs,
+            name, pool, pretrained=pretrained, fuse_class_token=True, head_kwargs=options, **kwargs
         )
         if isinstance(model.head.fc, nn.Linear) and not pretrained:
             nn.init.trunc_normal_(model.head.fc.weight, std=0.02)

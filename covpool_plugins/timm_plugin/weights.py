@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..checkpoint_file import check_numpy, check_real_numbers, find_weights, read_checkpoint, weights_file
 from ..errors import OptionError, one_line
 from .psrp import PART_OF_KEYS
-from .state_dicts import is_new
+from .state_dicts import is_new, rename_so_vit
 from .subclass import HEAD_NAMES, head_name
 
 _logger = logging.getLogger(__name__)
@@ -62,22 +62,24 @@ def read_weights(cfg: Any, cache_dir: Any) -> dict[str, Tensor] | None:
     of_jax = cfg.custom_load and str(cfg.file or cfg.url).endswith(NUMPY_FILES)
     if place is not None and not of_jax:
         file = weights_file(place) if place.is_dir() else place
-        return find_weights(read_checkpoint(file), file).tensors
+        weights = find_weights(read_checkpoint(file), file).tensors
+        rename_so_vit(weights)
+        return weights
     if of_jax:
         if place is not None:
             check_numpy(place)
         return None
-    weights: dict[str, Tensor] = {}
+    fetched: dict[str, Tensor] = {}
 
     def keep(state_dict: dict[str, Tensor], _: nn.Module) -> dict[str, Tensor]:
-        weights.update(state_dict)
+        fetched.update(state_dict)
         return {}
 
     with one_line_errors(cfg):
         # An empty network: timm fetches the file, and has nothing to load it into.
         source = cfg.to_dict() | {"classifier": None, "first_conv": None, "custom_load": False}
         load_pretrained(nn.Module(), source, filter_fn=keep, cache_dir=cache_dir)
-    return weights
+    return fetched
 
 
 def check_psrp(weights: dict[str, Tensor], psrp: bool, source: str) -> None:

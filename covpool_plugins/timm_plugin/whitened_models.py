@@ -19,8 +19,7 @@ from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
 from ..whitening import PCANorm2d, ZCANorm2d, swap_norm
-from . import own_backbones  # noqa: F401  registered before they are looked up
-from .resnet_cifar import CifarResNet
+from .own_backbones import CifarResNet
 from .weights import description_without_weights
 
 FIRST_NORM = r"layer1\.0\.bn1"

@@ -314,6 +314,8 @@ def test_moment_probing_that_does_not_fit(tmp_path):
         load_original(saved(state, tmp_path))
     with pytest.raises(OptionError, match="--head isqrt: keys and shapes are those of the head moment"):
         load_original(saved(probed(), tmp_path), head="isqrt")
+    with pytest.raises(OptionError, match=r"'head.global_pool.norm.weight' \[128\] would be lost"):
+        load_original(saved({**probed(), "head.global_pool.norm.weight": torch.zeros(128)}, tmp_path))
     with pytest.raises(OptionError, match="none of timm's ViT, CLIP, Swin, ConvNeXt"):
         load_original(saved({key: t for key, t in probed().items() if "blocks.0.attn" not in key}, tmp_path))
     with pytest.raises(OptionError, match="none of timm's ViT, CLIP, Swin, ConvNeXt"):

@@ -91,7 +91,7 @@ LAYERS = {
     "regnety_002": "s3: stem s1 s2 s3 s4",
     "vgg11": "features.19: features.2 features.9 features.15 features",
     "vgg13_bn": "features.33: features.6 features.20 features.33 features",
-    "alexnet": "layer2: layer1 layer2.pool layer3 layer4 layer5",
+    "alexnet": "layer1: act1 maxpool layer2 layer3 layer4",
     "inception_v3": "Mixed_6e: Pool2 Mixed_5d Mixed_6a Mixed_6e Mixed_7a Mixed_7c",
     # Its batch norms are folded into convolutions that lie behind average pooling and concatenations.
     "densenet121": "features.transition3.norm: features.norm5 features.transition3.norm features.transition2.norm "

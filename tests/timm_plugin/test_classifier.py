@@ -109,6 +109,25 @@ def test_what_does_not_fit_is_refused_where_it_is_assigned(backbone, name, messa
     assert model(X).shape == (2, 5)
 
 
+@pytest.mark.parametrize("backbone, name", [("caformer_s18", "head.fc.fc2"), ("test_convnext", "head.fc.fc2")])
+def test_a_name_inside_the_classifier_is_refused_where_it_is_used(backbone, name):
+    """MetaFormer's own classifier is ``head.fc.fc2``, and torch lets a linear layer hold another one."""
+    head = small(backbone, device="meta").head
+    set_by_name(nn.ModuleDict({"head": head}), name, nn.Linear(36, 3, device="meta"))
+    with pytest.raises(OptionError, match=r"head.fc is the classifier and cannot hold 'fc2': assign head.fc"):
+        head(torch.empty(2, head.in_features, 7, 7, device="meta"))
+    head.reset(3)
+    assert head(torch.empty(2, head.in_features, 7, 7, device="meta")).shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", ["classifier", "head", "last_linear"])
+def test_a_part_that_the_head_does_not_have_is_refused(name):
+    """``head.classifier.linear`` of CPUBone, ``head.head.l`` of RepViT and iFormer."""
+    model = small(device="meta")
+    with pytest.raises(OptionError, match=f"a second-order head has no part '{name}'; its classifier is head.fc"):
+        setattr(model.head, name, nn.Linear(36, 3, device="meta"))
+
+
 def test_the_dropout_rate_is_the_heads():
     model = small(drop_rate=0.3)
     assert model.drop_rate == model.head.dropout.p == 0.3

@@ -7,8 +7,7 @@ from support.matrices import exact_covariance_root, relative_error
 from torch import nn
 
 from covpool_plugins.pooling import create_pool
-from covpool_plugins.timm_plugin.alexnet import AlexNet
-from covpool_plugins.timm_plugin.resnet_cifar import CifarResNet
+from covpool_plugins.timm_plugin.own_backbones import AlexNet, CifarResNet
 
 MODELS = load_models("own_backbones")
 CIFAR = "pisvd__resnet18__batchnorm__c10"
@@ -26,9 +25,9 @@ TOLERANCES = {"SVD_Pade": 1e-6, "MPNCOV": 1e-6, "GAvP": 1e-10}
 def alexnet_keys(model, batch_norm):
     """Original key, without ``module``, to ours."""
     modules = dict(REDUCTION) | {"classifier": "backbone.fc" if model["route"]["representation"] == "GAvP" else "fc"}
-    for number, index in enumerate(CONVOLUTIONS[batch_norm], start=1):
-        modules[f"features.{index}"] = f"backbone.layer{number}.conv"
-        modules[f"features.{index + 1}"] = f"backbone.layer{number}.norm"
+    for number, index in enumerate(CONVOLUTIONS[batch_norm]):
+        modules[f"features.{index}"] = f"backbone.layer{number}.0.conv" if number else "backbone.conv1"
+        modules[f"features.{index + 1}"] = f"backbone.layer{number}.0.norm" if number else "backbone.bn1"
     keys = {}
     for key in model["state_dict"]:
         module, _, leaf = key.replace("module.", "").rpartition(".")
@@ -125,3 +124,18 @@ def test_keys_of_the_cifar_resnet_are_those_of_timm():
     assert list(ours) == list(theirs)
     different = [key for key in ours if ours[key].shape != theirs[key].shape]
     assert different == ["conv1.weight"]
+
+
+def test_keys_of_the_first_alexnet():
+    """Version 0.1 had five layers."""
+    import re
+
+    torch.manual_seed(0)
+    network = AlexNet(num_classes=3)
+    former = {}
+    for key, value in network.state_dict().items():
+        key = re.sub(r"^layer(\d)\.0", lambda m: f"layer{int(m[1]) + 1}", key)
+        former[key.replace("conv1.", "layer1.conv.").replace("bn1.", "layer1.norm.")] = value
+    again = AlexNet(num_classes=3)
+    again.load_state_dict(former)
+    assert all(torch.equal(value, network.state_dict()[key]) for key, value in again.state_dict().items())

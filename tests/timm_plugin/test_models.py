@@ -71,8 +71,10 @@ def test_import_takes_no_optional_package_warns_of_nothing_and_overwrites_no_nam
     code = (
         "import sys, timm; before = set(timm.list_models())\n"
         "import covpool_plugins\n"
-        "from covpool_plugins.timm_plugin import own_backbones, registered_models, whitened_models\n"
-        "ours = {*own_backbones.__all__, *whitened_models.MODELS, *(name for name, *_ in registered_models())}\n"
+        "from covpool_plugins.timm_plugin import own_backbones, registered_models\n"
+        "from covpool_plugins.timm_plugin import token_transformers, whitened_models\n"
+        "ours = {name for name, *_ in registered_models()}.union(own_backbones.__all__)\n"
+        "ours = ours.union(token_transformers.MODELS, whitened_models.MODELS)\n"
         "optional = {'mmengine', 'mmpretrain', 'torchray', 'matplotlib', 'skimage'} & set(sys.modules)\n"
         "print(before & ours, ours <= set(timm.list_models()), optional)"
     )

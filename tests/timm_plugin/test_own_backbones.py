@@ -8,12 +8,11 @@ from timm.data import resolve_model_data_config
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 
-import covpool_plugins.timm_plugin.own_backbones as own_backbones
-from covpool_plugins.timm_plugin.alexnet import AlexNet
-from covpool_plugins.timm_plugin.resnet_cifar import CifarResNet
-from covpool_plugins.timm_plugin.so_vit import SoViT
+from covpool_plugins.timm_plugin import own_backbones, token_transformers
+from covpool_plugins.timm_plugin.own_backbones import AlexNet, CifarResNet
+from covpool_plugins.timm_plugin.token_transformers import TokenTransformer
 
-KINDS = {"alexnet": AlexNet, "resnet18": CifarResNet, "resnet50": CifarResNet, "so": SoViT}
+KINDS = {"alexnet": AlexNet, "resnet18": CifarResNet, "resnet50": CifarResNet, "so": TokenTransformer}
 # name -> height of the images, options that make it smaller
 SMALL = {
     "alexnet": (64, {}),
@@ -35,12 +34,14 @@ def images(name, channels=3):
     return torch.randn(2, channels, SMALL[name][0], SMALL[name][0])
 
 
-@pytest.mark.parametrize("name", own_backbones.__all__)
+@pytest.mark.parametrize("name", [*own_backbones.__all__, *token_transformers.MODELS])
 def test_registered_with_a_description_that_fits(name):
-    assert name in timm.list_models(module="own_backbones") and name not in timm.list_models(pretrained=True)
+    assert name in timm.list_models() and name not in timm.list_models(pretrained=True)
     model = timm.create_model(name, device="meta").eval()
     cfg = model.default_cfg
-    assert type(model) is KINDS[name.split("_")[0]] and {p.device.type for p in model.parameters()} == {"meta"}
+    assert isinstance(model, KINDS.get(name.split("_")[0], TokenTransformer)) and {
+        p.device.type for p in model.parameters()
+    } == {"meta"}
     x = torch.empty(1, *cfg["input_size"], device="meta")
     assert model(x).shape == (1, cfg["num_classes"]) and model.num_classes == cfg["num_classes"]
     assert cfg["pool_size"] in (None, tuple(model.forward_features(x).shape[2:]))
@@ -95,7 +96,7 @@ def test_groups_of_parameters(name):
     model = create(name)
     groups = group_parameters(model, model.group_matcher())
     assert sorted(p for group in groups.values() for p in group) == sorted(n for n, _ in model.named_parameters())
-    first = {"alexnet": {"layer1"}, "so_vit_7": {"patch_embed", "cls_token"}}.get(name, {"conv1", "bn1"})
+    first = {"so_vit_7": {"patch_embed", "cls_token"}}.get(name, {"conv1", "bn1"})
     assert {p.split(".")[0] for p in groups[0]} == first
     assert len(groups) == {"alexnet": 6, "resnet18_cifar": 10, "resnet50_cifar": 18, "so_vit_7": 6}[name]
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1.0, weight_decay=0.05, layer_decay=0.5)

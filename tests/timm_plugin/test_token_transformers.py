@@ -1,4 +1,6 @@
-"""SoT and the transformers of DropCov: parity with the authors' code, and what no other network has."""
+"""So-ViT, SoT and the transformers of DropCov: parity with the authors' code, and what no other network has."""
+
+import pickle
 
 import pytest
 import timm
@@ -11,14 +13,17 @@ from covpool_plugins.errors import ShapeError
 from covpool_plugins.timm_plugin.token_transformers import TokenTransformer
 
 GOLDEN = load_models("token_transformers")
+SO_VITS = {model["route"]["arch"].lower(): model for model in load_models("so_vit").values()}
 RENAMED = {
     "patch_embed.backbone.stem.": "visual_tokens.tokens.stem.0.",
     "patch_embed.backbone.stages.": "visual_tokens.tokens.stage.",
     "patch_embed.proj.": "visual_tokens.tokens.transition.",
     "head.global_pool.normalization.": "classifier.representation.norm.",
+    "head.global_pool.reduction.conv.": "classifier.representation.conv_dr_block.0.",
+    "head.global_pool.reduction.norm.": "classifier.representation.conv_dr_block.1.",
 }
 TINY = dict(num_classes=5, img_size=(48, 64), embed_dim=24, depth=3, num_heads=3)
-NAMES = ["sot_tiny", "dropcov_deit_tiny"]
+NAMES = ["so_vit_7", "sot_tiny", "dropcov_deit_tiny"]
 
 
 def small(name="sot_tiny", **options):
@@ -30,25 +35,34 @@ def images(channels=3, size=(48, 64)):
     return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(1))
 
 
+def renamed(key):
+    return next((old + key.removeprefix(ours) for ours, old in RENAMED.items() if key.startswith(ours)), key)
+
+
+def original_classifiers(model):
+    """Of the vector and of the class token, as the one of ours."""
+    layers = {"visual_fc": model.head.global_pool.out_features, "cls_fc": model.embed_dim}
+    shapes = {"weight": lambda width: (model.num_classes, width), "bias": lambda _: (model.num_classes,)}
+    weight, bias = (
+        [golden_weight(f"classifier.{name}.{part}", shape(width)) for name, width in layers.items()]
+        for part, shape in shapes.items()
+    )
+    return {"head.fc.weight": torch.cat(weight, dim=1), "head.fc.bias": sum(bias)}
+
+
 def original_weights(model, parts):
     """Those of the original network under our keys; ``parts`` of its projection, of which DropCov leaves one unused."""
     given = {}
     for key, tensor in model.state_dict().items():
-        theirs = next((old + key.removeprefix(ours) for ours, old in RENAMED.items() if key.startswith(ours)), key)
         if not key.startswith("head.") or "normalization" in key:
-            given[key] = golden_weight(theirs, tensor.shape[:1] if "normalization" in key else tensor.shape)
+            given[key] = golden_weight(renamed(key), tensor.shape[:1] if "normalization" in key else tensor.shape)
             given[key] = given[key].view_as(tensor)
-    pool, classes = model.head.global_pool, model.num_classes
-    channels, dim = pool.both_channels[0], model.embed_dim
+    channels, dim = model.head.global_pool.both_channels[0], model.embed_dim
     projection = golden_weight("classifier.representation.wr.weight", (parts * channels, dim))
     for index in range(2):
         part = projection[index * channels : (index + 1) * channels]
         given[f"head.global_pool.reductions.{index}.weight"] = part[..., None, None]
-    layers = {"visual_fc": pool.out_features, "cls_fc": dim}
-    weights = [golden_weight(f"classifier.{name}.weight", (classes, width)) for name, width in layers.items()]
-    given["head.fc.weight"] = torch.cat(weights, dim=1)
-    given["head.fc.bias"] = sum(golden_weight(f"classifier.{name}.bias", (classes,)) for name in layers)
-    return given, (parts - 2) * channels * dim + classes
+    return given | original_classifiers(model), (parts - 2) * channels * dim + model.num_classes
 
 
 @pytest.mark.fast_for("dropcov_deit_tiny")
@@ -64,6 +78,66 @@ def test_the_original_network(name):
         tokens = model.forward_features(golden_input(golden["input"]))
         assert_equal(model.head.global_pool(tokens), golden["representation"], tolerance)
         assert_equal(model.forward_head(tokens), golden["logits"], tolerance)
+
+
+@pytest.mark.parametrize("name", [name for name in SO_VITS if name != "so_vit_19"])
+def test_the_original_so_vit(name):
+    golden = SO_VITS[name]
+    model = timm.create_model(name, head_kwargs={"compute": "float64"}, dtype=torch.float64).eval()
+    shapes = {renamed(key): list(tensor.shape) for key, tensor in model.state_dict().items() if "head.fc" not in key}
+    of_classifiers = ("classifier.visual_fc", "classifier.cls_fc")
+    assert shapes == {key: shape for key, shape in golden["state_dict"].items() if not key.startswith(of_classifiers)}
+    assert_equal(model.pos_embed, golden["pos_embed_as_constructed"], 1e-12)
+    weights = {key: golden_weight(renamed(key), shape.shape) for key, shape in model.state_dict().items()}
+    model.load_state_dict(weights | original_classifiers(model))
+    with torch.no_grad():
+        tokens = model.forward_features(golden_input(golden["input"]))
+        assert_equal(model.head.global_pool(tokens), golden["representation"], 1e-12)
+        assert_equal(model.forward_head(tokens), golden["logits"], 1e-12)
+
+
+def test_the_widest_so_vit_as_it_is_described():
+    """The original cannot run: its classifier is half as wide as its features."""
+    model, golden = timm.create_model("so_vit_19", device="meta"), SO_VITS["so_vit_19"]
+    for key, tensor in model.state_dict().items():
+        assert "head.fc" in key or list(tensor.shape) == golden["state_dict"][renamed(key)]
+
+
+def test_keys_of_the_first_so_vit(tmp_path):
+    """Version 0.1 had two classifiers and names of its own."""
+    model, x = small("so_vit_7").eval(), images()
+    former = {}
+    for key, value in model.state_dict().items():
+        former[key.replace("patch_embed.backbone.", "patch_embed.").replace("head.global_pool.", "head.pool.")] = value
+    weight, bias = former["head.fc.weight"], former["head.fc.bias"]
+    former |= {"head.fc.weight": weight[:, :-24], "head.cls_fc.weight": weight[:, -24:]}
+    former |= {"head.fc.bias": bias / 2, "head.cls_fc.bias": bias / 2}
+    torch.save(former, tmp_path / "former.pth")
+    again = small("so_vit_7", in_chans=3, pretrained=True, pretrained_cfg_overlay=dict(file=tmp_path / "former.pth"))
+    torch.testing.assert_close(again.eval()(x), model(x))
+    again = small("so_vit_7").eval()
+    again.load_state_dict({f"module.{key}": value for key, value in former.items()})
+    torch.testing.assert_close(again(x), model(x))
+    plain = timm.create_model("so_vit_7", **TINY, global_pool="")
+    plain.load_state_dict({key: value for key, value in former.items() if not key.startswith("head.")}, strict=False)
+    torch.testing.assert_close(plain.eval().forward_features(x), model.forward_features(x))
+
+
+@pytest.mark.parametrize(
+    "pool, options, width",
+    [
+        ("mpa", {}, 21),
+        ("mpa", {"reduce_channels": None}, 24 * 25 // 2),
+        ("isqrt", {"vectorize": "full", "reduction": "linear-ln"}, 36),
+        ("svpn", {}, 21),
+        ("crosscov", {}, 24),
+        ("gap", {}, 24),
+    ],
+)
+def test_another_pool_and_its_options(pool, options, width):
+    model = small("so_vit_7", global_pool=pool, head_kwargs=options, reduce_channels=(6, 4)).eval()
+    vector = model.forward_head(model.forward_features(images()), pre_logits=True)
+    assert vector.shape == (2, width + 24) and model.head_hidden_size == width + 24
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -88,8 +162,6 @@ def test_the_head():
     assert model(x).shape == (2, 2)
     model.reset_classifier(0, "")
     assert torch.equal(model(x), tokens)
-    assert small(global_pool="gap").eval()(x).shape == (2, 5)
-    assert small(global_pool="mpa", head_kwargs=dict(vectorize="full")).head.num_features == 144 + 24
 
 
 def test_as_a_backbone():
@@ -108,6 +180,7 @@ def test_a_folder(tmp_path):
     covpool_plugins.save_for_hub(model, tmp_path)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert torch.equal(again(images()), model(images()))
+    assert torch.equal(pickle.loads(pickle.dumps(again))(images()), model(images()))
     assert "pos_embed" in again.state_dict() and "pos_embed" not in dict(again.named_parameters())
 
 
