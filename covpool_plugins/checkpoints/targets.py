@@ -22,8 +22,7 @@ from ..timm_plugin.hub import write_hub_folder
 from .conversion import Converted
 from .fitting import KeyReport
 from .folders import LEFT_OUT, MANIFEST, RECORD, REPORT, manifest, replaceable
-from .mmpretrain_files import config_text
-from .mmpretrain_model import mmpretrain_model
+from .mmpretrain_configs import config_text, mmpretrain_model
 from .placement import CHANGES
 
 # What timm's description of a model says of the weights that timm has for it.
