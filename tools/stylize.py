@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 
 from PIL import Image
+from studies.style_transfer import SHIPPED, Settings, Stylist, Transfer, open_picture
 from tqdm import tqdm
 
 from covpool_plugins.command_line import Parser, markdown_table, positive_integer, run_tool
 from covpool_plugins.files import check_folder, write_atomically
 from covpool_plugins.linalg import list_methods
-from covpool_plugins.timm_plugin.style_transfer import SHIPPED, Settings, Stylist, Transfer, open_picture
 
 EXAMPLE = "python tools/stylize.py --content photo.jpg --style painting.jpg --out out/style"
 

@@ -25,11 +25,10 @@ from ..errors import OptionError, UnknownNameError
 from ..pooling import pool_options
 from .backbones import HeadInput, drop_final_norm, head_input
 from .head import SecondOrderHead, check_pool, takes_frames
-from .layer_groups import LAYER_GROUPS
 from .psrp import add_psrp
 from .refusals import suggest_spelling
 from .strides import build_with_last_stride
-from .subclass import SECOND_ORDER_NAMES, attach_head, describe, head_name
+from .subclass import LAYER_GROUPS, SECOND_ORDER_NAMES, attach_head, describe, head_name
 from .weights import (
     check_backbone_is_loaded,
     check_psrp,

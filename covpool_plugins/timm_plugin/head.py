@@ -14,7 +14,6 @@ from ..errors import OptionError
 from ..pooling import POOLS, create_pool, list_pools, pool_options
 from ..pooling.base import InputFormat, pool_classes
 from .clips import mean_over_frames
-from .streams import Unpooled
 
 # For torch.fx a pool is a leaf, also where models of timm's classes have it outside a SecondOrderHead.
 for _pool in pool_classes():
@@ -24,6 +23,12 @@ for _pool in pool_classes():
 # What the heads of timm's families call their classifiers, for lines like ``model.head.l = nn.Linear(...)``.
 NAMES_OF_CLASSIFIERS = ("linear", "l", "fc2", "proj")
 PARTS = ("norm", "dropout", "global_pool", "hidden", "fc")
+
+
+class Unpooled(nn.Identity):
+    """Stands for no pool; timm reads its empty name."""
+
+    pool_type = ""
 
 
 def list_heads() -> list[str]:

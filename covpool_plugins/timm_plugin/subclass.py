@@ -17,7 +17,6 @@ from ..errors import OptionError
 from .backbones import Place
 from .clips import join_clips, mean_over_frames
 from .head import SecondOrderHead
-from .layer_groups import apart_from_rest
 from .state_dicts import prepare, refuse_plain_backbone
 
 # Leaves for torch.fx: they look at the shape.
@@ -29,6 +28,22 @@ SECOND_ORDER_NAMES: set[str] = set()
 # Arguments that do not describe the network, but its place, its weights or what the head knows.
 NOT_SAVED = ("device", "dtype", "pretrained_model_args", "pretrained_strict", "num_classes", "global_pool", "drop_rate")
 OF_THE_HEAD = ("backbone", "head", "head_kwargs", "reduce_channels")
+
+
+# Groups for layer decay besides timm's own: the classifier, or all that a pretrained backbone does not bring.
+LAYER_GROUPS = (None, "head", "new")
+
+
+def apart_from_rest(pattern: str) -> dict[str, str]:
+    """What ``model.group_matcher()`` has to return for two groups: parameters whose names begin so, and all the rest.
+
+    timm multiplies the learning rate of a parameter by ``layer_decay ** (last group - its group)``: by 1 for those and
+    by ``layer_decay`` for the rest. The fine-tuning recipes of the papers, which give the classifier k times the rate
+    of the rest, are ``lr = k * rate`` and ``layer_decay = 1 / k``; ``layer_decay_no_opt_scale`` above ``layer_decay``
+    freezes the rest. A model without such parameters (``num_classes=0``) gets one group, and timm warns that layer
+    decay has no effect.
+    """
+    return {"rest": f"^(?!{pattern})"}  # names without a match are the last group
 
 
 class SecondOrderModel:
@@ -154,25 +169,16 @@ class HeadInstead(SecondOrderModel):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits (B, num_classes) for the backbone's features; the pooled vector with ``pre_logits``."""
-        return self.head(x, pre_logits)
+        return getattr(self, head_name(self))(x, pre_logits)
 
     @property
     def drop_rate(self) -> float:
         """Dropout before the classifier. A backbone whose own ``forward_head`` still runs would drop out by it too."""
-        return self.head.dropout.p
+        return getattr(self, head_name(self)).dropout.p
 
 
-class HeadBeside(SecondOrderModel):
+class HeadBeside(HeadInstead):
     """The head takes the backbone's features; the name ``head`` belongs to some of the backbone's layers."""
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits (B, num_classes) for the backbone's features; the pooled vector with ``pre_logits``."""
-        return self.second_order_head(x, pre_logits)  # type: ignore[attr-defined]
-
-    @property
-    def drop_rate(self) -> float:
-        """Dropout before the classifier."""
-        return self.second_order_head.dropout.p  # type: ignore[attr-defined]
 
 
 class TakesClips:
@@ -186,7 +192,7 @@ class TakesClips:
 
 
 HEAD_NAMES = ("head", "second_order_head")
-PLACES: dict[Place, type[SecondOrderModel]] = {"after": HeadAfter, "instead": HeadInstead, "beside": HeadBeside}
+PLACES: dict[Place, type[SecondOrderModel]] = {"after": HeadAfter, "beside": HeadBeside, "instead": HeadInstead}
 _classes: dict[Any, type[nn.Module]] = {}
 
 

@@ -11,15 +11,14 @@ with batch norms can be loaded too.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from timm.models import build_model_with_cfg, register_model
 from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
 from ..whitening import PCANorm2d, ZCANorm2d, swap_norm
-from .own_backbones import CifarResNet
+from .own_backbones import MODELS as OWN_NETWORKS
 from .weights import description_without_weights
 
 FIRST_NORM = r"layer1\.0\.bn1"
@@ -28,40 +27,34 @@ __all__: list[str] = []
 default_cfgs: dict[str, Any] = {}
 
 
-@dataclass(frozen=True)
-class Whitened:
-    """A network, its arguments, and the norm that replaces one of its own."""
+class Whitened(NamedTuple):
+    """A network by its name, the norm that replaces one of its own, and that norm's options."""
 
     backbone: str
-    network: Callable[..., nn.Module]
-    model_args: dict[str, Any]
     norm: type[nn.Module]
     norm_kwargs: dict[str, Any]
-    feature_cfg: dict[str, Any]
     whiten: str = FIRST_NORM
 
 
-GETTER: dict[str, Any] = dict(out_indices=(0, 1, 2, 3, 4), feature_cls="getter")
-RESNET50: dict[str, Any] = dict(block=Bottleneck, layers=(3, 4, 6, 3))
-CIFAR_RESNET50: dict[str, Any] = dict(block="bottleneck", layers=(3, 4, 6, 3))
+# Class and arguments of each network.
+NETWORKS: dict[str, tuple[type[ResNet], dict[str, Any]]] = {
+    **OWN_NETWORKS,
+    "resnet50": (ResNet, dict(block=Bottleneck, layers=(3, 4, 6, 3))),
+}
 # Matrices of 4x4 in ZCA, which did best in the paper.
 MODELS = {
-    "resnet18_cifar_zca": Whitened("resnet18_cifar", CifarResNet, {}, ZCANorm2d, dict(groups=16), GETTER),
-    "resnet18_cifar_pca": Whitened("resnet18_cifar", CifarResNet, {}, PCANorm2d, dict(n_components=16), GETTER),
-    "resnet50_cifar_zca": Whitened("resnet50_cifar", CifarResNet, CIFAR_RESNET50, ZCANorm2d, dict(groups=16), GETTER),
-    "resnet50_cifar_pca": Whitened(
-        "resnet50_cifar", CifarResNet, CIFAR_RESNET50, PCANorm2d, dict(n_components=16), GETTER
-    ),
-    "resnet50_zca": Whitened("resnet50", ResNet, RESNET50, ZCANorm2d, dict(groups=16), {}),
+    "resnet18_cifar_zca": Whitened("resnet18_cifar", ZCANorm2d, dict(groups=16)),
+    "resnet18_cifar_pca": Whitened("resnet18_cifar", PCANorm2d, dict(n_components=16)),
+    "resnet50_cifar_zca": Whitened("resnet50_cifar", ZCANorm2d, dict(groups=16)),
+    "resnet50_cifar_pca": Whitened("resnet50_cifar", PCANorm2d, dict(n_components=16)),
+    "resnet50_zca": Whitened("resnet50", ZCANorm2d, dict(groups=16)),
+    # Decorrelated batch norm of ICLR 2022: one matrix of 64x64 behind the first convolution.
+    **{
+        f"{name}_zca_{method}": Whitened(name, ZCANorm2d, dict(groups=1, eps=1e-2, method=method), whiten="bn1")
+        for name in ("resnet18_cifar", "resnet50_cifar")
+        for method in ("svdpi", "newton_schulz", "mpa", "mtp")
+    },
 }
-
-# Decorrelated batch norm of ICLR 2022: one matrix of 64x64 behind the first convolution.
-for _name, _arguments in (("resnet18_cifar", {}), ("resnet50_cifar", CIFAR_RESNET50)):
-    for _method in ("svdpi", "newton_schulz", "mpa", "mtp"):
-        _options = dict(groups=1, eps=1e-2, method=_method)
-        MODELS[f"{_name}_zca_{_method}"] = Whitened(
-            _name, CifarResNet, _arguments, ZCANorm2d, _options, GETTER, whiten="bn1"
-        )
 
 
 def _entrypoint(name: str, row: Whitened) -> Callable[..., nn.Module]:
@@ -72,12 +65,13 @@ def _entrypoint(name: str, row: Whitened) -> Callable[..., nn.Module]:
         **kwargs: Any,
     ) -> nn.Module:
         rule = {"type": row.norm, **row.norm_kwargs, **(norm_kwargs or {})}
+        network, arguments = NETWORKS[row.backbone]
         return build_model_with_cfg(
-            lambda **model_args: swap_norm(row.network(**model_args), {whiten: rule}),
+            lambda **model_args: swap_norm(network(**model_args), {whiten: rule}),
             name,
             pretrained,
-            feature_cfg=dict(row.feature_cfg),
-            **{**row.model_args, **kwargs},
+            feature_cfg=dict(out_indices=(0, 1, 2, 3, 4), feature_cls="getter"),
+            **{**arguments, **kwargs},
         )
 
     build.__name__ = build.__qualname__ = name

@@ -8,7 +8,7 @@ import torch
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 
-from covpool_plugins.timm_plugin.layer_groups import apart_from_rest
+from covpool_plugins.timm_plugin.subclass import apart_from_rest
 
 RATE, WEIGHT_DECAY = 6e-2, 1e-4
 

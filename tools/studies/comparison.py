@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from covpool_plugins.linalg import resolve_method
 from covpool_plugins.pooling import CovariancePool
 from covpool_plugins.timm_plugin import SecondOrderHead
-from covpool_plugins.timm_plugin.streams import Stream, TwoStreamNet
+from covpool_plugins.timm_plugin.two_stream import Stream, TwoStreamNet
 
 from .baselines import BASELINES
 from .measure import bytes_saved, correlated_features, seeded_gradient, time_interleaved

@@ -25,11 +25,11 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN as MEAN
 from timm.data.constants import IMAGENET_DEFAULT_STD as STD
 from torch import Tensor, nn
 
-from ..checks import check_integer, check_number
-from ..errors import OptionError, UnknownNameError, one_line, require_extra
-from ..linalg import NewtonSchulz, covariance
-from ..pictures import read_picture
-from ..whitening import whitening_coloring
+from covpool_plugins.checks import check_integer, check_number
+from covpool_plugins.errors import OptionError, UnknownNameError, one_line, require_extra
+from covpool_plugins.linalg import NewtonSchulz, covariance
+from covpool_plugins.pictures import read_picture
+from covpool_plugins.whitening import whitening_coloring
 
 SHIPPED = ("astronaut", "chelsea", "coffee", "immunohistochemistry", "hubble_deep_field", "rocket")
 NARROWEST = 16

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from studies.style_transfer import Settings, Stylist, _features, open_picture, statistics_errors
 
 from covpool_plugins.command_line import run_tool
 from covpool_plugins.errors import OptionError, UnknownNameError
-from covpool_plugins.timm_plugin.style_transfer import Settings, Stylist, _features, open_picture, statistics_errors
 
 TOOL = Path(__file__).parents[2] / "tools" / "stylize.py"
 SMALL = Settings(model="test_resnet", stages=(0,), steps=3, size=48, patch=32, batch=2)
