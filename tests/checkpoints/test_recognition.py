@@ -324,6 +324,19 @@ def test_moment_probing_that_does_not_fit(tmp_path):
         load_original(saved({**probed(), "head.proj.weight": torch.zeros(512, 192, 2)}, tmp_path))
 
 
+@pytest.mark.slow
+def test_a_module_in_every_block_is_told_from_the_keys(tmp_path):
+    """Of a model of this package, whose arguments are not in the file."""
+    name = "vit_small_patch16_224_moment"
+    state = timm.create_model(name, num_classes=3, psrp=True).state_dict()
+    converted = load_original(saved(state, tmp_path), arch=name)
+    assert converted.model_kwargs == {"num_classes": 3, "psrp": True}
+    write(converted, "timm", tmp_path / "timm")
+    again = load_original(tmp_path / "timm")
+    assert again.model_kwargs == converted.model_kwargs
+    assert all(torch.equal(again.state_dict[key], tensor) for key, tensor in state.items())
+
+
 NAMES_IN_TIMM_06 = {r"^stem\.0\.": "stem.proj.", r"^stem\.1\.": "stem.norm."}
 
 
