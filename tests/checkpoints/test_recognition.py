@@ -15,6 +15,7 @@ from support.checkpoints import MANIFESTS
 
 from covpool_plugins.checkpoints import CheckpointError, load_original, write
 from covpool_plugins.checkpoints.heads import ORIGINAL_HEADS, names
+from covpool_plugins.checkpoints.placement import CHANGES
 from covpool_plugins.checkpoints.transformers import PROBED
 from covpool_plugins.checkpoints.triangle import PHOTOGRAPHS, columns
 from covpool_plugins.errors import OptionError, UnknownNameError
@@ -130,6 +131,25 @@ def test_settings_of_a_file_lead_nowhere(tmp_path):
     listed = argparse.Namespace(model=["resnet18_isqrt"], model_kwargs=[1, 2], representation=3)
     with pytest.raises(OptionError):
         load_original(saved({"net": {"fc.weight": torch.ones(2, 2)}, "args": listed}, tmp_path))
+
+
+PARTS = {
+    None: [{i: torch.full((2, 3), float(i)) for i in range(12)}, {None: torch.arange(3.0)}],
+    "lower": [{None: torch.arange(30.0).reshape(2, 15)}],
+    "unbiased": [{None: torch.arange(8.0)}],
+}
+PARTS["mean"] = PARTS["sum"] = [
+    {0: torch.arange(6.0).reshape(2, 3), 1: torch.arange(8.0).reshape(2, 4)},
+    {0: torch.ones(2), 1: torch.ones(2)},
+]
+
+
+@pytest.mark.parametrize("name", CHANGES, ids=str)
+def test_the_way_back_of_what_is_changed(name):
+    for parts in PARTS[name]:
+        whole = CHANGES[name].join(parts)
+        for number, part in parts.items():
+            torch.testing.assert_close(CHANGES[name].split(whole, number, part.shape), part)
 
 
 def mpncov(classes=3):
