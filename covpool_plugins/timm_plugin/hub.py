@@ -10,29 +10,13 @@ from typing import Any
 
 import safetensors.torch
 import timm
-from timm.models import register_model
 from timm.models._hub import save_config_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
 from ..errors import OptionError
 from ..files import write_file_atomically, write_json
-from .builder import create_model
-from .second_order_models import default_cfgs  # noqa: F401  register_model looks for it
-from .subclass import SECOND_ORDER_NAMES, SecondOrderModel, reconstruction
-
-SECOND_ORDER_NAMES.add("second_order")
-
-
-@register_model
-def second_order(
-    pretrained: bool = False, backbone: str = "resnet18", head: str = "svdpade", **kwargs: Any
-) -> nn.Module:
-    """Any timm backbone with any head, for scripts and hub folders: most combinations have no name of their own.
-
-    ``--model second_order --model-kwargs backbone=resnet10t head=isqrt reduce_channels=128``
-    """
-    return create_model(backbone, head, pretrained=pretrained, **kwargs)
+from .subclass import SecondOrderModel, reconstruction
 
 
 def save_for_hub(model: nn.Module, directory: Path | str) -> Path:
@@ -52,7 +36,7 @@ def save_for_hub(model: nn.Module, directory: Path | str) -> Path:
             with an argument that JSON cannot express), one on the meta device, or a ``directory`` that is a file.
 
     Examples:
-        >>> model = create_model("test_resnet", "svdpade", num_classes=5, reduce_channels=16).eval()
+        >>> model = covpool_plugins.create_model("test_resnet", "svdpade", num_classes=5, reduce_channels=16).eval()
         >>> save_for_hub(model, "hub").name
         'hub'
         >>> again = timm.create_model("local-dir:hub", pretrained=True).eval()

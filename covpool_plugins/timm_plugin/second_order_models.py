@@ -86,3 +86,15 @@ def _register_all() -> None:
 
 
 _register_all()
+SECOND_ORDER_NAMES.add("second_order")
+
+
+@register_model
+def second_order(
+    pretrained: bool = False, backbone: str = "resnet18", head: str = "svdpade", **kwargs: Any
+) -> nn.Module:
+    """Any timm backbone with any head, for scripts and hub folders: most combinations have no name of their own.
+
+    ``--model second_order --model-kwargs backbone=resnet10t head=isqrt reduce_channels=128``
+    """
+    return create_model(backbone, head, pretrained=pretrained, **kwargs)
