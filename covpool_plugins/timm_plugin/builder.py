@@ -28,10 +28,11 @@ from .head import SecondOrderHead, check_pool, takes_frames
 from .psrp import add_psrp
 from .refusals import suggest_spelling
 from .strides import build_with_last_stride
-from .subclass import LAYER_GROUPS, SECOND_ORDER_NAMES, attach_head, describe, head_name
+from .subclass import LAYER_GROUPS, SECOND_ORDER_NAMES, attach_head, describe
 from .weights import (
     check_backbone_is_loaded,
     check_psrp,
+    head_name,
     load_head,
     one_line_errors,
     read_weights,
@@ -194,6 +195,10 @@ def create_model(
     return model
 
 
+class UnknownOptionError(OptionError, TypeError):
+    """An option that the backbone does not take; a ``TypeError`` too, as timm's models raise it."""
+
+
 @contextmanager
 def _readable_options(given: Collection[str], name: str, pool_type: str) -> Iterator[None]:
     """An error that names the option, and the one that was probably meant, for what the backbone does not take."""
@@ -208,7 +213,7 @@ def _readable_options(given: Collection[str], name: str, pool_type: str) -> Iter
         hint = f"; did you mean {close[0]!r}?" if close else ""
         if option in of_pool:
             hint = f"; of pool {pool_type!r} it is one: head_kwargs=dict({option}=...)"
-        raise OptionError(f"backbone {name!r} has no option {option!r}{hint}") from None
+        raise UnknownOptionError(f"backbone {name!r} has no option {option!r}{hint}") from None
 
 
 def _known_backbone(backbone: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from ..errors import OptionError
 from .backbones import Place
 from .clips import join_clips, mean_over_frames
 from .head import SecondOrderHead
-from .state_dicts import prepare, refuse_plain_backbone
+from .weights import HEAD_NAMES, head_name, prepare, refuse_plain_backbone
 
 # Leaves for torch.fx: they look at the shape.
 for _function in (join_clips, mean_over_frames):
@@ -191,7 +191,6 @@ class TakesClips:
         return super().forward(join_clips(x, self.frames))  # type: ignore[misc]
 
 
-HEAD_NAMES = ("head", "second_order_head")
 PLACES: dict[Place, type[SecondOrderModel]] = {"after": HeadAfter, "beside": HeadBeside, "instead": HeadInstead}
 _classes: dict[Any, type[nn.Module]] = {}
 
@@ -199,11 +198,6 @@ _classes: dict[Any, type[nn.Module]] = {}
 def place_of(model: Any) -> Place:
     """Where a second-order model has its head."""
     return next(place for place, mixin in PLACES.items() if isinstance(model, mixin))
-
-
-def head_name(model: Any) -> str:
-    """The name of the head in a second-order model."""
-    return HEAD_NAMES[isinstance(model, HeadBeside)]
 
 
 def _new_names(head: str) -> str:
@@ -234,7 +228,7 @@ def attach_head(model: nn.Module, backbone: str, head: SecondOrderHead, place: P
     model.__class__ = second_order_class(type(model), place, head.frames is not None, classifier)
     if head.frames is not None:
         model.frames = head.frames  # type: ignore[assignment]
-    setattr(model, head_name(model), head)
+    setattr(model, HEAD_NAMES[place == "beside"], head)
     model.register_load_state_dict_pre_hook(prepare)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..errors import ShapeError
 from ..pooling import POOLS, CrossCovariancePool, pool_options
 from .builder import create_model
-from .state_dicts import rename_so_vit
+from .weights import rename_so_vit
 
 GRID = (14, 14)  # of the position embedding, for images of 224x224
 STEM_CHANNELS = 64
@@ -140,6 +140,10 @@ class TokenTransformer(VisionTransformer):
         """Expect images of another height and width."""
         super().set_input_size(img_size, patch_size)
         self._keep_positions(self.pos_embed.detach())
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that want no weight decay."""
+        return super().no_weight_decay() - {"pos_embed"}
 
     def _keep_positions(self, positions: Tensor) -> None:
         del self.pos_embed  # timm's parameter

@@ -25,7 +25,8 @@ from ..pooling import BilinearPool, Pool
 from ..pooling.base import InputFormat
 from .builder import create_model
 from .head import Unpooled
-from .subclass import NOT_SAVED, SECOND_ORDER_NAMES, apart_from_rest, head_name
+from .subclass import NOT_SAVED, SECOND_ORDER_NAMES, apart_from_rest
+from .weights import head_name
 
 
 class Stream(NamedTuple):

@@ -1,10 +1,12 @@
-"""Weights of a second-order model: read once, the backbone's loaded by timm, the head's here."""
+"""Weights of a second-order model: read once, the backbone's loaded by timm, the head's here; and what its
+``load_state_dict`` takes besides its own keys, for ``checkpoint_path=``, ``--initial-checkpoint`` and ``--resume``.
+"""
 
 from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +16,17 @@ import torch
 from timm.models import generate_default_cfgs, get_pretrained_cfg, load_pretrained
 from torch import Tensor, nn
 
-from ..checkpoint_file import check_numpy, check_real_numbers, find_weights, read_checkpoint, weights_file
+from ..checkpoint_file import (
+    COUNTERS,
+    bare_keys,
+    check_numpy,
+    check_real_numbers,
+    find_weights,
+    read_checkpoint,
+    weights_file,
+)
 from ..errors import OptionError, one_line
 from .psrp import PART_OF_KEYS
-from .state_dicts import is_new, rename_so_vit
-from .subclass import HEAD_NAMES, head_name
 
 _logger = logging.getLogger(__name__)
 # What torch and timm raise for files that are no weights, or those of another network.
@@ -35,6 +43,33 @@ UNREADABLE = (
 # Parts of a second-order head that no backbone has under the head's name, but for a classifier that is replaced.
 HEAD_PARTS = ("global_pool", "hidden", "fc")
 NUMPY_FILES = (".npz", ".npy")  # read by timm, without pickles
+# Of the head in a second-order model; the second where the backbone has layers of the name of the first.
+HEAD_NAMES = ("head", "second_order_head")
+# How keys begin in the original repositories' checkpoints, and in no model here.
+ORIGINAL_PARTS = (
+    "features.",
+    "module.",
+    "representation.",
+    "layer_reduce",
+    "visual_tokens.",
+    "bn1.running_subspace0",
+)
+WHERE = "the state dict"
+# How keys of version 0.1's So-ViT began, and begin now.
+SO_VIT = {
+    "patch_embed.stem.": "patch_embed.backbone.stem.",
+    "patch_embed.stages.": "patch_embed.backbone.stages.",
+    "head.pool.": "head.global_pool.",
+}
+
+
+class WeightsError(OptionError, RuntimeError):
+    """Weights of another network; a ``RuntimeError`` too, as ``load_state_dict`` raises it."""
+
+
+def head_name(model: Any) -> str:
+    """The name of the head in a second-order model."""
+    return HEAD_NAMES[HEAD_NAMES[1] in model.__dict__.get("_modules", {})]
 
 
 def description_without_weights(name: str, backbone: str, **changes: Any) -> Any:
@@ -166,3 +201,62 @@ def one_line_errors(cfg: Any) -> Iterator[None]:
             raise
         place = str(cfg.file or cfg.url or cfg.hf_hub_id)
         raise OptionError(f"the weights at {place!r} cannot be loaded: {one_line(error)[:200]}") from error
+
+
+def is_new(key: str, head: str) -> bool:
+    """Whether a key is one of a second-order model's head, or of what MP+ adds to blocks: none of the backbone's."""
+    return key.startswith(f"{head}.") or PART_OF_KEYS in key
+
+
+def rename_so_vit(weights: dict[str, Any], prefix: str = "") -> None:
+    """Give weights of version 0.1's So-ViT, which had a stem and two classifiers of its own, today's keys, in place."""
+    if f"{prefix}patch_embed.stages.2.conv3.weight" not in weights:
+        return
+    for key in [key for key in weights if key.startswith(tuple(prefix + former for former in SO_VIT))]:
+        former = next(former for former in SO_VIT if key.startswith(prefix + former))
+        weights[prefix + SO_VIT[former] + key[len(prefix + former) :]] = weights.pop(key)
+    first, second = (f"{prefix}head.{name}." for name in ("fc", "cls_fc"))
+    if f"{second}weight" in weights:
+        joined = [weights[f"{first}weight"], weights.pop(f"{second}weight")]
+        weights[f"{first}weight"] = torch.cat(joined, dim=1)
+        weights[f"{first}bias"] = weights[f"{first}bias"] + weights.pop(f"{second}bias")
+
+
+def prepare(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Before weights are loaded, take prefixes of wrappers off their keys, in place.
+
+    Raises:
+        OptionError: for integers where the model has real numbers, and for weights of an original repository, saying
+            how to convert them.
+    """
+    own = model.state_dict()
+    for counter in COUNTERS:
+        state_dict.pop(prefix + counter, None)
+    stored = {key.removeprefix(prefix): key for key in state_dict if key.startswith(prefix)}
+    original = next((key for key in stored if key.startswith(ORIGINAL_PARTS) and key not in own), None)
+    bare = bare_keys(stored, WHERE, own)
+    if any(key in own for key in bare):
+        values = {key: state_dict.pop(stored[wrapped]) for key, wrapped in bare.items()}
+        state_dict.update({prefix + key: value for key, value in values.items()})
+        rename_so_vit(state_dict, prefix)
+        check_real_numbers(values, own, WHERE)
+    elif original is not None:
+        raise WeightsError(
+            f"these are weights of an original repository (there is {original!r}); convert them: "
+            "python tools/convert.py FILE --to timm --out FOLDER"
+        )
+
+
+def refuse_plain_backbone(model: Any, head: str, state_dict: Mapping[str, Any]) -> None:
+    """Raise for a backbone's weights without any of the head, which torch would miss one by one.
+
+    Raises:
+        WeightsError: saying how the backbone is loaded.
+    """
+    backbone = [key for key in model.state_dict() if not is_new(key, head)]
+    given = bare_keys(state_dict, WHERE, backbone)
+    if not any(is_new(key, head) for key in given) and all(key in given for key in backbone):
+        raise WeightsError(
+            "these are weights of a backbone without this head, which would stay random; begin with them by "
+            "create_model(..., pretrained=FILE), or --pretrained --pretrained-path FILE of timm's scripts"
+        )

@@ -66,6 +66,12 @@ def test_registered_names():
         assert cfg.first_conv == timm.get_pretrained_cfg(backbones[name]).first_conv
 
 
+def test_an_unknown_option_is_a_type_error_too():
+    """As of timm's own models, which its tests ask for."""
+    with pytest.raises(TypeError, match="backbone 'resnet18' has no option 'not_a_model_arg'"):
+        timm.create_model("resnet18_isqrt", device="meta", not_a_model_arg=1)
+
+
 @pytest.mark.slow
 def test_import_takes_no_optional_package_warns_of_nothing_and_overwrites_no_name():
     code = (

@@ -18,9 +18,11 @@ from covpool_plugins.timm_plugin import registered_models
 CHECKOUT = os.environ.get("TIMM_CHECKOUT")
 # Every backbone, and every head.
 BACKBONES = [name for name, backbone, head in registered_models() if head == "isqrt" and backbone != "resnet152"]
-NAMES = [*BACKBONES, *(name for name, backbone, head in registered_models() if backbone == "resnet18")]
+NAMES = [*BACKBONES, "sot_tiny", *(name for name, backbone, head in registered_models() if backbone == "resnet18")]
 # It wants the pooled vector of a transformer to be as long as a token, and maps of transformers that it does not know.
-KNOWN = re.compile(r"test_model_default_cfgs(_non_std\[1-(vit|deit)_small_patch16_224_isqrt\]|\[1-so_vit_\d+_isqrt\])")
+KNOWN = re.compile(
+    r"test_model_default_cfgs(_non_std\[1-(vit|deit)_small_patch16_224_isqrt\]|\[1-(so_vit_\d+_isqrt|sot_tiny)\])"
+)
 
 
 @pytest.mark.slow
