@@ -23,7 +23,7 @@ from ..errors import OptionError, UnknownNameError
 from .fitting import Fitted, KeyReport, fit
 from .folders import DESCRIPTION, LEFT_OUT, read_json, read_record
 from .layouts import check_arch
-from .mmpretrain_files import INTERPOLATIONS
+from .mmpretrain_configs import INTERPOLATIONS
 from .network import Network, allowed_settings
 from .original_state import OriginalState, unwrap
 from .placement import CHANGES, LAYOUTS, Hints, Plan, RefusedError

@@ -65,7 +65,8 @@ def fit(plan: Plan, state: OriginalState) -> Fitted:
     unknown: list[str] = []
     for key, place, tensor in _pieces(plan, state):
         file_key, shape = state.keys[key], tuple(tensor.shape)
-        if place is None or (isinstance(place, Placement) and place.key not in wanted):
+        taken = isinstance(place, Placement) and place.part in parts.get(place.key, {})
+        if place is None or taken or (isinstance(place, Placement) and place.key not in wanted):
             unknown.append(f"{shown(file_key)} {list(shape)}")
             continue
         if place.shape is not None and shape != place.shape:

@@ -21,6 +21,11 @@ from .original_state import OriginalState
 DEFAULT_ROOT = "svdpade"
 DROPPED_BY_TOPN = 50
 IDENTITY = "representation.I"
+OPEN_IN_ISICE = (
+    "isice has step_size=5 and sparsity=0.01, the defaults of the release, whose script trains with a step size of 1, "
+    "and its last scaling, 1/√(tr Λ): before November 2023 the release divided by tr Λ or the trace of the covariance, "
+    "which multiplies the vector of each picture; the keys tell neither"
+)
 MANY_CHANNELS = 4096  # more than any default reduction
 
 
@@ -41,36 +46,31 @@ class OriginalHead:
     note: str | None = None
 
 
+# As the repositories' options have them. A setting of RiemGCP's is MPNCOV for all its four; INVCOV is in front of SICE,
+# for iSICE, which a file's name may have for the repository, is the name of that head.
 ORIGINAL_HEADS: Table[OriginalHead] = Table("representation")
-ORIGINAL_HEADS.add("SVD_Pade", OriginalHead("svdpade"))
-ORIGINAL_HEADS.add("SVD_Taylor", OriginalHead("svdtaylor"))
-ORIGINAL_HEADS.add("SVD_PI", OriginalHead("svdpi"))
-ORIGINAL_HEADS.add("SVD_Newton", OriginalHead("svdnewton"))
-ORIGINAL_HEADS.add("SVD_Trunc", OriginalHead("svdtrunc"))
-# It drops the last 50 eigenvalues; of fewer channels nothing is left.
-ORIGINAL_HEADS.add("SVD_TopN", OriginalHead("svdtopn", lambda channels: {"n": max(1, channels - DROPPED_BY_TOPN)}))
-ORIGINAL_HEADS.add("SVD_Original", OriginalHead("svdoriginal"))
-ORIGINAL_HEADS.add("MPNCOV", OriginalHead("isqrt"))
-ORIGINAL_HEADS.add("SEB", OriginalHead("seb"))
-ORIGINAL_HEADS.add("BCNN", OriginalHead("bcnn"))
-ORIGINAL_HEADS.add("CBP", OriginalHead("cbp"))
-ORIGINAL_HEADS.add("GAvP", OriginalHead("gap"))
-# RiemGCP, whose setting is MPNCOV for all four.
-ORIGINAL_HEADS.add("PowTMLR", OriginalHead("powtmlr", identity=True))
-ORIGINAL_HEADS.add("ChoTMLR", OriginalHead("cholesky", identity=True))
-ORIGINAL_HEADS.add("ScalePowEMLR", OriginalHead("scalepow"))
-ORIGINAL_HEADS.add("PowEMLR", OriginalHead("isqrt"))
-# iSICE; INVCOV comes first, for the repository's name, which a file may have too, is that of the other head.
-ORIGINAL_HEADS.add("INVCOV", OriginalHead("precision"))
-ORIGINAL_HEADS.add(
-    "SICE",
-    OriginalHead(
-        "isice",
-        note="isice has step_size=5 and sparsity=0.01, the defaults of the release, whose script trains with a step "
-        "size of 1, and its last scaling, 1/√(tr Λ): before November 2023 the release divided by tr Λ or the trace "
-        "of the covariance, which multiplies the vector of each picture; the keys tell neither",
-    ),
-)
+for _original, _row in {
+    "SVD_Pade": OriginalHead("svdpade"),
+    "SVD_Taylor": OriginalHead("svdtaylor"),
+    "SVD_PI": OriginalHead("svdpi"),
+    "SVD_Newton": OriginalHead("svdnewton"),
+    "SVD_Trunc": OriginalHead("svdtrunc"),
+    # It drops the last 50 eigenvalues; of fewer channels nothing is left.
+    "SVD_TopN": OriginalHead("svdtopn", lambda channels: {"n": max(1, channels - DROPPED_BY_TOPN)}),
+    "SVD_Original": OriginalHead("svdoriginal"),
+    "MPNCOV": OriginalHead("isqrt"),
+    "SEB": OriginalHead("seb"),
+    "BCNN": OriginalHead("bcnn"),
+    "CBP": OriginalHead("cbp"),
+    "GAvP": OriginalHead("gap"),
+    "PowTMLR": OriginalHead("powtmlr", identity=True),
+    "ChoTMLR": OriginalHead("cholesky", identity=True),
+    "ScalePowEMLR": OriginalHead("scalepow"),
+    "PowEMLR": OriginalHead("isqrt"),
+    "INVCOV": OriginalHead("precision"),
+    "SICE": OriginalHead("isice", note=OPEN_IN_ISICE),
+}.items():
+    ORIGINAL_HEADS.add(_original, _row)
 
 
 @dataclass(frozen=True)

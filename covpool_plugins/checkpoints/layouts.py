@@ -14,6 +14,7 @@ import timm
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..errors import OptionError
+from ..timm_plugin.psrp import PART_OF_KEYS as PART_OF_PSRP
 from ..whitening.compatibility import RELEASED_LAYERS, STARTING_VECTOR, place_entry
 from .backbones import STAGES, Backbone, recognise_backbone, resnet_name
 from .heads import IDENTITY, Head, recognise_head
@@ -46,6 +47,8 @@ def timm_model(state: OriginalState, hints: Hints) -> Plan | None:
         return None
     if f"{CONVOLUTION}.weight" in state.tensors:
         arguments.setdefault("reduce_channels", state.shape(f"{CONVOLUTION}.weight")[0])
+    if any(PART_OF_PSRP in key for key in state.tensors):
+        arguments.setdefault("psrp", True)
     network = Network.of_model(name, weights[-1][0], arguments)
     known = network.build("meta").state_dict()
     if sum(key in known for key in state.tensors) < len(state.tensors) / 2:
@@ -90,7 +93,7 @@ def main_py(state: OriginalState, hints: Hints) -> Plan | None:
         backbone.name, widths[-1][0], head.name, head.options, last_stride, hidden, dict(backbone.arguments)
     )
     channels = reduced or backbone.channels
-    dropped = {IDENTITY: Dropped("an identity, which the head makes itself", (channels, channels))}
+    dropped = {re.escape(IDENTITY): Dropped("an identity, which the head makes itself", (channels, channels))}
     source = "main.py of fast-MPN-COV, DifferentiableSVD, RiemGCP or iSICE"
     return Plan(source, network, by_modules(pairs), notes, dropped, any_order=_any_order(head), data=dict(IMAGENET))
 

@@ -69,7 +69,7 @@ class Change:
 
 
 def _stack(pieces: Pieces) -> Tensor:
-    return pieces[None] if None in pieces else torch.stack([pieces[index] for index in sorted(pieces, key=str)])
+    return pieces[None] if None in pieces else torch.stack([pieces[index] for index in range(len(pieces))])
 
 
 def _two_classifiers(factor: float, remark: str) -> Change:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ from ..timm_plugin.hub import write_hub_folder
 from .conversion import Converted
 from .fitting import KeyReport
 from .folders import LEFT_OUT, MANIFEST, RECORD, REPORT, manifest, replaceable
-from .mmpretrain_files import config_text
-from .mmpretrain_model import mmpretrain_model
+from .mmpretrain_configs import config_text, mmpretrain_model
 from .placement import CHANGES
 
 # What timm's description of a model says of the weights that timm has for it.
@@ -106,27 +106,36 @@ def write_original(converted: Converted, folder: Path, _: Path) -> None:
     original = converted.original
     if not original:
         raise OptionError("--to original: these weights were not converted, so the original's keys are not known")
-    pieces: OrderedDict[str, list[Tensor]] = OrderedDict()
-    # Every tensor went to one place: a record that takes a place again and again makes any number of copies.
-    left = sum(tensor.nbytes for tensor in (*converted.state_dict.values(), *converted.left_out.values()))
     kept: dict[str, dict[int | None, Tensor]] = {}
     for key, ours, part, *_ in original["keys"]:
         if ours is not None and key in converted.left_out:
             kept.setdefault(ours, {})[part] = converted.left_out[key]
+    pieces: OrderedDict[str, list[Tensor]] = OrderedDict()  # mostly one; the rows of a tensor may go to several places
+    # Every tensor went to one place: a record that takes a place again and again makes any number of copies.
+    left = sum(tensor.nbytes for tensor in (*converted.state_dict.values(), *converted.left_out.values()))
     for row in original["keys"]:
-        try:
+        with _fitting_record(row[0]):
             piece = _original_tensor(converted, kept, *row)
-        except (KeyError, IndexError, TypeError, ArithmeticError, RuntimeError):
-            raise OptionError(f"--to original: the record of {shown(row[0])} does not fit the weights") from None
         pieces.setdefault(row[0], []).append(piece)
         left -= piece.nbytes
         if left < 0:
             raise OptionError("--to original: the record names more tensors than there are weights")
-    tensors = OrderedDict((key, rows[0] if len(rows) == 1 else torch.cat(rows)) for key, rows in pieces.items())
+    tensors: OrderedDict[str, Tensor] = OrderedDict()
+    for key, rows in pieces.items():
+        with _fitting_record(key):
+            tensors[key] = rows[0] if len(rows) == 1 else torch.cat(rows)
     container = original["container"]
     said = {**original["plain"], **original.get("settings", {})}
     content = tensors if container is None else {**said, container: tensors}
     torch.save(content, folder / original["file_name"])
+
+
+@contextmanager
+def _fitting_record(key: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ArithmeticError, RuntimeError):
+        raise OptionError(f"--to original: the record of {shown(key)} does not fit the weights") from None
 
 
 def _original_tensor(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import timm
 
 from ..errors import UnknownNameError
+from ..timm_plugin.psrp import PART_OF_KEYS as PART_OF_PSRP
 from ..timm_plugin.token_transformers import MODELS as TOKEN_MODELS
 from ..timm_plugin.token_transformers import TokenModel
 from .backbones import CONVNEXTS, Shapes, numbered
@@ -201,7 +202,7 @@ PROBED = (
         dict(final_norm=False),
         (
             "the release's norms in front of the downsampling divide by the unbiased variance, here their weights are "
-            "multiplied by √((C - 1) / C), for the same logits; without it they would differ by about 1e-3",
+            "multiplied by √((C - 1) / C), for the same logits; without it they would differ by about 8e-4",
         ),
     ),
 )
@@ -234,7 +235,7 @@ def moment_probing(state: OriginalState, hints: Hints) -> Plan | None:
         raise RefusedError(
             f"{state.file_name}: moment probing of a backbone that is none of timm's ViT, CLIP, Swin, ConvNeXt"
         )
-    arguments = {**probed.arguments, **({"psrp": True} if any(".psrp." in key for key in shapes) else {})}
+    arguments = {**probed.arguments, **({"psrp": True} if any(PART_OF_PSRP in key for key in shapes) else {})}
     classes = shapes["head.classifier2.weight"][0]
     network = Network(name, classes, "moment", dict(probed.options), backbone_kwargs=arguments)
     _check_head(hints, "moment")

@@ -1,5 +1,6 @@
 """Pictures from strangers, and the same logits from a picture's file on, whatever the checkpoint was converted for."""
 
+import argparse
 import os
 import random
 import struct
@@ -166,6 +167,8 @@ NETWORKS = {
     "resnet18_cifar_zca": {},
     "resnet18_gap": {},
     "inception_v3_isqrt": dict(reduce_channels=16),
+    "swin_tiny_patch4_window7_224_isqrt": dict(reduce_channels=16),
+    "vit_small_patch16_224_isqrt": dict(reduce_channels=16, fuse_class_token=True),
 }
 
 
@@ -174,8 +177,9 @@ NETWORKS = {
 def test_the_same_logits_from_the_file_of_a_picture(name, tmp_path):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10, **NETWORKS[name])
-    torch.save({"arch": name, "state_dict": model.state_dict()}, tmp_path / "checkpoint.pth")
-    converted = load_original(tmp_path / "checkpoint.pth", arch=name)
+    settings = argparse.Namespace(model=name, model_kwargs=NETWORKS[name])
+    torch.save({"args": settings, "state_dict": model.state_dict()}, tmp_path / "checkpoint.pth")
+    converted = load_original(tmp_path / "checkpoint.pth")
     for target in ("timm", "mmpretrain"):
         write(converted, target, tmp_path / target)
     picture = tmp_path / "photograph.png"

@@ -11,11 +11,11 @@ import skimage.data
 import timm
 import torch
 from PIL import Image
-from support.checkpoints import MANIFESTS
+from support.checkpoints import saved, small
 
 from covpool_plugins.checkpoints import CheckpointError, load_original, write
 from covpool_plugins.checkpoints.heads import ORIGINAL_HEADS, names
-from covpool_plugins.checkpoints.transformers import PROBED
+from covpool_plugins.checkpoints.placement import CHANGES
 from covpool_plugins.checkpoints.triangle import PHOTOGRAPHS, columns
 from covpool_plugins.errors import OptionError, UnknownNameError
 
@@ -26,20 +26,9 @@ OTHERS = ("gap", "bcnn", "cbp")
 ROOTS = sorted({row.head for _, row in ORIGINAL_HEADS.items() if row.head not in OTHERS and not row.identity})
 
 
-def small(name):
-    """The tensors of a manifest as zeros."""
-    rows = MANIFESTS[name]["state_dict"]
-    return {key: torch.zeros(shape, dtype=getattr(torch, (dtype or ["float32"])[0])) for key, shape, *dtype in rows}
-
-
 @pytest.fixture(scope="module")
 def resnet18():
     return small(SCRATCH)
-
-
-def saved(content, tmp_path, name="checkpoint.pth"):
-    torch.save(content, tmp_path / name)
-    return tmp_path / name
 
 
 def bare(state):
@@ -130,6 +119,25 @@ def test_settings_of_a_file_lead_nowhere(tmp_path):
     listed = argparse.Namespace(model=["resnet18_isqrt"], model_kwargs=[1, 2], representation=3)
     with pytest.raises(OptionError):
         load_original(saved({"net": {"fc.weight": torch.ones(2, 2)}, "args": listed}, tmp_path))
+
+
+PARTS = {
+    None: [{i: torch.full((2, 3), float(i)) for i in range(12)}, {None: torch.arange(3.0)}],
+    "lower": [{None: torch.arange(30.0).reshape(2, 15)}],
+    "unbiased": [{None: torch.arange(8.0)}],
+}
+PARTS["mean"] = PARTS["sum"] = [
+    {0: torch.arange(6.0).reshape(2, 3), 1: torch.arange(8.0).reshape(2, 4)},
+    {0: torch.ones(2), 1: torch.ones(2)},
+]
+
+
+@pytest.mark.parametrize("name", CHANGES, ids=str)
+def test_the_way_back_of_what_is_changed(name):
+    for parts in PARTS[name]:
+        whole = CHANGES[name].join(parts)
+        for number, part in parts.items():
+            torch.testing.assert_close(CHANGES[name].split(whole, number, part.shape), part)
 
 
 def mpncov(classes=3):
@@ -257,114 +265,6 @@ def test_heads_of_riemgcp_with_an_identity(head, hint, resnet18, tmp_path):
 def test_what_isice_leaves_open_is_said(resnet18, tmp_path):
     (note,) = [note for note in load_original(saved(resnet18, tmp_path, "r18-SICE.pth")).notes if "step" in note]
     assert "tr Λ" in note
-
-
-@pytest.mark.parametrize(
-    "name, reason",
-    [
-        ("mp__as_base_patch4_window7_224__linear_probe", "AS-MLP, a backbone that timm does not have"),
-        ("isice__swin_t__SICE", "Swin: the release cannot run it"),
-    ],
-)
-def test_networks_that_are_refused_by_name(name, reason, tmp_path):
-    few = {key: tensor[:1] for key, tensor in small(name).items() if key.count(".") < 7 and tensor.ndim}
-    with pytest.raises(OptionError, match=reason):
-        load_original(saved(few, tmp_path))
-
-
-def probed(model_name="vit_tiny_patch16_224", **added):
-    """A checkpoint of moment probing on timm's ViT, of 3 classes."""
-    with torch.device("meta"):
-        model = timm.create_model(model_name, num_classes=0)
-    shapes = {"proj.weight": (512, 192), "proj.bias": (512,), "ln.weight": (128,), "ln.bias": (128,)}
-    shapes |= {"classifier1.weight": (3, 192), "classifier1.bias": (3,), "classifier2.weight": (3, 2883)}
-    shapes |= {"classifier2.bias": (3,), "downblocks.0.0.weight": (3, 3, 3, 3), "downblocks.0.2.weight": (3, 3, 3, 3)}
-    generator = torch.Generator().manual_seed(0)
-    head = {f"head.{key}": torch.randn(shape, generator=generator) for key, shape in shapes.items()}
-    return {**{key: torch.zeros(tensor.shape) for key, tensor in model.state_dict().items()}, **head}
-
-
-def test_two_classifiers_are_one_and_two_again(tmp_path):
-    """Bit by bit, although a mean of two biases is one number; a classifier that was trained on is shared out."""
-    state = probed()
-    converted = load_original(saved(state, tmp_path, "mp.pth"))
-    weight, bias = (converted.state_dict[f"head.fc.{name}"] for name in ("weight", "bias"))
-    first, second = (state[f"head.classifier{i}.weight"] for i in (1, 2))
-    assert torch.equal(weight, torch.cat([first, second], 1) / 2)
-    assert torch.equal(bias, (state["head.classifier1.bias"] + state["head.classifier2.bias"]) / 2)
-    assert sorted(converted.left_out) == ["head.classifier1.bias", "head.classifier2.bias"]
-    write(converted, "timm", tmp_path / "timm")
-    for trained in (False, True):
-        again = load_original(tmp_path / "timm")
-        if trained:
-            again.state_dict["head.fc.bias"] += 1
-        write(again, "original", tmp_path / f"{trained}")
-        back = torch.load(tmp_path / f"{trained}" / "mp.pth")
-        assert list(back) == list(state)
-        if trained:
-            assert torch.equal(back.pop("head.classifier1.bias"), bias + 1)
-            assert torch.equal(back.pop("head.classifier2.bias"), bias + 1)
-        assert all(torch.equal(tensor, state[key]) for key, tensor in back.items())
-
-
-def test_moment_probing_that_does_not_fit(tmp_path):
-    state = probed()
-    del state["head.classifier1.bias"]
-    with pytest.raises(OptionError, match=r"parts of 'head.fc.bias' are not complete"):
-        load_original(saved(state, tmp_path))
-    with pytest.raises(OptionError, match="--head isqrt: keys and shapes are those of the head moment"):
-        load_original(saved(probed(), tmp_path), head="isqrt")
-    with pytest.raises(OptionError, match="none of timm's ViT, CLIP, Swin, ConvNeXt"):
-        load_original(saved({key: t for key, t in probed().items() if "blocks.0.attn" not in key}, tmp_path))
-    with pytest.raises(OptionError, match="none of timm's ViT, CLIP, Swin, ConvNeXt"):
-        load_original(saved({key: t for key, t in probed().items() if not key.startswith("blocks.11.")}, tmp_path))
-    with pytest.raises(OptionError, match=r"head.global_pool.reduction.weight. would be \[512, 192, 2\]"):
-        load_original(saved({**probed(), "head.proj.weight": torch.zeros(512, 192, 2)}, tmp_path))
-
-
-NAMES_IN_TIMM_06 = {r"^stem\.0\.": "stem.proj.", r"^stem\.1\.": "stem.norm."}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "vit_base_patch32_224",
-        "vit_large_patch16_384",
-        "swin_tiny_patch4_window7_224",
-        "swin_large_patch4_window12_384",
-        "convnext_small",
-        "convnext_xlarge",
-    ],
-)
-def test_sizes_of_probed_backbones(name):
-    """Told from widths, blocks, patches, positions, windows."""
-    with torch.device("meta"):
-        state = timm.create_model(name, num_classes=0).state_dict()
-    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    for today, before in NAMES_IN_TIMM_06.items():
-        shapes = {re.sub(today, before, key): shape for key, shape in shapes.items()}
-    (row,) = [row for row in PROBED if any(key.startswith(row.mark) for key in shapes)]
-    assert row.name(shapes) == name
-
-
-@pytest.mark.parametrize(
-    "name, backbone", [("sot__SoT_Small", "sot_small"), ("dropcov__T2T_ViT_14", "dropcov_t2t_vit_14")]
-)
-def test_transformers_of_sot_and_dropcov(name, backbone, tmp_path):
-    """The blocks tell which; DropCov's third projection goes nowhere."""
-    state = small(name)
-    (projection,) = [key for key in state if ".wr." in key]
-    state[projection] += torch.arange(len(state[projection]))[:, None]
-    converted = load_original(saved(state, tmp_path))
-    assert converted.model_name == backbone
-    firsts = [converted.state_dict[f"head.global_pool.reductions.{i}.weight"][0, 0, 0, 0] for i in range(2)]
-    assert firsts == [0, 144]
-    assert list(converted.left_out) == [projection] * (backbone != "sot_small")
-    fewer = {key: tensor for key, tensor in state.items() if not key.startswith("blocks.13.")}
-    with pytest.raises(OptionError, match=f"384 channels x 13 blocks are no SoT or DropCov; known: .*{backbone}"):
-        load_original(saved(fewer, tmp_path))
-    with pytest.raises(OptionError, match="--head mpa"):
-        load_original(saved(state, tmp_path), head="mpa")
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,8 @@ RECORDS = {
     "container": [3, ["net"]],
     "plain": [None, [1]],
     "settings": [3],
-    "keys": [None, 3, [3], [[3]], [["a", "b", "c", False, []]], [["a", "b", None, False, [-1]]], [["a"]]],
+    "keys": [None, 3, [3], [[3]], [["a", "b", "c", False, []]], [["a", "b", None, False, [-1]]], [["a"]]]
+    + [[["a", "fc.bias", None, False, [100], change]] for change in ("upper", 3, ["lower"], {})],
 }
 
 
@@ -123,9 +124,15 @@ def test_damaged_records(field, timm_folder, tmp_path):
         with pytest.raises(OptionError) as error:
             load_original(folder)
         assert "\n" not in str(error.value)
-    rows = [["bn1.nothing", "bn1.nothing", None, False, [3], None], ["a", "bn1.weight", 1 << 40, False, [3], None]]
-    for row in rows:
-        (folder / "original.json").write_text(json.dumps({**record, "keys": [row]}))
+    bias = ["a", "fc.bias", None, False, [100]]
+    for rows in (
+        [["bn1.nothing", "bn1.nothing", None, False, [3], None]],
+        [["a", "bn1.weight", 1 << 40, False, [3], None]],
+        [[*bias, "lower"]],
+        [["a", "bn1.weight", 0, False, [], "unbiased"]],
+        [[*bias, None], ["a", "fc.weight", None, False, [100, 512], None]],  # as rows of one tensor
+    ):
+        (folder / "original.json").write_text(json.dumps({**record, "keys": rows}))
         with pytest.raises(OptionError, match="does not fit"):
             write(load_original(folder), "original", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -73,3 +73,15 @@ def save_original(name: str, folder: Path, **options: Any) -> Path:
     path = folder / f"{name}.pth.tar"
     torch.save(original_content(name), path, **options)
     return path
+
+
+def small(name: str) -> dict[str, Tensor]:
+    """The tensors of a manifest as zeros."""
+    rows = MANIFESTS[name]["state_dict"]
+    return {key: torch.zeros(shape, dtype=getattr(torch, (dtype or ["float32"])[0])) for key, shape, *dtype in rows}
+
+
+def saved(content: Any, folder: Path, name: str = "checkpoint.pth") -> Path:
+    """A file of ``torch.save`` with that content."""
+    torch.save(content, folder / name)
+    return folder / name

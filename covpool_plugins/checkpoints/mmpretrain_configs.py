@@ -1,7 +1,9 @@
-"""A network as an MMPretrain config, and its weights under MMPretrain's keys; done without MMPretrain."""
+"""A network as an MMPretrain config that tests it, and its weights under MMPretrain's keys; without MMPretrain."""
 
 from __future__ import annotations
 
+import math
+import pprint
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,8 +16,12 @@ from .network import Network
 Config = dict[str, Any]
 VGG_STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 DROPOUT = 0.5
-# Of this package's create_model: for the backbone, and for what stands behind it.
-OF_BACKBONE, OF_HEAD = {"psrp", "final_norm"}, {"fuse_class_token", "layer_groups"}
+CIFAR_SIDE = 32
+IMAGENET_CLASSES = 1000
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+# Arguments of this package's models: those that change the backbone, and those of what stands behind it.
+OF_BACKBONE = {"psrp", "final_norm"}
+OF_HEAD = {"fuse_class_token", "layer_groups", "global_pool", "head_kwargs", "reduce_channels"}
 
 
 class Counterpart(NamedTuple):
@@ -79,20 +85,12 @@ def densenet(network: Network, name: re.Match[str]) -> Counterpart:
     return Counterpart(dict(type="DenseNet", arch=name[1]), key)
 
 
-def own_network(network: Network, name: re.Match[str]) -> Counterpart:
-    """One that timm lacks; what there is of pool and classifiers is the head's."""
-    of_head = ("global_pool", "head_kwargs", "reduce_channels")
-    kept = {name: value for name, value in network.backbone_kwargs.items() if name not in of_head}
+def timm_backbone(network: Network, name: re.Match[str]) -> Counterpart:
+    """A network of timm's, or one that it lacks, in a wrapper; as ``second_order`` where its blocks are changed."""
+    kept = {option: value for option, value in network.backbone_kwargs.items() if option not in OF_HEAD}
     config = dict(type="covpool_plugins.TIMMBackbone", model_name=network.backbone, **kept)
-    return Counterpart(config, lambda key: f"timm_model.{key}")
-
-
-def any_timm_backbone(network: Network, name: re.Match[str]) -> Counterpart:
-    """timm's own network in MMPretrain's wrapper; with what this package changes in it, as a model without a head."""
-    kept = {name: value for name, value in network.backbone_kwargs.items() if name not in OF_HEAD}
-    config = dict(type="TIMMBackbone", model_name=network.backbone, **kept)
     if kept.keys() & OF_BACKBONE:
-        config |= dict(type="covpool_plugins.TIMMBackbone", model_name="second_order", backbone=network.backbone)
+        config |= dict(model_name="second_order", backbone=network.backbone)
     return Counterpart(config, lambda key: f"timm_model.{key}")
 
 
@@ -145,9 +143,56 @@ def _neck_and_head(network: Network, model: Any, common: Config) -> tuple[Config
     return dict(neck=neck, head=head), modules
 
 
+def config_text(model: dict[str, Any], data: Mapping[str, Any], num_classes: int, checkpoint: str, source: str) -> str:
+    """A config that stands by itself: model, preprocessing, data set, evaluation.
+
+    Args:
+        model: config of the classifier.
+        data: ``mean`` and ``std`` in 0..1, ``input_size`` (C, H, W), ``crop_pct`` and ``interpolation``, as in timm.
+        num_classes: of the classifier.
+        checkpoint: name of the file with the weights, beside the config.
+        source: where the weights come from.
+    """
+    mean, std = ([round(255 * value, 6) for value in data[name]] for name in ("mean", "std"))
+    cifar = data["input_size"][1] == CIFAR_SIDE  # whose data set gives red first, while pictures are read blue first
+    variables = {
+        "default_scope": "mmpretrain",
+        "model": model,
+        "data_preprocessor": dict(num_classes=num_classes, mean=mean, std=std, to_rgb=not cifar),
+        "test_dataloader": dict(
+            batch_size=32,
+            num_workers=2,
+            dataset=_data_set(data, num_classes),
+            sampler=dict(type="DefaultSampler", shuffle=False),
+        ),
+        "test_evaluator": dict(type="Accuracy", topk=(1, 5) if num_classes > 5 else (1,)),
+        "test_cfg": dict(),
+    }
+    lines = [f"# Weights converted from: {source}.", f"load_from = '{{{{ fileDirname }}}}/{checkpoint}'"]
+    lines += [f"{name} = {pprint.pformat(value, width=110, sort_dicts=False)}" for name, value in variables.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _data_set(data: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
+    _, height, _ = data["input_size"]
+    pack = dict(type="PackInputs")
+    # As timm does it: the edge is rounded down, Pillow reads and resizes.
+    side, squash = math.floor(height / data["crop_pct"]), data.get("crop_mode") == "squash"
+    scale: dict[str, Any] = dict(scale=(side, side)) if squash else dict(scale=side, edge="short")
+    interpolation = data["interpolation"] if data["interpolation"] in INTERPOLATIONS else "bilinear"
+    resize = dict(type="Resize" if squash else "ResizeEdge", **scale, backend="pillow", interpolation=interpolation)
+    steps = [resize, dict(type="CenterCrop", crop_size=height), pack]
+    if height == CIFAR_SIDE:
+        return dict(type=f"CIFAR{num_classes}", data_root=f"data/cifar{num_classes}", split="test", pipeline=steps)
+    pipeline = [dict(type="LoadImageFromFile", imdecode_backend="pillow"), *steps]
+    if num_classes == IMAGENET_CLASSES:
+        return dict(type="ImageNet", data_root="data/imagenet", split="val", pipeline=pipeline)
+    # One folder a class.
+    return dict(type="CustomDataset", data_root="data", data_prefix="test", pipeline=pipeline)
+
+
 MMPRETRAIN_BACKBONES.add(r"resnet(18|34|50|101|152)", resnet)
 MMPRETRAIN_BACKBONES.add(r"resnet(18|50)_cifar(?:_(zca|pca))?", resnet_cifar)
 MMPRETRAIN_BACKBONES.add(r"vgg(11|13|16|19)(_bn)?", vgg)
 MMPRETRAIN_BACKBONES.add(r"densenet(121|169|201)", densenet)
-MMPRETRAIN_BACKBONES.add(r"alexnet|so_vit_\d+|sot_.*|dropcov_.*", own_network)
-MMPRETRAIN_BACKBONES.add(r".*", any_timm_backbone)
+MMPRETRAIN_BACKBONES.add(r".*", timm_backbone)
