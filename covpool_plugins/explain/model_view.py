@@ -6,7 +6,7 @@ import copy
 import operator
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
@@ -295,7 +295,7 @@ class ModelView:
 def disposable(view: ModelView) -> ModelView:
     """A view whose modules are copies that hold the same weights: what is changed in them stays in the copy."""
     shared = [*view.model.parameters(), *view.model.buffers(), view.preprocessing]
-    return copy.deepcopy(view, {id(kept): kept for kept in shared})
+    return replace(copy.deepcopy(view, {id(kept): kept for kept in shared}))  # without what is cached
 
 
 def token_grid(tokens: int, height: int, width: int) -> tuple[int, int]:
