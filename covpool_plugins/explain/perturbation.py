@@ -24,9 +24,8 @@ CELLS = 7
 # TorchRay's grid of the mask in pixels, its smoothing and the strongest blur were chosen for inputs of this side.
 TUNED_SIDE = 224
 STEP, SIGMA_STEPS, MAX_BLUR = 7, 3, 20.0
-LEARNING_RATE = 0.1  # of Adam at first, on pixels before the sigmoid
 NOISE = 0.2  # standard deviation of the start, before the sigmoid
-ITERATIONS, JITTER = 100, 16
+JITTER = 16
 
 
 def rise(
@@ -142,7 +141,7 @@ def maximal_image(
     passed: ForwardPass,
     target: int,
     *,
-    iterations: int = ITERATIONS,
+    iterations: int = 50,
     seed: int = 0,
     smoothness: float = 1000.0,
     jitter: int = JITTER,
@@ -166,7 +165,7 @@ def maximal_image(
     def loss(made: Tensor) -> Tensor:
         return -view.model(made)[0, target]
 
-    pixels = _descend(view, passed.x, loss, iterations, seed, smoothness, jitter)
+    pixels = _descend(view, passed.x, loss, iterations, seed, smoothness, jitter, levels=5, step=0.02)
     return _picture(pixels, logit=view.logits(view.preprocessing.normalized(pixels))[0, target])
 
 
@@ -175,7 +174,7 @@ def inverse_image(
     passed: ForwardPass,
     target: int,
     *,
-    iterations: int = ITERATIONS,
+    iterations: int = 100,
     seed: int = 0,
     smoothness: float = 100.0,
     jitter: int = JITTER,
@@ -195,7 +194,7 @@ def inverse_image(
         difference = view.forward_pass(made).pooled - original
         return difference.square().sum() / original.square().sum().clamp_min(1e-12)
 
-    pixels = _descend(view, passed.x, loss, iterations, seed, smoothness, jitter)
+    pixels = _descend(view, passed.x, loss, iterations, seed, smoothness, jitter, levels=1, step=0.1)
     return _picture(pixels, distance=loss(view.preprocessing.normalized(pixels)).sqrt())
 
 
@@ -207,24 +206,36 @@ def _descend(
     seed: int,
     smoothness: float,
     jitter: int,
+    levels: int,
+    step: float,
 ) -> Tensor:
-    """Pixels (1, C, H, W) in 0..1 that make ``loss`` of the input plus the total variation small."""
-    random = torch.Generator("cpu").manual_seed(seed)
+    """Pixels (1, C, H, W) in 0..1 that make ``loss`` of the input plus the total variation small.
+
+    Before the sigmoid they are the sum of ``levels`` pictures, each of half the size of the one before, which all move
+    by up to ``step``, less and less: a smooth picture takes fewer steps so.
+    """
+    random, size = torch.Generator("cpu").manual_seed(seed), x.shape[2:]
     start = NOISE * torch.randn(x.shape, generator=random, device="cpu", dtype=torch.float32)
-    unbounded = view.to_model(start).requires_grad_(True)
-    optimizer = torch.optim.Adam([unbounded], lr=LEARNING_RATE)
+    coarse = [torch.zeros(*x.shape[:2], *(max(1, side >> level) for side in size)) for level in range(1, levels)]
+    parts = [view.to_model(part).requires_grad_(True) for part in (start, *coarse)]
+    optimizer = torch.optim.Adam(parts, lr=step)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)  # lets the noise of the jitter settle
+
+    def drawn() -> Tensor:
+        full = [nn.functional.interpolate(part, size, mode="bilinear") for part in parts]
+        return torch.stack(full).sum(dim=0).sigmoid()
+
     with torch.enable_grad():
         for _ in tqdm(range(iterations), unit="step", disable=None, leave=False):
-            pixels = unbounded.sigmoid()
+            pixels = drawn()
             shift = torch.randint(-jitter, jitter + 1, (2,), generator=random).tolist()
             made = view.preprocessing.normalized(pixels.roll(shift, dims=(2, 3)))
             total = loss(made) + smoothness * total_variation(pixels)
             optimizer.zero_grad()
-            total.backward(inputs=[unbounded])
+            total.backward(inputs=parts)
             optimizer.step()
             schedule.step()
-    return unbounded.detach().sigmoid()
+    return drawn().detach()
 
 
 def total_variation(pixels: Tensor) -> Tensor:
