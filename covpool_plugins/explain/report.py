@@ -70,7 +70,8 @@ TEMPLATE = """<!doctype html>
   .maps img { width: 100%; }
   figure { margin: 0; background: #8881; } figcaption { font-size: .9rem; padding: .5rem .75rem .75rem; }
   .none { background: #8882; padding: 1rem; font-size: .9rem; }
-  .wide { background: #fff; margin: 1rem 0; }
+  .wide { margin: 1rem 0; width: fit-content; max-width: 100%; }
+  @media (max-width: 800px) { .wide { overflow-x: auto; } .wide img { max-width: none; } }
   .scroll { overflow-x: auto; }
   table { border-collapse: collapse; font-size: .85rem; }
   th, td { padding: .2rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #8884; }
