@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -20,7 +21,7 @@ from .backprop import disposable
 from .explanation import Explanation
 from .images import as_input
 from .methods import explain_over_picture, explanation_options, with_options
-from .model_view import ForwardPass, Gradient, ModelView
+from .model_view import Gradient, ModelView
 
 THRESHOLD = 0.5
 VERDICTS = {None: "n/a", True: "depends on the weights", False: "hardly depends on the weights"}
@@ -92,26 +93,46 @@ def cascading_randomization(
     view = ModelView.of(model, grad)
     x = as_input(image, view.preprocessing)
     passed = view.forward_pass(x)
-    originals: dict[str, Explanation] = {}
+    originals: dict[str, np.ndarray] = {}
     rows: dict[str, list[Randomization]] = {method: [] for method in options}
-    for method in options:
+    for method, own in options.items():
         try:
-            originals[method] = _varying(view, passed, method, target, options[method])
+            original = explain_over_picture(view, passed, method, target, **own)
+            originals[method] = _compared(original)
         except NotApplicableError as error:
             rows[method].append(Randomization(method, (), None, str(error)))
             continue
-        target = originals[method].target
+        target = original.target
         if "layer" in explanation_options(method):
-            options[method]["layer"] = originals[method].layer
+            own["layer"] = original.layer
     total = len(originals) * steps
     with tqdm(total=total, desc="randomize", unit="map", disable=None, leave=False) as bar:
         for step, (layers, random) in enumerate(randomized_views(view, x, seed, steps), start=1):
             random_passed = random.forward_pass(x)
-            for method, original in originals.items():
-                similarity, note = _compare(random, random_passed, original, _reseeded(method, options[method], step))
-                rows[method].append(Randomization(method, layers, similarity, note))
+            for method, map in originals.items():
+                own = dict(options[method])
+                if "seed" in explanation_options(method):  # the same random numbers alone make maps alike
+                    own["seed"] = own.get("seed", 0) + step
+                try:
+                    other = _compared(explain_over_picture(random, random_passed, method, target, **own))
+                    row = Randomization(method, layers, rank_correlation(map, other))
+                except NotApplicableError as error:
+                    row = Randomization(method, layers, None, str(error))
+                rows[method].append(row)
                 bar.update()
     return [row for method in options for row in rows[method]]
+
+
+def _compared(explanation: Explanation) -> np.ndarray:
+    """The map, by its magnitude where it has no sign.
+
+    Raises:
+        NotApplicableError: for one that has no ranks.
+    """
+    map = explanation.map if explanation.signed else np.abs(explanation.map)
+    if np.ptp(map) == 0:
+        raise NotApplicableError("the map is the same everywhere")
+    return map
 
 
 def depends_on_weights(rows: Sequence[Randomization]) -> dict[str, bool | None]:
@@ -140,51 +161,14 @@ def rank_correlation(first: Tensor | np.ndarray, second: Tensor | np.ndarray) ->
     a, b = (torch.as_tensor(values, dtype=torch.float64) for values in (first, second))
     if a.shape != b.shape:
         raise ShapeError(f"maps must have the same size, got {tuple(a.shape)} and {tuple(b.shape)}")
-    ranks = torch.stack([_ranks(a.flatten()), _ranks(b.flatten())])
-    centred = ranks - ranks.mean(dim=1, keepdim=True)
-    size = centred.norm(dim=1).prod()
-    return (centred[0] @ centred[1] / size).clamp(-1, 1).item() if size > 0 else None
+    correlation = torch.stack([_ranks(a.flatten()), _ranks(b.flatten())]).corrcoef()[0, 1].item()
+    return None if math.isnan(correlation) else correlation
 
 
 def _ranks(values: Tensor) -> Tensor:
     _, place, counts = values.unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
     return (last - (counts - 1) / 2)[place]
-
-
-def _varying(
-    view: ModelView, passed: ForwardPass, method: str, target: int | None, options: Mapping[str, Any]
-) -> Explanation:
-    """An explanation whose map has ranks.
-
-    Raises:
-        NotApplicableError: for one that has not.
-    """
-    explanation = explain_over_picture(view, passed, method, target, **options)
-    if np.ptp(_compared(explanation)) == 0:
-        raise NotApplicableError("the map is the same everywhere")
-    return explanation
-
-
-def _compare(
-    view: ModelView, passed: ForwardPass, original: Explanation, options: Mapping[str, Any]
-) -> tuple[float | None, str]:
-    try:
-        explanation = _varying(view, passed, original.method, original.target, options)
-    except NotApplicableError as error:
-        return None, str(error)
-    return rank_correlation(_compared(original), _compared(explanation)), ""
-
-
-def _reseeded(method: str, options: Mapping[str, Any], step: int) -> Mapping[str, Any]:
-    """Other random numbers for every step, where a method draws any: the same ones alone make maps alike."""
-    if "seed" not in explanation_options(method):
-        return options
-    return {**options, "seed": options.get("seed", 0) + step}
-
-
-def _compared(explanation: Explanation) -> np.ndarray:
-    return explanation.map if explanation.signed else np.abs(explanation.map)
 
 
 def randomized_views(
