@@ -68,10 +68,8 @@ class Pointing:
         hit = energy is not None and points_at(map, region, tolerance, smooth)
         self.hits += hit
         self.misses += not hit
-        if energy is None:
-            self.pointless += 1
-        else:
-            self.energies.append(energy)
+        self.pointless += energy is None
+        self.energies += [] if energy is None else [energy]
 
 
 def pointing_game(
@@ -143,16 +141,16 @@ def pointing_game(
     return [rows[key] for method in options for key in sorted(rows) if key[0] == method]
 
 
-def mean_accuracy(rows: Iterable[Pointing]) -> dict[str, float | None]:
+def mean_accuracy(rows: Sequence[Pointing]) -> dict[str, float | None]:
     """By method the mean of the accuracies of the classes, as the papers report it.
 
     Examples:
         >>> mean_accuracy([Pointing("rise", 0, hits=3, misses=1), Pointing("rise", 1, hits=1, misses=0)])
         {'rise': 0.875}
     """
-    accuracies: dict[str, list[float]] = {}
+    accuracies: dict[str, list[float]] = {row.method: [] for row in rows}
     for row in rows:
-        accuracies.setdefault(row.method, []).extend([] if row.accuracy is None else [row.accuracy])
+        accuracies[row.method] += [] if row.accuracy is None else [row.accuracy]
     return {method: float(np.mean(values)) if values else None for method, values in accuracies.items()}
 
 
@@ -228,13 +226,19 @@ def pointing_table(
     rows = []
     for model, view in models.items():
         classes = pointing_game(view, read_annotations(folder, view.class_names or None), methods)
-        accuracies = mean_accuracy(classes)
         for method in methods:
             own = [row for row in classes if row.method == method]
             energies = [energy for row in own for energy in row.energies]
-            shares = {"accuracy": accuracies.get(method), "energy": float(np.mean(energies)) if energies else None}
-            counts = {"hits": str(sum(row.hits for row in own)), "misses": str(sum(row.misses for row in own))}
-            texts = {name: "n/a" if share is None else f"{share:.3f}" for name, share in shares.items()}
+            numbers = {
+                "hits": str(sum(row.hits for row in own)),
+                "misses": str(sum(row.misses for row in own)),
+                "accuracy": _text(mean_accuracy(own).get(method)),
+                "energy": _text(float(np.mean(energies)) if energies else None),
+            }
             note = next((row.note for row in reversed(own) if row.note), "")
-            rows.append({"model": model, "method": method, **counts, **texts, "note": note})
+            rows.append({"model": model, "method": method, **numbers, "note": note})
     return rows
+
+
+def _text(share: float | None) -> str:
+    return "n/a" if share is None else f"{share:.3f}"
