@@ -247,6 +247,16 @@ def test_what_ends_early_has_a_page_of_what_is_done(run, picture: Path, tmp_path
     assert row["image"] == picture.name and "data:image/webp" in (tmp_path / "out" / "index.html").read_text()
 
 
+def test_an_interrupted_sanity_check_leaves_the_page(run, tmp_path: Path, monkeypatch) -> None:
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("covpool_plugins.explain.__main__.sanity_table", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(*SMALL, "--sanity")
+    assert {"index.html", "metrics.json"} < {path.name for path in (tmp_path / "out").iterdir()}
+
+
 def test_the_top_class_versus_itself_is_left_out(run, tmp_path: Path) -> None:
     for versus in ("0", "1"):
         with contextlib.suppress(OptionError):
