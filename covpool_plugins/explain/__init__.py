@@ -5,19 +5,16 @@ from ..pictures import read_picture
 from . import (  # noqa: F401  fill the table
     backprop,
     contribution,
-    deconvolution,
-    democratic_weights,
     excitation,
     perturbation,
     spectral_maps,
-    synthesis,
 )
 from .annotations import AnnotatedPicture, read_annotations
 from .explanation import Explanation
-from .loading import load_mmpretrain_model, load_timm_model
 from .methods import EXPLANATIONS, ExplanationMethod, explain, explanation_options, list_explanations
 from .metrics import deletion_insertion, metrics
 from .model_view import ACTIVATIONS, GRADIENTS, ModelView
+from .models import load_mmpretrain_model, load_timm_model
 from .overlay import eigen_panel, montage
 from .pointing import Pointing, mean_accuracy, pointing_game
 from .sanity import Randomization, cascading_randomization, depends_on_weights

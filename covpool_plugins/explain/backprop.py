@@ -1,16 +1,20 @@
-"""The score's gradient at the pixels and at the maps of a layer, and what is made of it."""
+"""The score's gradient at the pixels and at the maps of a layer, and what is made of it.
+
+Methods with the option ``layer`` take the name of a stage of the view; the default is the last map of the backbone.
+"""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import islice
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from ..checks import check_choice, check_integer, check_number
@@ -30,8 +34,7 @@ def gradient(view: ModelView, passed: ForwardPass, target: int) -> Explanation:
 
     Source: Simonyan, Vedaldi & Zisserman, "Deep Inside Convolutional Networks", ICLR workshop 2014.
     """
-    grad = pixel_gradients(view, view.to_model(passed.x), target)
-    return Explanation(grad[0].abs().amax(dim=0), signed=False)
+    return _sizes(pixel_gradients(view, view.to_model(passed.x), target))
 
 
 def smooth_grad(
@@ -49,11 +52,8 @@ def smooth_grad(
     x = view.to_model(passed.x)
     random = torch.Generator("cpu").manual_seed(seed)
     size = noise * (x.max() - x.min()).item()
-    total = torch.zeros_like(x)
-    for count in _parts(samples, "smooth_grad"):
-        drawn = torch.randn((count, *x.shape[1:]), generator=random, dtype=torch.float32)
-        total += pixel_gradients(view, x + size * drawn.to(x), target).sum(dim=0, keepdim=True)
-    return Explanation((total / samples)[0].abs().amax(dim=0), signed=False)
+    copies = (x + size * torch.randn(x.shape, generator=random, dtype=torch.float32).to(x) for _ in range(samples))
+    return _sizes(_weighted_gradient(view, copies, x.new_full((samples,), 1 / samples), target, "smooth_grad"))
 
 
 def integrated_gradients(
@@ -73,20 +73,16 @@ def integrated_gradients(
     x = view.to_model(passed.x)
     starts: dict[str, Callable[[Tensor], Tensor]] = {
         "mean": torch.zeros_like,
-        "black": view.preprocessing.black,
+        "black": lambda x: view.preprocessing.normalized(torch.zeros_like(x)),
         "blur": blur,
     }
     start = starts[baseline](x)
-    total, done = torch.zeros_like(x), 0
-    places, weights = x.new_tensor(gauss_points(points)).view(-1, 2, 1, 1, 1).unbind(1)
-    for count in _parts(points, "integrated_gradients"):
-        part = slice(done, done + count)
-        grad = pixel_gradients(view, start + places[part] * (x - start), target)
-        total += (weights[part] * grad).sum(dim=0, keepdim=True)
-        done += count
-    shares = ((x - start) * total).sum(dim=1)[0]
+    places, weights = gauss_points(points)
+    path = (start + place * (x - start) for place in places)
+    mean = _weighted_gradient(view, path, x.new_tensor(weights), target, "integrated_gradients")
+    shares = ((x - start) * mean).sum(dim=1)[0]
     whole = (view.logits(x) - view.logits(start))[0, target].item()
-    return Explanation(shares, signed=True, contributions=shares, completeness_target=whole)
+    return Explanation(shares, signed=True, completeness_target=whole)
 
 
 def grad_cam(view: ModelView, passed: ForwardPass, target: int, *, layer: str | None = None) -> Explanation:
@@ -94,16 +90,11 @@ def grad_cam(view: ModelView, passed: ForwardPass, target: int, *, layer: str | 
 
     A covariance does not change when a constant is added to the features, so the gradients at its input sum to zero
     over the positions: Grad-CAM weights there are rounding errors, and their normalised map looks plausible. Such a
-    layer is refused.
+    layer, with nothing non-linear between it and a centred covariance, is refused.
 
     Args:
-        layer: name of a stage of the view; the default is the last one that is not degenerate. That is the last map of
-            the backbone where the channel reduction has a ReLU.
-
-    Raises:
-        UnknownNameError: for an unknown layer.
-        NotApplicableError: for a layer with nothing non-linear between it and a centred covariance, or a model without
-            another one.
+        layer: a stage; the default is the last one that is not degenerate. That is the last map of the backbone where
+            the channel reduction has a ReLU.
 
     Source: Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
     ICCV 2017.
@@ -112,14 +103,14 @@ def grad_cam(view: ModelView, passed: ForwardPass, target: int, *, layer: str | 
     ratio = 0.0
     for name in reversed(view.shallow_stages) if layer is None else [layer]:
         maps, grad = maps_and_gradients(view, passed.x, target, name)
-        ratio = mean_gradient_ratio(grad)
+        ratio = _mean_gradient_ratio(grad)
         if ratio >= DEGENERATE:
             values = (grad.mean(dim=(2, 3), keepdim=True) * maps).sum(dim=1).relu()
             return Explanation(values[0], signed=False, layer=name)
     if layer is None:
-        raise NotApplicableError("grad_cam: the model has no layer with a map at which Grad-CAM is defined")
+        raise NotApplicableError("the model has no layer with a map at which Grad-CAM is defined")
     raise NotApplicableError(
-        f"grad_cam: at layer {layer!r} the map would show rounding errors: nothing non-linear lies between it and the "
+        f"at layer {layer!r} the map would show rounding errors: nothing non-linear lies between it and the "
         f"covariance, so its gradients sum to zero ({ratio:.1e}); take an earlier layer, or name none"
     )
 
@@ -130,17 +121,10 @@ def grad_cam_plus_plus(view: ModelView, passed: ForwardPass, target: int, *, lay
     Its weights do not vanish in front of a centred covariance. They assume that the score is the exponential of one
     that is linear in the maps, as the source does.
 
-    Args:
-        layer: name of a stage of the view; the default is the last map of the backbone.
-
-    Raises:
-        UnknownNameError: for an unknown layer.
-        NotApplicableError: for a model without a layer that can be probed, where none is named.
-
     Source: Chattopadhyay, Sarkar, Howlader & Balasubramanian, "Grad-CAM++: Generalized Gradient-based Visual
     Explanations for Deep Convolutional Networks", WACV 2018, eq. 10 and 19.
     """
-    layer = last_layer(view, "grad_cam_plus_plus") if layer is None else layer
+    layer = layer_or_last(view, layer)
     maps, grad = maps_and_gradients(view, passed.x, target, layer)
     divisor = 2 * grad.square() + maps.sum(dim=(2, 3), keepdim=True) * grad**3
     shares = torch.where(divisor == 0, 0.0, grad.square() / torch.where(divisor == 0, 1.0, divisor))
@@ -151,19 +135,10 @@ def grad_cam_plus_plus(view: ModelView, passed: ForwardPass, target: int, *, lay
 def layer_cam(view: ModelView, passed: ForwardPass, target: int, *, layer: str | None = None) -> Explanation:
     """Activation times positive gradient, summed over the channels, on the grid of a layer (H, W).
 
-    Fine layers have sharp maps.
-
-    Args:
-        layer: name of a stage of the view; the default is the last map of the backbone.
-
-    Raises:
-        UnknownNameError: for an unknown layer.
-        NotApplicableError: for a model without a layer that can be probed, where none is named.
-
     Source: Jiang, Zhang, Hou, Cheng & Wei, "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization",
     TIP 2021.
     """
-    layer = last_layer(view, "layer_cam") if layer is None else layer
+    layer = layer_or_last(view, layer)
     maps, grad = maps_and_gradients(view, passed.x, target, layer)
     return Explanation((grad.relu() * maps).sum(dim=1).relu()[0], signed=False, layer=layer)
 
@@ -175,40 +150,43 @@ def linear_approx(view: ModelView, passed: ForwardPass, target: int, *, layer: s
     centred covariance. The covariance is blind to a constant added to the features there; this map is not, the
     method ``contribution`` is.
 
-    Args:
-        layer: name of a stage of the view; the default is the last map of the backbone.
-
-    Raises:
-        UnknownNameError: for an unknown layer.
-        NotApplicableError: for a model without a layer that can be probed, where none is named.
-
     Source: Kindermans et al., "Investigating the influence of noise and distractors on the interpretation of neural
     networks", NIPS workshop 2016; at a layer: Olah et al., "The Building Blocks of Interpretability", Distill 2018.
     """
-    layer = last_layer(view, "linear_approx") if layer is None else layer
+    layer = layer_or_last(view, layer)
     maps, grad = maps_and_gradients(view, passed.x, target, layer)
     return Explanation((maps * grad).sum(dim=1)[0], signed=True, layer=layer)
 
 
-def last_layer(view: ModelView, method: str) -> str:
-    """The last map of the backbone.
+def deconvnet(view: ModelView, passed: ForwardPass, target: int) -> Explanation:
+    """Size of the deconvolved signal at every pixel, the largest over the channels, (H, W).
+
+    A ReLU passes the positive part of the signal, wherever the activations are. All else, the head with its
+    normalisation included, passes the gradient; so do other activations, where a network mixes them with ReLUs.
+
+    Source: Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014.
+    """
+    return _rectified(view, passed.x, target, Rectifiers(guided=False))
+
+
+def guided_backprop(view: ModelView, passed: ForwardPass, target: int) -> Explanation:
+    """As :func:`deconvnet`, but a ReLU passes the positive part of the signal only where it is active, (H, W).
+
+    Source: Springenberg et al., "Striving for Simplicity: The All Convolutional Net", ICLR workshop 2015.
+    """
+    return _rectified(view, passed.x, target, Rectifiers(guided=True))
+
+
+def layer_or_last(view: ModelView, layer: str | None) -> str:
+    """The layer, or the last map of the backbone.
 
     Raises:
         NotApplicableError: for a model without a layer that can be probed.
     """
     view.known_pool()
-    if not view.shallow_stages:
-        raise NotApplicableError(f"{method}: the model has no layer with a map that can be probed")
-    return view.shallow_stages[-1]
-
-
-def mean_gradient_ratio(grad: Tensor) -> float:
-    """Norm of the gradient (B, C, H, W) averaged over the positions, against its root mean square over them.
-
-    One for no gradient at all: that is an honest zero.
-    """
-    size = grad.square().sum(dim=1).mean().sqrt()
-    return (grad.mean(dim=(2, 3)).norm() / size).item() if size > 0 else 1.0
+    if layer is None and not view.shallow_stages:
+        raise NotApplicableError("the model has no layer with a map that can be probed")
+    return view.shallow_stages[-1] if layer is None else layer
 
 
 def pixel_gradients(view: ModelView, x: Tensor, target: int) -> Tensor:
@@ -225,49 +203,112 @@ def maps_and_gradients(view: ModelView, x: Tensor, target: int, layer: str) -> t
         UnknownNameError: for an unknown layer.
         NotApplicableError: for a model without a pool that we know.
     """
-    view.stage(layer)
-    own, leaves = disposable(view), []
-
-    @torch.no_grad()
-    def cut(_: Any, args: Any, output: Tensor) -> Tensor:
-        leaves.append(output.detach().requires_grad_(True))
-        return leaves[-1]
-
-    own.stage(layer).register_forward_hook(cut)
-    with torch.enable_grad():
-        score = own.model(own.to_model(x).clone())[0, target]
+    with cut(view.stage(layer)) as leaves, torch.enable_grad():
+        score = view.model(view.to_model(x).clone())[0, target]
     maps = leaves[-1]
     return view.as_maps(maps.detach(), x), view.as_maps(torch.autograd.grad(score, maps)[0], x)
 
 
-def gauss_points(count: int) -> list[tuple[float, float]]:
+@contextmanager
+def cut(stage: nn.Module) -> Iterator[list[Tensor]]:
+    """Within it, what a stage gives is a leaf, where the graph begins; they are listed as they are made."""
+    leaves: list[Tensor] = []
+
+    @torch.no_grad()
+    def begin(_: Any, args: Any, output: Tensor) -> Tensor:
+        leaves.append(output.detach().requires_grad_(True))
+        return leaves[-1]
+
+    with stage.register_forward_hook(begin):
+        yield leaves
+
+
+def gauss_points(count: int) -> tuple[list[float], list[float]]:
     """Points and weights of Gauss-Legendre quadrature on [0, 1]."""
     points, weights = np.polynomial.legendre.leggauss(count)
-    return [(float(p + 1) / 2, float(w) / 2) for p, w in zip(points, weights, strict=True)]
+    return ((points + 1) / 2).tolist(), (weights / 2).tolist()
 
 
-def disposable(view: ModelView) -> ModelView:
-    """A view whose modules are copies that hold the same weights: what a method leaves on them goes with them."""
-    shared = [*view.model.parameters(), *view.model.buffers()]
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
-    model = copy.deepcopy(view.model, memo)
-    return replace(
-        view,
-        model=model,
-        pool=memo.get(id(view.pool), view.pool),
-        pool_site=None if view.pool_site is None else memo[id(view.pool_site)],
-        classifier=None if view.classifier is None else memo[id(view.classifier)],
-        stages={name: memo[id(stage)] for name, stage in view.stages.items()},
-    )
+def _sizes(grad: Tensor) -> Explanation:
+    return Explanation(grad[0].abs().amax(dim=0), signed=False)
 
 
-def _parts(count: int, name: str) -> Iterator[int]:
-    """The sizes of batches of ``count`` inputs, under a progress bar."""
-    with tqdm(total=count, desc=name, unit="input", leave=False, disable=None) as bar:
-        for first in range(0, count, BATCH):
-            size = min(BATCH, count - first)
-            yield size
-            bar.update(size)
+def _weighted_gradient(view: ModelView, inputs: Iterator[Tensor], weights: Tensor, target: int, name: str) -> Tensor:
+    """The sum of the gradients at inputs (1, C, H, W), each with its weight, in batches under a progress bar."""
+    total = torch.zeros(())
+    with tqdm(total=len(weights), desc=name, unit="input", leave=False, disable=None) as bar:
+        for part in weights.split(BATCH):
+            grad = pixel_gradients(view, torch.cat(list(islice(inputs, len(part)))), target)
+            total = (part.view(-1, 1, 1, 1) * grad).sum(dim=0, keepdim=True) + total
+            bar.update(len(part))
+    return total
+
+
+def _mean_gradient_ratio(grad: Tensor) -> float:
+    """Norm of the gradient (B, C, H, W) averaged over the positions, against its root mean square over them.
+
+    One for no gradient at all: that is an honest zero.
+    """
+    size = grad.square().sum(dim=1).mean().sqrt()
+    return (grad.mean(dim=(2, 3)).norm() / size).item() if size > 0 else 1.0
+
+
+class Rectifiers(TorchFunctionMode):
+    """ReLUs with another backward pass, however they are called, also in place; ReLU6 is a ReLU and a limit.
+
+    Args:
+        guided: whether the signal ends where the ReLU is not active; its negative part always does.
+    """
+
+    def __init__(self, guided: bool) -> None:
+        super().__init__()
+        self.guided = guided
+        self.on_maps = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        called = RECTIFIERS.get(func.__name__)
+        # Without gradients it is a forward or backward pass inside an autograd function that has its own rule.
+        if called is None or not torch.is_grad_enabled():
+            return func(*args, **(kwargs or {}))
+        x, low, high, inplace = called(*args, **(kwargs or {}))
+        if low != 0:
+            return func(*args, **(kwargs or {}))
+        self.on_maps += sum(size > 1 for size in x.shape[1:]) > 1
+        first = x.clone() if inplace else x
+        rectified = first.relu() if self.guided else first + (first.relu() - first).detach()
+        if rectified.requires_grad:
+            rectified.register_hook(lambda signal: signal.clamp(min=0))
+        if high is not None:
+            rectified = rectified.clamp(max=high)
+        return x.copy_(rectified) if inplace else rectified
+
+
+# From a call to its input, its limits and whether it works in place. By name: the function, the method and the one in
+# torch.nn.functional share it.
+RECTIFIERS: dict[str, Callable[..., tuple[Tensor, float, float | None, bool]]] = {
+    "relu": lambda input, inplace=False: (input, 0.0, None, inplace),
+    "relu_": lambda input: (input, 0.0, None, True),
+    "relu6": lambda input, inplace=False: (input, 0.0, 6.0, inplace),
+    "hardtanh": lambda input, min_val=-1.0, max_val=1.0, inplace=False: (input, min_val, max_val, inplace),
+}
+
+
+def _rectified(view: ModelView, x: Tensor, target: int, rectifiers: Rectifiers) -> Explanation:
+    """Raises NotApplicableError for a model without a ReLU on the maps in front of its pool."""
+    counts: list[int] = []
+
+    def at_pool(*_: Any) -> None:
+        counts.append(rectifiers.on_maps)
+
+    site = view.pool_site
+    with nullcontext() if site is None else site.register_forward_pre_hook(at_pool), rectifiers:
+        grad = pixel_gradients(view, view.to_model(x), target)
+    if [*counts, rectifiers.on_maps][0] == 0:
+        raise NotApplicableError(
+            "it changes the gradient at ReLUs, and this model has none on the maps in front of its pool: "
+            "the map would be the plain gradient; take the method 'gradient'"
+        )
+    return _sizes(grad)
 
 
 EXPLANATIONS.add("gradient", ExplanationMethod(gradient))
@@ -283,5 +324,7 @@ EXPLANATIONS.add(
         integrated_gradients, points=check_integer, baseline=partial(check_choice, allowed=get_args(Baseline))
     ),
 )
-for function in (grad_cam, grad_cam_plus_plus, layer_cam, linear_approx):
-    EXPLANATIONS.add(function.__name__, ExplanationMethod(function, layer=checked_with_the_model))
+for layered in (grad_cam, grad_cam_plus_plus, layer_cam, linear_approx):
+    EXPLANATIONS.add(layered.__name__, ExplanationMethod(layered, layer=checked_with_the_model))
+EXPLANATIONS.add("deconvnet", ExplanationMethod(deconvnet))
+EXPLANATIONS.add("guided_backprop", ExplanationMethod(guided_backprop))

@@ -35,9 +35,9 @@ class Explanation:
         map: (H, W), on the grid of the feature map or of the input; a matrix (C, C) where ``space`` says so.
         signed: whether negative values speak against the class; otherwise the map is a magnitude.
         layer: the layer whose map was explained, where there is one.
-        contributions: (H, W), shares of the score that sum to ``completeness_target``, where the method has them;
-            ``extras["class_token"]`` has to be added where there is one.
-        completeness_target: the class score minus the score of nothing, which for a head is its bias.
+        completeness_target: where the values of the map are shares of the score, what they and
+            ``extras["class_token"]``, if there is one, sum to: the class score minus the score of nothing, which for
+            a head is its bias, for integrated gradients that of their baseline.
         extras: further arrays by name, saved with the map; single numbers are shown in the caption.
         space: ``image`` for a map over the picture, ``matrix`` for one of channels by channels, ``picture`` where the
             method made a picture, ``extras["picture"]`` (3, H, W) of red, green and blue in 0..1, whose grey version
@@ -55,7 +55,6 @@ class Explanation:
     map: Array
     signed: bool
     layer: str | None = None
-    contributions: Array = None
     completeness_target: float | None = None
     extras: Mapping[str, Array] = field(default_factory=dict)
     space: Space = "image"
@@ -69,8 +68,13 @@ class Explanation:
     activation: Activation = field(default="softmax", kw_only=True)
 
     def __post_init__(self) -> None:
-        for name in ("map", "contributions", "extras"):
-            object.__setattr__(self, name, _arrays(getattr(self, name)))
+        object.__setattr__(self, "map", _array(self.map))
+        object.__setattr__(self, "extras", {name: _array(value) for name, value in self.extras.items()})
+
+    @property
+    def contributions(self) -> np.ndarray | None:
+        """The map, where its values are shares of the score."""
+        return None if self.completeness_target is None else self.map
 
     @property
     def shown(self) -> np.ndarray:
@@ -104,9 +108,9 @@ class Explanation:
     @property
     def completeness_gap(self) -> float | None:
         """How far the contributions miss the score minus bias, relative to it."""
-        if self.contributions is None or self.completeness_target is None:
+        if self.completeness_target is None:
             return None
-        total = float(self.contributions.sum()) + self.class_token
+        total = float(self.map.sum()) + self.class_token
         return abs(total - self.completeness_target) / abs(self.completeness_target or 1.0)
 
     def overlay(self, limit: float | None = None, smallest_side: int = 1) -> Picture:
@@ -137,10 +141,9 @@ class Explanation:
         against = "" if self.versus is None else f" versus {self.class_name(self.versus)}"
         p = f"p = {self.probability:.3g}" + (" (sigmoid)" if self.activation == "sigmoid" else "")
         lines = [f"{self.method}{where}, class {self.class_name(self.target)}{against}, {p}"]
-        if self.contributions is not None:
+        if self.completeness_target is not None:
             token = f", class token {self.class_token:+.3g}" if "class_token" in self.extras else ""
-            total = f"{self.completeness_target:+.3g} (score - bias)"
-            lines.append(f"{balance(self.contributions)}{token} = {total}")
+            lines.append(f"{balance(self.map)}{token} = {self.completeness_target:+.3g} of the score")
         numbers = {name: value for name, value in self.extras.items() if value.ndim == 0 and name != "class_token"}
         if self.relative:
             lines.append(f"values from {self.map.min():.3g}, without colour, to {self.map.max():.3g}")
@@ -172,10 +175,9 @@ class Explanation:
         """
         picture = self.picture()
         arrays: dict[str, Any] = {"map": self.map, "target": self.target, "probability": self.probability}
-        if self.contributions is not None:
-            arrays |= {"contributions": self.contributions, "completeness_target": self.completeness_target}
-        arrays = {**self.extras, **arrays}
-        base = Path(directory)
+        if self.completeness_target is not None:
+            arrays |= {"contributions": self.map, "completeness_target": self.completeness_target}
+        arrays, base = {**self.extras, **arrays}, Path(directory)
         return [
             write_atomically(base / f"{stem}.png", lambda file: picture.save(file, format="PNG")),
             write_atomically(base / f"{stem}.npz", lambda file: np.savez_compressed(file, **arrays)),
@@ -188,10 +190,8 @@ class Explanation:
         return file.getvalue()
 
 
-def _arrays(value: Any) -> Any:
-    """Tensors as arrays, floating point ones in float64; what is no tensor stays what it is."""
-    if isinstance(value, Mapping):
-        return {name: _arrays(entry) for name, entry in value.items()}
+def _array(value: Any) -> Any:
+    """A tensor as an array, of floating point numbers in float64; what is no tensor stays what it is."""
     if not isinstance(value, Tensor):
         return value
     array = value.detach().cpu()

@@ -47,17 +47,21 @@ class Preprocessing:
         """Batch (1, C, H, W) in float32 for one picture."""
         return self.to_input(to_eight_bits(picture).convert("L" if self.channels == 1 else "RGB")).unsqueeze(0)
 
-    def black(self, x: Tensor) -> Tensor:
-        """A black picture as an input of the shape of x (B, C, H, W)."""
-        mean, std = (x.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        black = -mean / std
-        return (black.flip(0) if self.bgr else black).expand_as(x)
+    def blank(self, like: Tensor) -> Tensor:
+        """An input of zeros (1, C, H, W), with the dtype and on the device of a tensor."""
+        return like.new_zeros((1, self.channels, *self.input_size))
+
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """Inputs (B, C, H, W) for pixels in 0..1, red, green, blue or grey."""
+        mean, std = (pixels.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        x = (pixels - mean) / std
+        return x.flip(1) if self.bgr else x
 
     def picture(self, x: Tensor) -> Picture:
         """The picture that an input (1, C, H, W) shows: cropped and resized as the network saw it."""
         rgb = x[0].detach().cpu().double()
         rgb = rgb.flip(0) if self.bgr else rgb
-        mean, std = (torch.tensor(v, dtype=rgb.dtype).view(-1, 1, 1) for v in (self.mean, self.std))
+        mean, std = (rgb.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         pixels = (rgb * std + mean).clamp(0, 1).mul(255).round().expand(3, -1, -1)
         return Image.fromarray(pixels.permute(1, 2, 0).numpy().astype(np.uint8))
 
@@ -80,13 +84,15 @@ def as_input(image: ImageLike, preprocessing: Preprocessing) -> Tensor:
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8:
             return _checked_input(image, preprocessing)
-        pixels = image.squeeze(0) if image.ndim == 4 and image.shape[0] == 1 else image
-        image = pixels.movedim(0, -1).cpu().numpy() if pixels.ndim == 3 else pixels.cpu().numpy()
+        pixels = image[0] if image.ndim == 4 and image.shape[0] == 1 else image
+        image = (pixels.movedim(0, -1) if pixels.ndim == 3 else pixels).cpu().numpy()
     if isinstance(image, np.ndarray):
         image = _picture(image)
-    if not isinstance(image, (str, Path, Image.Image)):
+    if isinstance(image, (str, Path)):
+        image = read_picture(image)
+    if not isinstance(image, Image.Image):
         raise OptionError(f"image must be a file, a picture, an array or a tensor, got {type(image).__name__}")
-    return preprocessing(image if isinstance(image, Image.Image) else read_picture(image))
+    return preprocessing(image)
 
 
 def images_of(image: Any) -> tuple[list[Any], bool]:
@@ -100,12 +106,11 @@ def images_of(image: Any) -> tuple[list[Any], bool]:
     """
     if isinstance(image, Tensor) and image.ndim == 5:
         return list(image.flatten(0, 1)), True
-    tensors = isinstance(image, Tensor) and image.ndim == 4 and image.shape[0] != 1
-    several = isinstance(image, (list, tuple)) or tensors or (isinstance(image, np.ndarray) and image.ndim == 4)
-    images = list(image) if several else [image]
-    if not images:
+    batch = isinstance(image, (Tensor, np.ndarray)) and image.ndim == 4
+    several = isinstance(image, (list, tuple)) or (batch and not (isinstance(image, Tensor) and len(image) == 1))
+    if several and not len(image):
         raise OptionError("image must not be an empty list or batch")
-    return images, several
+    return (list(image) if several else [image]), several
 
 
 def _checked_input(x: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -114,14 +119,14 @@ def _checked_input(x: Tensor, preprocessing: Preprocessing) -> Tensor:
     if batch.ndim != 4 or batch.shape[:2] != (1, channels) or batch.numel() == 0 or not batch.is_floating_point():
         raise ShapeError(f"an input must be (1, {channels}, H, W) floating point, got {x.dtype} {tuple(x.shape)}")
     low, high = batch.aminmax()
-    normalised = any(m != 0 for m in preprocessing.mean) or any(s != 1 for s in preprocessing.std)
+    normalised = any(preprocessing.mean) or any(deviation != 1 for deviation in preprocessing.std)
     if normalised and 0 <= low < high <= 1:
         warnings.warn(
             "all values of the tensor lie in [0, 1]: a floating point tensor is taken as normalised input; "
             "pass pixels as an array, a picture or a tensor of uint8",
             stacklevel=4,
         )
-    return batch
+    return batch.detach()
 
 
 def _picture(array: np.ndarray) -> Picture:
@@ -155,7 +160,7 @@ def timm_preprocessing(model: nn.Module) -> Preprocessing:
     from timm.data import create_transform, resolve_model_data_config
 
     config = resolve_model_data_config(model)
-    channels = _input_channels(model)
+    channels = 1 if first_channels(model) == 1 else 3
     height, width = config["input_size"][1:]
     if channels == 1:
         config |= {key: (sum(config[key]) / len(config[key]),) for key in ("mean", "std")}
@@ -180,7 +185,7 @@ def mmpretrain_preprocessing(model: Any) -> Preprocessing:
     pipeline = Compose([TRANSFORMS.build(step) for step in steps])
     preprocessor = copy.deepcopy(model.data_preprocessor)
 
-    channels = _input_channels(model)
+    channels = 1 if first_channels(model) == 1 else 3
     red_first = config.test_dataloader.dataset.get("type") in RED_FIRST
 
     def to_input(picture: Picture) -> Tensor:
@@ -191,30 +196,24 @@ def mmpretrain_preprocessing(model: Any) -> Preprocessing:
         return preprocessor({"inputs": [sample["inputs"]]})["inputs"][0].float().cpu()
 
     bgr = channels == 3 and getattr(preprocessor, "to_rgb", False) == red_first
-    mean, std = (_unit_scale(preprocessor, name, default) for name, default in (("mean", 0.0), ("std", 1.0)))
-    if bgr:
-        mean, std = mean[::-1], std[::-1]
+
+    def unit_scale(name: str, default: float) -> tuple[float, ...]:
+        values = getattr(preprocessor, name, None)
+        listed = [default] if values is None else values.flatten().tolist()
+        return tuple(value / 255 for value in (listed[::-1] if bgr else listed))
+
     pipeline_channels, height, width = to_input(Image.new("RGB" if channels == 3 else "L", (640, 480))).shape
     if pipeline_channels != channels:
         raise OptionError(
             f"the model takes {channels} channels, the test pipeline of its config gives {pipeline_channels}"
         )
+    mean, std = unit_scale("mean", 0.0), unit_scale("std", 1.0)
     return Preprocessing((height, width), mean, std, to_input, bgr, channels)
 
 
-def _unit_scale(preprocessor: Any, name: str, default: float) -> tuple[float, ...]:
-    values = getattr(preprocessor, name, None)
-    listed = [default] if values is None else values.flatten().tolist()
-    return tuple(value / 255 for value in listed)
-
-
-def _input_channels(model: nn.Module) -> int:
-    """One for a network whose first convolution takes one channel, otherwise three.
-
-    :meth:`ModelView.of` tries whether it takes three: the first convolution may lie behind a rearrangement of pixels.
-    """
-    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    return 1 if first is not None and first.in_channels == 1 else 3
+def first_channels(model: nn.Module) -> int | None:
+    """The channels that a network's first convolution takes, if there is one."""
+    return next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), None)
 
 
 def blur(x: Tensor) -> Tensor:

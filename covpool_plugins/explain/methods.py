@@ -8,20 +8,21 @@ A method is a function ``(view, passed, target, *, option=default, ...) -> Expla
 
 ``view`` is the :class:`ModelView` of the model, ``passed`` what it computes of the input ``passed.x`` (1, C, H, W), and
 ``target`` the class. A row has a check for each option. A method that needs the pool or one linear classifier raises
-``NotApplicableError`` for a model without them.
+``NotApplicableError`` for a model without them. Asked for a class versus another, it gets a view whose class scores are
+differences; one that has to know both classes takes a keyword ``versus``, which is no option.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, overload
 
 import numpy as np
 from torch import nn
 
-from ..checks import check_integer, check_known, check_number
+from ..checks import check_integer, check_known
 from ..errors import MissingExtraError, NotApplicableError, OptionError
 from ..tables import Table
 from .explanation import Explanation
@@ -55,24 +56,15 @@ class ExplanationMethod:
 EXPLANATIONS: Table[ExplanationMethod] = Table("explanation method")
 
 
-def at_most(most: int, least: int) -> Check:
-    """A check for integers from ``least`` to ``most``."""
-
-    def check(option: str, value: Any) -> None:
-        check_integer(option, value, least)
-        if value > most:
-            raise OptionError(f"{option} must be at most {most}, got {value!r}")
-
-    return check
+def check_seed(option: str, value: Any) -> None:
+    """For seeds of torch's random numbers."""
+    check_integer(option, value, 0)
+    if value > LARGEST_SEED:
+        raise OptionError(f"{option} must be at most {LARGEST_SEED}, got {value!r}")
 
 
 def checked_with_the_model(option: str, value: Any) -> None:
-    """For options whose range is known by the model: a layer, a class."""
-
-
-check_seed = at_most(LARGEST_SEED, least=0)
-check_count = partial(check_integer, least=0)
-check_weight = partial(check_number, interval="[0, inf)")
+    """For options whose range is known by the model, such as a layer."""
 
 
 def list_explanations() -> list[str]:
@@ -98,32 +90,27 @@ def explanation_options(name: str) -> list[str]:
     return list(EXPLANATIONS[name].options)
 
 
-def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Raise unless the method has the options and they are in range; layers and classes are checked with the model.
+def with_options(methods: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Names of methods, or a mapping from names to options, as a mapping; layers are checked with the model.
 
     Raises:
         UnknownNameError: for a method that is not in the table.
-        OptionError: naming the method, the option, its value and what is allowed.
+        OptionError: for no method at all; for an option, naming the method, its value and what is allowed.
     """
+    if isinstance(methods, str) or not methods:
+        raise OptionError(f"methods must be a list of names, got {methods!r}")
+    pairs = methods.items() if isinstance(methods, Mapping) else [(name, {}) for name in methods]
+    for name, options in pairs:
+        check_options(name, options)
+    return {name: dict(options) for name, options in pairs}
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise as :func:`with_options` does."""
     checks = EXPLANATIONS[name].options
     check_known(f"explanation method {name!r}", options, checks)
     for option, value in options.items():
         checks[option](f"{name}: {option}", value)
-
-
-def with_options(methods: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Names of methods, or a mapping from names to options, as a mapping.
-
-    Raises:
-        UnknownNameError: for a method that is not in the table.
-        OptionError: for no method at all, or an option as by :func:`check_options`.
-    """
-    if isinstance(methods, str) or not methods:
-        raise OptionError(f"methods must be a list of names, got {methods!r}")
-    options = methods if isinstance(methods, Mapping) else {name: {} for name in methods}
-    for name in options:
-        check_options(name, options[name])
-    return {name: dict(options[name]) for name in options}
 
 
 Target = int | str | None
@@ -224,20 +211,24 @@ def explain_input(
     other = None if versus is None else view.class_number(versus, "versus")
     if other == label:
         raise OptionError(f"versus must be another class than the target, got {versus!r} for both")
-    row = EXPLANATIONS[method]
-    if "versus" in row.options:
-        explanation = row.function(view, passed, label, versus=other, **options)
-    else:
-        with view.against(other):
-            explanation = row.function(view, passed.against(other), label, **options)
-    if not np.isfinite(explanation.map).all():
-        raise NotApplicableError(f"{method}: the map has values that are not finite")
+    row, asked, x = EXPLANATIONS[method], view, passed.x
+    if "versus" in inspect.signature(row.function).parameters:
+        options["versus"] = other
+    elif other is not None:
+        asked = view.against(other)
+        passed = asked.forward_pass(x)
+    try:
+        explanation = row.function(asked, passed, label, **options)
+        if not np.isfinite(explanation.map).all():
+            raise NotApplicableError("the map has values that are not finite")
+    except NotApplicableError as error:
+        raise NotApplicableError(f"{method}: {error}") from error
     return replace(
         explanation,
         method=method,
         target=label,
         probability=view.probabilities(logits)[label].item(),
-        image=view.preprocessing.picture(passed.x),
+        image=view.preprocessing.picture(x),
         versus=other,
         activation=view.activation,
         class_names=view.class_names,

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, Literal
+from functools import cached_property, partial
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import check_choice
 from ..errors import NotApplicableError, OptionError, UnknownNameError
-from ..linalg import EigenMethod, Exact
 from ..pooling import AveragePool, Pool
-from ..pooling.base import InputFormat
-from .images import Preprocessing, preprocessing_of
-from .stages import trace_stages
-from .wrappers import classifier_inside, is_multi_label, known_names
+from .images import Preprocessing, first_channels, preprocessing_of
+from .models import (
+    classifier_inside,
+    find_classifier,
+    find_pool_site,
+    input_format,
+    is_multi_label,
+    known_names,
+    see_single_frames,
+    use_exact_gradient,
+)
 
 Gradient = Literal["exact", "training"]
-GRADIENTS: tuple[Gradient, ...] = ("exact", "training")
+GRADIENTS: tuple[Gradient, ...] = get_args(Gradient)
 Activation = Literal["softmax", "sigmoid"]
-ACTIVATIONS: tuple[Activation, ...] = ("softmax", "sigmoid")
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,13 +62,6 @@ class ForwardPass:
         token = self.vector[:, self.pooled.shape[1] :]
         same_shape = token.shape == self.input[:, 0].shape
         return token if same_shape and torch.equal(token, self.input[:, 0].to(token.dtype)) else None
-
-    def against(self, other: int | None) -> ForwardPass:
-        """With the score of class ``other`` taken off all class scores, as within :meth:`ModelView.against`."""
-        if other is None:
-            return self
-        scores = None if self.scores is None else self.scores - self.scores[:, [other]]
-        return replace(self, logits=self.logits - self.logits[:, [other]], scores=scores)
 
 
 @dataclass(frozen=True)
@@ -135,20 +134,27 @@ class ModelView:
         if next(private.parameters()).dtype in (torch.float16, torch.bfloat16):
             private.float()
         if grad == "exact":
-            _use_exact_gradient(private)
-        _see_single_frames(private)
-        classifier, site = _find_classifier(private), _find_pool_site(private)
-        shape = (1, preprocessing.channels, *preprocessing.input_size)
-        blank = torch.zeros(shape).to(next(private.parameters()))
-        _check_first_layer(private, blank)
-        classes = _count_classes(private, blank) if classifier is None else classifier.out_features
-        input_fmt = "NCHW" if site is None else _input_fmt(site)
-        stages, maps = ({}, None) if site is None else trace_stages(private, blank, site, input_fmt)
+            use_exact_gradient(private)
+        see_single_frames(private)
+        blank = preprocessing.blank(next(private.parameters()))
+        classifier, site = find_classifier(private), find_pool_site(private)
+        try:
+            stages, maps, scores = trace_stages(private, blank, site)
+        except RuntimeError:
+            # The pixels may be rearranged in front of the first convolution, so that trying tells.
+            channels = first_channels(private)
+            if channels in (None, preprocessing.channels):
+                raise
+            raise OptionError(f"only models of 1 or 3 input channels can be explained, this takes {channels}") from None
+        if not isinstance(scores, Tensor) or scores.ndim != 2 or getattr(private, "num_classes", None) == 0:
+            raise OptionError(f"{type(private).__name__} has no class scores to explain")
+        classes = scores.shape[1]
         pool = site if isinstance(site, Pool) else None
         if maps is None:
             pool, site, stages = None, None, {}
         elif pool is None:
-            pool = AveragePool(maps.shape[1 if input_fmt == "NCHW" else -1], input_fmt=input_fmt)
+            layout = input_format(site)
+            pool = AveragePool(maps.shape[1 if layout == "NCHW" else -1], input_fmt=layout)
         activation = activation or ("sigmoid" if classes == 1 or is_multi_label(private) else "softmax")
         if classes == 1 and activation == "softmax":
             raise OptionError("activation must be sigmoid for a model of one class score, got 'softmax'")
@@ -177,10 +183,6 @@ class ModelView:
             raise OptionError(f"{option} must be a class from 0 to {self.num_classes - 1}, got {target!r}{named}")
         return number % self.num_classes
 
-    def class_name(self, number: int) -> str:
-        """Name of a class, or its number."""
-        return self.class_names[number] if self.class_names else str(number)
-
     def known_classifier(self) -> nn.Linear:
         """The linear layer of the class scores.
 
@@ -202,11 +204,14 @@ class ModelView:
         return self.pool
 
     @cached_property
+    def float64_pool(self) -> Pool:
+        """The pool in float64."""
+        return copy.deepcopy(self.known_pool()).double()
+
+    @property
     def shallow_stages(self) -> list[str]:
         """Stages that a user would name: those no more than one level below the last."""
-        if not self.stages:
-            return []
-        deepest = list(self.stages)[-1].count(".") + 1
+        deepest = list(self.stages)[-1].count(".") + 1 if self.stages else 0
         return [name for name in self.stages if name.count(".") <= deepest]
 
     def stage(self, name: str) -> nn.Module:
@@ -234,9 +239,8 @@ class ModelView:
         """Probabilities (B, num_classes) of class scores, in float64."""
         return logits.double().softmax(dim=-1) if self.activation == "softmax" else logits.double().sigmoid()
 
-    @torch.no_grad()
     def forward_pass(self, x: Tensor) -> ForwardPass:
-        """One run of the model."""
+        """One run of the model; with the gradients of inputs that have one."""
         tensors: dict[str, Tensor] = {}
 
         def at_classifier(module: nn.Module, args: Any, output: Tensor) -> None:
@@ -245,13 +249,11 @@ class ModelView:
         def at_pool(module: nn.Module, args: Any, output: Tensor) -> None:
             tensors.update(input=args[0], pooled=output.flatten(1))
 
-        hooks = [(self.classifier, at_classifier), (self.pool_site, at_pool)]
-        handles = [module.register_forward_hook(hook) for module, hook in hooks if module is not None]
-        try:
-            return ForwardPass(x, self.logits(x), **tensors)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with ExitStack() as hooks:
+            for module, hook in ((self.classifier, at_classifier), (self.pool_site, at_pool)):
+                if module is not None:
+                    hooks.enter_context(module.register_forward_hook(hook))
+            return ForwardPass(x, self.model(x.to(next(self.model.parameters()))), **tensors)
 
     @torch.no_grad()
     def features(self, passed: ForwardPass) -> tuple[Tensor, tuple[int, int]]:
@@ -277,29 +279,23 @@ class ModelView:
         tokens = output[:, pool.num_prefix_tokens :].mT
         return tokens.unflatten(-1, token_grid(tokens.shape[-1], *x.shape[-2:]))
 
-    @cached_property
-    def float64_pool(self) -> Pool:
-        """The pool in float64."""
-        return copy.deepcopy(self.known_pool()).double()
+    def against(self, other: int) -> ModelView:
+        """A view of the model with the score of class ``other`` taken off all class scores.
 
-    @contextmanager
-    def against(self, other: int | None) -> Iterator[None]:
-        """Within it every class score is that class's minus that of class ``other``; ``None`` changes nothing.
-
-        The same is taken from all scores, so that the probabilities stay what they are.
+        Raises:
+            NotApplicableError: for a model without one linear layer of class scores.
         """
-        if other is None:
-            yield
-            return
-        parameters = list(self.known_classifier().parameters())
-        before = [parameter.data for parameter in parameters]
-        try:
-            for parameter in parameters:
-                parameter.data = parameter.data - parameter.data[other]
-            yield
-        finally:
-            for parameter, values in zip(parameters, before, strict=True):
-                parameter.data = values
+        self.known_classifier()
+        view = disposable(self)
+        for name, parameter in list(view.known_classifier().named_parameters()):
+            setattr(view.classifier, name, nn.Parameter(parameter - parameter[other], requires_grad=False))
+        return view
+
+
+def disposable(view: ModelView) -> ModelView:
+    """A view whose modules are copies that hold the same weights: what is changed in them stays in the copy."""
+    shared = [*view.model.parameters(), *view.model.buffers(), view.preprocessing]
+    return replace(copy.deepcopy(view, {id(kept): kept for kept in shared}))  # without what is cached
 
 
 def token_grid(tokens: int, height: int, width: int) -> tuple[int, int]:
@@ -315,78 +311,48 @@ def token_grid(tokens: int, height: int, width: int) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def _check_first_layer(model: nn.Module, blank: Tensor) -> None:
-    """Raise unless the model takes the channels of ``blank``: one, where its first convolution does, or three."""
-    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    if first is None or first.in_channels == blank.shape[1]:
-        return
-    try:
-        model(blank)  # the pixels may be rearranged in front of the first convolution
-    except RuntimeError:
-        raise OptionError(
-            f"only models of 1 or 3 input channels can be explained, this one takes {first.in_channels}"
-        ) from None
+def trace_stages(
+    model: nn.Module, x: Tensor, site: nn.Module | None
+) -> tuple[dict[str, nn.Module], Tensor | None, Any]:
+    """Modules whose output is a map that stays as it is, by name, in the order in which they finish.
 
+    A probe makes the output a leaf of the graph, which no in-place operation may change: batch norm before an
+    in-place ReLU, or the last layer of a branch before ``x += shortcut``, cannot be probed. The version counter of
+    a tensor tells.
 
-def _see_single_frames(model: Any) -> None:
-    """Let a model of clips see one frame: the vectors of frames are averaged, so that each has its own share.
+    Args:
+        model: the model, in eval mode.
+        x: an input (1, C, H, W); its values do not matter.
+        site: the module where the maps end, if it is known.
 
-    Raises:
-        OptionError: if the pool joins the frames of a clip.
+    Returns:
+        The modules, the input of ``site`` or ``None`` if the model does not call it as a module, and what the model
+        gives.
     """
-    for module in [model, *model.modules()] if getattr(model, "frames", None) else ():
-        if getattr(module, "frames_joined_by_pool", 1) > 1:
-            raise OptionError("the pool of this model joins the frames of a clip: no single frame has a class score")
-        for attribute in ("frames", "frames_averaged"):
-            if getattr(module, attribute, None):
-                setattr(module, attribute, 1)
+    seen: dict[str, tuple[nn.Module, Tensor, int]] = {}
+    ended: list[Tensor] = []
+    layout = input_format(site)
 
+    def passed_on(name: str, output: Tensor) -> bool:
+        """Whether the module only hands on what another one, not inside it, has made: an identity, say."""
+        return any(
+            made is output and version == output._version and not other.startswith(f"{name}.")
+            for other, (_, made, version) in seen.items()
+        )
 
-def _use_exact_gradient(model: nn.Module) -> None:
-    pools: list[Any] = [m for m in model.modules() if isinstance(m, Pool)]
-    for pool in pools:
-        method = getattr(pool, "method", None)
-        # What leaves eigenvalues out computes another root, and has the exact gradient of that one.
-        if isinstance(method, EigenMethod) and type(method).truncate is EigenMethod.truncate:
-            pool.method = Exact()
+    def remember(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if ended or not isinstance(output, Tensor) or output.ndim != len(layout) or passed_on(name, output):
+            return
+        positions = output.shape[2:] if layout == "NCHW" else output.shape[1:-1]
+        if positions.numel() > 1:
+            seen.pop(name, None)
+            seen[name] = (module, output, output._version)
 
-
-def _find_classifier(model: Any) -> nn.Linear | None:
-    if hasattr(model, "get_classifier"):
-        classifier = model.get_classifier()
-    else:
-        classifier = getattr(getattr(model, "head", None), "fc", None)
-    return classifier if isinstance(classifier, nn.Linear) else None
-
-
-@torch.no_grad()
-def _count_classes(model: nn.Module, blank: Tensor) -> int:
-    """How many class scores a model without one linear classifier gives: several classifiers, or more layers."""
-    scores = model(blank)
-    without_classes = getattr(model, "num_classes", None) == 0
-    if without_classes or not isinstance(scores, Tensor) or scores.ndim != 2:
-        raise OptionError(f"{type(model).__name__} has no class scores to explain")
-    return scores.shape[1]
-
-
-def _find_pool_site(model: nn.Module) -> nn.Module | None:
-    """The last pool of this package, or the only global average pooling."""
-    pools: list[nn.Module] = [m for m in model.modules() if isinstance(m, Pool)]
-    if pools:
-        return pools[-1]
-    averages = [average for m in model.modules() if (average := _global_average(m)) is not None]
-    return averages[0] if len(averages) == 1 else None
-
-
-def _global_average(module: Any) -> nn.Module | None:
-    """The module that averages, in timm's and MMPretrain's poolings; told by name, so that neither is imported."""
-    kind = type(module).__name__
-    if kind == "SelectAdaptivePool2d" and module.pool_type in ("avg", "fast", "fastavg"):
-        return module
-    return module.gap if kind == "GlobalAveragePooling" else None
-
-
-def _input_fmt(site: Any) -> InputFormat:
-    if isinstance(site, Pool):
-        return site.input_fmt
-    return "NHWC" if getattr(getattr(site, "pool", None), "dim", None) == (1, 2) else "NCHW"
+    with ExitStack() as hooks:
+        if site is not None:
+            hooks.enter_context(site.register_forward_pre_hook(lambda _, args: ended.append(args[0])))
+            for name, module in model.named_modules():
+                hooks.enter_context(module.register_forward_hook(partial(remember, name)))
+        scores = model(x)
+    kept = {name: module for name, (module, output, version) in seen.items() if output._version == version}
+    return kept, ended[-1] if ended else None, scores

@@ -17,11 +17,10 @@ from tqdm import tqdm
 from ..checks import check_integer
 from ..errors import NotApplicableError, ShapeError
 from ..pictures import Picture
-from .backprop import disposable
 from .explanation import Explanation
 from .images import as_input
 from .methods import explain_over_picture, explanation_options, with_options
-from .model_view import Gradient, ModelView
+from .model_view import Gradient, ModelView, disposable
 
 THRESHOLD = 0.5
 VERDICTS = {None: "n/a", True: "depends on the weights", False: "hardly depends on the weights"}

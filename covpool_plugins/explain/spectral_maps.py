@@ -10,12 +10,18 @@ from torch import Tensor
 from ..checks import check_integer
 from ..errors import NotApplicableError
 from ..linalg import EigenMethod
-from ..pooling import CompactBilinearPool, CovariancePool, CrossCovariancePool, LowRankBilinearPool, Pool
-from .contribution import LinearHead, mean_gradient
+from ..pooling import (
+    CompactBilinearPool,
+    CovariancePool,
+    CrossCovariancePool,
+    DemocraticWeighting,
+    LowRankBilinearPool,
+    Pool,
+)
+from .contribution import Eigenbasis, LinearHead, RootShares, mean_gradient, root_method, root_shares
 from .explanation import Explanation
 from .methods import EXPLANATIONS, ExplanationMethod
 from .model_view import ForwardPass, ModelView
-from .root_shares import Eigenbasis, RootShares, root_method, root_shares
 
 BANDS = 4
 
@@ -34,9 +40,6 @@ def eigen(view: ModelView, passed: ForwardPass, target: int, *, bands: int = BAN
     Args:
         bands: how many; fewer where there are fewer eigenvalues.
 
-    Raises:
-        NotApplicableError: for a pool that is no square root of a covariance, or more than a linear layer behind it.
-
     Source: the view of Song, Sebe & Wang, "On the Eigenvalues of Global Covariance Pooling for Fine-grained Visual
     Recognition", T-PAMI 2022, that small eigenvalues carry the details, made visible.
     """
@@ -51,7 +54,7 @@ def eigen(view: ModelView, passed: ForwardPass, target: int, *, bands: int = BAN
         "band_edges": edges,
         "band_shares": maps.sum((1, 2)),
     }
-    return head.attribution("eigen", root.shares.sum(0), root.score, extras=extras)
+    return head.explanation(root.shares.sum(0), root.score, extras=extras)
 
 
 def energy(view: ModelView, passed: ForwardPass, target: int, *, bands: int = BANDS) -> Explanation:
@@ -62,9 +65,6 @@ def energy(view: ModelView, passed: ForwardPass, target: int, *, bands: int = BA
 
     Args:
         bands: how many; fewer where there are fewer eigenvalues.
-
-    Raises:
-        NotApplicableError: for a pool that takes no such matrix.
     """
     features, grid = view.features(passed)
     basis = covariance_basis(view.float64_pool, features.double())
@@ -81,9 +81,6 @@ def channel_pairs(view: ModelView, passed: ForwardPass, target: int, *, stronges
 
     Args:
         strongest: how many pairs are listed, at most.
-
-    Raises:
-        NotApplicableError: for a pool whose vector is no such matrix, or more than a linear layer behind it.
     """
     head = LinearHead.of(view, passed, target)
     with torch.no_grad():
@@ -93,7 +90,24 @@ def channel_pairs(view: ModelView, passed: ForwardPass, target: int, *, stronges
     order = pairs.flatten().abs().topk(min(strongest, pairs.numel())).indices
     where = torch.stack([order // pairs.shape[1], order % pairs.shape[1]], dim=1)
     extras = {"pairs": where, "pair_shares": pairs.flatten()[order]}
-    return head.attribution("channel_pairs", shares, products.sum().item(), extras=extras)
+    return head.explanation(shares, products.sum().item(), extras=extras)
+
+
+def democratic_weights(view: ModelView, passed: ForwardPass, target: int) -> Explanation:
+    """How much each position counts in democratic pooling: the weights α of Σ α_i x_i x_iᵀ / M, (H, W).
+
+    They do not depend on the class. Bursty positions, which repeat what others show, have small ones. For γ = 1, sum
+    pooling, all are one.
+
+    Source: Lin, Maji & Koniusz, "Second-order Democratic Aggregation", ECCV 2018.
+    """
+    pool = view.known_pool()
+    if not isinstance(pool, CovariancePool) or not isinstance(pool.weighting, DemocraticWeighting):
+        raise _not_applicable(pool, "it gives every position the same weight")
+    features, grid = view.features(passed)
+    with torch.no_grad():
+        alpha = pool.weighting.weights(features.double())
+    return Explanation(alpha[0].reshape(grid), signed=False)
 
 
 def shares_of_root(head: LinearHead) -> RootShares:
@@ -105,7 +119,7 @@ def shares_of_root(head: LinearHead) -> RootShares:
     pool, method = head.pool, root_method(head.pool)
     if method is None:
         reason = "its vector is not the square root of a covariance, so that its score is no sum over eigenvalues"
-        raise NotApplicableError(f"eigen: not applicable to pool {pool.pool_type!r}: {reason}")
+        raise _not_applicable(pool, reason)
     if isinstance(method, EigenMethod):
         return root_shares(pool, head.X, head.weight)
     assert isinstance(pool, CovariancePool)
@@ -128,16 +142,14 @@ def covariance_basis(pool: Pool, X: Tensor) -> Eigenbasis:
             return Eigenbasis.of(pool.weighting(X), pool.centered)
     if isinstance(pool, (CompactBilinearPool, LowRankBilinearPool)):
         return Eigenbasis.of(X, centered=False)
-    reason = "it takes no covariance of its features with themselves"
-    raise NotApplicableError(f"energy: not applicable to pool {pool.pool_type!r}: {reason}")
+    raise _not_applicable(pool, "it takes no covariance of its features with themselves")
 
 
 def in_bands(maps: Tensor, bands: int) -> tuple[Tensor, Tensor]:
     """Sums (b, H, W) of maps (n, H, W) over bands of equally many, and the b + 1 edges of the bands."""
     count = max(1, min(bands, len(maps)))
     edges = torch.linspace(0, len(maps), count + 1).round().long()
-    sums = [maps[first:last].sum(0) for first, last in pairwise(edges.tolist())]
-    return torch.stack(sums), edges
+    return torch.stack([maps[first:last].sum(0) for first, last in pairwise(edges.tolist())]), edges
 
 
 def _as_matrix(pool: Pool, entries: Tensor) -> tuple[Tensor, bool]:
@@ -147,10 +159,14 @@ def _as_matrix(pool: Pool, entries: Tensor) -> tuple[Tensor, bool]:
         return torch.block_diag(*entries.view(pool.heads, rows, columns)), False
     if isinstance(pool, CovariancePool):
         return pool.weight_matrix(entries), True
-    reason = "its vector is not a matrix of channels by channels"
-    raise NotApplicableError(f"channel_pairs: not applicable to pool {pool.pool_type!r}: {reason}")
+    raise _not_applicable(pool, "its vector is not a matrix of channels by channels")
+
+
+def _not_applicable(pool: Pool, reason: str) -> NotApplicableError:
+    return NotApplicableError(f"not applicable to pool {pool.pool_type!r}: {reason}")
 
 
 EXPLANATIONS.add("eigen", ExplanationMethod(eigen, bands=check_integer))
 EXPLANATIONS.add("energy", ExplanationMethod(energy, bands=check_integer))
 EXPLANATIONS.add("channel_pairs", ExplanationMethod(channel_pairs, strongest=check_integer))
+EXPLANATIONS.add("democratic_weights", ExplanationMethod(democratic_weights))

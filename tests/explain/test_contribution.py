@@ -18,7 +18,7 @@ from covpool_plugins.errors import NotApplicableError, OptionError
 from covpool_plugins.explain import ModelView, explain
 from covpool_plugins.explain.contribution import COMPLETE, by_entries, contributions
 from covpool_plugins.explain.methods import explain_input
-from covpool_plugins.explain.model_view import _use_exact_gradient
+from covpool_plugins.explain.models import use_exact_gradient
 from covpool_plugins.linalg import Exact, unpack_symmetric
 from covpool_plugins.pooling import CovariancePool, Pool, create_pool, list_pools
 
@@ -32,7 +32,7 @@ def test_contributions_sum_to_the_score_in_float64(name: str, positions: int) ->
     """With the exact gradient, as a view has it: those that some methods train with do not sum to the score."""
     pool = create_pool(name, 16).double().eval()
     X = pool.features(decaying_features(16, positions, 2).unsqueeze(-1)).detach()
-    _use_exact_gradient(pool)
+    use_exact_gradient(pool)
     weight = torch.randn(pool.out_features, dtype=torch.float64)
     shares, score, base = contributions(by_entries(pool, X), X, weight)
     assert shares.shape == (positions,)
@@ -301,7 +301,7 @@ def test_more_than_a_linear_layer_is_still_refused(fused_net: nn.Module, picture
     fused_net.head.dropout = Scaled()
     view = ModelView.of(fused_net)
     for method in WITH_TOKEN:
-        with pytest.raises(NotApplicableError, match=r"^the model has more than a linear layer behind its pool"):
+        with pytest.raises(NotApplicableError, match=r"^\w+: the model has more than a linear layer behind its pool"):
             explain(view, picture, method)
 
 

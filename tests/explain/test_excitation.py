@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import covpool_plugins
 from covpool_plugins.errors import NotApplicableError
 from covpool_plugins.explain import ModelView, explain
-from covpool_plugins.explain.excitation_rules import ExcitationRules
+from covpool_plugins.explain.excitation import ExcitationRules
 
 PLAIN, CONTRASTIVE = "excitation_backprop", "contrastive_excitation_backprop"
 
@@ -81,7 +81,6 @@ def test_mass_is_one_whatever_the_head(name: str, small_net, image: Tensor) -> N
 
 
 # By backbone the default layer, and layers that no path goes round.
-# By backbone the default layer, and layers that no path goes round.
 LAYERS = {
     "resnet18": "layer3: act1 maxpool layer2.0 layer3 layer4",
     "resnet18_cifar": "layer3: act1 layer2 layer3 layer4",
@@ -133,7 +132,7 @@ def test_one_batch_norm_behind_a_concatenation() -> None:
 
     active = torch.rand(1, 3, 6, 6).requires_grad_(True)
     excitation = affine(active).detach().clamp(min=0)
-    with ExcitationRules("test"):
+    with ExcitationRules():
         output = affine(active)
     torch.testing.assert_close(output, affine(active))
     (ratios,) = torch.autograd.grad(output, active, (excitation > 0).float())
@@ -170,7 +169,7 @@ def everything(x: float, y: float) -> float:
 def test_shares_of_two_maps(function: Callable, left: Callable) -> None:
     x = torch.tensor([2.0, 0.5, 1.0]).view(1, 1, 1, 3).requires_grad_(True)
     y = torch.tensor([1.0, -0.2, 3.0]).view(1, 1, 1, 3)
-    with ExcitationRules("test"):
+    with ExcitationRules():
         output = function(x, y.requires_grad_(True))
     torch.testing.assert_close(output, function(x, y))
     (ratios,) = torch.autograd.grad(output, x, 1 / output.detach())
@@ -184,7 +183,7 @@ def test_what_is_active_by_its_bias_alone_ends_its_excitation() -> None:
     conv.weight.data = torch.tensor([[0.5, -1.0], [-0.1, -0.2]]).view(2, 2, 1, 1)
     conv.bias.data = torch.tensor([3.0, 4.0])
     active = torch.tensor([2.0, 1.0]).view(1, 2, 1, 1).requires_grad_(True)
-    with ExcitationRules("test"):
+    with ExcitationRules():
         output = conv(active).relu()
     (ratios,) = torch.autograd.grad(output, active, torch.tensor([0.25, 0.75]).view_as(output) / output.detach())
     torch.testing.assert_close((active * ratios).flatten(), torch.tensor([0.25, 0.0]))
@@ -232,7 +231,7 @@ def test_functions_without_a_rule_are_named(function: Callable, name: str, small
     net = small_net()
     net.stage2[0].act = Activation(function)
     assert explain(net, image, PLAIN, layer="stage2").map.sum() == pytest.approx(1, abs=1e-5)
-    with pytest.raises(NotApplicableError, match=f"^{PLAIN} has no rule for {name}.* behind the layer"):
+    with pytest.raises(NotApplicableError, match=f"^{PLAIN}: there is no rule for {name}.* behind the layer"):
         explain(net, image, PLAIN, layer="stage1")
     net.stage2[1].act = Activation(nn.functional.gelu)
     with pytest.raises(NotApplicableError, match="negative values"):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import covpool_plugins
 from covpool_plugins.errors import NotApplicableError
 from covpool_plugins.explain import ModelView, explain
-from covpool_plugins.explain.deconvolution import Rectifiers
+from covpool_plugins.explain.backprop import Rectifiers
 from covpool_plugins.explain.images import blur
 from covpool_plugins.pooling import create_pool, list_pools
 
@@ -122,13 +122,14 @@ class ReadsItsInputAgain(nn.Module):
 
 def test_values_stay_those_of_the_network() -> None:
     x = torch.randn(2, 4, 6, 6, requires_grad=True)
-    for kind, act in ACTIVATIONS.items():
-        with Rectifiers(F.relu) as rectifiers:
-            values = act(9 * x)
-        assert torch.equal(values, act(9 * x)) and rectifiers.on_maps == 1, kind
-    with Rectifiers(F.relu):
-        values = ReadsItsInputAgain()(x)
-    assert torch.equal(values, ReadsItsInputAgain()(x))
+    for guided in (True, False):
+        for kind, act in ACTIVATIONS.items():
+            with Rectifiers(guided) as rectifiers:
+                values = act(9 * x)
+            assert torch.equal(values, act(9 * x)) and rectifiers.on_maps == 1, kind
+        with Rectifiers(guided):
+            values = ReadsItsInputAgain()(x)
+        assert torch.equal(values, ReadsItsInputAgain()(x))
 
 
 @pytest.mark.fast_for("resnet18")
@@ -138,7 +139,7 @@ def test_values_stay_those_of_the_network() -> None:
 def test_every_relu_of_a_backbone_is_met(backbone: str, count: int) -> None:
     """Those on maps: squeeze-and-excitation has its own on vectors."""
     net = covpool_plugins.create_model(backbone, "svdpade", num_classes=3).eval()
-    with Rectifiers(F.relu) as rectifiers, torch.enable_grad():
+    with Rectifiers(guided=True) as rectifiers, torch.enable_grad():
         net.forward_features(torch.randn(1, 3, 64, 64))
     assert rectifiers.on_maps == count
 
@@ -148,7 +149,7 @@ def test_networks_without_relu_are_refused(backbone: str) -> None:
     """The ReLU of the reduction is none of the backbone's."""
     view = ModelView.of(covpool_plugins.create_model(backbone, "svdpade", num_classes=3).eval())
     for method in (*RECTIFIED, "excitation_backprop", "contrastive_excitation_backprop"):
-        with pytest.raises(NotApplicableError, match=rf"^{method} ") as caught:
+        with pytest.raises(NotApplicableError, match=rf"^{method}: ") as caught:
             explain(view, torch.randn(1, 3, 160, 160), method)
         assert "\n" not in str(caught.value)
 
@@ -315,6 +316,7 @@ def test_integrated_gradients_sum_to_the_difference_of_two_scores(baseline: str,
     expected = (view.logits(image) - view.logits(start))[0, 2].item()
     assert explanation.completeness_target == pytest.approx(expected, rel=1e-5)
     assert explanation.completeness_gap < 0.01 and explanation.signed and explanation.map.shape == (32, 32)
+    assert explanation.caption()[1].endswith(f"= {explanation.completeness_target:+.3g} of the score")  # not its bias
 
 
 def test_smooth_grad_is_the_mean_over_noise(small_net, image: Tensor) -> None:

@@ -14,7 +14,8 @@ from torch.optim.swa_utils import AveragedModel
 import covpool_plugins
 from covpool_plugins.errors import OptionError
 from covpool_plugins.explain import ModelView, deletion_insertion, explain, metrics
-from covpool_plugins.explain.wrappers import is_multi_label
+from covpool_plugins.explain.model_view import disposable
+from covpool_plugins.explain.models import is_multi_label
 
 
 class Trainer(nn.Module):
@@ -85,6 +86,20 @@ def test_what_does_more_is_named(wrap, message: str, small_net, image: Tensor) -
 
 def test_a_classifier_of_ones_own_on_a_backbone(image: Tensor) -> None:
     assert explain(OwnHead().eval(), torch.randn(1, 3, 64, 64), "gradient", 2).map.any()
+
+
+def test_what_changes_in_a_copy_of_a_view_stays_there(small_net, image: Tensor) -> None:
+    """The pool in float64 follows the weights of its own view."""
+    view = ModelView.of(small_net("lrbp"))
+    before = explain(view, image, target=1).map
+    own = disposable(view)
+    assert all(a is b for a, b in zip(own.model.parameters(), view.model.parameters(), strict=True))
+    for module in own.pool.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(2 * parameter, requires_grad=False))
+    changed = explain(own, image, target=1)
+    assert changed.completeness_gap < 1e-4 and np.abs(changed.map - before).max() > 0.1 * np.abs(before).max()
+    np.testing.assert_array_equal(explain(view, image, target=1).map, before)
 
 
 @pytest.fixture

@@ -149,11 +149,11 @@ def test_maps_are_not_alike_by_their_random_numbers_but_by_the_picture_alone(sma
         ("maximal_image", "maximal_image makes a picture, no map of the picture"),
         ("channel_pairs", "channel_pairs makes a matrix, no map of the picture"),
         ("democratic_weights", "democratic"),
-        ("deconvnet", "pip install 'covpool_plugins[explain]'"),
+        ("extremal_perturbation", "pip install 'covpool_plugins[explain]'"),
     ],
 )
 def test_what_has_no_map_is_said(method: str, note: str, small_net, image: Tensor, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchray.attribution.deconvnet", None)
+    monkeypatch.setitem(sys.modules, "torchray.attribution.extremal_perturbation", None)
     methods = {method: CHEAP.get(method, {}), "contribution": {}}
     row, other = cascading_randomization(small_net(), image, methods, 0, steps=1)
     assert row.layers == () and row.similarity is None and note in row.note and other.similarity is not None

@@ -12,8 +12,14 @@ from torch import Tensor, nn
 
 from covpool_plugins.errors import NotApplicableError
 from covpool_plugins.explain import ModelView, explain
-from covpool_plugins.explain.contribution import by_entries, contributions, mean_gradient
-from covpool_plugins.explain.root_shares import Eigenbasis, root_method, root_shares
+from covpool_plugins.explain.contribution import (
+    Eigenbasis,
+    by_entries,
+    contributions,
+    mean_gradient,
+    root_method,
+    root_shares,
+)
 from covpool_plugins.explain.spectral_maps import in_bands
 from covpool_plugins.linalg import EigenMethod, covariance, list_methods, sqrtm, unpack_symmetric
 from covpool_plugins.pooling import CovariancePool, CrossCovariancePool, create_pool, list_pools

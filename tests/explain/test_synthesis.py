@@ -13,7 +13,7 @@ from support.explanations import heads
 from torch import Tensor, nn
 
 from covpool_plugins.explain import ModelView, explain
-from covpool_plugins.explain.synthesis import total_variation
+from covpool_plugins.explain.perturbation import total_variation
 
 FEW = dict(iterations=15, jitter=2)
 BOTH = pytest.mark.parametrize(("method", "number"), [("maximal_image", "logit"), ("inverse_image", "distance")])

@@ -11,8 +11,7 @@ from PIL import Image
 from studies.probing import SHIPPED, STRENGTHS, write_tiles
 
 from covpool_plugins.errors import MissingExtraError, OptionError, UnknownNameError
-from covpool_plugins.explain import ModelView, explain
-from covpool_plugins.explain.loading import load_timm_model
+from covpool_plugins.explain import ModelView, explain, load_timm_model
 
 
 @pytest.fixture(scope="module")

@@ -43,13 +43,13 @@ def convert(path: Path) -> Any:
 
 
 def explain_timm(path: Path) -> Any:
-    from covpool_plugins.explain.loading import load_timm_model
+    from covpool_plugins.explain import load_timm_model
 
     return load_timm_model(MODEL, path, num_classes=2)
 
 
 def explain_config(path: Path) -> Any:
-    from covpool_plugins.explain.loading import load_mmpretrain_model
+    from covpool_plugins.explain import load_mmpretrain_model
 
     config = path.parent / "config.py"
     config.write_text(CONFIG)
