@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -187,10 +188,11 @@ def randomized_views(
     bounds = np.linspace(1, len(layers), parts + 1).round().astype(int) if parts else [len(layers)]
     done = 0
     for bound in bounds:
-        view = disposable(view)
+        view = replace(copy.deepcopy(view, {id(view.preprocessing): view.preprocessing}))  # without what is cached
         modules = dict(view.model.named_modules())
-        names = [name for layer in list(layers)[done:bound] for name in layers[layer]]
-        _replace_parameters(view.model, [modules[name] for name in names], generator)
+        own = [modules[name] for layer in list(layers)[done:bound] for name in layers[layer]]
+        for parameter in dict.fromkeys(p for module in own for p in module.parameters(recurse=False)):
+            parameter.data = _draw(parameter, generator)
         done = int(bound)
         yield tuple(list(layers)[:done]), view
 
@@ -222,16 +224,7 @@ def _in_order_of_use(view: ModelView, x: Tensor, names: Sequence[str]) -> list[s
     return list(order)
 
 
-def _replace_parameters(model: nn.Module, modules: Sequence[nn.Module], generator: torch.Generator) -> None:
-    """New parameters in the modules, and wherever else the model uses the same ones."""
-    drawn = {id(p): _draw(p, generator) for module in modules for p in module.parameters(recurse=False)}
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) in drawn:
-                module._parameters[name] = drawn[id(parameter)]
-
-
-def _draw(parameter: nn.Parameter, generator: torch.Generator) -> nn.Parameter:
+def _draw(parameter: nn.Parameter, generator: torch.Generator) -> Tensor:
     """Normal numbers: weights about zero and of the old root mean square, gains and biases of the old mean and spread.
 
     Source of the distribution: this package; the paper draws from each layer's initialisation, which in networks
@@ -239,8 +232,7 @@ def _draw(parameter: nn.Parameter, generator: torch.Generator) -> nn.Parameter:
     """
     old = parameter.detach().double().cpu()
     mean, size = (0.0, old.square().mean().sqrt()) if old.ndim > 1 else (old.mean(), old.std(correction=0))
-    new = mean + size * torch.randn(old.shape, generator=generator, dtype=torch.float64)
-    return nn.Parameter(new.to(parameter), requires_grad=False)
+    return (mean + size * torch.randn(old.shape, generator=generator, dtype=torch.float64)).to(parameter)
 
 
 def sanity_table(
