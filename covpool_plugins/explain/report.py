@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ..errors import MissingExtraError, NotApplicableError, OptionError, one_line, require_extra
 from ..files import write_atomically, write_json
 from ..pictures import Picture, read_picture
+from .annotations import PICTURE_NAME
 from .explanation import Explanation
 from .images import as_input
 from .methods import explain_input
@@ -208,16 +209,15 @@ def find_pictures(names: Iterable[str | Path]) -> list[Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            known = set(Image.registered_extensions())
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in known)
-            if not inside:
-                raise OptionError(f"{path} is a folder without pictures")
+            inside = sorted(file for file in path.iterdir() if PICTURE_NAME.fullmatch(file.name))
         elif path.exists() or not glob.has_magic(str(name)):
             inside = [path]
         else:
             inside = sorted(Path(match) for match in glob.glob(str(name), recursive=True) if Path(match).is_file())
-            if not inside:
-                raise OptionError(f"no file fits {str(name)!r}")
+        if not inside:
+            raise OptionError(
+                f"{path} is a folder without pictures" if path.is_dir() else f"no file fits {str(name)!r}"
+            )
         pictures |= dict.fromkeys(inside)
     return list(pictures)
 

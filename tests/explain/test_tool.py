@@ -192,7 +192,7 @@ def test_find_pictures(picture: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     odd = tmp_path / "a[1].png"
-    for path in (odd, *(folder / name for name in ("b.jpg", "a.PNG", "notes.txt"))):
+    for path in (odd, *(folder / name for name in ("b.jpg", "a.PNG", "notes.txt", "c.pdf"))):
         path.write_bytes(picture.read_bytes())
     inside = [folder / "a.PNG", folder / "b.jpg"]
     assert find_pictures([folder]) == inside
