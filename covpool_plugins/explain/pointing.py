@@ -18,7 +18,7 @@ from ..errors import NotApplicableError, OptionError, ShapeError
 from .annotations import AnnotatedPicture, read_annotations
 from .images import Preprocessing, gaussian
 from .methods import explain_over_picture, with_options
-from .model_view import Gradient, ModelView
+from .model_view import ModelView
 from .overlay import enlarge
 
 TOLERANCE = 15
@@ -79,7 +79,6 @@ def pointing_game(
     *,
     tolerance: int = TOLERANCE,
     smooth: float = 0.0,
-    grad: Gradient = "exact",
 ) -> list[Pointing]:
     """Explain every class in every picture, and count whose maximum lies at an object of that class.
 
@@ -87,14 +86,13 @@ def pointing_game(
     the network saw does not count, neither as a hit nor as a miss.
 
     Args:
-        model: the classifier, which is left as it is.
+        model: the classifier, which is left as it is, or a view of it.
         pictures: of :func:`~covpool_plugins.explain.annotations.read_annotations`.
         methods: names of explanation methods, or a mapping from names to options.
         tolerance: how many pixels of the network's input the maximum may lie beside the object; the figure of the
             papers is 15.
         smooth: deviation of the Gaussian that maps are smoothed by before their maximum is taken, as a part of the
             input's longer side; TorchRay's authors take 0.02. The energy is that of the map as it is.
-        grad: see :func:`covpool_plugins.explain.explain`.
 
     Returns:
         For each method a row per class, in the order of the classes.
@@ -119,7 +117,7 @@ def pointing_game(
     check_integer("tolerance", tolerance, 0)
     check_number("smooth", smooth, "[0, 1]")
     options = with_options(methods)
-    view = ModelView.of(model, grad)
+    view = ModelView.of(model)
     rows: dict[tuple[str, int], Pointing] = {}
     for annotated in tqdm(list(pictures), desc="pointing game", unit="picture", disable=None, leave=False):
         picture, regions = annotated.read()

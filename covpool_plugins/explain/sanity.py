@@ -17,11 +17,10 @@ from tqdm import tqdm
 
 from ..checks import check_integer
 from ..errors import NotApplicableError, ShapeError
-from ..pictures import Picture
 from .explanation import Explanation
-from .images import as_input
+from .images import ImageLike, as_input
 from .methods import explain_over_picture, explanation_options, with_options
-from .model_view import Gradient, ModelView, disposable
+from .model_view import ModelView, disposable
 
 THRESHOLD = 0.5
 VERDICTS = {None: "n/a", True: "depends on the weights", False: "hardly depends on the weights"}
@@ -47,13 +46,12 @@ class Randomization:
 
 def cascading_randomization(
     model: nn.Module | ModelView,
-    image: Path | str | Picture | np.ndarray | Tensor,
+    image: ImageLike,
     methods: Sequence[str] | Mapping[str, Mapping[str, Any]],
     target: int | None = None,
     *,
     seed: int = 0,
     steps: int = STEPS,
-    grad: Gradient = "exact",
 ) -> list[Randomization]:
     """The sanity check of explanations: weights are made random from the classifier down, and maps are compared.
 
@@ -63,13 +61,12 @@ def cascading_randomization(
     that chose its own layer in the original network keeps it. One that draws random numbers draws new ones.
 
     Args:
-        model: the classifier, which is left as it is.
+        model: the classifier, which is left as it is, or a view of it.
         image: what :func:`covpool_plugins.explain.explain` takes.
         methods: names of explanation methods, or a mapping from names to options.
         target: the class; the default is the one with the highest score.
         seed: of the random weights; no other random numbers are drawn or changed.
         steps: of the cascade, at most: the classifier, then the other layers in equal parts.
-        grad: see :func:`covpool_plugins.explain.explain`.
 
     Returns:
         For each method a row per step. A method without a map that can be compared has one row without random layers,
@@ -90,7 +87,7 @@ def cascading_randomization(
     check_integer("seed", seed, 0)
     check_integer("steps", steps)
     options = with_options(methods)
-    view = ModelView.of(model, grad)
+    view = ModelView.of(model)
     x = as_input(image, view.preprocessing)
     passed = view.forward_pass(x)
     originals: dict[str, np.ndarray] = {}
