@@ -189,7 +189,9 @@ def mean_gradient(
     """The features (1, C, M) that count, and the gradient averaged along their scale; then as :func:`contributions`."""
     with torch.no_grad():
         vector = represent(X)
-        if _same(vector, represent(X + _shift_like(X))):
+        # A constant per channel, of the size of the features.
+        shift = X.square().mean().sqrt() * torch.linspace(0.5, 1.5, X.shape[1]).to(X).unsqueeze(-1)
+        if _same(vector, represent(X + shift)):
             X = X - X.mean(dim=-1, keepdim=True)
         homogeneous = points is None and _same(0.5 * vector, represent(0.5 * X))
         base = (represent(torch.zeros_like(X)) @ weight).item()
@@ -216,12 +218,6 @@ def _is_linear(passed: ForwardPass, width: int, weights: int) -> bool:
 def _agree(ours: Tensor, theirs: Tensor) -> bool:
     """Whether the numbers that are explained are those that the model gives."""
     return bool((ours - theirs).abs().max() <= MODEL_AGREEMENT * theirs.abs().max().clamp_min(1e-3))
-
-
-def _shift_like(X: Tensor) -> Tensor:
-    """A constant per channel, of the size of the features."""
-    size = X.square().mean().sqrt()
-    return size * torch.linspace(0.5, 1.5, X.shape[1], dtype=X.dtype, device=X.device).unsqueeze(-1)
 
 
 def _same(first: Tensor, second: Tensor) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_choice
-from ..errors import NotApplicableError, OptionError, UnknownNameError
+from ..errors import NotApplicableError, OptionError, UnknownNameError, one_line
 from ..pooling import AveragePool, Pool
 from .images import Preprocessing, first_channels, preprocessing_of
 from .models import (
@@ -131,6 +131,8 @@ class ModelView:
         model = classifier_inside(model)
         preprocessing = preprocessing_of(model)
         private = copy.deepcopy(model).requires_grad_(False).eval()
+        if next(private.parameters(), None) is None:
+            raise OptionError(f"{type(private).__name__} has no weights, and so no class scores to explain")
         if next(private.parameters()).dtype in (torch.float16, torch.bfloat16):
             private.float()
         if grad == "exact":
@@ -140,12 +142,14 @@ class ModelView:
         classifier, site = find_classifier(private), find_pool_site(private)
         try:
             stages, maps, scores = trace_stages(private, blank, site)
-        except RuntimeError:
+        except (RuntimeError, TypeError) as error:
             # The pixels may be rearranged in front of the first convolution, so that trying tells.
             channels = first_channels(private)
-            if channels in (None, preprocessing.channels):
-                raise
-            raise OptionError(f"only models of 1 or 3 input channels can be explained, this takes {channels}") from None
+            if channels not in (None, preprocessing.channels):
+                message = f"only models of 1 or 3 input channels can be explained, this takes {channels}"
+            else:
+                message = f"{type(private).__name__} does not take an input {tuple(blank.shape)}: {one_line(error)}"
+            raise OptionError(message) from error
         if not isinstance(scores, Tensor) or scores.ndim != 2 or getattr(private, "num_classes", None) == 0:
             raise OptionError(f"{type(private).__name__} has no class scores to explain")
         classes = scores.shape[1]

@@ -205,6 +205,9 @@ def test_bad_input_is_named(call: dict, error: type[Exception], message: str, sm
     ("model", "message"),
     [
         (torch.nn.Conv2d(3, 4, 3), "Conv2d has no class scores"),
+        (torch.nn.ReLU(), "ReLU has no weights, and so no class scores"),
+        (torch.nn.Linear(3, 2), r"Linear does not take an input \(1, 3, 224, 224\): mat1"),
+        (torch.nn.Bilinear(3, 3, 2), r"Bilinear does not take an input .*missing 1 required"),
         (timm.create_model("test_resnet", num_classes=0), "no class scores"),
         (timm.create_model("test_resnet", in_chans=4), "1 or 3 input channels can be explained, this takes 4"),
         (timm.create_model("test_vit", in_chans=4), "1 or 3 input channels can be explained, this takes 4"),
