@@ -12,7 +12,7 @@ import pytest
 
 import covpool_plugins
 from covpool_plugins.command_line import run_tool
-from covpool_plugins.interruption import end_at_once
+from covpool_plugins.interruption import end_at_once, is_our_command
 
 ROOT = Path(covpool_plugins.__file__).parents[1]
 MODULES = [f"covpool_plugins.{path.parent.name}" for path in ROOT.glob("covpool_plugins/*/__main__.py")]
@@ -60,6 +60,27 @@ def test_programs_of_others_are_interrupted_as_python_does_it(
     monkeypatch.chdir(tmp_path)
     status, _, errors = interrupt(arguments, tmp_path)
     assert status != 130 and "Traceback" in errors
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "ours"),
+    [
+        ("tools/train.py", "python tools/train.py config.py", True),
+        ("covpool_plugins/.mim/tools/train.py", "python train.py config.py", True),  # as mim runs it
+        ("elsewhere/tools/train.py", "python train.py", False),
+        (None, "python -X dev -m covpool_plugins.explain --model x", True),
+        (None, "python -mcovpool_plugins.explain", True),
+        (None, "python -m own.training covpool_plugins.explain", False),
+        (None, "python", False),
+    ],
+)
+def test_our_commands(program: str | None, words: str, ours: bool, monkeypatch) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", program and str(ROOT / program))
+    monkeypatch.setattr(sys, "orig_argv", words.split())
+    module = next((i for i, word in enumerate(words.split()) if word.startswith("-m")), 0)
+    arguments = words.split()[module + 1 + (words.split()[module] == "-m") :]
+    monkeypatch.setattr(sys, "argv", ["-m" if module else "", *arguments])
+    assert is_our_command() == ours
 
 
 def test_a_command_that_runs_is_interrupted_by_an_exception() -> None:

@@ -19,7 +19,7 @@ from ..pictures import check_picture
 from . import ACTIVATIONS, GRADIENTS, ModelView, load_mmpretrain_model, load_timm_model
 from .methods import LARGEST_SEED, explanation_options, list_explanations, with_options
 from .pointing import pointing_table
-from .report import TABLES, Job, distinct, explain_all, find_pictures, reasons, say_skipped, write_page
+from .report import TABLES, Job, distinct, explain_pictures, find_pictures, reasons, say_skipped, write_page
 from .sanity import sanity_table
 
 EXAMPLE = (
@@ -42,14 +42,13 @@ def main(argv: list[str] | None = None) -> None:
         for label, view in models.items():
             print("\n  ".join([f"{label}:", *(view.shallow_stages or ["none: the model has no pool that is known"])]))
         return
-    _check_layer(arguments.layer, models)
     target, versus = (_class_number(arguments, option, models) for option in ("target", "versus"))
     options = (arguments.deletion_steps, arguments.seed, arguments.skip_unreadable)
     job = Job(models, methods, arguments.out, target, versus, *options)
     if arguments.pointing:
         sections, tables = [], {"pointing": pointing_table(models, methods, arguments.pointing)}
     else:
-        sections = explain_all(job, pictures)
+        sections = explain_pictures(job, pictures)
         shown = {section.name: section.path for section in sections}
         tables = {"sanity": sanity_table(models, methods, shown, target, job.seed)} if arguments.sanity else {}
         print(_table([row.overview() for section in sections for row in section.rows]))
@@ -57,7 +56,9 @@ def main(argv: list[str] | None = None) -> None:
         print(f"\n{TABLES[name][0]}\n\n{_table(rows)}")
     for reason in reasons(job, sections):
         print(f"n/a: {reason}", file=sys.stderr)
-    print("wrote " + ", ".join(map(str, write_page(job, sections, tables))))
+    if tables:
+        write_page(job, sections, tables)
+    print(f"wrote {job.out / 'index.html'} and the numbers beside it")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -175,8 +176,10 @@ def _models(arguments: argparse.Namespace) -> dict[str, ModelView]:
             model = load_timm_model(source, checkpoint, arguments.num_classes, **arguments.model_kwargs)
         if checkpoint is None and ":" not in str(source):
             print(f"{source}: no --checkpoint: the weights are random", file=sys.stderr)
-        model = model.to(arguments.device)
-        models[label] = ModelView.of(model, arguments.grad, arguments.activation, arguments.classes)
+        view = ModelView.of(model.to(arguments.device), arguments.grad, arguments.activation, arguments.classes)
+        if arguments.layer and arguments.layer not in view.stages and view.pool is not None:
+            raise OptionError(f"{label}: {UnknownNameError('layer', arguments.layer, view.shallow_stages)}")
+        models[label] = view
     return models
 
 
@@ -190,15 +193,6 @@ def _class_number(arguments: argparse.Namespace, option: str, models: Mapping[st
     if len(set(numbers)) > 1:
         raise OptionError(f"--{option}: {given!r} is another class in each model: {', '.join(map(str, numbers))}")
     return numbers[0]
-
-
-def _check_layer(layer: str | None, models: Mapping[str, ModelView]) -> None:
-    for label, view in models.items() if layer else ():
-        try:
-            if view.pool is not None:
-                view.stage(str(layer))
-        except UnknownNameError as error:
-            raise OptionError(f"{label}: {error}") from None
 
 
 def _key_value(text: str) -> tuple[str, Any]:

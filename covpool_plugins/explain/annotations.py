@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,8 @@ from ..errors import UnknownNameError
 from ..pictures import Picture, opened_picture, read_picture
 
 PICTURE_FOLDERS = ("pictures", "JPEGImages")
-PICTURE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+# What Pillow's readers of the formats in ``pictures.FORMATS`` are called.
+PICTURE_NAME = re.compile(r".+\.(a?png|bmp|gif|jfif|jpe|jpe?g|p[bgnp]m|tiff?|webp)", re.IGNORECASE)
 VOID = 255
 
 Box = tuple[float, float, float, float]
@@ -167,7 +169,7 @@ def _voc_file(path: Path) -> tuple[str, list[tuple[str, bool, Box]]]:
 
 
 def _masks(folder: Path, pictures: Path, classes: Sequence[str] | None) -> Found:
-    by_name = {path.stem: path for path in sorted(pictures.iterdir()) if path.suffix.lower() in PICTURE_SUFFIXES}
+    by_name = {path.stem: path for path in sorted(pictures.iterdir()) if PICTURE_NAME.fullmatch(path.name)}
     numbers = {name: number for number, name in enumerate(classes or ())}
     for inner in [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]:
         label = numbers.get(inner.name, int(inner.name) if inner.name.isdecimal() else None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -90,30 +89,21 @@ def deletion_insertion(
     random = torch.Generator("cpu").manual_seed(seed)
     ranked = [coarse.argsort(descending=True, stable=True)]
     ranked += [torch.randperm(coarse.numel(), generator=random) for _ in range(orders)]
+    counts = torch.linspace(0, coarse.numel(), steps + 1).round()
     picture = view.to_model(x)
     blurred = blur(picture)
     areas = []
     for order in tqdm(ranked, unit="order", disable=None, leave=False):
-        masks = torch.stack(list(_deleted(order, cells, steps))).to(picture)
-        masks = nn.functional.interpolate(masks[:, None], picture.shape[-2:], mode="nearest")
+        deleted = (order.argsort() < counts[:, None]).view(-1, 1, *cells).to(picture)  # none, more and more, all
+        masks = nn.functional.interpolate(deleted, picture.shape[-2:], mode="nearest")
         both = [torch.lerp(picture, blurred, masks), torch.lerp(blurred, picture, masks)]
         areas.append([_area(view, pictures, target) for pictures in both])
-    chance = np.mean(areas[1:], axis=0)
-    return DeletionInsertion(areas[0][0], areas[0][1], float(chance[0]), float(chance[1]))
-
-
-def _deleted(order: Tensor, cells: tuple[int, int], steps: int) -> Iterator[Tensor]:
-    """Masks (h, w), one where a position is among the first of ``order``: none of them, more and more, all."""
-    for count in torch.linspace(0, len(order), steps + 1).round().long().tolist():
-        mask = torch.zeros(len(order))
-        mask[order[:count]] = 1
-        yield mask.view(cells)
+    return DeletionInsertion(*areas[0], *np.mean(areas[1:], axis=0).tolist())
 
 
 def _area(view: ModelView, pictures: Tensor, target: int) -> float:
     logits = torch.cat([view.logits(part) for part in pictures.split(BATCH)])
-    probabilities = view.probabilities(logits)[:, target]
-    return torch.trapezoid(probabilities, dx=1 / (len(pictures) - 1)).item()
+    return torch.trapezoid(view.probabilities(logits)[:, target], dx=1 / (len(pictures) - 1)).item()
 
 
 def entropy(map: Tensor | np.ndarray) -> float | None:
@@ -145,11 +135,11 @@ def conditioning(view: ModelView, passed: ForwardPass) -> dict[str, float | None
     """
     pool, X = view.float64_pool, view.features(passed)[0].double()
     before = Spectrum.of(covariance_basis(pool, X).values.flip(0)[None])
-    after = None
+    numbers: list[float | None] = [before.condition_number.item(), None, before.effective_rank.item()]
     if isinstance(pool, CovariancePool):
-        values = torch.linalg.eigvalsh(pool.matrix(pool.represent(X))).abs().sort().values
-        after = Spectrum.of(values).condition_number.item()
-    return dict(zip(CONDITIONING, (before.condition_number.item(), after, before.effective_rank.item()), strict=True))
+        after = torch.linalg.eigvalsh(pool.matrix(pool.represent(X))).abs().sort().values
+        numbers[1] = Spectrum.of(after).condition_number.item()
+    return dict(zip(CONDITIONING, numbers, strict=True))
 
 
 def metrics(

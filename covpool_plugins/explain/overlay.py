@@ -24,7 +24,7 @@ SIDE = 320  # of a picture in a panel, in pixels
 CELL = 3.2  # of a picture in a panel, in inches
 DOTS_PER_INCH = 110
 MOST_COLUMNS = 5
-CHARACTERS = 46  # of the small print below a picture
+CHARACTERS, LINE = 50, 0.14  # of the small print below a picture: a line's length, and its height in inches
 FOR, AGAINST, BEFORE, AFTER = "#b2182b", "#2166ac", "#4d4d4d", "#e08214"
 
 
@@ -181,23 +181,25 @@ def montage(explanations: Sequence[tuple[str, Explanation | str]]) -> Picture:
     if len(methods) > 1:
         raise OptionError(f"montage has one colour scale for one method, got {', '.join(methods)}")
     limit = max(colour_limit(explanation.shown) for explanation in shown)
-    columns = min(MOST_COLUMNS, len(explanations))
-    rows = -(-len(explanations) // columns)
-    shape = first.map.shape if first.space == "matrix" else (first.image.height, first.image.width)
-    figure = _figure(columns * CELL, rows * (CELL * shape[0] / shape[1] + 0.6) + 0.3)
+    cells = []
+    for label, explanation in explanations:
+        if isinstance(explanation, str):
+            cells.append((label, Image.new("RGB", first.image.size, "#eeeeee"), f"n/a: {explanation}"))
+        else:
+            caption = "\n".join(explanation.caption(limit)).removeprefix(explanation.method).lstrip(", ")
+            cells.append((label, explanation.overlay(limit, SIDE), caption))
+    most_lines = max(len(_wrapped(caption)) for _, _, caption in cells)
+    columns = min(MOST_COLUMNS, len(cells))
+    rows = -(-len(cells) // columns)
+    height, width = first.map.shape if first.space == "matrix" else (first.image.height, first.image.width)
+    figure = _figure(columns * CELL, rows * (CELL * height / width + 0.35 + LINE * most_lines) + 0.3)
     sign = "±" if first.signed else ""
     scale = "" if first.space == "picture" else f", full colour at {sign}{limit:.2g}"
     figure.suptitle(first.method + scale, fontsize=11)
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    for axis, (label, explanation) in zip(axes, explanations, strict=False):
-        if isinstance(explanation, str):
-            _show(axis, Image.new("RGB", first.image.size, "#eeeeee"), label, [explanation])
-            axis.text(0.5, 0.5, "n/a", transform=axis.transAxes, ha="center", va="center", fontsize=18, color="grey")
-        else:
-            lines = explanation.caption(limit)
-            lines[0] = lines[0].removeprefix(explanation.method).lstrip(", ")
-            _show(axis, explanation.overlay(limit, SIDE), label, lines)
-    for axis in axes[len(explanations) :]:
+    for axis, (label, picture, caption) in zip(axes, cells, strict=False):
+        _show(axis, picture, label, caption)
+    for axis in axes[len(cells) :]:
         axis.set_axis_off()
     return _rendered(figure)
 
@@ -243,11 +245,15 @@ def _show_band(axis: Any, explanation: Explanation, values: np.ndarray, title: s
     limit = colour_limit(values)
     picture = overlay(at_least(explanation.image, SIDE), values, explanation.signed, limit)
     scale = f"full colour at {'±' if explanation.signed else ''}{limit:.2g}"
-    _show(axis, picture, title, [f"{balance(values)} = {values.sum():+.3g}", scale])
+    _show(axis, picture, title, f"{balance(values)} = {values.sum():+.3g}\n{scale}")
 
 
-def _show(axis: Any, picture: Picture, title: str, lines: Sequence[str] = ()) -> None:
+def _show(axis: Any, picture: Picture, title: str, caption: str = "") -> None:
     axis.imshow(np.asarray(picture), interpolation="bicubic")
     axis.set_title(title, fontsize=10)
     axis.set(xticks=[], yticks=[])
-    axis.set_xlabel("\n".join(textwrap.fill(line, CHARACTERS) for line in lines), fontsize=8)
+    axis.set_xlabel("\n".join(_wrapped(caption)), fontsize=8)
+
+
+def _wrapped(caption: str) -> list[str]:
+    return [part for line in caption.splitlines() for part in textwrap.wrap(line, CHARACTERS)]

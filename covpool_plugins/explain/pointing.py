@@ -18,7 +18,7 @@ from ..errors import NotApplicableError, OptionError, ShapeError
 from .annotations import AnnotatedPicture, read_annotations
 from .images import Preprocessing, gaussian
 from .methods import explain_over_picture, with_options
-from .model_view import Gradient, ModelView
+from .model_view import ModelView
 from .overlay import enlarge
 
 TOLERANCE = 15
@@ -68,10 +68,8 @@ class Pointing:
         hit = energy is not None and points_at(map, region, tolerance, smooth)
         self.hits += hit
         self.misses += not hit
-        if energy is None:
-            self.pointless += 1
-        else:
-            self.energies.append(energy)
+        self.pointless += energy is None
+        self.energies += [] if energy is None else [energy]
 
 
 def pointing_game(
@@ -81,7 +79,6 @@ def pointing_game(
     *,
     tolerance: int = TOLERANCE,
     smooth: float = 0.0,
-    grad: Gradient = "exact",
 ) -> list[Pointing]:
     """Explain every class in every picture, and count whose maximum lies at an object of that class.
 
@@ -89,14 +86,13 @@ def pointing_game(
     the network saw does not count, neither as a hit nor as a miss.
 
     Args:
-        model: the classifier, which is left as it is.
+        model: the classifier, which is left as it is, or a view of it.
         pictures: of :func:`~covpool_plugins.explain.annotations.read_annotations`.
         methods: names of explanation methods, or a mapping from names to options.
         tolerance: how many pixels of the network's input the maximum may lie beside the object; the figure of the
             papers is 15.
         smooth: deviation of the Gaussian that maps are smoothed by before their maximum is taken, as a part of the
             input's longer side; TorchRay's authors take 0.02. The energy is that of the map as it is.
-        grad: see :func:`covpool_plugins.explain.explain`.
 
     Returns:
         For each method a row per class, in the order of the classes.
@@ -121,7 +117,7 @@ def pointing_game(
     check_integer("tolerance", tolerance, 0)
     check_number("smooth", smooth, "[0, 1]")
     options = with_options(methods)
-    view = ModelView.of(model, grad)
+    view = ModelView.of(model)
     rows: dict[tuple[str, int], Pointing] = {}
     for annotated in tqdm(list(pictures), desc="pointing game", unit="picture", disable=None, leave=False):
         picture, regions = annotated.read()
@@ -143,16 +139,16 @@ def pointing_game(
     return [rows[key] for method in options for key in sorted(rows) if key[0] == method]
 
 
-def mean_accuracy(rows: Iterable[Pointing]) -> dict[str, float | None]:
+def mean_accuracy(rows: Sequence[Pointing]) -> dict[str, float | None]:
     """By method the mean of the accuracies of the classes, as the papers report it.
 
     Examples:
         >>> mean_accuracy([Pointing("rise", 0, hits=3, misses=1), Pointing("rise", 1, hits=1, misses=0)])
         {'rise': 0.875}
     """
-    accuracies: dict[str, list[float]] = {}
+    accuracies: dict[str, list[float]] = {row.method: [] for row in rows}
     for row in rows:
-        accuracies.setdefault(row.method, []).extend([] if row.accuracy is None else [row.accuracy])
+        accuracies[row.method] += [] if row.accuracy is None else [row.accuracy]
     return {method: float(np.mean(values)) if values else None for method, values in accuracies.items()}
 
 
@@ -228,13 +224,19 @@ def pointing_table(
     rows = []
     for model, view in models.items():
         classes = pointing_game(view, read_annotations(folder, view.class_names or None), methods)
-        accuracies = mean_accuracy(classes)
         for method in methods:
             own = [row for row in classes if row.method == method]
             energies = [energy for row in own for energy in row.energies]
-            shares = {"accuracy": accuracies.get(method), "energy": float(np.mean(energies)) if energies else None}
-            counts = {"hits": str(sum(row.hits for row in own)), "misses": str(sum(row.misses for row in own))}
-            texts = {name: "n/a" if share is None else f"{share:.3f}" for name, share in shares.items()}
+            numbers = {
+                "hits": str(sum(row.hits for row in own)),
+                "misses": str(sum(row.misses for row in own)),
+                "accuracy": _text(mean_accuracy(own).get(method)),
+                "energy": _text(float(np.mean(energies)) if energies else None),
+            }
             note = next((row.note for row in reversed(own) if row.note), "")
-            rows.append({"model": model, "method": method, **counts, **texts, "note": note})
+            rows.append({"model": model, "method": method, **numbers, "note": note})
     return rows
+
+
+def _text(share: float | None) -> str:
+    return "n/a" if share is None else f"{share:.3f}"

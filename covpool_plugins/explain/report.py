@@ -7,7 +7,7 @@ import glob
 import io
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ..errors import MissingExtraError, NotApplicableError, OptionError, one_line, require_extra
 from ..files import write_atomically, write_json
 from ..pictures import Picture, read_picture
+from .annotations import PICTURE_NAME
 from .explanation import Explanation
 from .images import as_input
 from .methods import explain_input
@@ -70,7 +71,8 @@ TEMPLATE = """<!doctype html>
   .maps img { width: 100%; }
   figure { margin: 0; background: #8881; } figcaption { font-size: .9rem; padding: .5rem .75rem .75rem; }
   .none { background: #8882; padding: 1rem; font-size: .9rem; }
-  .wide { background: #fff; margin: 1rem 0; }
+  .wide { margin: 1rem 0; width: fit-content; max-width: 100%; }
+  @media (max-width: 800px) { .wide { overflow-x: auto; } .wide img { max-width: none; } }
   .scroll { overflow-x: auto; }
   table { border-collapse: collapse; font-size: .85rem; }
   th, td { padding: .2rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #8884; }
@@ -207,16 +209,15 @@ def find_pictures(names: Iterable[str | Path]) -> list[Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            known = set(Image.registered_extensions())
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in known)
-            if not inside:
-                raise OptionError(f"{path} is a folder without pictures")
+            inside = sorted(file for file in path.iterdir() if PICTURE_NAME.fullmatch(file.name))
         elif path.exists() or not glob.has_magic(str(name)):
             inside = [path]
         else:
             inside = sorted(Path(match) for match in glob.glob(str(name), recursive=True) if Path(match).is_file())
-            if not inside:
-                raise OptionError(f"no file fits {str(name)!r}")
+        if not inside:
+            raise OptionError(
+                f"{path} is a folder without pictures" if path.is_dir() else f"no file fits {str(name)!r}"
+            )
         pictures |= dict.fromkeys(inside)
     return list(pictures)
 
@@ -233,40 +234,38 @@ def say_skipped(error: ValueError) -> None:
     print(f"skipped: {one_line(error)}", file=sys.stderr)
 
 
-def explain_pictures(job: Job, pictures: Sequence[Path]) -> Iterator[Section]:
-    """Explain every picture; each file is whole when it appears, and stays if what follows is interrupted.
+def explain_pictures(job: Job, pictures: Sequence[Path]) -> list[Section]:
+    """Explain every picture and write the page; if this ends early, that of the pictures that are done.
 
     A method that says nothing about a model, or whose extra is not installed, gives a row with the reason.
 
     Raises:
-        OptionError: for a picture whose files could not have their names, before anything is computed.
+        OptionError: for no map at all; before anything is computed, for files that could not have their names.
         ValueError: as :func:`covpool_plugins.explain.explain` does, but for what a method says nothing about.
     """
     stems = distinct([path.stem for path in pictures])
     _check_names(job, stems)
     counts = Counter(path.name for path in pictures)
-    total = len(pictures) * len(job.models) * len(job.methods)
-    with tqdm(total=total, unit="map", disable=None) as progress:
-        for path, stem in zip(pictures, stems, strict=True):
-            try:
-                picture = read_picture(path)
-            except ValueError as error:
-                if not job.skip_unreadable:
-                    raise
-                say_skipped(error)
-                continue
-            section = Section(path, path.name if counts[path.name] == 1 else str(path))
-            passes = [view.forward_pass(as_input(picture, view.preprocessing)) for view in job.models.values()]
-            target = int(passes[0].logits[0].argmax()) if job.target is None else job.target
-            for method in job.methods:
-                rows = []
-                for model, passed in zip(job.models, passes, strict=True):
-                    row = Row(section.name, model, method, job.stem(stem, model, method))
-                    rows.append(_explain(job, row, passed, target))
-                    progress.update()
-                section.rows += rows
-                section.compared |= _compare(job, stem, rows)
-            yield section
+    sections: list[Section] = []
+    try:
+        with tqdm(total=len(pictures) * len(job.models) * len(job.methods), unit="map", disable=None) as progress:
+            for path, stem in zip(pictures, stems, strict=True):
+                try:
+                    picture = read_picture(path)
+                except ValueError as error:
+                    if not job.skip_unreadable:
+                        raise
+                    say_skipped(error)
+                else:
+                    section = Section(path, path.name if counts[path.name] == 1 else str(path))
+                    _explain_picture(job, section, picture, stem, progress)
+                    sections.append(section)
+    finally:
+        if any(row.explanation for section in sections for row in section.rows):
+            write_page(job, sections, {})
+    if not any(row.explanation for section in sections for row in section.rows):
+        raise OptionError(next(iter(reasons(job, sections)), "none of the pictures can be read"))
+    return sections
 
 
 def _check_names(job: Job, stems: Sequence[str]) -> None:
@@ -278,6 +277,18 @@ def _check_names(job: Job, stems: Sequence[str]) -> None:
         longest = max(len(job.stem(stem, model, method).encode()) for model in job.models for method in job.methods)
         if longest + len(LONGEST_END) > LONGEST_NAME:
             raise OptionError(f"the name of {stem[:40]}... is too long for its files; rename the picture")
+
+
+def _explain_picture(job: Job, section: Section, picture: Picture, stem: str, progress: tqdm) -> None:
+    passes = [view.forward_pass(as_input(picture, view.preprocessing)) for view in job.models.values()]
+    target = int(passes[0].logits[0].argmax()) if job.target is None else job.target
+    for method in job.methods:
+        rows = []
+        for model, passed in zip(job.models, passes, strict=True):
+            rows.append(_explain(job, Row(section.name, model, method, job.stem(stem, model, method)), passed, target))
+            progress.update()
+        section.rows += rows
+        section.compared |= _compare(job, stem, rows)
 
 
 def _explain(job: Job, row: Row, passed: ForwardPass, target: int) -> Row:
@@ -321,33 +332,7 @@ def reasons(job: Job, sections: Iterable[Section]) -> list[str]:
     return list(dict.fromkeys(f"{row.model}: {row.reason}" if len(job.models) > 1 else row.reason for row in rows))
 
 
-def explain_all(job: Job, pictures: Sequence[Path]) -> list[Section]:
-    """Explain every picture; if that ends early, there is a page of those that are done.
-
-    Raises:
-        OptionError: if there is no map at all.
-        ValueError: as :func:`explain_pictures` does.
-    """
-    sections: list[Section] = []
-    try:
-        for section in explain_pictures(job, pictures):
-            sections.append(section)
-    except BaseException:
-        if _any_map(sections):
-            write_page(job, sections, {})
-        raise
-    if not sections:
-        raise OptionError("none of the pictures can be read")
-    if not _any_map(sections):
-        raise OptionError(reasons(job, sections)[0])
-    return sections
-
-
-def _any_map(sections: Sequence[Section]) -> bool:
-    return any(row.explanation for section in sections for row in section.rows)
-
-
-def write_page(job: Job, sections: Sequence[Section], tables: Mapping[str, Sequence[Mapping[str, str]]]) -> list[Path]:
+def write_page(job: Job, sections: Sequence[Section], tables: Mapping[str, Sequence[Mapping[str, str]]]) -> Path:
     """``index.html`` with every picture inside it, readable on a phone; each is a link to its file in full size.
 
     Beside it the numbers: ``metrics.json``, a dictionary for every map, and a file for each of the tables.
@@ -356,9 +341,6 @@ def write_page(job: Job, sections: Sequence[Section], tables: Mapping[str, Seque
         job: what was asked.
         sections: what was explained; its pictures are in the folder of the job.
         tables: rows of further tables, see ``TABLES``.
-
-    Returns:
-        What was written.
 
     Raises:
         MissingExtraError: without Jinja.
@@ -377,8 +359,8 @@ def write_page(job: Job, sections: Sequence[Section], tables: Mapping[str, Seque
     title = "Explanations of " + ", ".join(job.models)
     template = environment.from_string(TEMPLATE)
     page = template.render(title=title, sections=sections, tables=tables, numbers=NUMBERS, texts=TABLES, side=SIDE)
-    written = [write_atomically(job.out / "index.html", lambda file: file.write(page.encode()))]
     if sections:
-        entries = [row.entry() for section in sections for row in section.rows]
-        written.append(write_json(job.out / "metrics.json", entries))
-    return written + [write_json(job.out / f"{name}.json", rows) for name, rows in tables.items()]
+        write_json(job.out / "metrics.json", [row.entry() for section in sections for row in section.rows])
+    for name, rows in tables.items():
+        write_json(job.out / f"{name}.json", rows)
+    return write_atomically(job.out / "index.html", lambda file: file.write(page.encode()))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,10 @@ from tqdm import tqdm
 
 from ..checks import check_integer
 from ..errors import NotApplicableError, ShapeError
-from ..pictures import Picture
 from .explanation import Explanation
-from .images import as_input
+from .images import ImageLike, as_input
 from .methods import explain_over_picture, explanation_options, with_options
-from .model_view import ForwardPass, Gradient, ModelView, disposable
+from .model_view import ModelView, disposable
 
 THRESHOLD = 0.5
 VERDICTS = {None: "n/a", True: "depends on the weights", False: "hardly depends on the weights"}
@@ -45,13 +46,12 @@ class Randomization:
 
 def cascading_randomization(
     model: nn.Module | ModelView,
-    image: Path | str | Picture | np.ndarray | Tensor,
+    image: ImageLike,
     methods: Sequence[str] | Mapping[str, Mapping[str, Any]],
     target: int | None = None,
     *,
     seed: int = 0,
     steps: int = STEPS,
-    grad: Gradient = "exact",
 ) -> list[Randomization]:
     """The sanity check of explanations: weights are made random from the classifier down, and maps are compared.
 
@@ -61,13 +61,12 @@ def cascading_randomization(
     that chose its own layer in the original network keeps it. One that draws random numbers draws new ones.
 
     Args:
-        model: the classifier, which is left as it is.
+        model: the classifier, which is left as it is, or a view of it.
         image: what :func:`covpool_plugins.explain.explain` takes.
         methods: names of explanation methods, or a mapping from names to options.
         target: the class; the default is the one with the highest score.
         seed: of the random weights; no other random numbers are drawn or changed.
         steps: of the cascade, at most: the classifier, then the other layers in equal parts.
-        grad: see :func:`covpool_plugins.explain.explain`.
 
     Returns:
         For each method a row per step. A method without a map that can be compared has one row without random layers,
@@ -88,29 +87,49 @@ def cascading_randomization(
     check_integer("seed", seed, 0)
     check_integer("steps", steps)
     options = with_options(methods)
-    view = ModelView.of(model, grad)
+    view = ModelView.of(model)
     x = as_input(image, view.preprocessing)
     passed = view.forward_pass(x)
-    originals: dict[str, Explanation] = {}
+    originals: dict[str, np.ndarray] = {}
     rows: dict[str, list[Randomization]] = {method: [] for method in options}
-    for method in options:
+    for method, own in options.items():
         try:
-            originals[method] = _varying(view, passed, method, target, options[method])
+            original = explain_over_picture(view, passed, method, target, **own)
+            originals[method] = _compared(original)
         except NotApplicableError as error:
             rows[method].append(Randomization(method, (), None, str(error)))
             continue
-        target = originals[method].target
+        target = original.target
         if "layer" in explanation_options(method):
-            options[method]["layer"] = originals[method].layer
+            own["layer"] = original.layer
     total = len(originals) * steps
     with tqdm(total=total, desc="randomize", unit="map", disable=None, leave=False) as bar:
         for step, (layers, random) in enumerate(randomized_views(view, x, seed, steps), start=1):
             random_passed = random.forward_pass(x)
-            for method, original in originals.items():
-                similarity, note = _compare(random, random_passed, original, _reseeded(method, options[method], step))
-                rows[method].append(Randomization(method, layers, similarity, note))
+            for method, map in originals.items():
+                own = dict(options[method])
+                if "seed" in explanation_options(method):  # the same random numbers alone make maps alike
+                    own["seed"] = own.get("seed", 0) + step
+                try:
+                    other = _compared(explain_over_picture(random, random_passed, method, target, **own))
+                    row = Randomization(method, layers, rank_correlation(map, other))
+                except NotApplicableError as error:
+                    row = Randomization(method, layers, None, str(error))
+                rows[method].append(row)
                 bar.update()
     return [row for method in options for row in rows[method]]
+
+
+def _compared(explanation: Explanation) -> np.ndarray:
+    """The map, by its magnitude where it has no sign.
+
+    Raises:
+        NotApplicableError: for one that has no ranks.
+    """
+    map = explanation.map if explanation.signed else np.abs(explanation.map)
+    if np.ptp(map) == 0:
+        raise NotApplicableError("the map is the same everywhere")
+    return map
 
 
 def depends_on_weights(rows: Sequence[Randomization]) -> dict[str, bool | None]:
@@ -139,51 +158,14 @@ def rank_correlation(first: Tensor | np.ndarray, second: Tensor | np.ndarray) ->
     a, b = (torch.as_tensor(values, dtype=torch.float64) for values in (first, second))
     if a.shape != b.shape:
         raise ShapeError(f"maps must have the same size, got {tuple(a.shape)} and {tuple(b.shape)}")
-    ranks = torch.stack([_ranks(a.flatten()), _ranks(b.flatten())])
-    centred = ranks - ranks.mean(dim=1, keepdim=True)
-    size = centred.norm(dim=1).prod()
-    return (centred[0] @ centred[1] / size).clamp(-1, 1).item() if size > 0 else None
+    correlation = torch.stack([_ranks(a.flatten()), _ranks(b.flatten())]).corrcoef()[0, 1].item()
+    return None if math.isnan(correlation) else correlation
 
 
 def _ranks(values: Tensor) -> Tensor:
     _, place, counts = values.unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
     return (last - (counts - 1) / 2)[place]
-
-
-def _varying(
-    view: ModelView, passed: ForwardPass, method: str, target: int | None, options: Mapping[str, Any]
-) -> Explanation:
-    """An explanation whose map has ranks.
-
-    Raises:
-        NotApplicableError: for one that has not.
-    """
-    explanation = explain_over_picture(view, passed, method, target, **options)
-    if np.ptp(_compared(explanation)) == 0:
-        raise NotApplicableError("the map is the same everywhere")
-    return explanation
-
-
-def _compare(
-    view: ModelView, passed: ForwardPass, original: Explanation, options: Mapping[str, Any]
-) -> tuple[float | None, str]:
-    try:
-        explanation = _varying(view, passed, original.method, original.target, options)
-    except NotApplicableError as error:
-        return None, str(error)
-    return rank_correlation(_compared(original), _compared(explanation)), ""
-
-
-def _reseeded(method: str, options: Mapping[str, Any], step: int) -> Mapping[str, Any]:
-    """Other random numbers for every step, where a method draws any: the same ones alone make maps alike."""
-    if "seed" not in explanation_options(method):
-        return options
-    return {**options, "seed": options.get("seed", 0) + step}
-
-
-def _compared(explanation: Explanation) -> np.ndarray:
-    return explanation.map if explanation.signed else np.abs(explanation.map)
 
 
 def randomized_views(
@@ -203,10 +185,11 @@ def randomized_views(
     bounds = np.linspace(1, len(layers), parts + 1).round().astype(int) if parts else [len(layers)]
     done = 0
     for bound in bounds:
-        view = disposable(view)
+        view = replace(copy.deepcopy(view, {id(view.preprocessing): view.preprocessing}))  # without what is cached
         modules = dict(view.model.named_modules())
-        names = [name for layer in list(layers)[done:bound] for name in layers[layer]]
-        _replace_parameters(view.model, [modules[name] for name in names], generator)
+        own = [modules[name] for layer in list(layers)[done:bound] for name in layers[layer]]
+        for parameter in dict.fromkeys(p for module in own for p in module.parameters(recurse=False)):
+            parameter.data = _draw(parameter, generator)
         done = int(bound)
         yield tuple(list(layers)[:done]), view
 
@@ -238,16 +221,7 @@ def _in_order_of_use(view: ModelView, x: Tensor, names: Sequence[str]) -> list[s
     return list(order)
 
 
-def _replace_parameters(model: nn.Module, modules: Sequence[nn.Module], generator: torch.Generator) -> None:
-    """New parameters in the modules, and wherever else the model uses the same ones."""
-    drawn = {id(p): _draw(p, generator) for module in modules for p in module.parameters(recurse=False)}
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) in drawn:
-                module._parameters[name] = drawn[id(parameter)]
-
-
-def _draw(parameter: nn.Parameter, generator: torch.Generator) -> nn.Parameter:
+def _draw(parameter: nn.Parameter, generator: torch.Generator) -> Tensor:
     """Normal numbers: weights about zero and of the old root mean square, gains and biases of the old mean and spread.
 
     Source of the distribution: this package; the paper draws from each layer's initialisation, which in networks
@@ -255,8 +229,7 @@ def _draw(parameter: nn.Parameter, generator: torch.Generator) -> nn.Parameter:
     """
     old = parameter.detach().double().cpu()
     mean, size = (0.0, old.square().mean().sqrt()) if old.ndim > 1 else (old.mean(), old.std(correction=0))
-    new = mean + size * torch.randn(old.shape, generator=generator, dtype=torch.float64)
-    return nn.Parameter(new.to(parameter), requires_grad=False)
+    return (mean + size * torch.randn(old.shape, generator=generator, dtype=torch.float64)).to(parameter)
 
 
 def sanity_table(

@@ -192,7 +192,7 @@ def test_find_pictures(picture: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     odd = tmp_path / "a[1].png"
-    for path in (odd, *(folder / name for name in ("b.jpg", "a.PNG", "notes.txt"))):
+    for path in (odd, *(folder / name for name in ("b.jpg", "a.PNG", "notes.txt", "c.pdf"))):
         path.write_bytes(picture.read_bytes())
     inside = [folder / "a.PNG", folder / "b.jpg"]
     assert find_pictures([folder]) == inside
@@ -246,6 +246,16 @@ def test_what_ends_early_has_a_page_of_what_is_done(run, picture: Path, tmp_path
         run(*SMALL, images=(picture, tmp_path / "second.png"))
     (row,) = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert row["image"] == picture.name and "data:image/webp" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_an_interrupted_sanity_check_leaves_the_page(run, tmp_path: Path, monkeypatch) -> None:
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("covpool_plugins.explain.__main__.sanity_table", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(*SMALL, "--sanity")
+    assert {"index.html", "metrics.json"} < {path.name for path in (tmp_path / "out").iterdir()}
 
 
 def test_the_top_class_versus_itself_is_left_out(run, tmp_path: Path) -> None:
@@ -322,7 +332,8 @@ def test_page(page: Path, width: int, tmp_path: Path) -> None:
     seen = json.loads(done.stdout)
     assert seen["console"] == [] and seen["requests"] == []
     assert len(seen["pictures"]) == 5  # the picture, two maps, a montage, a panel; the map of eigen is in the panel
-    assert all(natural > 0 and 0 < shown <= width for natural, shown in seen["pictures"])
+    assert all(natural > 0 for natural, _ in seen["pictures"])
+    assert all(0 < shown <= width for _, shown in seen["pictures"][:3])  # a phone scrolls over what is wide
     assert seen["page"] <= seen["window"] and seen["words"] > 200
 
 
