@@ -12,7 +12,8 @@ from studies import demo, finetune_training
 from studies.demo import EXPLAINED, HEADS, SHOWN, run_demo
 from studies.front import FRONT
 from studies.labelled import folds, labelled_files
-from studies.regions import BLOCKS, PATTERN, REGIONS, SIDE, blocks_of, colour_photograph, write_regions
+from studies.photographs import photograph
+from studies.regions import BLOCKS, PATTERN, REGIONS, SIDE, blocks_of, write_regions
 
 from covpool_plugins import create_model
 
@@ -45,7 +46,7 @@ def test_crops_are_the_same_for_the_same_seed(tmp_path):
 @pytest.mark.parametrize("name", REGIONS)
 def test_a_region_lies_in_its_photograph_and_overlaps_no_other(name):
     source, (left, top, right, bottom) = REGIONS[name]
-    width, height = colour_photograph(source).size
+    width, height = photograph(source).size
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
     blocks = blocks_of(name)
     assert sum(block[..., 0].size for block in blocks) == (right - left) * (bottom - top)

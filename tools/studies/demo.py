@@ -26,8 +26,8 @@ from .demo_page import draw_maps, write_page
 from .finetune_training import FinetuneRecipe, FinetuneRun, train, weights_of
 from .finetuning import draw, table
 from .front import FRONT, whole_network
-from .photographs import write_crops
-from .regions import BLOCKS, PATTERN, REGIONS, colour_photograph, write_regions
+from .photographs import photograph, write_crops
+from .regions import BLOCKS, PATTERN, REGIONS, write_regions
 from .training import train_all
 
 HEADS = ("gap", "svdpade", "svdpade(centered=False)", f"gap(backbone={whole_network(FRONT)!r})")
@@ -70,10 +70,10 @@ def run_demo(out: Path, epochs: int = 2, crops: int = 5, textures: int = 160, mm
     data = write_crops(out / "textures", {"train": textures, "val": textures // 2}, size=96)
     mmpretrain_accuracy = train_with_mmpretrain(data, out / "mmpretrain", mmpretrain_epochs)
     print(f"\nMMPretrain, {CONFIG}, on three grey textures: {mmpretrain_accuracy:.1f} % validation accuracy\n")
-    photograph, maps = explain_photograph(out)
+    picture, maps = explain_photograph(out)
     draw(runs, out / "accuracy.png")
-    draw_maps(photograph, maps, SHOWN, out / "explanations.png")
-    draw_maps(photograph, {EXPLAINED[-1]: maps[EXPLAINED[-1]]}, SHOWN, out / "photograph.png")
+    draw_maps(picture, maps, SHOWN, out / "explanations.png")
+    draw_maps(picture, {EXPLAINED[-1]: maps[EXPLAINED[-1]]}, SHOWN, out / "photograph.png")
     seconds = time.perf_counter() - start
     facts: dict[str, Any] = dict(
         seconds=seconds, torch=torch.__version__, cores=os.cpu_count(), mmpretrain_accuracy=mmpretrain_accuracy
@@ -125,14 +125,14 @@ def _run_tool(tool: str, *arguments: str, log: Path) -> None:
 
 def explain_photograph(out: Path) -> tuple[Picture, dict[str, Sequence[Explanation]]]:
     """The photograph, and of every head the contribution map of each class that is in it."""
-    photograph = colour_photograph(PHOTOGRAPH)
-    width, height = (32 * round(side * SCALE / 32) for side in photograph.size)
-    photograph = photograph.resize((width, height), Image.Resampling.BICUBIC)
+    picture = photograph(PHOTOGRAPH)
+    width, height = (32 * round(side * SCALE / 32) for side in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     targets = [sorted(REGIONS).index(name) for name in SHOWN]
     maps: dict[str, Sequence[Explanation]] = {}
     for row in EXPLAINED:
         model: Any = timm.create_model(f"local-dir:{folder_of(out, row)}", pretrained=True)
         model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, height, width), "crop_pct": 1.0}
         view = ModelView.of(model.eval())
-        maps[row] = [explain(view, photograph, "contribution", target) for target in targets]
-    return photograph, maps
+        maps[row] = [explain(view, picture, "contribution", target) for target in targets]
+    return picture, maps

@@ -29,15 +29,12 @@ from covpool_plugins.timm_plugin import save_for_hub
 from .figures import mean_and_interval, mean_and_spread, new_figure, save_figure, shown_interval
 from .labelled import LabelledFiles, folds, labelled_files
 from .modes import add_numbers, environment, existing_folder
-from .photographs import photograph
 from .probing_page import write_mistakes
+from .regions import write_regions
 from .rows import head_and_options
 
 TOKEN = "token"  # the class token, for models that have one
 POOLS = ("gap", "svdpade", "isqrt", "gaussian", "ibcnn", "moment")
-# Photographs in colour of scikit-image's wheel: each is a class, cut into tiles.
-SHIPPED = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry", "retina")
-TILE, GRID = 96, (3, 4)
 LAST = "last"
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic classifier, whose penalty is 1 / C
 
@@ -99,7 +96,7 @@ def run(options: argparse.Namespace) -> None:
         raise OptionError("--choose is for --classifier logistic: ridge chooses its strength by itself")
     check_folder(options.out)
     model, model_kwargs = build(options)
-    images = options.images or write_tiles(options.out / "photographs")
+    images = options.images or write_regions(options.out / "photographs", 1)
     files = labelled_files(images, options.groups)
     parts = folds(files, options.folds)
     compute = partial(
@@ -157,18 +154,6 @@ def build(options: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
         if kwargs.keys() == {"pretrained"}:
             raise OptionError(f"the weights of {options.model} cannot be had: {one_line(error)[:120]}") from None
         raise
-
-
-def write_tiles(root: Path) -> Path:
-    """ROOT/<photograph>/<number>.png: tiles of the shipped photographs, which do not overlap."""
-    for name in SHIPPED:
-        picture = photograph(name).convert("RGB")
-        picture = picture.resize((TILE * GRID[1], TILE * GRID[0]))
-        for number in range(GRID[0] * GRID[1]):
-            top, left = TILE * (number // GRID[1]), TILE * (number % GRID[1])
-            tile = picture.crop((left, top, left + TILE, top + TILE))
-            write_atomically(root / name / f"{number:02d}.png", partial(tile.save, format="PNG"))
-    return root
 
 
 def make_probe(row: str, options: argparse.Namespace) -> SecondOrderProbe:
