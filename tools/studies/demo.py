@@ -34,7 +34,7 @@ HEADS = ("gap", "svdpade", "svdpade(centered=False)", f"gap(backbone={whole_netw
 EXPLAINED = HEADS[:3]
 RATE = 3e-4  # of network and classifier; chosen, as all of the recipe, on the first fold, which is not reported
 # The photograph that is explained, how many times as large it is shown, and the classes that are in it.
-PHOTOGRAPH, SCALE, SHOWN = "china", 2.4, ("building", "trees", "sky")
+PHOTOGRAPH, SCALE, SHOWN = "china", 1.6, ("building", "trees", "sky")
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = Path("configs/demo/resnet18_svdpade_textures.py")
 
@@ -72,8 +72,8 @@ def run_demo(out: Path, epochs: int = 2, crops: int = 5, textures: int = 160, mm
     print(f"\nMMPretrain, {CONFIG}, on three grey textures: {mmpretrain_accuracy:.1f} % validation accuracy\n")
     picture, maps = explain_photograph(out)
     draw(runs, out / "accuracy.png")
-    draw_maps(picture, maps, SHOWN, out / "explanations.png")
-    draw_maps(picture, {EXPLAINED[-1]: maps[EXPLAINED[-1]]}, SHOWN, out / "photograph.png")
+    draw_maps(picture, maps, SHOWN, out / "explanations.jpg")
+    draw_maps(picture, {EXPLAINED[-1]: maps[EXPLAINED[-1]]}, SHOWN, out / "photograph.jpg")
     seconds = time.perf_counter() - start
     facts: dict[str, Any] = dict(
         seconds=seconds, torch=torch.__version__, cores=os.cpu_count(), mmpretrain_accuracy=mmpretrain_accuracy

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from covpool_plugins.errors import require_extra
 from covpool_plugins.explain import Explanation
-from covpool_plugins.explain.overlay import colour_limit
 from covpool_plugins.files import write_atomically
 from covpool_plugins.pictures import Picture
 
@@ -56,10 +57,10 @@ pictures.</li>
 guide.</li>
 </ul>
 <h2>Where the scores come from</h2>
-<p>A photograph, and the contribution map of each class in it. Red speaks for the
-class, blue against it, and the values sum to the score without its bias. The networks have been trained on crops of
-five of six blocks of the building, the trees and a part of the sky, never on the photograph as a whole.</p>
-<p><img src="explanations.png" alt="Contribution maps of three classes in a photograph for each head"></p>
+<p>A photograph, and the contribution map of each class in it. Red speaks for the class, blue against it, and the
+values sum to the score without its bias; each map has a colour scale of its own. The networks have been trained on
+crops of five of six blocks of the building, the trees and a part of the sky, never on the photograph as a whole.</p>
+<p><img src="explanations.jpg" alt="Contribution maps of three classes in a photograph for each head"></p>
 <h2>MMPretrain</h2>
 <p>With the config <code>configs/demo/resnet18_svdpade_textures.py</code> and <code>tools/train.py</code> a small
 network learns to tell brick, grass and gravel from the start: {{ "%.1f"|format(facts.mmpretrain_accuracy) }} %
@@ -69,17 +70,18 @@ validation accuracy.</p>
 </body>
 </html>
 """
+FULL_COLOUR = 97.5  # per cent of a map's values are paler
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # header and rows
 
 
 def draw_maps(picture: Picture, maps: Mapping[str, Sequence[Explanation]], names: Sequence[str], path: Path) -> None:
-    """A row per head: the picture and the maps of its classes, each row on one colour scale."""
+    """A row per head: the picture and the maps of its classes."""
     height = 2.75 * picture.height / picture.width
     figure = new_figure(2.75 * (1 + len(names)), (height + 0.3) * len(maps))
     grid = figure.subplots(len(maps), 1 + len(names), squeeze=False)
     for axes, (head, explanations) in zip(grid, maps.items(), strict=True):
-        limit = max(colour_limit(explanation.map) for explanation in explanations)
-        images = [picture, *(explanation.overlay(limit) for explanation in explanations)]
+        limits = [float(np.percentile(np.abs(explanation.map), FULL_COLOUR)) for explanation in explanations]
+        images = [picture, *(e.overlay(limit) for e, limit in zip(explanations, limits, strict=True))]
         titles = [head if len(maps) > 1 else "photograph", *names]
         for cell, image, title in zip(axes, images, titles, strict=True):
             cell.imshow(image)
