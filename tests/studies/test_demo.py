@@ -1,6 +1,7 @@
 """The demo's pictures, its network and its page."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
 
@@ -82,6 +83,9 @@ def test_demo(tmp_path, capsys, monkeypatch):
     for module in (finetune_training, demo):
         monkeypatch.setattr(module, "weights_of", untrained)
     monkeypatch.setattr(demo.os, "cpu_count", lambda: 1)  # no other processes, which would not see the changed weights
+    recipe_of = demo.recipe_of
+    monkeypatch.setattr(demo, "recipe_of", lambda *arguments: replace(recipe_of(*arguments), size=32))
+    monkeypatch.setattr(demo, "SCALE", 0.4)
     run_demo(tmp_path, epochs=1, crops=1, textures=8, mmpretrain_epochs=1)
     assert capsys.readouterr().out.startswith(f"Fine-tunes {FRONT} with 3 heads on {len(REGIONS)} kinds")
     page = (tmp_path / "index.html").read_text()

@@ -22,7 +22,8 @@ from covpool_plugins.explain import Explanation, ModelView, explain
 from covpool_plugins.files import write_json
 from covpool_plugins.pictures import Picture
 
-from .demo_page import draw_maps, write_page
+from .demo_page import PAGE, draw_maps
+from .figures import write_page
 from .finetune_training import FinetuneRecipe, FinetuneRun, train, weights_of
 from .finetuning import draw, table
 from .front import FRONT, whole_network
@@ -80,7 +81,7 @@ def run_demo(out: Path, epochs: int = 2, crops: int = 5, textures: int = 160, mm
     )
     write_json(out / "numbers.json", {**facts, "runs": list(map(asdict, runs))})
     facts |= {"front": FRONT, "classes": len(REGIONS), "parts": recipe.folds, "chosen": f"{RATE:g}"}
-    write_page(out / "index.html", accuracies, facts)
+    write_page(out / "index.html", "demo", PAGE, accuracies=accuracies, facts=facts)
     print(f"{seconds:.0f} s in all; look at {out / 'index.html'}")
 
 

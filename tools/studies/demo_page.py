@@ -1,45 +1,18 @@
-"""Plots and the page of the demo."""
+"""The text of the demo's page, and its pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from covpool_plugins.errors import require_extra
 from covpool_plugins.explain import Explanation
-from covpool_plugins.files import write_atomically
 from covpool_plugins.pictures import Picture
 
 from .figures import new_figure, save_figure
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>covpool_plugins: demo</title>
-<style>
-  body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }
-  table { border-collapse: collapse; margin: 1rem 0; }
-  td, th { border-bottom: 1px solid #ddd; padding: .3rem .9rem .3rem 0; text-align: right; }
-  td:first-child, th:first-child { text-align: left; }
-  img { max-width: 100%; height: auto; }
-  .scroll { overflow-x: auto; }
-</style>
-</head>
-<body>
-{% macro table(header, rows) -%}
-<div class="scroll"><table>
-<tr>{% for cell in header %}<th>{{ cell }}</th>{% endfor %}</tr>
-{% for row in rows -%}
-<tr>{% for cell in row %}<td>{{ cell.strip("`") }}</td>{% endfor %}</tr>
-{% endfor -%}
-</table></div>
-{%- endmacro -%}
-<h1>Second-order pooling on a pretrained network</h1>
+PAGE = """<h1>Second-order pooling on a pretrained network</h1>
 <p>The task: {{ facts.classes }} kinds of surfaces, told from small crops of colour photographs whose colours are
 changed at random. Each kind is cut into {{ facts.parts }} blocks. A network is tested on one block and trained on the
 others; the first block of each kind has chosen the recipe and is not counted. Differences are to <code>gap</code>,
@@ -66,12 +39,8 @@ crops of five of six blocks of the building, the trees and a part of the sky, ne
 network learns to tell brick, grass and gravel from the start: {{ "%.1f"|format(facts.mmpretrain_accuracy) }} %
 validation accuracy.</p>
 <p>{{ "%.0f"|format(facts.seconds) }} s on {{ facts.cores }} CPU cores, PyTorch {{ facts.torch }}. The numbers are in
-<a href="numbers.json">numbers.json</a>.</p>
-</body>
-</html>
-"""
+<a href="numbers.json">numbers.json</a>.</p>"""
 FULL_COLOUR = 97.5  # per cent of a map's values are paler
-Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # header and rows
 
 
 def draw_maps(picture: Picture, maps: Mapping[str, Sequence[Explanation]], names: Sequence[str], path: Path) -> None:
@@ -88,11 +57,3 @@ def draw_maps(picture: Picture, maps: Mapping[str, Sequence[Explanation]], names
             cell.set_title(title, fontsize=12 if len(maps) == 1 else 10)
             cell.axis("off")
     save_figure(figure, path)
-
-
-def write_page(path: Path, accuracies: Table, facts: dict[str, Any]) -> None:
-    """``index.html`` beside the pictures it shows; it opens offline."""
-    jinja2 = require_extra("jinja2", "demo")
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(PAGE)
-    html = page.render(accuracies=accuracies, facts=facts)
-    write_atomically(path, lambda file: file.write(html.encode()))

@@ -125,9 +125,10 @@ def run(options: argparse.Namespace) -> None:
     )
     print(f"{by_chance:.1f} % of them. {options.folds} folds, {options.classifier}, {options.channels} channels.")
     print("The first fold chose the strengths and is not counted.\n" if options.choose else "")
-    print(table(rows))
+    header, cells = table(rows)
+    print(markdown_table(header, cells, text_columns=2))
     draw(rows, options.out / "accuracy.png")
-    write_mistakes(options.out / "index.html", files, rows, table(rows))
+    write_mistakes(options.out / "index.html", files, rows, (header, cells))
     if options.save:
         folder = save(compute(layer=None, device=options.device), files, options, model_kwargs)
         print(f"\nhead: timm.create_model('local-dir:{folder}', pretrained=True), after import covpool_plugins")
@@ -214,7 +215,7 @@ def _part(mask: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
     return None if mask is None else mask[rows]
 
 
-def table(rows: Sequence[ProbeRow]) -> str:
+def table(rows: Sequence[ProbeRow]) -> tuple[list[str], list[list[str]]]:
     """Means over the folds ± deviation; the difference to average pooling of the same layer with its 95 % interval."""
     base = {row.layer: row.accuracies for row in rows if row.pool == "gap"}
     body = []
@@ -225,7 +226,7 @@ def table(rows: Sequence[ProbeRow]) -> str:
         seconds = f"{statistics.median(row.seconds):.2f}" if row.seconds else "-"
         accuracy = mean_and_spread(row.accuracies) if not row.failed else row.failed
         body.append([row.layer, f"`{row.pool}`", accuracy, shown, strength, str(row.width), seconds])
-    return markdown_table(["layer", "pool", "accuracy, %", "to gap", "C", "width", "s per fold"], body, text_columns=2)
+    return ["layer", "pool", "accuracy, %", "to gap", "C", "width", "s per fold"], body
 
 
 def draw(rows: Sequence[ProbeRow], path: Path) -> None:
