@@ -33,7 +33,7 @@ from .training import train_all
 
 HEADS = ("gap", "svdpade", "svdpade(centered=False)", f"gap(backbone={whole_network(FRONT)!r})")
 EXPLAINED = HEADS[:3]
-RATE = 3e-4  # of network and classifier; chosen, as all of the recipe, on the first fold, which is not reported
+RATE = 3e-4  # of network and classifier; chosen on the first fold, which is not reported
 # The photograph that is explained, how many times as large it is shown, and the classes that are in it.
 PHOTOGRAPH, SCALE, SHOWN = "china", 1.6, ("building", "trees", "sky")
 REPOSITORY = Path(__file__).parents[2]
@@ -67,7 +67,7 @@ def run_demo(out: Path, epochs: int = 2, crops: int = 5, textures: int = 160, mm
     )
     runs = fine_tune(recipe, out)
     accuracies = table(runs)
-    print(markdown_table(*accuracies))
+    print(markdown_table(*accuracies), flush=True)
     data = write_crops(out / "textures", {"train": textures, "val": textures // 2}, size=96)
     mmpretrain_accuracy = train_with_mmpretrain(data, out / "mmpretrain", mmpretrain_epochs)
     print(f"\nMMPretrain, {CONFIG}, on three grey textures: {mmpretrain_accuracy:.1f} % validation accuracy\n")

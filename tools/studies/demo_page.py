@@ -15,14 +15,16 @@ from .figures import new_figure, save_figure
 PAGE = """<h1>Second-order pooling on a pretrained network</h1>
 <p>The task: {{ facts.classes }} kinds of surfaces, told from small crops of colour photographs whose colours are
 changed at random. Each kind is cut into {{ facts.parts }} blocks. A network is tested on one block and trained on the
-others; the first block of each kind has chosen the recipe and is not counted. Differences are to <code>gap</code>,
-average pooling, with 95 % intervals over the blocks.</p>
+others; the first block of each kind has chosen the learning rate and is not counted. Differences are to
+<code>gap</code>, average pooling, with 95 % intervals over the blocks.</p>
 {{ table(*accuracies) }}
 <p><img src="accuracy.png" alt="Differences of accuracy with intervals"></p>
 <ul>
 <li>The network is <code>{{ facts.front }}</code>: the first stages of a network that was trained on ImageNet, with 40
 channels. Its head is swapped by one line,
 <code>create_model("{{ facts.front }}", "svdpade")</code>. The last row is the whole network as it comes.</li>
+<li>The stage is one where second-order pooling is ahead; at the end of the whole network it need not be
+(<code>docs/measurements.md</code>).</li>
 <li><em>frozen</em>: a linear classifier on the vectors of the head, nothing else is trained. <em>pictures</em>: from
 there the whole network is fine-tuned (learning rate {{ facts.chosen }}). <em>crops</em>: the same for parts of the
 pictures.</li>
