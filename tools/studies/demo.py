@@ -33,7 +33,7 @@ from .training import train_all
 
 HEADS = ("gap", "svdpade", "svdpade(centered=False)", f"gap(backbone={whole_network(FRONT)!r})")
 EXPLAINED = HEADS[:3]
-RATE = 3e-4  # of network and classifier; chosen on the first fold, which is not reported
+RATE = 3e-4  # of network and classifier; tried on the first fold, which is not reported
 # The photograph that is explained, how many times as large it is shown, and the classes that are in it.
 PHOTOGRAPH, SCALE, SHOWN = "china", 1.6, ("building", "trees", "sky")
 REPOSITORY = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from .figures import new_figure, save_figure
 PAGE = """<h1>Second-order pooling on a pretrained network</h1>
 <p>The task: {{ facts.classes }} kinds of surfaces, told from small crops of colour photographs whose colours are
 changed at random. Each kind is cut into {{ facts.parts }} blocks. A network is tested on one block and trained on the
-others; the first block of each kind has chosen the learning rate and is not counted. Differences are to
+others; the first block of each kind was for trying learning rates and is not counted. Differences are to
 <code>gap</code>, average pooling, with 95 % intervals over the blocks.</p>
 {{ table(*accuracies) }}
 <p><img src="accuracy.png" alt="Differences of accuracy with intervals"></p>
