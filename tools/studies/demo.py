@@ -62,7 +62,7 @@ def run_demo(out: Path, epochs: int = 2, crops: int = 5, textures: int = 160, mm
     print(
         f"Fine-tunes {FRONT} with {len(EXPLAINED)} heads on {len(REGIONS)} kinds of surfaces in photographs, "
         f"{recipe.folds - 1} times each,\ntrains a network through MMPretrain, explains: "
-        "four to five minutes on two cores",
+        "about four minutes on two cores",
         flush=True,
     )
     runs = fine_tune(recipe, out)
@@ -92,7 +92,7 @@ def fine_tune(recipe: FinetuneRecipe, out: Path) -> list[FinetuneRun]:
         for fold in range(1, recipe.folds)
         for row in HEADS
     ]
-    return train_all(train, jobs, workers=min(os.cpu_count() or 1, 4))
+    return train_all(train, jobs, out / "numbers.json", workers=min(os.cpu_count() or 1, 4))
 
 
 def folder_of(out: Path, row: str) -> Path:
