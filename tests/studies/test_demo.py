@@ -1,6 +1,7 @@
 """The demo's pictures, its network and its page."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
 
@@ -12,7 +13,8 @@ from studies import demo, finetune_training
 from studies.demo import EXPLAINED, HEADS, SHOWN, run_demo
 from studies.front import FRONT
 from studies.labelled import folds, labelled_files
-from studies.regions import BLOCKS, PATTERN, REGIONS, SIDE, blocks_of, colour_photograph, write_regions
+from studies.photographs import photograph
+from studies.regions import BLOCKS, PATTERN, REGIONS, SIDE, blocks_of, write_regions
 
 from covpool_plugins import create_model
 
@@ -45,7 +47,7 @@ def test_crops_are_the_same_for_the_same_seed(tmp_path):
 @pytest.mark.parametrize("name", REGIONS)
 def test_a_region_lies_in_its_photograph_and_overlaps_no_other(name):
     source, (left, top, right, bottom) = REGIONS[name]
-    width, height = colour_photograph(source).size
+    width, height = photograph(source).size
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
     blocks = blocks_of(name)
     assert sum(block[..., 0].size for block in blocks) == (right - left) * (bottom - top)
@@ -81,6 +83,9 @@ def test_demo(tmp_path, capsys, monkeypatch):
     for module in (finetune_training, demo):
         monkeypatch.setattr(module, "weights_of", untrained)
     monkeypatch.setattr(demo.os, "cpu_count", lambda: 1)  # no other processes, which would not see the changed weights
+    recipe_of = demo.recipe_of
+    monkeypatch.setattr(demo, "recipe_of", lambda *arguments: replace(recipe_of(*arguments), size=32))
+    monkeypatch.setattr(demo, "SCALE", 0.4)
     run_demo(tmp_path, epochs=1, crops=1, textures=8, mmpretrain_epochs=1)
     assert capsys.readouterr().out.startswith(f"Fine-tunes {FRONT} with 3 heads on {len(REGIONS)} kinds")
     page = (tmp_path / "index.html").read_text()

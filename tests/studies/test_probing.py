@@ -8,7 +8,8 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from studies.probing import SHIPPED, STRENGTHS, write_tiles
+from studies.probing import STRENGTHS
+from studies.regions import REGIONS
 
 from covpool_plugins.errors import MissingExtraError, OptionError, UnknownNameError
 from covpool_plugins.explain import ModelView, explain, load_timm_model
@@ -74,14 +75,8 @@ def test_photographs_that_ship_are_the_default(tmp_path, capsys):
     accuracies = {
         row["pool"]: np.mean(row["accuracies"]) for row in json.loads((out / "numbers.json").read_text())["rows"]
     }
-    assert min(accuracies.values()) > 2 * 100 / len(SHIPPED)  # by chance
-    assert "72 pictures of 6 classes" in capsys.readouterr().out
-
-
-def test_tiles_do_not_overlap(tmp_path):
-    tiles = sorted((write_tiles(tmp_path) / "coffee").iterdir())
-    assert len(tiles) == 12
-    assert len({path.read_bytes() for path in tiles}) == 12
+    assert min(accuracies.values()) > 2 * 100 / len(REGIONS)  # by chance
+    assert "96 pictures of 16 classes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Numbers and plots of the studies."""
+"""Numbers, plots and pages of the studies."""
 
 from __future__ import annotations
 
@@ -56,3 +56,53 @@ def new_figure(width: float, height: float) -> Any:
 def save_figure(figure: Any, path: Path) -> None:
     """A matplotlib figure as what the suffix of the path says."""
     write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=130))
+
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>covpool_plugins: {{ title }}</title>
+<style>
+  body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
+  table { border-collapse: collapse; margin: 1rem 0; }
+  td, th { border-bottom: 1px solid #ddd; padding: .3rem .9rem .3rem 0; text-align: right; }
+  td:first-child, th:first-child { text-align: left; }
+  img { max-width: 100%; height: auto; }
+  figure { display: inline-block; margin: .3rem; width: 7rem; vertical-align: top; font: .75rem/1.2 system-ui; }
+  figure img { width: 6rem; height: 6rem; object-fit: cover; }
+  .scroll { overflow-x: auto; }
+</style>
+</head>
+<body>
+{% macro table(header, rows) -%}
+<div class="scroll"><table>
+<tr>{% for cell in header %}<th>{{ cell }}</th>{% endfor %}</tr>
+{% for row in rows -%}
+<tr>{% for cell in row %}<td>{{ cell.strip("`") }}</td>{% endfor %}</tr>
+{% endfor -%}
+</table></div>
+{%- endmacro -%}
+BODY
+</body>
+</html>
+"""
+
+
+def write_page(path: Path, title: str, body: str, **values: Any) -> None:
+    """A page that opens offline.
+
+    Args:
+        path: of the page.
+        title: of the page.
+        body: a Jinja template in HTML, which may call ``table(header, rows)``.
+        values: what the template shows.
+
+    Raises:
+        MissingExtraError: without jinja2.
+    """
+    jinja2 = require_extra("jinja2", "explain")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    html = environment.from_string(PAGE.replace("BODY", body)).render(title=title, **values)
+    write_atomically(path, lambda file: file.write(html.encode()))

@@ -45,11 +45,10 @@ def labelled_files(folder: Path, groups: str = "") -> LabelledFiles:
         OptionError: for fewer than two classes, a class without pictures, a pattern that is none or does not match.
         OSError: for a folder that cannot be read.
     """
-    suffixes = Image.registered_extensions()
     folders = sorted(path for path in folder.iterdir() if path.is_dir())
     if len(folders) < 2:
         raise OptionError(f"{str(folder)!r} must hold two folders or more, one for each class, found {len(folders)}")
-    paths = [[path for path in sorted(inner.iterdir()) if path.suffix.lower() in suffixes] for inner in folders]
+    paths = [pictures_in(inner) for inner in folders]
     for inner, files in zip(folders, paths, strict=True):
         if not files:
             raise OptionError(f"{str(inner)!r} holds no pictures")
@@ -57,6 +56,12 @@ def labelled_files(folder: Path, groups: str = "") -> LabelledFiles:
     labels = np.repeat(np.arange(len(folders)), [len(files) for files in paths])
     names = _group_names(flat, groups)
     return LabelledFiles(flat, labels, np.unique(names, return_inverse=True)[1], tuple(path.name for path in folders))
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The files in a folder that end as a picture, by name."""
+    suffixes = Image.registered_extensions()
+    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes]
 
 
 def _group_names(paths: Sequence[Path], groups: str) -> list[str]:

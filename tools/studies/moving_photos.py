@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from covpool_plugins.errors import OptionError
-from covpool_plugins.pictures import Picture
+from covpool_plugins.pictures import Picture, read_picture
 
-from .photographs import Split, divide, photograph, read_pictures
+from .labelled import pictures_in
+from .photographs import Split, divide, photograph
 
 # What the picture in the camera does; neighbours are each other backwards.
 MOTIONS = ("left", "right", "up", "down", "nearer", "farther", "clockwise", "anticlockwise")
@@ -49,7 +50,7 @@ def folder_photos(folder: Path, size: int) -> MovingPhotos:
         OptionError: for a folder with fewer than three pictures.
         OSError, ValueError: for a folder or a picture that cannot be read.
     """
-    photos = [_prepared(picture, size) for picture in read_pictures(folder)]
+    photos = [_prepared(picture, size) for picture in map(read_picture, pictures_in(folder))]
     if len(photos) < 3:
         raise OptionError(f"{str(folder)!r} must hold three pictures or more, found {len(photos)}")
     return divide(photos)

@@ -22,6 +22,8 @@ from covpool_plugins.files import write_atomically
 from covpool_plugins.pictures import Picture, read_picture
 from covpool_plugins.tables import Table
 
+from .labelled import labelled_files
+
 T = TypeVar("T")
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -29,14 +31,18 @@ Photos = dict[Split, list[np.ndarray]]  # grey, uint8
 
 TEXTURES = ("brick", "grass", "gravel")
 SHIPPED = (*TEXTURES, "astronaut", "camera", "chelsea", "coffee", "coins", "immunohistochemistry")
+OF_SKLEARN = ("china", "flower")
 # A crop's side in sides of the picture that it becomes, at least and at most: things have no fixed size.
 REACH = (1.0, 2.0)
 MEAN, DEVIATION = 120.0, 40.0  # of grey values, in the middle of what random_crop gives
 
 
 def photograph(name: str) -> Picture:
-    """One of scikit-image's photographs."""
-    return Image.fromarray(getattr(require_extra("skimage.data", "demo"), name)())
+    """One of scikit-image's photographs or, of ``OF_SKLEARN``, of scikit-learn's."""
+    if name in OF_SKLEARN:
+        return Image.fromarray(require_extra("sklearn.datasets", "probe").load_sample_image(f"{name}.jpg"))
+    pixels = getattr(require_extra("skimage.data", "demo"), name)()
+    return Image.fromarray(pixels[0] if isinstance(pixels, tuple) else pixels)  # the left picture of a stereo pair
 
 
 def grey_halves(picture: Picture) -> dict[Split, np.ndarray]:
@@ -49,16 +55,6 @@ def grey_halves(picture: Picture) -> dict[Split, np.ndarray]:
 def shipped_halves(name: str) -> dict[Split, np.ndarray]:
     """The grey halves of one of scikit-image's photographs."""
     return grey_halves(photograph(name))
-
-
-def read_pictures(folder: Path) -> list[Picture]:
-    """The pictures in a folder by name; what does not end as a picture is passed over.
-
-    Raises:
-        OSError, ValueError: for a folder or a picture that cannot be read.
-    """
-    suffixes = Image.registered_extensions()
-    return [read_picture(path) for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes]
 
 
 def divide(pictures: Sequence[T]) -> dict[Split, list[T]]:
@@ -78,19 +74,15 @@ def folder_classes(folder: Path) -> dict[str, Photos]:
         OptionError: for fewer than two folders, or one without pictures.
         OSError, ValueError: for a folder or a picture that cannot be read.
     """
-    folders = [path for path in sorted(folder.iterdir()) if path.is_dir()]
-    if len(folders) < 2:
-        raise OptionError(f"{str(folder)!r} must hold two folders or more, one for each class, found {len(folders)}")
+    files = labelled_files(folder)
     classes: dict[str, Photos] = {}
-    for path in folders:
-        pictures = read_pictures(path)
-        if not pictures:
-            raise OptionError(f"{str(path)!r} holds no pictures")
+    for label, name in enumerate(files.classes):
+        pictures = [read_picture(files.paths[place]) for place in np.flatnonzero(files.labels == label)]
         if len(pictures) < 3:
             halves = [grey_halves(picture) for picture in pictures]
-            classes[path.name] = {split: [half[split] for half in halves] for split in SPLITS}
+            classes[name] = {split: [half[split] for half in halves] for split in SPLITS}
         else:
-            classes[path.name] = divide([np.asarray(picture.convert("L")) for picture in pictures])
+            classes[name] = divide([np.asarray(picture.convert("L")) for picture in pictures])
     return classes
 
 

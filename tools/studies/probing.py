@@ -29,15 +29,12 @@ from covpool_plugins.timm_plugin import save_for_hub
 from .figures import mean_and_interval, mean_and_spread, new_figure, save_figure, shown_interval
 from .labelled import LabelledFiles, folds, labelled_files
 from .modes import add_numbers, environment, existing_folder
-from .photographs import photograph
 from .probing_page import write_mistakes
+from .regions import write_regions
 from .rows import head_and_options
 
 TOKEN = "token"  # the class token, for models that have one
 POOLS = ("gap", "svdpade", "isqrt", "gaussian", "ibcnn", "moment")
-# Photographs in colour of scikit-image's wheel: each is a class, cut into tiles.
-SHIPPED = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry", "retina")
-TILE, GRID = 96, (3, 4)
 LAST = "last"
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic classifier, whose penalty is 1 / C
 
@@ -99,7 +96,7 @@ def run(options: argparse.Namespace) -> None:
         raise OptionError("--choose is for --classifier logistic: ridge chooses its strength by itself")
     check_folder(options.out)
     model, model_kwargs = build(options)
-    images = options.images or write_tiles(options.out / "photographs")
+    images = options.images or write_regions(options.out / "photographs", 1)
     files = labelled_files(images, options.groups)
     parts = folds(files, options.folds)
     compute = partial(
@@ -128,9 +125,10 @@ def run(options: argparse.Namespace) -> None:
     )
     print(f"{by_chance:.1f} % of them. {options.folds} folds, {options.classifier}, {options.channels} channels.")
     print("The first fold chose the strengths and is not counted.\n" if options.choose else "")
-    print(table(rows))
+    header, cells = table(rows)
+    print(markdown_table(header, cells, text_columns=2))
     draw(rows, options.out / "accuracy.png")
-    write_mistakes(options.out / "index.html", files, rows, table(rows))
+    write_mistakes(options.out / "index.html", files, rows, (header, cells))
     if options.save:
         folder = save(compute(layer=None, device=options.device), files, options, model_kwargs)
         print(f"\nhead: timm.create_model('local-dir:{folder}', pretrained=True), after import covpool_plugins")
@@ -157,18 +155,6 @@ def build(options: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
         if kwargs.keys() == {"pretrained"}:
             raise OptionError(f"the weights of {options.model} cannot be had: {one_line(error)[:120]}") from None
         raise
-
-
-def write_tiles(root: Path) -> Path:
-    """ROOT/<photograph>/<number>.png: tiles of the shipped photographs, which do not overlap."""
-    for name in SHIPPED:
-        picture = photograph(name).convert("RGB")
-        picture = picture.resize((TILE * GRID[1], TILE * GRID[0]))
-        for number in range(GRID[0] * GRID[1]):
-            top, left = TILE * (number // GRID[1]), TILE * (number % GRID[1])
-            tile = picture.crop((left, top, left + TILE, top + TILE))
-            write_atomically(root / name / f"{number:02d}.png", partial(tile.save, format="PNG"))
-    return root
 
 
 def make_probe(row: str, options: argparse.Namespace) -> SecondOrderProbe:
@@ -229,7 +215,7 @@ def _part(mask: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
     return None if mask is None else mask[rows]
 
 
-def table(rows: Sequence[ProbeRow]) -> str:
+def table(rows: Sequence[ProbeRow]) -> tuple[list[str], list[list[str]]]:
     """Means over the folds ± deviation; the difference to average pooling of the same layer with its 95 % interval."""
     base = {row.layer: row.accuracies for row in rows if row.pool == "gap"}
     body = []
@@ -240,7 +226,7 @@ def table(rows: Sequence[ProbeRow]) -> str:
         seconds = f"{statistics.median(row.seconds):.2f}" if row.seconds else "-"
         accuracy = mean_and_spread(row.accuracies) if not row.failed else row.failed
         body.append([row.layer, f"`{row.pool}`", accuracy, shown, strength, str(row.width), seconds])
-    return markdown_table(["layer", "pool", "accuracy, %", "to gap", "C", "width", "s per fold"], body, text_columns=2)
+    return ["layer", "pool", "accuracy, %", "to gap", "C", "width", "s per fold"], body
 
 
 def draw(rows: Sequence[ProbeRow], path: Path) -> None:

@@ -11,9 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from covpool_plugins.errors import require_extra
 from covpool_plugins.files import write_atomically
-from covpool_plugins.pictures import Picture
 
 from .photographs import photograph
 
@@ -36,26 +34,16 @@ REGIONS = {
     "trees": ("china", (350, 290, 640, 427)),
     "wood": ("coffee", (440, 0, 600, 240)),
 }
-OF_SKLEARN = ("china", "flower")
 BLOCKS = (3, 2)  # of a region, along its longer and its shorter side
 SIDE = (36, 48)  # of a crop, in pixels
 GAIN = 0.35  # colours are scaled at random by up to this, so that colour alone does not tell the classes
 PATTERN = "(.+)--"  # what in a file's name tells its block
 
 
-def colour_photograph(name: str) -> Picture:
-    """A photograph in RGB out of scikit-image's or scikit-learn's wheel."""
-    if name in OF_SKLEARN:
-        return Image.fromarray(require_extra("sklearn.datasets", "probe").load_sample_image(f"{name}.jpg"))
-    if name == "stereo_motorcycle":
-        return Image.fromarray(require_extra("skimage.data", "demo").stereo_motorcycle()[0])
-    return photograph(name).convert("RGB")
-
-
 def blocks_of(name: str) -> list[np.ndarray]:
     """The blocks of a region, which do not overlap."""
     source, box = REGIONS[name]
-    region = np.asarray(colour_photograph(source).crop(box))
+    region = np.asarray(photograph(source).convert("RGB").crop(box))
     longer = int(np.argmax(region.shape[:2]))
     strips = np.array_split(region, BLOCKS[0], axis=longer)
     return [block for strip in strips for block in np.array_split(strip, BLOCKS[1], axis=1 - longer)]
