@@ -6,7 +6,7 @@ Methods with the option ``layer`` take the name of a stage of the view; the defa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice
 from typing import Any, Literal, get_args
@@ -264,11 +264,12 @@ class Rectifiers(TorchFunctionMode):
         super().__init__()
         self.guided = guided
         self.on_maps = 0
+        self.active = True
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         called = RECTIFIERS.get(func.__name__)
         # Without gradients it is a forward or backward pass inside an autograd function that has its own rule.
-        if called is None or not torch.is_grad_enabled():
+        if called is None or not self.active or not torch.is_grad_enabled():
             return func(*args, **(kwargs or {}))
         x, low, high, inplace = called(*args, **(kwargs or {}))
         if low != 0:
@@ -294,14 +295,27 @@ RECTIFIERS: dict[str, Callable[..., tuple[Tensor, float, float | None, bool]]] =
 
 
 def _rectified(view: ModelView, x: Tensor, target: int, rectifiers: Rectifiers) -> Explanation:
-    """Raises NotApplicableError for a model without a ReLU on the maps in front of its pool."""
+    """The head passes its own gradient, but for the ReLUs of the pool's reduction.
+
+    Raises:
+        NotApplicableError: for a model without a ReLU on the maps in front of its pool.
+    """
     counts: list[int] = []
 
-    def at_pool(*_: Any) -> None:
+    def at_pool(module: nn.Module, args: Any) -> None:
         counts.append(rectifiers.on_maps)
+        rectifiers.active = False
 
-    site = view.pool_site
-    with nullcontext() if site is None else site.register_forward_pre_hook(at_pool), rectifiers:
+    def switch(*_: Any) -> None:
+        rectifiers.active = not rectifiers.active
+
+    with ExitStack() as hooks, rectifiers:
+        for name, module in view.pool_site.named_modules() if view.pool_site is not None else ():
+            if not name:
+                hooks.enter_context(module.register_forward_pre_hook(at_pool))
+            elif name == "reduction" or name.rpartition(".")[0] == "reductions":
+                hooks.enter_context(module.register_forward_pre_hook(switch))
+                hooks.enter_context(module.register_forward_hook(switch))
         grad = pixel_gradients(view, view.to_model(x), target)
     if [*counts, rectifiers.on_maps][0] == 0:
         raise NotApplicableError(

@@ -12,6 +12,7 @@ from ..checkpoint_file import check_real_numbers, find_weights, read_checkpoint
 from ..checkpoint_pickle import shown
 from ..errors import OptionError, UnknownNameError, require_extra
 from ..linalg import EigenMethod, Exact
+from ..linalg.methods.svd_newton import SVDNewton
 from ..pooling import Pool
 from ..pooling.base import InputFormat
 from .images import preprocessing_of
@@ -208,12 +209,13 @@ def see_single_frames(model: Any) -> None:
 
 
 def use_exact_gradient(model: nn.Module) -> None:
-    """Let pools whose root is by eigen-decomposition have its true gradient."""
+    """Let pools whose root is by eigen-decomposition have its true gradient, whichever they train with."""
     pools: list[Any] = [module for module in model.modules() if isinstance(module, Pool)]
     for pool in pools:
         method = getattr(pool, "method", None)
         # What leaves eigenvalues out computes another root, and has the exact gradient of that one.
-        if isinstance(method, EigenMethod) and type(method).truncate is EigenMethod.truncate:
+        whole = isinstance(method, EigenMethod) and type(method).truncate is EigenMethod.truncate
+        if whole or isinstance(method, SVDNewton):
             pool.method = Exact()
 
 
