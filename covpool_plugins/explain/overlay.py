@@ -24,7 +24,7 @@ SIDE = 320  # of a picture in a panel, in pixels
 CELL = 3.2  # of a picture in a panel, in inches
 DOTS_PER_INCH = 110
 MOST_COLUMNS = 5
-CHARACTERS, LINE = 50, 0.14  # of the small print below a picture: a line's length, and its height in inches
+CHARACTERS, LINE = 50, 0.16  # of the small print below a picture: a line's length, and its height in inches
 FOR, AGAINST, BEFORE, AFTER = "#b2182b", "#2166ac", "#4d4d4d", "#e08214"
 
 
@@ -251,7 +251,7 @@ def _show_band(axis: Any, explanation: Explanation, values: np.ndarray, title: s
 def _show(axis: Any, picture: Picture, title: str, caption: str = "") -> None:
     axis.imshow(np.asarray(picture), interpolation="bicubic")
     axis.set_title(title, fontsize=10)
-    axis.set(xticks=[], yticks=[])
+    axis.set(xticks=[], yticks=[], anchor="N")  # what is spare goes below the caption
     axis.set_xlabel("\n".join(_wrapped(caption)), fontsize=8)
 
 

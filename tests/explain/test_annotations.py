@@ -138,6 +138,9 @@ def of_one(**changes: object) -> str:
 BAD_COCO = [
     ("{", "not in COCO's form"),
     ("[]", "not in COCO's form"),
+    ("[" * 100_000, "not in COCO's form"),
+    (of_one(image_id=[7]), "not in COCO's form"),
+    (of_one(category_id={}), "not in COCO's form"),
     (json.dumps({"categories": [], "annotations": []}), "not in COCO's form, an entry has no 'images'"),
     (json.dumps(coco(images=[{"id": 9, "file_name": "c.png"}])), "there is no picture .*c.png"),
     (of_one(image_id=3), "has the image_id 3, which is not listed"),

@@ -123,6 +123,14 @@ def test_a_montage_says_what_is_not_applicable() -> None:
     assert not colourful(both)[:, both.width // 2 :].any() and (right < 150).mean() > 0.001
 
 
+@pytest.mark.parametrize("numbers", [0, 1, 12])
+def test_captions_of_a_montage_are_whole(numbers: int) -> None:
+    """However many lines one has: white lies below the last, and dark letters not far above."""
+    long = flat(np.eye(4), **{f"some_number_{i}": np.array(0.125) for i in range(numbers)})
+    grey = np.asarray(montage([("short", flat(np.eye(4))), ("long", long)]).convert("L"))
+    assert (grey[-3:] > 250).all() and (grey[-80:] < 100).any()
+
+
 def test_a_montage_of_matrices_and_of_pictures(small_net, image: Tensor) -> None:
     for method, options in (("channel_pairs", {}), ("maximal_image", {"iterations": 2})):
         explanation = explain(small_net(), image, method, 0, **options)
