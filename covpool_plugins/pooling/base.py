@@ -219,7 +219,8 @@ class Pool(Described):
                 f"{self.pool_type} pool: expected {self.input_fmt} with in_channels={self.in_channels}, "
                 f"got shape {tuple(x.shape)}"
             )
-        maps = x if channels_at == 1 else x[:, self.num_prefix_tokens :].movedim(-1, 1)
+        # ONNX's older exporter takes no negative axis.
+        maps = x if channels_at == 1 else x[:, self.num_prefix_tokens :].movedim(x.ndim - 1, 1)
         maps = maps.unsqueeze(-1) if maps.ndim == 3 else maps.flatten(2, -2)
         if maps.shape[2] == 0 or maps.shape[3] == 0:
             raise ShapeError(f"{self.pool_type} pool: no positions to pool over, got shape {tuple(x.shape)}")

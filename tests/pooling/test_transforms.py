@@ -88,6 +88,19 @@ def test_onnx_gives_the_same_vectors(name, exporter, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "layout, shape", [("NLC", (2, 9, 6)), ("NHWC", (2, 3, 4, 6)), ("NCL", (2, 6, 9)), ("NCDHW", (2, 6, 2, 3, 4))]
+)
+def test_onnx_takes_every_layout(layout, shape, tmp_path):
+    pytest.importorskip("onnx")
+    pool = create_pool("isqrt", 6, input_fmt=layout, num_prefix_tokens=int(layout == "NLC")).eval()
+    x = torch.randn(shape)
+    to_onnx(pool, (x,), "legacy", tmp_path / "pool.onnx", ())
+    (vectors,) = run_onnx(tmp_path / "pool.onnx", x)
+    assert relative_error(vectors, pool(x)) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [name for name in POOLS if name not in EXPORTABLE])
 def test_onnx_is_refused_by_the_others(name, tmp_path):
     pytest.importorskip("onnx")
