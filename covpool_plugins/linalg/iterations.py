@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._dual import Dual
-from .covariance import Covariance, center, fewer_positions
+from .covariance import Covariance, center, fewer_positions, zero_where_constant
 from .packing import pack_triu
 from .tensors import (
     Function,
@@ -22,7 +22,6 @@ from .tensors import (
     kept,
     power_of_two,
     product,
-    root_of,
     symmetrize,
     trace,
     transpose,
@@ -54,14 +53,14 @@ def iterative_root_of_features(X: Tensor, method: IterativeMethod, centered: boo
 
 
 def _by_smaller_side(X: Tensor, method: IterativeMethod, centered: bool) -> Tensor:
-    """The same matrix function p of A = Y Yᵀ, written with the smaller of A and Yᵀ Y: p(0) √t I + Y f(Yᵀ Y) Yᵀ."""
+    """The same matrix function p of A = Y Yᵀ / M, by the smaller of A and B = Yᵀ Y / M: p(0) √t I + Y f(B) Yᵀ / M."""
     C, M = X.shape[-2:]
     if not fewer_positions(X) or method.gradient == "lyapunov" or not method.through_gram:
         exact = dataclasses.replace(method, gradient="exact") if method.gradient == "auto" else method
         return iterative_root(apply(Covariance, X, centered, False), exact, "root")
-    Y = center(X, centered)[0] / root_of(M)
-    gram = apply(Covariance, X, centered, True)
-    root = product(product(Y, iterative_root(gram, method, "factor")), transpose(Y))
+    Y, mean = center(X, centered)
+    gram = zero_where_constant(apply(Covariance, Y, False, True), mean)
+    root = product(product(Y, iterative_root(gram, method, "factor") / M), transpose(Y))
     if not method.at_zero:
         return root
     _, t, zero = _scaled(gram, method)

@@ -92,6 +92,7 @@ def power_of_two(X: Tensor, multiple: int = 1) -> Tensor:
 def finite_matrices(A: Tensor) -> Tensor:
     """True for each matrix of A (..., n, n) that holds finite numbers only; shape (..., 1, 1)."""
     # The extremes carry NaN along, and take a tenth of the time of a test of every entry.
+    A = A.detach()  # which autograd would keep
     return torch.isfinite(A.amax(dim=(-2, -1), keepdim=True)) & torch.isfinite(A.amin(dim=(-2, -1), keepdim=True))
 
 
