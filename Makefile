@@ -6,7 +6,7 @@ READY := .venv/ready
 .PHONY: demo test lint clean
 
 demo: $(READY)
-	@echo "demo: three heads are trained, tested and explained on photographs; about three minutes on two cores"
+	@echo "demo: a pretrained network is fine-tuned with three heads on photographs, tested, explained; four to five minutes on two cores"
 	$(BIN)/python tools/demo.py --out out/demo
 
 test: $(READY)

@@ -51,7 +51,8 @@ def check_choice(option: str, value: object, allowed: Collection[object]) -> Non
     Raises:
         OptionError: naming ``option``, the value and what is allowed.
     """
-    if value not in allowed:
+    # 1 equals True and is no choice where True is one.
+    if not any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in allowed):
         raise OptionError(f"{option} must be one of {', '.join(map(str, allowed))}, got {value!r}")
 
 
