@@ -15,8 +15,8 @@ from ..errors import OptionError
 class TIMMBackbone(Base):
     """MMPretrain's ``TIMMBackbone`` with what its own backbones can do besides; its keys are the same.
 
-    ``type='covpool_plugins.TIMMBackbone'`` needs no import for the networks that timm lacks: ``alexnet``, ``so_vit_7``,
-    ``so_vit_10``, ``so_vit_14``, ``so_vit_19``. Layers are those of timm's own layer decay;
+    ``type='covpool_plugins.TIMMBackbone'`` needs no import for the networks that timm lacks, such as ``alexnet``,
+    ``so_vit_7`` and ``sot_small``. Layers are those of timm's own layer decay;
     ``LearningRateDecayOptimWrapperConstructor`` asks for their depth.
 
     Args:
