@@ -10,18 +10,17 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from timm.models import get_pretrained_cfg, register_notrace_function
+import torch
+from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from ..errors import OptionError
 from .backbones import Place
-from .clips import join_clips, mean_over_frames
+from .clips import join_clips
 from .head import SecondOrderHead
 from .weights import HEAD_NAMES, head_name, prepare, refuse_plain_backbone
 
-# Leaves for torch.fx: they look at the shape.
-for _function in (join_clips, mean_over_frames):
-    register_notrace_function(_function)
+torch.fx.wrap("join_clips")  # a leaf for any tracer: it looks at the shape
 
 # Registered names that are no backbones.
 SECOND_ORDER_NAMES: set[str] = set()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import HybridEmbed, resample_abs_pos_embed
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_function
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.densenet import DenseBlock, DenseTransition
 from timm.models.resnet import Bottleneck, downsample_conv
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
@@ -76,7 +76,7 @@ def check_image_size(x: Tensor, img_size: tuple[int, int]) -> None:
         )
 
 
-register_notrace_function(check_image_size)
+torch.fx.wrap("check_image_size")  # a leaf for any tracer
 
 
 class ConvTokens(HybridEmbed):
