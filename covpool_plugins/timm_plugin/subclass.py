@@ -27,6 +27,8 @@ SECOND_ORDER_NAMES: set[str] = set()
 # Arguments that do not describe the network, but its place, its weights or what the head knows.
 NOT_SAVED = ("device", "dtype", "pretrained_model_args", "pretrained_strict", "num_classes", "global_pool", "drop_rate")
 OF_THE_HEAD = ("backbone", "head", "head_kwargs", "reduce_channels")
+# Arguments of ``create_model`` that say nothing.
+DEFAULTS: dict[str, Any] = dict(fuse_class_token=False, psrp=False, final_norm=True, hidden_features=[], head_kwargs={})
 
 
 # Groups for layer decay besides timm's own: the classifier, or all that a pretrained backbone does not bring.
@@ -246,7 +248,7 @@ def reconstruction(model: Any) -> tuple[str, dict[str, Any]]:
     arguments["head_kwargs"] = head.options_for(pool_type)
     if not head.pool_type:
         arguments["global_pool"] = ""
-    arguments = {k: v for k, v in arguments.items() if v is not None and v is not False and v not in ({}, [])}
+    arguments = {k: v for k, v in arguments.items() if v is not None and (k not in DEFAULTS or v != DEFAULTS[k])}
     name = f"{backbone}_{pool_type}"
     if name in SECOND_ORDER_NAMES:
         return name, arguments
