@@ -83,7 +83,7 @@ def sot(state: OriginalState, hints: Hints) -> Plan | None:
     dropcov = not state.has("classifier.representation.norm.")
     width, hidden = state.shape("cls_token")[-1], state.shape("blocks.0.mlp.fc1.weight")[0]
     sizes = (dropcov, width, *numbered(state.under(""), "blocks"), hidden)
-    names = {_sizes(row): name for name, row in TOKEN_MODELS.items()}
+    names = {_sizes(row): name for name, row in TOKEN_MODELS.items() if row.pool == "crosscov"}  # no So-ViT
     if sizes not in names:
         known = "; ".join(f"{name} {width} x {depth} blocks" for (_, width, depth, _), name in names.items())
         raise RefusedError(
