@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import timm
 
-from ..errors import UnknownNameError
 from ..timm_plugin.psrp import PART_OF_KEYS as PART_OF_PSRP
 from ..timm_plugin.token_transformers import MODELS as TOKEN_MODELS
 from ..timm_plugin.token_transformers import TokenModel
@@ -51,12 +50,13 @@ OF_SO_VIT = (
 
 def so_vit(state: OriginalState, hints: Hints) -> Plan | None:
     """So-ViT of FastDifferentiableMatSqrt: visual tokens, blocks, two classifiers."""
-    if not state.has("visual_tokens.", "blocks.", "classifier.visual_fc."):
+    if not state.has("visual_tokens.", "blocks.", "classifier.visual_fc.") or state.has(PROJECTION):
         return None
     depth = len({key.split(".")[1] for key in state.tensors if key.startswith("blocks.")})
     name = f"so_vit_{depth}"
-    if not timm.is_model(name):
-        raise UnknownNameError("timm model", name, timm.list_models("so_vit*"))
+    if name not in TOKEN_MODELS:
+        known = ", ".join(known for known in TOKEN_MODELS if known.startswith("so_vit_"))
+        raise RefusedError(f"{state.file_name}: {depth} blocks are no So-ViT; known: {known}")
     pool, notes = _token_pool(state, hints)
     arguments = {} if pool == TOKEN_POOL else {"global_pool": pool}
     network = Network(name, state.shape("classifier.cls_fc.weight")[0], backbone_kwargs=arguments)
@@ -83,7 +83,7 @@ def sot(state: OriginalState, hints: Hints) -> Plan | None:
     dropcov = not state.has("classifier.representation.norm.")
     width, hidden = state.shape("cls_token")[-1], state.shape("blocks.0.mlp.fc1.weight")[0]
     sizes = (dropcov, width, *numbered(state.under(""), "blocks"), hidden)
-    names = {_sizes(row): name for name, row in TOKEN_MODELS.items()}
+    names = {_sizes(row): name for name, row in TOKEN_MODELS.items() if row.pool == "crosscov"}  # no So-ViT
     if sizes not in names:
         known = "; ".join(f"{name} {width} x {depth} blocks" for (_, width, depth, _), name in names.items())
         raise RefusedError(

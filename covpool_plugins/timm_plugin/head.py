@@ -14,6 +14,7 @@ from ..pooling import POOLS, create_pool, list_pools, pool_options
 from ..pooling.base import InputFormat
 from .clips import mean_over_frames
 
+torch.fx.wrap("mean_over_frames")  # a leaf for any tracer: it looks at the shape
 # What the heads of timm's families call their classifiers, for lines like ``model.head.l = nn.Linear(...)``.
 NAMES_OF_CLASSIFIERS = ("linear", "l", "fc2", "proj")
 PARTS = ("norm", "dropout", "global_pool", "hidden", "fc")

@@ -29,7 +29,7 @@ class AlexNet(ResNet):
         num_classes: outputs; 0 returns the pooled vector.
         in_chans: channels of the images, which are at least 31x31.
         batch_norm: ``False`` leaves it out, as in the AlexNet of fast-MPN-COV (CVPR 2018).
-        options: of timm's ``ResNet``: ``global_pool``, ``drop_rate``, ``device``, ``dtype``.
+        global_pool, drop_rate, device, dtype: as timm's ``ResNet`` has them.
 
     Source: Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014, for the widths; Song,
     Sebe & Wang, "Why Approximate Matrix Square Root Outperforms Accurate SVD in Global Covariance Pooling?", ICCV 2021,
@@ -41,9 +41,19 @@ class AlexNet(ResNet):
         bn1: Any
         maxpool: Any
 
-    def __init__(self, num_classes: int = 1000, in_chans: int = 3, batch_norm: bool = True, **options: Any) -> None:
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        batch_norm: bool = True,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
         check_flag("batch_norm", batch_norm)
         widths = (64, 192, 384, 256, 256)
+        options: dict[str, Any] = dict(global_pool=global_pool, drop_rate=drop_rate, device=device, dtype=dtype)
         super().__init__(BLOCKS["basic"], (0, 0, 0, 0), num_classes, in_chans, channels=widths[1:], **options)
         factory: dict[str, Any] = dict(device=self.conv1.weight.device, dtype=self.conv1.weight.dtype)
 

@@ -10,24 +10,25 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from timm.models import get_pretrained_cfg, register_notrace_function
+import torch
+from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from ..errors import OptionError
 from .backbones import Place
-from .clips import join_clips, mean_over_frames
+from .clips import join_clips
 from .head import SecondOrderHead
 from .weights import HEAD_NAMES, head_name, prepare, refuse_plain_backbone
 
-# Leaves for torch.fx: they look at the shape.
-for _function in (join_clips, mean_over_frames):
-    register_notrace_function(_function)
+torch.fx.wrap("join_clips")  # a leaf for any tracer: it looks at the shape
 
 # Registered names that are no backbones.
 SECOND_ORDER_NAMES: set[str] = set()
 # Arguments that do not describe the network, but its place, its weights or what the head knows.
 NOT_SAVED = ("device", "dtype", "pretrained_model_args", "pretrained_strict", "num_classes", "global_pool", "drop_rate")
 OF_THE_HEAD = ("backbone", "head", "head_kwargs", "reduce_channels")
+# Arguments of ``create_model`` that say nothing.
+DEFAULTS: dict[str, Any] = dict(fuse_class_token=False, psrp=False, final_norm=True, hidden_features=[], head_kwargs={})
 
 
 # Groups for layer decay besides timm's own: the classifier, or all that a pretrained backbone does not bring.
@@ -247,7 +248,7 @@ def reconstruction(model: Any) -> tuple[str, dict[str, Any]]:
     arguments["head_kwargs"] = head.options_for(pool_type)
     if not head.pool_type:
         arguments["global_pool"] = ""
-    arguments = {k: v for k, v in arguments.items() if v is not None and v is not False and v not in ({}, [])}
+    arguments = {k: v for k, v in arguments.items() if v is not None and (k not in DEFAULTS or v != DEFAULTS[k])}
     name = f"{backbone}_{pool_type}"
     if name in SECOND_ORDER_NAMES:
         return name, arguments

@@ -6,22 +6,24 @@ They are timm's vision transformer on tokens by convolutions, with the head of t
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import HybridEmbed, resample_abs_pos_embed
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_function
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.densenet import DenseBlock, DenseTransition
 from timm.models.resnet import Bottleneck, downsample_conv
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from ..errors import ShapeError
+from ..checks import check_choice, check_integer
+from ..errors import OptionError, ShapeError, one_line
 from ..pooling import POOLS, CrossCovariancePool, pool_options
 from .builder import create_model
+from .head import check_pool
 from .weights import rename_so_vit
 
 GRID = (14, 14)  # of the position embedding, for images of 224x224
@@ -76,7 +78,7 @@ def check_image_size(x: Tensor, img_size: tuple[int, int]) -> None:
         )
 
 
-register_notrace_function(check_image_size)
+torch.fx.wrap("check_image_size")  # a leaf for any tracer
 
 
 class ConvTokens(HybridEmbed):
@@ -99,6 +101,26 @@ def sinusoids(count: int, dim: int) -> Tensor:
     return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float().unsqueeze(0)
 
 
+# What these networks leave no choice of.
+FIXED = (
+    *("patch_size", "qkv_bias", "norm_layer", "embed_layer"),
+    *("pos_embed", "class_token", "reg_tokens", "no_embed_class"),
+)
+
+
+def check_img_size(img_size: Any) -> None:
+    """Raise unless these are height and width of images, or one number for both.
+
+    Raises:
+        OptionError: naming the value.
+    """
+    sides = img_size if isinstance(img_size, (list, tuple)) else [img_size, img_size]
+    if len(sides) != 2:
+        raise OptionError(f"img_size must be one or two positive integers, got {img_size!r}")
+    for side in sides:
+        check_integer("img_size", side)
+
+
 class TokenTransformer(VisionTransformer):
     """timm's vision transformer on tokens by convolutions, with a position embedding that is not learned.
 
@@ -111,6 +133,8 @@ class TokenTransformer(VisionTransformer):
             ``drop_path_rate`` and so on.
 
     Raises:
+        OptionError: for an ``img_size`` that is none, and what timm's ``VisionTransformer`` asserts.
+        TypeError: for an option that timm's ``VisionTransformer`` has and these networks have not.
         ShapeError: from ``forward``, for images of another size.
     """
 
@@ -119,17 +143,25 @@ class TokenTransformer(VisionTransformer):
     def __init__(
         self, stem: str, in_chans: int = 3, img_size: Any = 224, device: Any = None, dtype: Any = None, **options: Any
     ) -> None:
+        check_img_size(img_size)
+        for option in FIXED:
+            if option in options:
+                raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {option!r}")
         factory: dict[str, Any] = dict(device=device, dtype=dtype)
-        super().__init__(
-            img_size,
-            patch_size=1,
-            in_chans=in_chans,
-            qkv_bias=False,
-            norm_layer=partial(nn.LayerNorm, eps=1e-5),
-            embed_layer=partial(ConvTokens, backbone=STEMS[stem](in_chans, **factory)),
-            **factory,
-            **options,
-        )
+        try:
+            super().__init__(
+                img_size,
+                patch_size=1,
+                in_chans=in_chans,
+                qkv_bias=False,
+                norm_layer=partial(nn.LayerNorm, eps=1e-5),
+                embed_layer=partial(ConvTokens, backbone=STEMS[stem](in_chans, **factory)),
+                **factory,
+                **options,
+            )
+        except AssertionError as error:  # to `build_unpooled` it would say that the pooling has to stay
+            given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+            raise OptionError(f"no transformer of {given}: {one_line(error)}") from None
         nn.init.trunc_normal_(self.cls_token, std=0.02)  # type: ignore[arg-type]
         positions = sinusoids(1 + GRID[0] * GRID[1], self.embed_dim)
         grid: Any = self.patch_embed.grid_size
@@ -138,6 +170,9 @@ class TokenTransformer(VisionTransformer):
 
     def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:
         """Expect images of another height and width."""
+        check_choice("patch_size", patch_size, (None,))
+        if img_size is not None:
+            check_img_size(img_size)
         super().set_input_size(img_size, patch_size)
         self._keep_positions(self.pos_embed.detach())
 
@@ -224,12 +259,15 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _pool_options(pool: str, defaults: dict[str, Any], kwargs: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+def _pool_options(pool: str, defaults: dict[str, Any], kwargs: dict[str, Any], given: Any) -> dict[str, Any]:
     """Those of a pool: the network's own where it takes them, under what the call names; ``kwargs`` lose theirs."""
+    check_pool(pool)
+    if not isinstance(given, Mapping):
+        raise OptionError(f"head_kwargs must be a dictionary of options, got {given!r}")
     known = pool_options(pool, of_parts=False)
     if "reduce_channels" in kwargs:
         defaults = {**defaults, "reduce_channels": kwargs.pop("reduce_channels") or None}
-    options = {name: value for name, value in defaults.items() if name in known} | given
+    options = {name: value for name, value in defaults.items() if name in known} | dict(given)
     channels = options.get("reduce_channels")
     if isinstance(channels, (list, tuple)) and POOLS[pool] is not CrossCovariancePool:
         options["reduce_channels"] = channels[0]
@@ -243,6 +281,7 @@ def _entrypoint(name: str, row: TokenModel) -> Callable[..., nn.Module]:
         pretrained: bool = False,
         global_pool: str | None = None,
         head_kwargs: dict[str, Any] | None = None,
+        fuse_class_token: bool = True,
         **kwargs: Any,
     ) -> nn.Module:
         if global_pool == "" or kwargs.get("features_only"):
@@ -251,9 +290,9 @@ def _entrypoint(name: str, row: TokenModel) -> Callable[..., nn.Module]:
             filters: Any = dict(pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=features)
             return build_model_with_cfg(TokenTransformer, name, pretrained, **filters, **arguments)
         pool = global_pool or row.pool
-        options = _pool_options(pool, row.options, kwargs, dict(head_kwargs or {}))
+        options = _pool_options(pool, row.options, kwargs, head_kwargs or {})
         model: Any = create_model(
-            name, pool, pretrained=pretrained, fuse_class_token=True, head_kwargs=options, **kwargs
+            name, pool, pretrained=pretrained, fuse_class_token=fuse_class_token, head_kwargs=options, **kwargs
         )
         if isinstance(model.head.fc, nn.Linear) and not pretrained:
             nn.init.trunc_normal_(model.head.fc.weight, std=0.02)

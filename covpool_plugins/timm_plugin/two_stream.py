@@ -25,6 +25,7 @@ from ..pooling import BilinearPool, Pool
 from ..pooling.base import InputFormat
 from .builder import create_model
 from .head import Unpooled
+from .psrp import PART_OF_KEYS
 from .subclass import NOT_SAVED, SECOND_ORDER_NAMES, apart_from_rest
 from .weights import head_name
 
@@ -223,8 +224,9 @@ class TwoStreamNet(nn.Module):
         return apart_from_rest(r"fc\.")
 
     def new_parameters(self) -> list[nn.Parameter]:
-        """The parameters that no pretrained backbone has: those of reductions and classifier."""
-        return [*self.global_pool.parameters(), *self.fc.parameters()]
+        """The parameters that no pretrained backbone has: those of reductions, classifier and ``psrp``."""
+        added = [p for name, p in self.named_parameters() if PART_OF_KEYS in name]
+        return [*added, *self.global_pool.parameters(), *self.fc.parameters()]
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that the backbones want without weight decay."""

@@ -129,7 +129,18 @@ def test_transformers_of_sot_and_dropcov(name, backbone, tmp_path):
     assert firsts == [0, 144]
     assert list(converted.left_out) == [projection] * (backbone != "sot_small")
     fewer = {key: tensor for key, tensor in state.items() if not key.startswith("blocks.13.")}
-    with pytest.raises(OptionError, match=f"384 channels x 13 blocks are no SoT or DropCov; known: .*{backbone}"):
+    with pytest.raises(
+        OptionError, match=f"384 channels x 13 blocks are no SoT or DropCov; known: sot_tiny.*{backbone}"
+    ):
         load_original(saved(fewer, tmp_path))
+    wide = {**state, "norm.weight": torch.zeros(5)}
+    with pytest.raises(OptionError, match=r"'norm.weight' would be \[5\], the model needs \[384\]"):
+        load_original(saved(wide, tmp_path))
     with pytest.raises(OptionError, match="--head mpa"):
         load_original(saved(state, tmp_path), head="mpa")
+
+
+def test_so_vit_of_another_depth(tmp_path):
+    fewer = {key: tensor for key, tensor in small("sovit__So_vit_7").items() if not key.startswith("blocks.6.")}
+    with pytest.raises(OptionError, match="6 blocks are no So-ViT; known: so_vit_7, so_vit_10, so_vit_14, so_vit_19"):
+        load_original(saved(fewer, tmp_path))

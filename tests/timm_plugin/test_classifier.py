@@ -165,6 +165,9 @@ def test_only_what_is_new_is_trained():
         "resnet10t", num_classes=3, head_kwargs={"reduce_channels": 4}, **NARROW
     )
     assert {id(p) for p in two.new_parameters()} == {id(p) for n, p in two.named_parameters() if "stream" not in n}
+    two = covpool_plugins.create_two_stream_model("test_vit", psrp=True, head_kwargs={"reduce_channels": 8})
+    new = {id(p) for n, p in two.named_parameters() if "stream" not in n or ".psrp." in n}
+    assert {id(p) for p in two.new_parameters()} == new
 
 
 @pytest.mark.parametrize("backbone", ["resnet10t", "test_convnext"])

@@ -214,3 +214,9 @@ def test_no_whole_number_of_clips(shape, message):
 def test_wrong_options(call, message):
     with pytest.raises(OptionError, match=message):
         call()
+
+
+@ONE_OF_EACH
+def test_any_tracer_of_fx(head):
+    model, x = clip_model(head), clips()
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))

@@ -49,6 +49,8 @@ CASES = {
     "options": lambda: small("isqrt", head_kwargs={"reduce_channels": 8, "iterations": 3, "vectorize": "full"}),
     "tokens": lambda: small("svdpade", backbone="test_vit", reduce_channels=8, fuse_class_token=True, img_size=64),
     "norm": lambda: small("seb", backbone="test_convnext", reduce_channels=8),
+    "without the last norm": lambda: small("isqrt", backbone="test_convnext", reduce_channels=8, final_norm=False),
+    "the backbone's False": lambda: small("isqrt", backbone="test_vit", reduce_channels=8, qkv_bias=False, img_size=64),
     "hashes": lambda: small("cbp", head_kwargs={"projection": 64, "seed": 3}),
     "frames": lambda: small("temporal", frames=2, head_kwargs={"reduce_channels": 8, "level": "frame"}),
     "hidden layers": lambda: small("svdpade", hidden_features=(24, 12), reduce_channels=8),

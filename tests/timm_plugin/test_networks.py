@@ -57,9 +57,12 @@ def test_script_trace_and_export(name):
     torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
 
 
-def test_fx_as_timm_extracts_features():
+TIMMS_LEAVES = {"leaf_modules": list(get_notrace_modules()), "autowrap_functions": list(get_notrace_functions())}
+
+
+@pytest.mark.parametrize("options", [{}, TIMMS_LEAVES], ids=["torchvision", "timm"])
+def test_feature_extractors_on_fx(options):
     model, x = NETWORKS["so_vit"].build().eval(), NETWORKS["so_vit"].images()
-    options = {"leaf_modules": list(get_notrace_modules()), "autowrap_functions": list(get_notrace_functions())}
     _, nodes = get_graph_node_names(model, tracer_kwargs=options)
     graph = create_feature_extractor(model, return_nodes=[nodes[-1]], tracer_kwargs=options)
     assert torch.equal(graph(x)[nodes[-1]], model(x))

@@ -110,3 +110,15 @@ def test_groups_of_parameters(name):
         assert {scales[key] for key in scales if key.startswith(("patch_embed.", "cls_token"))} == {0.5**5}
         assert scales["norm.weight"] == scales["blocks.3.attn.qkv.weight"] == 0.5
         assert group_of[id(model.cls_token)]["weight_decay"] == 0
+
+
+def test_alexnet_without_its_last_pooling():
+    x = torch.zeros(1, 3, 224, 224, device="meta")
+    maps = [timm.create_model("alexnet_isqrt", last_stride=s, device="meta").forward_features(x) for s in (None, 1)]
+    assert [m.shape for m in maps] == [(1, 256, 13, 13), (1, 256, 27, 27)]
+
+
+@pytest.mark.parametrize("option", ["output_stride", "act_layer", "drop_path_rate"])
+def test_alexnet_has_no_other_options_of_resnets(option):
+    with pytest.raises(TypeError, match=f"'alexnet' has no option '{option}'"):
+        timm.create_model("alexnet_isqrt", **{option: 8})

@@ -9,7 +9,7 @@ from support.golden_models import assert_equal, golden_input, golden_weight, loa
 from torch import nn
 
 import covpool_plugins
-from covpool_plugins.errors import ShapeError
+from covpool_plugins.errors import OptionError, ShapeError
 from covpool_plugins.timm_plugin.token_transformers import TokenTransformer
 
 GOLDEN = load_models("token_transformers")
@@ -219,3 +219,37 @@ def test_dtype_and_channels():
     model = small(in_chans=1, dtype=torch.bfloat16)
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.bfloat16, torch.int64}
     assert model(images(1).bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"img_size": 0}, "img_size must be a positive integer, got 0"),
+        ({"img_size": "64"}, "img_size must be a positive integer, got '64'"),
+        ({"img_size": (64,)}, r"img_size must be one or two positive integers, got \(64,\)"),
+        ({"num_heads": 7}, "num_heads=7.*: dim should be divisible by num_heads"),
+        ({"class_token": False}, "backbone 'sot_tiny' has no option 'class_token'"),
+        ({"reg_tokens": 2}, "backbone 'sot_tiny' has no option 'reg_tokens'"),
+        ({"pos_embed": "none"}, "backbone 'sot_tiny' has no option 'pos_embed'"),
+        ({"qkv_bias": True}, "backbone 'sot_tiny' has no option 'qkv_bias'"),
+        ({"global_pool": "avg"}, "average pooling is called 'gap' here"),
+        ({"head_kwargs": "heads=2"}, "head_kwargs must be a dictionary of options, got 'heads=2'"),
+    ],
+)
+def test_wrong_options(options, message):
+    with pytest.raises(OptionError, match=message):
+        small(**options)
+
+
+def test_wrong_sizes_later():
+    model = small()
+    with pytest.raises(OptionError, match="img_size must be a positive integer, got -32"):
+        model.set_input_size(-32)
+    with pytest.raises(OptionError, match="patch_size must be one of None, got 8"):
+        model.set_input_size(patch_size=8)
+
+
+def test_without_the_class_tokens_logits():
+    model = small(fuse_class_token=False).eval()
+    assert model.get_classifier().in_features == small().get_classifier().in_features - TINY["embed_dim"]
+    assert model(images()).shape == (2, 5)
