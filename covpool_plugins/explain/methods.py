@@ -63,8 +63,10 @@ def check_seed(option: str, value: Any) -> None:
         raise OptionError(f"{option} must be at most {LARGEST_SEED}, got {value!r}")
 
 
-def checked_with_the_model(option: str, value: Any) -> None:
-    """For options whose range is known by the model, such as a layer."""
+def check_layer(option: str, value: Any) -> None:
+    """For the name of a layer, ``None`` for the default; the model knows which there are."""
+    if not isinstance(value, str | None):
+        raise OptionError(f"{option} must be the name of a layer, got {value!r}")
 
 
 def list_explanations() -> list[str]:
@@ -157,7 +159,7 @@ def explain(
         target: the class, by its number, from -1 down from the last, or by its name; the default is the one with the
             highest score. A list has one for each image; of one image it gives an explanation of every class in it.
         versus: explain by how much the score of ``target`` exceeds that of this class, instead of the score itself.
-        grad, activation, class_names: of :meth:`ModelView.of`; a view has its own.
+        grad, activation, class_names: of :meth:`ModelView.of`; not with a view, which has its own.
         options: options of the method, for example ``layer`` for ``grad_cam``.
 
     Returns:

@@ -110,7 +110,7 @@ class ModelView:
         Args:
             model: a timm model, an MMPretrain ``ImageClassifier``, or a module alike; also compiled, averaged, in a
                 wrapper for parallel training, or as the only classifier in a module that gives its scores. A view is
-                returned as it is.
+                returned as it is; it takes no other arguments.
             grad: ``exact`` explains with the true gradient of eigen-decomposition methods, ``training`` with
                 the approximation the method trains with.
             activation: ``softmax`` or ``sigmoid``; the default is ``sigmoid`` for one class score and for MMPretrain's
@@ -119,11 +119,19 @@ class ModelView:
                 ``pretrained_cfg`` or MMPretrain's ``get_model`` know, if any.
 
         Raises:
-            OptionError: for a model without class scores or with other than one or three input channels, an unknown
-                ``grad`` or ``activation``, ``softmax`` of one score, another number of names than classes, or a module
-                that does more than the classifier in it, or a model whose pool joins the frames of a clip.
+            OptionError: for a view with other arguments, for a model without class scores or with other than one or
+                three input channels, an unknown ``grad`` or ``activation``, ``softmax`` of one score, names that are no
+                text or not as many as classes, or a module that does more than the classifier in it, or a model whose
+                pool joins the frames of a clip.
         """
+        names = () if class_names is None else tuple(class_names)
+        if isinstance(class_names, str) or not all(isinstance(name, str) for name in names):
+            raise OptionError(f"class_names must be a list of names, got {class_names!r}")
         if isinstance(model, ModelView):
+            if grad != "exact" or activation is not None or names:
+                raise OptionError(
+                    "grad, activation and class_names belong to ModelView.of(model, ...): a view has its own"
+                )
             return model
         check_choice("grad", grad, GRADIENTS)
         if activation is not None:
@@ -162,7 +170,7 @@ class ModelView:
         activation = activation or ("sigmoid" if classes == 1 or is_multi_label(private) else "softmax")
         if classes == 1 and activation == "softmax":
             raise OptionError("activation must be sigmoid for a model of one class score, got 'softmax'")
-        names = tuple(class_names) or known_names(private, classes)
+        names = names or known_names(private, classes)
         if names and len(names) != classes:
             raise OptionError(f"class_names has {len(names)} names, the model has {classes} classes")
         return cls(private, pool, site, classifier, preprocessing, stages, classes, activation, names)
@@ -171,12 +179,15 @@ class ModelView:
         """A class as a number from 0 on; it is given by that number, by one from -1 down, or by its name.
 
         Raises:
-            OptionError: for a number that is no class of the model, or a name where none are known.
+            OptionError: for a number that is no class of the model, a name where none are known, or one of several.
             UnknownNameError: for a name that none of the classes has.
         """
         if isinstance(target, str) and self.class_names:
             if target not in self.class_names:
                 raise UnknownNameError("class", target, self.class_names)
+            if self.class_names.count(target) > 1:
+                numbers = ", ".join(str(n) for n, name in enumerate(self.class_names) if name == target)
+                raise OptionError(f"{option} {target!r} is the name of the classes {numbers}; give a number")
             return self.class_names.index(target)
         try:
             number = self.num_classes if isinstance(target, (bool, str)) else operator.index(target)
