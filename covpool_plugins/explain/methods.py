@@ -167,8 +167,8 @@ def explain(
 
     Raises:
         UnknownNameError: for a method, layer or class that does not exist.
-        OptionError: for a target out of range, as many targets as there are not images, or an option that the method
-            does not take or that is out of range.
+        OptionError: for an input of a size that the model does not take, a target out of range, as many targets as
+            there are not images, or an option that the method does not take or that is out of range.
         NotApplicableError: for a model that the method says nothing about, or values that are not finite.
         ShapeError: for an array or tensor that is no image.
         ValueError: for a picture that cannot be read.
@@ -184,7 +184,7 @@ def explain(
     check_options(method, options)  # before the model is copied
     view = ModelView.of(model, grad, activation, class_names)
     images, several = images_of(image)
-    inputs = [view.forward_pass(as_input(single, view.preprocessing)) for single in images]
+    inputs = [view.first_pass(as_input(single, view.preprocessing)) for single in images]
     targets: list[Any] = list(target) if isinstance(target, (list, tuple)) else [target] * len(inputs)
     if isinstance(target, (list, tuple)) and not several:
         inputs, several = inputs * len(targets), True

@@ -33,6 +33,8 @@ GRADIENTS: tuple[Gradient, ...] = get_args(Gradient)
 Activation = Literal["softmax", "sigmoid"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
+FORWARD_ERRORS = (RuntimeError, TypeError, AssertionError)  # what networks raise for an input of another size
+
 
 @dataclass(frozen=True, eq=False)
 class ForwardPass:
@@ -150,13 +152,13 @@ class ModelView:
         classifier, site = find_classifier(private), find_pool_site(private)
         try:
             stages, maps, scores = trace_stages(private, blank, site)
-        except (RuntimeError, TypeError) as error:
+        except FORWARD_ERRORS as error:
             # The pixels may be rearranged in front of the first convolution, so that trying tells.
             channels = first_channels(private)
             if channels not in (None, preprocessing.channels):
                 message = f"only models of 1 or 3 input channels can be explained, this takes {channels}"
             else:
-                message = f"{type(private).__name__} does not take an input {tuple(blank.shape)}: {one_line(error)}"
+                message = does_not_take(private, blank, error)
             raise OptionError(message) from error
         if not isinstance(scores, Tensor) or scores.ndim != 2 or getattr(private, "num_classes", None) == 0:
             raise OptionError(f"{type(private).__name__} has no class scores to explain")
@@ -254,6 +256,17 @@ class ModelView:
         """Probabilities (B, num_classes) of class scores, in float64."""
         return logits.double().softmax(dim=-1) if self.activation == "softmax" else logits.double().sigmoid()
 
+    def first_pass(self, x: Tensor) -> ForwardPass:
+        """:meth:`forward_pass` of an input of the caller's.
+
+        Raises:
+            OptionError: for an input that the model does not take.
+        """
+        try:
+            return self.forward_pass(x)
+        except FORWARD_ERRORS as error:
+            raise OptionError(does_not_take(self.model, x, error)) from error
+
     def forward_pass(self, x: Tensor) -> ForwardPass:
         """One run of the model; with the gradients of inputs that have one."""
         tensors: dict[str, Tensor] = {}
@@ -305,6 +318,11 @@ class ModelView:
         for name, parameter in list(view.known_classifier().named_parameters()):
             setattr(view.classifier, name, nn.Parameter(parameter - parameter[other], requires_grad=False))
         return view
+
+
+def does_not_take(model: nn.Module, x: Tensor, error: Exception) -> str:
+    """What to say when a model raises an error for an input."""
+    return f"{type(model).__name__} does not take an input {tuple(x.shape)}: {one_line(error)}"
 
 
 def disposable(view: ModelView) -> ModelView:
