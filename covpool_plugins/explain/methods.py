@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import Any, overload
 
 import numpy as np
+import torch
 from torch import nn
 
 from ..checks import check_integer, check_known
@@ -134,6 +135,7 @@ def explain(
 ) -> Explanation: ...
 
 
+@torch.inference_mode(False)  # whatever the caller's mode is: maps need gradients
 def explain(
     model: nn.Module | ModelView,
     image: ImageLike | Sequence[ImageLike],

@@ -100,6 +100,7 @@ class ModelView:
     class_names: Sequence[str] = ()
 
     @classmethod
+    @torch.inference_mode(False)
     def of(
         cls,
         model: nn.Module | ModelView,

@@ -96,6 +96,16 @@ def test_pictures_have_the_size_that_a_model_was_built_for(name: str, size: tupl
         explain(model, torch.randn(3, 48, 48), "gradient")
 
 
+@pytest.mark.parametrize("method", ["contribution", "gradient"])
+def test_the_callers_mode_changes_nothing(method: str, small_net, image: Tensor) -> None:
+    net = small_net()
+    expected = explain(net, image, method, 1).map
+    for mode in (torch.inference_mode, torch.no_grad):
+        with mode():
+            np.testing.assert_array_equal(explain(net, image, method, 1).map, expected)
+            np.testing.assert_array_equal(explain(ModelView.of(net), image.clone(), method, 1).map, expected)
+
+
 def test_what_changes_in_a_copy_of_a_view_stays_there(small_net, image: Tensor) -> None:
     """The pool in float64 follows the weights of its own view."""
     view = ModelView.of(small_net("lrbp"))
