@@ -140,7 +140,7 @@ def _methods(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for key in [*flags, *options]:
         if not any(key in known[name] for name in names):
             flag = f"--{key}" if key in flags else f"--option {key}"
-            listed = ", ".join(sorted(set().union(*known.values())))
+            listed = ", ".join(sorted(set().union(*known.values()))) or "no options"
             raise OptionError(f"{flag}: none of the methods {', '.join(names)} takes it; they take: {listed}")
     options = {"seed": arguments.seed} | options | flags
     return with_options({name: {key: options[key] for key in options if key in known[name]} for name in names})
@@ -208,7 +208,7 @@ def _key_value(text: str) -> tuple[str, Any]:
 
 def _names(path: str) -> list[str]:
     try:
-        return Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
+        return Path(path).read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise argparse.ArgumentTypeError(f"{path}: not a text of names ({one_line(error)})") from None
 

@@ -21,7 +21,7 @@ from ..checks import check_choice, check_integer, check_number
 from ..errors import NotApplicableError
 from .explanation import Explanation
 from .images import blur
-from .methods import EXPLANATIONS, ExplanationMethod, check_seed, checked_with_the_model
+from .methods import EXPLANATIONS, ExplanationMethod, check_layer, check_seed
 from .model_view import ForwardPass, ModelView
 
 DEGENERATE = 1e-4
@@ -339,6 +339,6 @@ EXPLANATIONS.add(
     ),
 )
 for layered in (grad_cam, grad_cam_plus_plus, layer_cam, linear_approx):
-    EXPLANATIONS.add(layered.__name__, ExplanationMethod(layered, layer=checked_with_the_model))
+    EXPLANATIONS.add(layered.__name__, ExplanationMethod(layered, layer=check_layer))
 EXPLANATIONS.add("deconvnet", ExplanationMethod(deconvnet))
 EXPLANATIONS.add("guided_backprop", ExplanationMethod(guided_backprop))

@@ -34,7 +34,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import NotApplicableError
 from .backprop import RECTIFIERS, cut, layer_or_last
 from .explanation import Explanation
-from .methods import EXPLANATIONS, ExplanationMethod, checked_with_the_model
+from .methods import EXPLANATIONS, ExplanationMethod, check_layer
 from .model_view import ForwardPass, ModelView
 
 SMALLEST = 1e-20
@@ -306,8 +306,8 @@ def _tensors(values: Any) -> list[Tensor]:
     return tensors
 
 
-EXPLANATIONS.add("excitation_backprop", ExplanationMethod(excitation_backprop, layer=checked_with_the_model))
+EXPLANATIONS.add("excitation_backprop", ExplanationMethod(excitation_backprop, layer=check_layer))
 EXPLANATIONS.add(
     "contrastive_excitation_backprop",
-    ExplanationMethod(contrastive_excitation_backprop, layer=checked_with_the_model),
+    ExplanationMethod(contrastive_excitation_backprop, layer=check_layer),
 )

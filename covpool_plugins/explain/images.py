@@ -152,14 +152,18 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
 
 
 def timm_preprocessing(model: nn.Module) -> Preprocessing:
-    """timm's evaluation transform for the model's own data configuration.
+    """timm's evaluation transform for the model's own data configuration, in the size that the model was built for.
 
     A model with one channel gets the averages of the means and deviations of red, green and blue: timm makes its grey
     weights of the sum of the three.
     """
     from timm.data import create_transform, resolve_model_data_config
 
+    from ..timm_plugin.backbones import input_size
+
     config = resolve_model_data_config(model)
+    if "input_size" in (getattr(model, "pretrained_cfg", None) or {}):
+        config["input_size"] = input_size(model)  # timm's configuration does not know of img_size=
     channels = 1 if first_channels(model) == 1 else 3
     height, width = config["input_size"][1:]
     if channels == 1:

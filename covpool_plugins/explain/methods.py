@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import Any, overload
 
 import numpy as np
+import torch
 from torch import nn
 
 from ..checks import check_integer, check_known
@@ -63,8 +64,10 @@ def check_seed(option: str, value: Any) -> None:
         raise OptionError(f"{option} must be at most {LARGEST_SEED}, got {value!r}")
 
 
-def checked_with_the_model(option: str, value: Any) -> None:
-    """For options whose range is known by the model, such as a layer."""
+def check_layer(option: str, value: Any) -> None:
+    """For the name of a layer, ``None`` for the default; the model knows which there are."""
+    if not isinstance(value, str | None):
+        raise OptionError(f"{option} must be the name of a layer, got {value!r}")
 
 
 def list_explanations() -> list[str]:
@@ -132,6 +135,7 @@ def explain(
 ) -> Explanation: ...
 
 
+@torch.inference_mode(False)  # whatever the caller's mode is: maps need gradients
 def explain(
     model: nn.Module | ModelView,
     image: ImageLike | Sequence[ImageLike],
@@ -157,7 +161,7 @@ def explain(
         target: the class, by its number, from -1 down from the last, or by its name; the default is the one with the
             highest score. A list has one for each image; of one image it gives an explanation of every class in it.
         versus: explain by how much the score of ``target`` exceeds that of this class, instead of the score itself.
-        grad, activation, class_names: of :meth:`ModelView.of`; a view has its own.
+        grad, activation, class_names: of :meth:`ModelView.of`; not with a view, which has its own.
         options: options of the method, for example ``layer`` for ``grad_cam``.
 
     Returns:
@@ -165,8 +169,8 @@ def explain(
 
     Raises:
         UnknownNameError: for a method, layer or class that does not exist.
-        OptionError: for a target out of range, as many targets as there are not images, or an option that the method
-            does not take or that is out of range.
+        OptionError: for an input of a size that the model does not take, a target out of range, as many targets as
+            there are not images, or an option that the method does not take or that is out of range.
         NotApplicableError: for a model that the method says nothing about, or values that are not finite.
         ShapeError: for an array or tensor that is no image.
         ValueError: for a picture that cannot be read.
@@ -182,7 +186,7 @@ def explain(
     check_options(method, options)  # before the model is copied
     view = ModelView.of(model, grad, activation, class_names)
     images, several = images_of(image)
-    inputs = [view.forward_pass(as_input(single, view.preprocessing)) for single in images]
+    inputs = [view.first_pass(as_input(single, view.preprocessing)) for single in images]
     targets: list[Any] = list(target) if isinstance(target, (list, tuple)) else [target] * len(inputs)
     if isinstance(target, (list, tuple)) and not several:
         inputs, several = inputs * len(targets), True

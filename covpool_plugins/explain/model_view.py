@@ -33,6 +33,8 @@ GRADIENTS: tuple[Gradient, ...] = get_args(Gradient)
 Activation = Literal["softmax", "sigmoid"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
+FORWARD_ERRORS = (RuntimeError, TypeError, AssertionError)  # what networks raise for an input of another size
+
 
 @dataclass(frozen=True, eq=False)
 class ForwardPass:
@@ -98,6 +100,7 @@ class ModelView:
     class_names: Sequence[str] = ()
 
     @classmethod
+    @torch.inference_mode(False)
     def of(
         cls,
         model: nn.Module | ModelView,
@@ -110,7 +113,7 @@ class ModelView:
         Args:
             model: a timm model, an MMPretrain ``ImageClassifier``, or a module alike; also compiled, averaged, in a
                 wrapper for parallel training, or as the only classifier in a module that gives its scores. A view is
-                returned as it is.
+                returned as it is; it takes no other arguments.
             grad: ``exact`` explains with the true gradient of eigen-decomposition methods, ``training`` with
                 the approximation the method trains with.
             activation: ``softmax`` or ``sigmoid``; the default is ``sigmoid`` for one class score and for MMPretrain's
@@ -119,11 +122,19 @@ class ModelView:
                 ``pretrained_cfg`` or MMPretrain's ``get_model`` know, if any.
 
         Raises:
-            OptionError: for a model without class scores or with other than one or three input channels, an unknown
-                ``grad`` or ``activation``, ``softmax`` of one score, another number of names than classes, or a module
-                that does more than the classifier in it, or a model whose pool joins the frames of a clip.
+            OptionError: for a view with other arguments, for a model without class scores or with other than one or
+                three input channels, an unknown ``grad`` or ``activation``, ``softmax`` of one score, names that are no
+                text or not as many as classes, or a module that does more than the classifier in it, or a model whose
+                pool joins the frames of a clip.
         """
+        names = () if class_names is None else tuple(class_names)
+        if isinstance(class_names, str) or not all(isinstance(name, str) for name in names):
+            raise OptionError(f"class_names must be a list of names, got {class_names!r}")
         if isinstance(model, ModelView):
+            if grad != "exact" or activation is not None or names:
+                raise OptionError(
+                    "grad, activation and class_names belong to ModelView.of(model, ...): a view has its own"
+                )
             return model
         check_choice("grad", grad, GRADIENTS)
         if activation is not None:
@@ -142,13 +153,13 @@ class ModelView:
         classifier, site = find_classifier(private), find_pool_site(private)
         try:
             stages, maps, scores = trace_stages(private, blank, site)
-        except (RuntimeError, TypeError) as error:
+        except FORWARD_ERRORS as error:
             # The pixels may be rearranged in front of the first convolution, so that trying tells.
             channels = first_channels(private)
             if channels not in (None, preprocessing.channels):
                 message = f"only models of 1 or 3 input channels can be explained, this takes {channels}"
             else:
-                message = f"{type(private).__name__} does not take an input {tuple(blank.shape)}: {one_line(error)}"
+                message = does_not_take(private, blank, error)
             raise OptionError(message) from error
         if not isinstance(scores, Tensor) or scores.ndim != 2 or getattr(private, "num_classes", None) == 0:
             raise OptionError(f"{type(private).__name__} has no class scores to explain")
@@ -162,7 +173,7 @@ class ModelView:
         activation = activation or ("sigmoid" if classes == 1 or is_multi_label(private) else "softmax")
         if classes == 1 and activation == "softmax":
             raise OptionError("activation must be sigmoid for a model of one class score, got 'softmax'")
-        names = tuple(class_names) or known_names(private, classes)
+        names = names or known_names(private, classes)
         if names and len(names) != classes:
             raise OptionError(f"class_names has {len(names)} names, the model has {classes} classes")
         return cls(private, pool, site, classifier, preprocessing, stages, classes, activation, names)
@@ -171,12 +182,15 @@ class ModelView:
         """A class as a number from 0 on; it is given by that number, by one from -1 down, or by its name.
 
         Raises:
-            OptionError: for a number that is no class of the model, or a name where none are known.
+            OptionError: for a number that is no class of the model, a name where none are known, or one of several.
             UnknownNameError: for a name that none of the classes has.
         """
         if isinstance(target, str) and self.class_names:
             if target not in self.class_names:
                 raise UnknownNameError("class", target, self.class_names)
+            if self.class_names.count(target) > 1:
+                numbers = ", ".join(str(n) for n, name in enumerate(self.class_names) if name == target)
+                raise OptionError(f"{option} {target!r} is the name of the classes {numbers}; give a number")
             return self.class_names.index(target)
         try:
             number = self.num_classes if isinstance(target, (bool, str)) else operator.index(target)
@@ -243,6 +257,17 @@ class ModelView:
         """Probabilities (B, num_classes) of class scores, in float64."""
         return logits.double().softmax(dim=-1) if self.activation == "softmax" else logits.double().sigmoid()
 
+    def first_pass(self, x: Tensor) -> ForwardPass:
+        """:meth:`forward_pass` of an input of the caller's.
+
+        Raises:
+            OptionError: for an input that the model does not take.
+        """
+        try:
+            return self.forward_pass(x)
+        except FORWARD_ERRORS as error:
+            raise OptionError(does_not_take(self.model, x, error)) from error
+
     def forward_pass(self, x: Tensor) -> ForwardPass:
         """One run of the model; with the gradients of inputs that have one."""
         tensors: dict[str, Tensor] = {}
@@ -294,6 +319,11 @@ class ModelView:
         for name, parameter in list(view.known_classifier().named_parameters()):
             setattr(view.classifier, name, nn.Parameter(parameter - parameter[other], requires_grad=False))
         return view
+
+
+def does_not_take(model: nn.Module, x: Tensor, error: Exception) -> str:
+    """What to say when a model raises an error for an input."""
+    return f"{type(model).__name__} does not take an input {tuple(x.shape)}: {one_line(error)}"
 
 
 def disposable(view: ModelView) -> ModelView:

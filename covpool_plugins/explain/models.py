@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,8 @@ def load_mmpretrain_model(config: Path | str, checkpoint: Path | str | None = No
     from mmengine.config import Config
     from mmpretrain import get_model
 
+    from ..mmpretrain_plugin import CovariancePooling
+    from ..mmpretrain_plugin.active_method import KEY
     from ..mmpretrain_plugin.safe_checkpoints import read_mmengine_checkpoint, weights_only_checkpoints
 
     with open(config, "rb"):
@@ -102,12 +105,14 @@ def load_mmpretrain_model(config: Path | str, checkpoint: Path | str | None = No
         kind = "" if isinstance(error, OptionError) else f"{type(error).__name__}: "
         raise OptionError(f"{config}: {kind}{error}") from None
     if checkpoint is not None:
-        _load_strictly(model, read_mmengine_checkpoint(checkpoint), checkpoint)
+        necks = [name for name, module in model.named_modules() if isinstance(module, CovariancePooling)]
+        methods = [f"{neck}.{KEY}" for neck in necks]  # of a run with SwitchMethodHook; the neck takes it
+        _load_strictly(model, read_mmengine_checkpoint(checkpoint), checkpoint, methods)
     return model.eval()
 
 
-def _load_strictly(model: nn.Module, content: Any, path: Path | str) -> None:
-    """Load every weight; weights that were left random would be explained as if they meant something."""
+def _load_strictly(model: nn.Module, content: Any, path: Path | str, more: Sequence[str] = ()) -> None:
+    """Load every weight, and keys that may be there besides; weights left random would be explained as if learned."""
     wanted = model.state_dict()
     state_dict = find_weights(content, path, known=wanted).tensors
     check_real_numbers(state_dict, wanted, path)
@@ -118,7 +123,7 @@ def _load_strictly(model: nn.Module, content: Any, path: Path | str) -> None:
             sizes = f"{tuple(state_dict[key].shape)} instead of {tuple(value.shape)}"
             raise OptionError(f"{path} does not fit the model: {key!r} is {sizes}")
     for key in state_dict:
-        if key not in wanted:
+        if key not in wanted and key not in more:
             raise OptionError(f"{path} does not fit the model: it has {shown(key)}, the model has not")
     model.load_state_dict(state_dict)
 

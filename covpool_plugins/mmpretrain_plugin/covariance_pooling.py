@@ -83,8 +83,8 @@ class CovariancePooling(BaseModule):
             stages, pools = stages[-1:], nn.ModuleList([self.pool])
         else:
             pools = self.pool
-            if len(stages) != len(pools):
-                raise ShapeError(f"in_channels lists {len(pools)} stages, the backbone returned {len(stages)}")
+        if len(stages) != len(pools):
+            raise ShapeError(f"in_channels is for {len(pools)} stages, the backbone returned {len(stages)}")
         outputs = tuple(self._vector(pool, stage) for pool, stage in zip(pools, stages, strict=True))
         return outputs[0] if isinstance(inputs, Tensor) else outputs
 

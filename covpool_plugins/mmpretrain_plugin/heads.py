@@ -17,8 +17,6 @@ from ..checks import check_integer
 from ..errors import OptionError, ShapeError
 from .covariance_pooling import latest_width
 
-GIVE = "set in_channels=None, or in_channels="
-
 
 class WidthOfNeck(BaseModule):
     """Goes before a linear head of MMPretrain: the vectors of several stages are concatenated, their width is inferred.
@@ -44,7 +42,7 @@ class WidthOfNeck(BaseModule):
             check_integer(f"{name}: in_channels", in_channels)
             if width not in (None, in_channels):  # no error: another neck may come between
                 given = f"in_channels is {in_channels}, the neck that was built last gives {width} numbers per image"
-                print_log(f"{name}: {given}; {GIVE}{width}", "current", logging.WARNING)
+                print_log(f"{name}: {given}; set in_channels=None, or in_channels={width}", "current", logging.WARNING)
         super().__init__(num_classes=num_classes, in_channels=in_channels or 1, **kwargs)
         self.in_channels = in_channels
         if in_channels is None:
@@ -74,7 +72,9 @@ class WidthOfNeck(BaseModule):
         if self.in_channels is None:
             self._take(vectors)
         elif self.in_channels != width:
-            raise ShapeError(f"{name}: the neck gives {width} numbers per image, not {self.in_channels}; {GIVE}{width}")
+            raise ShapeError(
+                f"{name}: the neck gives {width} numbers per image, not {self.in_channels}; set in_channels={width}"
+            )
         return vectors
 
     @torch.no_grad()

@@ -147,7 +147,8 @@ def without_data(model: nn.Module, size: Size, run: Callable[[torch.Tensor], Any
 def input_size(model: nn.Module, in_chans: int | None = None) -> Size:
     """Channels, height and width of the images that the model was built for."""
     channels, height, width = model.pretrained_cfg["input_size"]  # type: ignore[index]
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(model, "img_size", None)
+    parts = (getattr(model, "patch_embed", None), getattr(model, "stem", None), model)
+    size = next((size for part in parts if (size := getattr(part, "img_size", None))), None)
     if isinstance(size, int):
         height = width = size
     elif size is not None:

@@ -171,6 +171,13 @@ BAD_INPUT = [
     (dict(target="cat"), OptionError, "from 0 to 4, got 'cat'; names need class_names"),
     (dict(target="cat", class_names=list("abcde")), UnknownNameError, "unknown class 'cat'; available: c, a, b, d, e"),
     (dict(class_names=["cat"]), OptionError, "class_names has 1 names, the model has 5 classes"),
+    (
+        dict(target="a", class_names=list("abcda")),
+        OptionError,
+        "target 'a' is the name of the classes 0, 4; give a num",
+    ),
+    (dict(class_names=range(5)), OptionError, r"class_names must be a list of names, got range\(0, 5\)"),
+    (dict(class_names="abcde"), OptionError, "class_names must be a list of names, got 'abcde'"),
     (dict(target=[]), OptionError, "one for each of 0 images, got 0"),
     (dict(image=[torch.zeros(3, 32, 32)] * 2, target=[0]), OptionError, "one for each of 2 images, got 1"),
     (dict(image=[]), OptionError, "an empty list"),
@@ -178,6 +185,10 @@ BAD_INPUT = [
     (dict(method="gradcam"), UnknownNameError, "unknown explanation method 'gradcam'; available: grad_cam"),
     (dict(method="gradient", layer="stage1"), OptionError, "'gradient' has no option 'layer'"),
     *((dict(method=method, layer="stage3"), UnknownNameError, "unknown layer 'stage3'; ava") for method in LAYERED),
+    *(
+        (dict(method=method, layer=["stage1"]), OptionError, f"{method}: layer must be the name of")
+        for method in LAYERED
+    ),
     (dict(grad="none"), OptionError, "grad must be one of exact, training, got 'none'"),
     (dict(image=np.zeros((8, 8), dtype=np.int64)), ShapeError, r"of uint8 or floats in \[0, 1\], got int64 \(8, 8\)"),
     (dict(image=np.zeros((8, 8, 2), dtype=np.uint8)), ShapeError, r"got uint8 \(8, 8, 2\)"),
@@ -199,6 +210,12 @@ BAD_INPUT = [
 def test_bad_input_is_named(call: dict, error: type[Exception], message: str, small_net, image: Tensor) -> None:
     with pytest.raises(error, match=message):
         explain(small_net(), **(dict(image=image) | call))
+
+
+@pytest.mark.parametrize("other", [dict(grad="training"), dict(activation="sigmoid"), dict(class_names=list("abcde"))])
+def test_a_view_takes_no_options_of_a_model(other: dict, small_net, image: Tensor) -> None:
+    with pytest.raises(OptionError, match="a view has its own"):
+        explain(ModelView.of(small_net()), image, **other)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch import nn
 
 from covpool_plugins.errors import NotApplicableError, OptionError
 from covpool_plugins.explain import EXPLANATIONS, ModelView, explain, load_mmpretrain_model
+from covpool_plugins.linalg import MPA
 from covpool_plugins.pooling import Pool
 
 pytest.importorskip("mmpretrain")
@@ -81,6 +82,18 @@ def test_a_model_of_one_channel_sees_grey(photo: Image.Image, tmp_path: Path) ->
     torch.testing.assert_close(x, torch.full((1, 1, 48, 48), (150 - 33) / 78))
     assert view.preprocessing.picture(x).getpixel((5, 5)) == (150, 150, 150)
     assert explain(view, photo, "gradient", target=1).map.shape == (48, 48)
+
+
+def test_a_checkpoint_knows_its_method(tmp_path: Path) -> None:
+    """Of a run with ``SwitchMethodHook``: the pool is that of the last epochs, not that of the config."""
+    from covpool_plugins.mmpretrain_plugin.active_method import set_method  # needs MMPretrain
+
+    path, checkpoint = mmpretrain_config(tmp_path), tmp_path / "hybrid.pth"
+    model = load_mmpretrain_model(path)
+    assert model.neck.pool.method != MPA()
+    set_method(model.neck, MPA())
+    torch.save({"state_dict": model.state_dict()}, checkpoint)
+    assert load_mmpretrain_model(path, checkpoint).neck.pool.method == MPA()
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -88,6 +88,24 @@ def test_a_classifier_of_ones_own_on_a_backbone(image: Tensor) -> None:
     assert explain(OwnHead().eval(), torch.randn(1, 3, 64, 64), "gradient", 2).map.any()
 
 
+@pytest.mark.parametrize(("name", "size"), [("mixer_s32_224", (64, 32)), ("so_vit_7", (32, 32))])
+def test_pictures_have_the_size_that_a_model_was_built_for(name: str, size: tuple[int, int]) -> None:
+    model = timm.create_model(name, num_classes=3, img_size=size)
+    assert explain(model, np.zeros((48, 48), np.uint8), "gradient", 1).map.shape == size
+    with pytest.raises(ValueError, match=r"(?s)does not take an input \(1, 3, 48, 48\)|built for images of 32x32"):
+        explain(model, torch.randn(3, 48, 48), "gradient")
+
+
+@pytest.mark.parametrize("method", ["contribution", "gradient"])
+def test_the_callers_mode_changes_nothing(method: str, small_net, image: Tensor) -> None:
+    net = small_net()
+    expected = explain(net, image, method, 1).map
+    for mode in (torch.inference_mode, torch.no_grad):
+        with mode():
+            np.testing.assert_array_equal(explain(net, image, method, 1).map, expected)
+            np.testing.assert_array_equal(explain(ModelView.of(net), image.clone(), method, 1).map, expected)
+
+
 def test_what_changes_in_a_copy_of_a_view_stays_there(small_net, image: Tensor) -> None:
     """The pool in float64 follows the weights of its own view."""
     view = ModelView.of(small_net("lrbp"))

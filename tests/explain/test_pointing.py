@@ -15,7 +15,7 @@ from support.explanations import AVERAGE, CHEAP, mmpretrain_config
 from covpool_plugins.errors import OptionError, ShapeError
 from covpool_plugins.explain import ModelView, load_mmpretrain_model
 from covpool_plugins.explain.annotations import read_annotations
-from covpool_plugins.explain.methods import EXPLANATIONS, Explanation, ExplanationMethod, checked_with_the_model
+from covpool_plugins.explain.methods import EXPLANATIONS, Explanation, ExplanationMethod
 from covpool_plugins.explain.model_view import ForwardPass
 from covpool_plugins.explain.pointing import (
     Pointing,
@@ -165,7 +165,7 @@ def upper_left(
     ],
 )
 def test_hits_misses_and_energy(options: dict, expected: list, folder: Path, view: ModelView, monkeypatch) -> None:
-    row = ExplanationMethod(upper_left, scale=checked_with_the_model, other=checked_with_the_model)
+    row = ExplanationMethod(upper_left, scale=lambda *_: None, other=lambda *_: None)
     monkeypatch.setitem(EXPLANATIONS._entries, "upper_left", row)
     rows = pointing_game(view, read_annotations(folder), {"upper_left": options}, tolerance=0)
     assert [row.target for row in rows] == [0, 3]

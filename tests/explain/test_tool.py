@@ -26,6 +26,7 @@ from support.explanations import NARROW, SECOND_ORDER
 from covpool_plugins.command_line import run_tool
 from covpool_plugins.errors import OptionError
 from covpool_plugins.explain import list_explanations
+from covpool_plugins.explain.__main__ import parse
 from covpool_plugins.explain.methods import explain_input
 from covpool_plugins.explain.report import distinct, find_pictures
 
@@ -115,6 +116,13 @@ def test_models_and_their_options(run, tool, capsys) -> None:
     assert capsys.readouterr().out.split()[-2:] == ["layer4.1", "layer4"]
 
 
+@pytest.mark.parametrize("content", ["cat\ndog\n", "\ufeffcat\r\ndog\r\n"])
+def test_names_of_classes_are_text_of_any_editor(content: str, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_bytes(content.encode())
+    arguments = parse([*SMALL, "--list-layers", "--classes", str(tmp_path / "names.txt")])
+    assert arguments.classes == ["cat", "dog"]
+
+
 class Stranger:
     """Something that a checkpoint of weights does not hold."""
 
@@ -147,7 +155,10 @@ def bad_calls(tmp_path: Path, picture: Path) -> list[tuple[str, str]]:
         ("MODEL IMAGE --method rise --masks 3 --option masks=5", "--option masks and --masks are the same"),
         ("MODEL IMAGE --method contribution rise --masks -1", "rise: masks must be a positive integer, got -1"),
         ("MODEL IMAGE --option speed=3", "--option speed: none of the methods"),
-        ("MODEL IMAGE --method gradient --layer layer4", "--layer: none of the methods gradient takes it"),
+        (
+            "MODEL IMAGE --method gradient --layer layer4",
+            "none of the methods gradient takes it; they take: no options",
+        ),
         ("MODEL IMAGE --method rise --option versus=1", "--option versus: none of the methods rise takes it"),
         ("MODEL IMAGE --method grad_cam --layer layer9", "unknown layer 'layer9'"),
         ("MODEL IMAGE --method contribution gradcam", "unknown explanation method 'gradcam'"),
