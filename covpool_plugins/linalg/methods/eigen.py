@@ -248,6 +248,14 @@ SQUARE_ROOTS.add("svdpade", Exact(), About(BY_EIGH, "exact; the published Padé 
 SQUARE_ROOTS.add("svdtaylor", SVDTaylor(), About(BY_EIGH, "approximate: Taylor series of degree 100", "ICCV 2021"))
 SQUARE_ROOTS.add("svdpi", SVDPI(), About(BY_EIGH, "approximate: 19 power iterations", "NeurIPS 2019"))
 SQUARE_ROOTS.add("svdtrunc", SVDTrunc(), About(BY_EIGH, "approximate: 1 / (λi - λj) capped at 1e10", "ICCV 2021"))
-SQUARE_ROOTS.add("svdtopn", SVDTopN(), About("square root of the 206 largest eigenvalues", "exact", "ICCV 2021"))
+SQUARE_ROOTS.add(
+    "svdtopn",
+    SVDTopN(),
+    About(
+        "square root of the 206 largest eigenvalues",
+        "approximate: as if the other eigenvalues stayed zero",
+        "ICCV 2021",
+    ),
+)
 SQUARE_ROOTS.add("svdoriginal", SVDOriginal(), About(BY_EIGH, "1 / (λi - λj), unstable; for comparison", "ICCV 2015"))
 INVERSE_ROOTS.add("exact", ExactInverse())
