@@ -79,9 +79,12 @@ class Exact(EigenMethod):
 
     def curvature(self, values: Tensor, E: Tensor, D: Tensor) -> Tensor:
         """S S'' + S'' S = -(R L + L R) with the solutions R and L for E and D."""
-        K = self.coefficients(values, values)
-        mixed = (K * E) @ (K * D)
-        return -K * (mixed + mixed.mT)
+        K, z = self.coefficients(values, values), ExactInverse().values(values).unsqueeze(-1)
+        R, L = K * E, K * D
+        # What zero eigenvalues add on matrices that keep their rank: f[0, 0, λ] is λ^(-3/2) there.
+        null = ((values == 0).unsqueeze(-1) & (values == 0).unsqueeze(-2)).to(E.dtype)
+        half = null * (R @ (z * L)) + z**3 * (E @ (null * D) + D @ (null * E)) - K * (R @ L)
+        return half + half.mT
 
     @property
     def quotient(self) -> SpectralMethod:
