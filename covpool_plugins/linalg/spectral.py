@@ -293,9 +293,8 @@ class Power(SpectralMethod):
         return None if isinstance(self.p, Tensor) else Power(self.p - 1)
 
     def values(self, eigenvalues: Tensor) -> Tensor:
-        zero = eigenvalues == 0
-        power = torch.where(eigenvalues.isnan(), torch.nan, torch.where(zero, 1.0, eigenvalues) ** self.p)
-        return torch.where(zero, 0.0, power)  # for p = 0, PyTorch has one for NaN
+        zero, lost = eigenvalues == 0, eigenvalues.isnan()  # NaN to the power zero would be one
+        return torch.where(zero, 0.0, torch.where(zero, 1.0, eigenvalues) ** self.p).masked_fill(lost, torch.nan)
 
     def divided_differences(self, first: Tensor, second: Tensor) -> Tensor:
         low, high = torch.minimum(first, second), torch.maximum(first, second)
