@@ -37,6 +37,7 @@ def covariance(X: Tensor, centered: bool = True) -> Tensor:
 
     Raises:
         ShapeError, DtypeError: if ``X`` is not a batch of floating point features.
+        OptionError: if ``centered`` is no flag.
 
     Examples:
         >>> X = torch.tensor([[1.0, 3.0], [2.0, 2.0]])  # two channels at two positions
@@ -47,7 +48,7 @@ def covariance(X: Tensor, centered: bool = True) -> Tensor:
         tensor([[5., 4.],
                 [4., 4.]])
     """
-    check_features(X)
+    check_features(X, centered)
     return apply(Covariance, X.to(working_dtype(X.dtype)), centered, False).to(X.dtype)
 
 
@@ -66,12 +67,13 @@ def smaller_covariance(X: Tensor, centered: bool = True) -> Tensor:
 
     Raises:
         ShapeError, DtypeError: if ``X`` is not a batch of floating point features.
+        OptionError: if ``centered`` is no flag.
 
     Examples:
         >>> smaller_covariance(torch.randn(2, 64, 9)).shape
         torch.Size([2, 9, 9])
     """
-    check_features(X)
+    check_features(X, centered)
     return apply(Covariance, X.to(working_dtype(X.dtype)), centered, fewer_positions(X)).to(X.dtype)
 
 

@@ -142,7 +142,10 @@ def second_differences(values: Tensor, E: Tensor, D: Tensor, function: SpectralM
 
 
 def second_divided_differences(values: Tensor, some: Tensor, function: SpectralMethod) -> Tensor:
-    """f[λ_i, λ_j, λ_k] (..., n, n, m) for λ (..., n) and m of them; zero where two are, unless f has derivatives there.
+    """f[λ_i, λ_j, λ_k] (..., n, n, m) for λ (..., n) and m of them.
+
+    Where two are zero, and f has no derivatives there, f[0, 0, λ] = f(λ) / λ²: that of a function which is zero around
+    zero. It is f on matrices that keep their rank, whose zero eigenvalues stay zero.
 
     Of three eigenvalues, the two that differ most are divided by; where even these are close (relative 1e-3), the
     series around the mean is used instead: f''/2 + f''''/24 · Σ d² / 2 with the deviations d.
@@ -152,6 +155,8 @@ def second_divided_differences(values: Tensor, some: Tensor, function: SpectralM
     )
     low, middle, high = triples.sort(dim=0).values.unbind(0)
     two_zero = (middle == 0) & (function.derivatives_at_zero < 2)
+    largest = torch.where(high == 0, 1.0, high)
+    of_zeros = torch.where(high == 0, 0.0, function.divided_differences(torch.zeros_like(largest), largest) / largest)
     low, middle, high = (torch.where(two_zero, 1.0, value) for value in (low, middle, high))
     mean = (low + middle + high) / 3
     deviations = ((low - mean) ** 2 + (middle - mean) ** 2 + (high - mean) ** 2) / 2
@@ -161,4 +166,4 @@ def second_divided_differences(values: Tensor, some: Tensor, function: SpectralM
     close = high - low <= 1e-3 * high
     gap = torch.where(close, 1.0, high - low)
     quotient = (function.divided_differences(middle, high) - function.divided_differences(low, middle)) / gap
-    return torch.where(two_zero, 0.0, torch.where(close, series, quotient))
+    return torch.where(two_zero, of_zeros, torch.where(close, series, quotient))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import ShapeError
+
 BLOCK = 64  # rows; a block of the largest usual matrices still fits into a core's cache
 KEPT = 32  # index tensors; a pool of 256 channels takes four for its blocks and one for its gradient
 
@@ -24,21 +26,33 @@ def packed_size(n: int) -> int:
 def pack_triu(S: Tensor) -> Tensor:
     """Upper triangles (..., n(n+1)/2) of matrices (..., n, n), in the order of ``torch.triu_indices(n, n)``.
 
+    Raises:
+        ShapeError: for other shapes.
+
     Examples:
         >>> pack_triu(torch.tensor([[1.0, 2.0], [2.0, 3.0]]))
         tensor([1., 2., 3.])
     """
+    if S.ndim < 2 or S.shape[-1] != S.shape[-2]:
+        raise ShapeError(f"S must be square matrices (..., n, n), got shape {tuple(S.shape)}")
     return _pack_rows(S)
 
 
 def unpack_symmetric(v: Tensor, n: int) -> Tensor:
     """The symmetric matrices (..., n, n) whose upper triangles are ``v`` (..., n(n+1)/2), in one pass.
 
+    Raises:
+        ShapeError: for vectors of another length.
+
     Examples:
         >>> unpack_symmetric(torch.tensor([1.0, 2.0, 3.0]), 2)
         tensor([[1., 2.],
                 [2., 3.]])
     """
+    if v.ndim == 0 or v.shape[-1] != packed_size(n):
+        raise ShapeError(
+            f"v must be vectors (..., {packed_size(n)}) for matrices of size {n}, got shape {tuple(v.shape)}"
+        )
     return v.index_select(-1, _cached("mirrored", n, n, v.device)).unflatten(-1, (n, n))
 
 

@@ -110,7 +110,7 @@ def covariance_powm(
     function = _power(p)
     if not isinstance(p, Tensor):
         return function_of_covariance(X, function, centered, compute, vectorize)
-    check_features(X)
+    check_features(X, centered)
     rule = Rule(function, centered, compute == "mixed", False)
     work = X.to(torch.float64 if compute == "float64" else working_dtype(X.dtype))
     values, U, V = decompose_features(work, rule)
@@ -293,8 +293,8 @@ class Power(SpectralMethod):
         return None if isinstance(self.p, Tensor) else Power(self.p - 1)
 
     def values(self, eigenvalues: Tensor) -> Tensor:
-        zero = eigenvalues == 0
-        return torch.where(zero, 0.0, torch.where(zero, 1.0, eigenvalues) ** self.p)
+        zero, lost = eigenvalues == 0, eigenvalues.isnan()  # NaN to the power zero would be one
+        return torch.where(zero, 0.0, torch.where(zero, 1.0, eigenvalues) ** self.p).masked_fill(lost, torch.nan)
 
     def divided_differences(self, first: Tensor, second: Tensor) -> Tensor:
         low, high = torch.minimum(first, second), torch.maximum(first, second)

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_choice
-from ..errors import OptionError
+from ..checks import check_choice, check_number
 from .methods.base import (
     COMPUTES,
     Compute,
@@ -90,7 +89,7 @@ def inv_sqrtm(
 
     Raises:
         ShapeError, DtypeError: if ``A`` is not a batch of square floating point matrices.
-        UnknownNameError, OptionError: for a method or option that does not exist, or a negative ``eps``.
+        UnknownNameError, OptionError: for a method or option that does not exist, or an ``eps`` out of range.
 
     Examples:
         >>> A = torch.diag(torch.tensor([4.0, 0.0]))
@@ -100,8 +99,7 @@ def inv_sqrtm(
         tensor([ 0.4994, 10.0000])
     """
     check_square(A)
-    if not eps >= 0:
-        raise OptionError(f"eps must not be negative, got {eps!r}")
+    check_number("eps", eps, "[0, inf)")
     chosen = resolve_method(method, "inv_sqrtm", **options)
     check_choice("compute", compute, COMPUTES)
     work = symmetrize(A.to(working_dtype(A.dtype)))
@@ -143,7 +141,7 @@ def covariance_sqrt(
         >>> covariance_sqrt(X, "isqrt", iterations=7, vectorize="triu").shape
         torch.Size([2, 2080])
     """
-    check_features(X)
+    check_features(X, centered)
     check_root_options(compute, vectorize)
     chosen, compute = _routed(resolve_method(method, **options), X, compute)
     return function_of_covariance(X, chosen, centered, compute, vectorize)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_flag
 from ..errors import DtypeError, ShapeError
 
 
@@ -20,11 +21,12 @@ def check_square(A: Tensor, name: str = "A") -> None:
         raise ShapeError(f"{name} must be square matrices (..., C, C), got shape {tuple(A.shape)}")
 
 
-def check_features(X: Tensor, name: str = "X") -> None:
-    """Raise unless ``X`` is a floating point tensor of shape (..., C, M) with C and M positive."""
-    check_floating(X, name)
+def check_features(X: Tensor, centered: bool) -> None:
+    """Raise unless ``X`` is a floating point tensor of shape (..., C, M) with C and M positive, ``centered`` a flag."""
+    check_floating(X, "X")
+    check_flag("centered", centered)
     if X.ndim < 2 or X.shape[-1] == 0 or X.shape[-2] == 0:
-        raise ShapeError(f"{name} must be features (..., C, M) with C and M positive, got shape {tuple(X.shape)}")
+        raise ShapeError(f"X must be features (..., C, M) with C and M positive, got shape {tuple(X.shape)}")
 
 
 def check_floating(A: Tensor, name: str) -> None:

@@ -178,13 +178,13 @@ def _layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 def _sides(width: int, convolutions: int | None) -> list[int]:
     """Rows of the matrices in front of each convolution, and behind the last."""
+    if convolutions is not None:
+        check_integer("moment: convolutions", convolutions, 0)
     sides = [width]
     while sides[-1] >= KERNEL and len(sides) <= (DEFAULT_CONVOLUTIONS if convolutions is None else convolutions):
         sides.append((sides[-1] - KERNEL) // STRIDE + 1)
-    if convolutions is not None:
-        check_integer("moment: convolutions", convolutions, 0)
-        if len(sides) <= convolutions:
-            raise OptionError(f"moment: heads of {width} channels leave nothing for {convolutions} convolutions")
+    if convolutions is not None and len(sides) <= convolutions:
+        raise OptionError(f"moment: heads of {width} channels leave nothing for {convolutions} convolutions")
     return sides
 
 

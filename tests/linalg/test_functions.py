@@ -65,6 +65,14 @@ def test_singular_and_zero_matrices_are_finite(name):
     assert torch.isfinite(out).all() and torch.isfinite(grad).all()
 
 
+@pytest.mark.parametrize("function", [*SPECTRAL.values(), lambda A: powm(A, 0)], ids=[*SPECTRAL, "powm(0)"])
+def test_a_poisoned_matrix_spoils_only_itself(function):
+    A = with_spectrum("well", 3)
+    expected = function(A)[[0, 2]]
+    A[1, 0, 0] = torch.nan
+    assert relative_error(function(A)[[0, 2]], expected) < 1e-14 and function(A)[1].isnan().all()
+
+
 def test_inverse_of_a_singular_matrix_is_the_pseudo_inverse():
     A = with_spectrum("well", 1)[0]
     values, U = torch.linalg.eigh(A)

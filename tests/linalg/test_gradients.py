@@ -139,6 +139,16 @@ def test_surrogates_agree_with_the_exact_gradient_where_eigenvalues_are_apart(me
     assert relative_error(*grads) < 2e-2
 
 
+@pytest.mark.parametrize("p", [0.5, 0.3, 1.5, -0.5, 0.0])
+def test_second_derivative_of_features_of_low_rank(p):
+    """With more positions than channels, too, where the range of the covariance turns with the features."""
+    generator = torch.Generator().manual_seed(0)
+    Z, P = (torch.randn(shape, dtype=torch.float64, generator=generator) for shape in [(1, 4, 2), (2, 9)])
+    assert torch.autograd.gradgradcheck(lambda Z: covariance_powm(Z @ P, p), Z.requires_grad_(), atol=1e-4)
+    if p == 0.5:
+        assert torch.autograd.gradgradcheck(lambda Z: covariance_sqrt(Z @ P, "exact", vectorize="triu"), Z, atol=1e-4)
+
+
 def test_top_n_is_exact_for_the_matrix_that_is_left():
     A = with_spectrum("well", 1)[0]
     values, U = torch.linalg.eigh(A)

@@ -5,13 +5,16 @@ import torch
 
 from covpool_plugins.linalg import (
     covariance,
+    covariance_powm,
     covariance_sqrt,
     inv_sqrtm,
     list_methods,
     lyapunov,
+    pack_triu,
     powm,
     resolve_method,
     sqrtm,
+    unpack_symmetric,
 )
 
 
@@ -24,10 +27,18 @@ from covpool_plugins.linalg import (
         (lambda: sqrtm(torch.ones(2, 3)), r"square matrices \(..., C, C\), got shape \(2, 3\)"),
         (lambda: sqrtm(torch.eye(3).long()), "must be real floating point, got torch.int64"),
         (lambda: sqrtm([[1.0]]), "A must be a tensor, got list"),
+        (lambda: covariance(torch.ones(4, 3), "no"), "centered must be True or False, got 'no'"),
+        (lambda: covariance_sqrt(torch.ones(4, 3), centered=1), "centered must be True or False, got 1"),
+        (lambda: covariance_powm(torch.ones(4, 3), torch.tensor(0.5), 0), "centered must be True or False, got 0"),
         (lambda: covariance(torch.ones(2, 4, 0)), r"C and M positive, got shape \(2, 4, 0\)"),
         (lambda: covariance_sqrt(torch.ones(4, 3), compute="half"), "compute must be one of mixed, float32, float64"),
         (lambda: covariance_sqrt(torch.ones(4, 3), vectorize="tril"), "vectorize must be one of full, triu"),
-        (lambda: inv_sqrtm(torch.eye(6), eps=-1), "eps must not be negative, got -1"),
+        (lambda: inv_sqrtm(torch.eye(6), eps=-1), r"eps must be a number in \[0, inf\), got -1"),
+        (lambda: inv_sqrtm(torch.eye(6), eps="small"), r"eps must be a number in \[0, inf\), got 'small'"),
+        (lambda: pack_triu(torch.ones(2, 3)), r"S must be square matrices \(..., n, n\), got shape \(2, 3\)"),
+        (lambda: pack_triu(torch.ones(3)), r"S must be square matrices \(..., n, n\), got shape \(3,\)"),
+        (lambda: unpack_symmetric(torch.ones(5), 3), r"v must be vectors \(..., 6\) for .* size 3, got shape \(5,\)"),
+        (lambda: unpack_symmetric(torch.ones(7), 3), r"v must be vectors \(..., 6\) for .* size 3, got shape \(7,\)"),
         (lambda: inv_sqrtm(torch.eye(6), resolve_method("svdpade")), "is no method for inv_sqrtm; available: exact"),
         (lambda: powm(torch.eye(6), float("inf")), "p must be a finite number, got inf"),
         (lambda: lyapunov(torch.eye(6), torch.ones(2, 2)), r"one shape, got \(6, 6\) and \(2, 2\)"),

@@ -61,6 +61,7 @@ OPTIONS = [
     ("moment", dict(reduce_channels=8, convolutions=1), "heads of 2 channels leave nothing for 1 convolutions"),
     ("moment", dict(interleaved="no"), "moment: interleaved must be True or False, got 'no'"),
     ("moment", dict(first_norm=1), "moment: first_norm must be one of False, True, positions, got 1"),
+    ("moment", dict(convolutions="two"), "moment: convolutions must be an integer >= 0, got 'two'"),
     ("moment", dict(convolutions=-1), "moment: convolutions must be an integer >= 0, got -1"),
     ("moment", dict(first_order="max"), "moment: first_order must be one of mean, token, got 'max'"),
     ("moment", dict(first_order="token"), "first_order='token' needs num_prefix_tokens >= 1, got 0"),

@@ -74,6 +74,21 @@ def test_a_masked_clip_is_the_shorter_one(options):
     assert relative_error(pool.eval()(x, mask), pool(x[..., :5])) < 1e-9
 
 
+@pytest.mark.parametrize("name", ["svdpade", "powcov", "gaussian", "seb", "ibcnn"])
+def test_second_derivatives_are_those_of_the_shorter_sample(name):
+    """Fewer positions than channels count, of more than channels in the batch."""
+    pool = create_pool(name, 4, reduce_channels=None, input_fmt="NCL", dtype=torch.float64).eval()
+    generator = torch.Generator().manual_seed(0)
+    x, along = (torch.randn(1, 4, 9, dtype=torch.float64, generator=generator) for _ in range(2))
+
+    def second(x, along, *mask):
+        gradient = torch.func.grad(lambda x: pool(x, *mask).sin().sum())
+        return torch.func.jvp(gradient, (x,), (along,))[1]
+
+    masked, short = second(x, along, torch.arange(9)[None] < 3), second(x[..., :3], along[..., :3])
+    assert (masked[..., :3] - short).norm() < 1e-9 * short.norm() and not masked[..., 3:].any()
+
+
 def test_two_streams_share_a_mask():
     pool = BilinearPool(CHANNELS, 2, input_fmt="NLC").double()
     tokens, mask = ragged()

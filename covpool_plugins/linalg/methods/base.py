@@ -326,7 +326,7 @@ def function_of_matrices(A: Tensor, function: SpectralMethod) -> Tensor:
 
 def function_of_covariance(X: Tensor, method: Method, centered: bool, compute: Compute, vectorize: Vectorize) -> Tensor:
     """What a method makes of the covariance of features of any floating point dtype, in that dtype."""
-    check_features(X)
+    check_features(X, centered)
     check_root_options(compute, vectorize)
     work = X.to(torch.float64 if compute == "float64" else working_dtype(X.dtype))
     return method.of_features(work, centered, compute == "mixed", vectorize == "triu").to(X.dtype)
