@@ -76,7 +76,8 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     for name, weight in last.items():
         torch.testing.assert_close(together[name], weight, rtol=1e-6, atol=1e-7)
         assert not torch.equal(first[name], weight)
-    assert json.loads((tmp_path / "two.json").read_text()) == one
+    # A batch of other images is rounded otherwise, with one process too.
+    assert json.loads((tmp_path / "two.json").read_text()) == pytest.approx(one, rel=1e-7)
     assert 0 < one["accuracy/top1"] < 100  # of 9 images, which is no even number
     # Every process gets 6 of 11 images, one of them twice.
     assert [len(seen(tmp_path / "odd", rank)) for rank in (0, 1)] == [3, 3]
