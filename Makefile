@@ -6,7 +6,7 @@ READY := .venv/ready
 .PHONY: demo test lint clean
 
 demo: $(READY)
-	@echo "demo: a pretrained network is fine-tuned with three heads on photographs, tested, explained; four to five minutes on two cores"
+	@echo "demo: a pretrained network is fine-tuned with three heads on photographs, tested, explained; about four minutes on two cores"
 	$(BIN)/python tools/demo.py --out out/demo
 
 test: $(READY)
