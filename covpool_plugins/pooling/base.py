@@ -3,8 +3,7 @@
 A row of the table is a builder: a subclass of :class:`Pool`, a function that makes a ``CovariancePool`` of its parts,
 or the latter with its normalisation::
 
-    powcov = partial(CovariancePool, pool_type="powcov", normalization=MatrixPower)
-    POOLS.add("powcov", powcov, About("power p of the covariance", "exact, also for p", "ICCV 2017"))
+    add_normalization("powcov", MatrixPower, About("power p of the covariance", "exact, also for p", "ICCV 2017"))
 
 Its options are its keyword arguments, or those of the normalisation, each with a default, and what it passes on as
 ``**shared``: the options of the class, ``shared_options`` in it, and ``device`` and ``dtype``. Where ``method`` is one

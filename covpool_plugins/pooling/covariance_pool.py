@@ -310,6 +310,11 @@ class CovariancePool(Pool):
         return unpack(vectors, n) if self.vectorize == "triu" else vectors.unflatten(-1, (n, n))
 
 
+def add_normalization(name: str, normalization: type[Normalization], about: About, **options: Any) -> None:
+    """Add a row to ``POOLS``: the covariance pool with that normalisation, whose keyword arguments are its options."""
+    POOLS.add(name, partial(CovariancePool, pool_type=name, normalization=normalization, **options), about)
+
+
 def bilinear_pool(in_channels: int, pool_type: str, eps: float, **options: Any) -> CovariancePool:
     """As bilinear pooling is published: of the second moment, every entry; signed root and l2 norm; no reduction."""
     published: dict[str, Any] = dict(centered=False, vectorize="full", reduce_channels=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -34,8 +33,8 @@ from ..linalg.tensors import (
     working_dtype,
 )
 from ..tables import About
-from .base import POOLS, widened
-from .covariance_pool import CovariancePool, Normalization
+from .base import widened
+from .covariance_pool import Normalization, add_normalization
 from .damped_sum import root_and_damped_sum
 from .positions import counted
 
@@ -266,38 +265,39 @@ class BrownianDistance(Normalization):
         return D - rows - transpose(rows) + rows.mean(-2, keepdim=True)
 
 
-POOLS.add(
+add_normalization(
     "powcov",
-    partial(CovariancePool, pool_type="powcov", normalization=MatrixPower),
+    MatrixPower,
     About("power p of the covariance, p = 0.5 or learned (`learn_p=True`)", "exact, also for p", "ICCV 2017"),
 )
-POOLS.add(
+add_normalization(
     "logcov",
-    partial(CovariancePool, pool_type="logcov", normalization=MatrixLogarithm),
+    MatrixLogarithm,
     About("logarithm log(I + A / ε) of the covariance A", "exact", "ICCV 2015"),
 )
-POOLS.add(
+add_normalization(
     "seb",
-    partial(CovariancePool, pool_type="seb", normalization=ScalingEigenBranch),
+    ScalingEigenBranch,
     About("square root times a factor that its small eigenvalues raise", "exact", "T-PAMI 2022"),
 )
-POOLS.add(
+add_normalization(
     "scalepow",
-    partial(CovariancePool, pool_type="scalepow", normalization=ScaledPower),
+    ScaledPower,
     About("(1/θ) A^θ of the covariance A, θ = 1/2 by 5 Newton-Schulz steps", "exact for these steps", "ICLR 2025"),
 )
-POOLS.add(
+add_normalization(
     "powtmlr",
-    partial(CovariancePool, pool_type="powtmlr", normalization=TangentPower),
+    TangentPower,
     About("(1/θ) (A^θ - I), θ = 1/2 by 5 Newton-Schulz steps", "exact for these steps", "ICLR 2025"),
 )
-POOLS.add(
+add_normalization(
     "cholesky",
-    partial(CovariancePool, pool_type="cholesky", normalization=LogCholesky),
+    LogCholesky,
     About("Cholesky factor of the covariance, on its diagonal the logarithms", "exact", "ICLR 2025"),
 )
-POOLS.add(
+add_normalization(
     "bdc",
-    partial(CovariancePool, pool_type="bdc", normalization=BrownianDistance, centered=False),
+    BrownianDistance,
     About("Brownian distance covariance of the channels, with a learned temperature", "exact", "CVPR 2022"),
+    centered=False,
 )

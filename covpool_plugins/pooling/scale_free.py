@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -12,8 +10,7 @@ from ..linalg import covariance, inv_sqrtm, smaller_covariance
 from ..linalg.covariance import fewer_positions
 from ..linalg.tensors import identity_like, power_of_two, product, symmetrize, trace, transpose
 from ..tables import About
-from .base import POOLS
-from .covariance_pool import CovariancePool, Normalization
+from .covariance_pool import Normalization, add_normalization
 from .positions import counted
 
 SMALLEST = 2.0**-80
@@ -189,18 +186,18 @@ def of_unit_size(X: Tensor) -> Tensor:
     return torch.where(unit > SMALLEST, X / unit, 0.0)
 
 
-POOLS.add(
+add_normalization(
     "precision",
-    partial(CovariancePool, pool_type="precision", normalization=Precision),
+    Precision,
     About("inverse of the covariance, by 7 Newton-Schulz steps", "exact for these steps", "CVPR 2023"),
 )
-POOLS.add(
+add_normalization(
     "isice",
-    partial(CovariancePool, pool_type="isice", normalization=SparseInverse),
+    SparseInverse,
     About("sparse inverse of the covariance, by 4 proximal steps", "exact for these steps", "CVPR 2023"),
 )
-POOLS.add(
+add_normalization(
     "maxexp",
-    partial(CovariancePool, pool_type="maxexp", normalization=MaxExp),
+    MaxExp,
     About("I - (I - A / tr A)^η of the covariance A, η = 20", "exact", "T-PAMI 2021"),
 )
