@@ -357,6 +357,9 @@ def two_stream(
 
 def _stream(backbone: str, pretrained: bool, kwargs: dict[str, Any]) -> Stream:
     """A backbone that gives its unpooled features, behind the norm of its own head where it has one."""
+    for option in ("head", "pretrained", "num_classes", "global_pool", "features_only"):
+        if option in kwargs:
+            raise OptionError(f"a stream gives unpooled maps and takes no {option}, got {kwargs[option]!r}")
     model = create_model(backbone, "gap", pretrained=pretrained, num_classes=0, global_pool="", **kwargs)
     head: Any = model.get_submodule(head_name(model))
     return Stream(model, head.in_features, **head.layout)

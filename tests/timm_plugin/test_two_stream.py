@@ -193,6 +193,8 @@ def test_compiles(shared_model):
         ({"shared": True, "second_kwargs": SMALL}, "shared=True takes one backbone, got 'resnet10t' and 'resnet10t' w"),
         ({"num_classes": -1}, "num_classes must be an integer >= 0, got -1"),
         ({"drop_rate": 1}, r"drop_rate must be a number in \[0, 1\), got 1"),
+        ({"features_only": True}, "a stream gives unpooled maps and takes no features_only, got True"),
+        ({"second_kwargs": {"num_classes": 3}}, "a stream gives unpooled maps and takes no num_classes, got 3"),
         ({"second_kwargs": 3}, "second_kwargs must be a dictionary of options, got 3"),
         ({"head_kwargs": {"iterations": 3}}, "has no option 'iterations'; its options: reduce_channels, eps"),
         ({"head_kwargs": {"reduce_channels": (4, 4, 4)}}, r"must be one number or 2, got \(4, 4, 4\)"),
