@@ -4,29 +4,13 @@
 # Recipe: the script of ICLR 2022 (batch 512, learning rate 1e-3, weight decay 0.03, 310 epochs)
 # Train: torchrun --nproc-per-node 8 tools/train.py configs/so_vit/so-vit-7_mpa_8xb64_in1k.py --launcher pytorch --amp
 _base_ = [
+    "../_base_/models/tokens_in1k.py",
     "mmpretrain::_base_/datasets/imagenet_bs64_t2t_224.py",
     "../_base_/schedules/imagenet_bs512_310e_adamw.py",
     "mmpretrain::_base_/default_runtime.py",
 ]
 
 model = dict(
-    type="ImageClassifier",
-    backbone=dict(type="covpool_plugins.TIMMBackbone", model_name="so_vit_7", global_pool="", drop_path_rate=0.1),
-    neck=dict(
-        type="covpool_plugins.CovariancePooling",
-        pool="mpa",
-        in_channels=256,
-        reduce_channels=48,
-        reduction="conv-bn-relu",
-        input_fmt="NLC",
-        num_prefix_tokens=1,
-        cls_token=True,
-    ),
-    head=dict(
-        type="covpool_plugins.SecondOrderClsHead",
-        num_classes=1000,
-        loss=dict(type="LabelSmoothLoss", label_smooth_val=0.1, mode="original"),
-        topk=(1, 5),
-    ),
-    train_cfg=dict(augments=[dict(type="Mixup", alpha=0.8), dict(type="CutMix", alpha=1.0)]),
+    backbone=dict(model_name="so_vit_7"),
+    neck=dict(pool="mpa", in_channels=256, reduce_channels=48, reduction="conv-bn-relu"),
 )
